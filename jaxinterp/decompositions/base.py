@@ -1,0 +1,80 @@
+"""What every decomposition is: a pytree that encodes, decodes, and can stand where it was learned.
+
+A decomposition's fields say by their metadata how they are trained and where they lie on a mesh, so that the trainer
+needs no list of names.
+"""
+
+from typing import Any, Protocol, runtime_checkable
+
+import equinox as eqx
+import jax
+from jaxtyping import Array, Float
+
+from jaxinterp.data.batch import Sites
+from jaxinterp.decompositions.codes import Codes
+from jaxinterp.models.mlp import MLP
+
+
+@runtime_checkable
+class Decomposition(Protocol):
+    """A pytree with codes in its middle: `decode(encode(x), x)` approximates what `sites.writes` holds.
+
+    `output_mean` is the mean of the target over the training tokens: what mean ablation puts in its place.
+    """
+
+    sites: Sites
+    output_mean: Float[Array, " d_out"]
+
+    def encode(self, x: Any) -> Codes: ...
+    def decode(self, codes: Codes, x: Any) -> Any: ...
+    def __call__(self, x: Any) -> Any: ...
+
+
+def parameter(*, per_feature: bool = False) -> Any:
+    """A field that the gradient trains; `per_feature`: one row a feature, spread over the mesh axis `feature`."""
+    return eqx.field(metadata={"trained": True, "per_feature": per_feature})
+
+
+def state(*, per_feature: bool = False) -> Any:
+    """A field that the gradient never touches: scales, thresholds, counters."""
+    return eqx.field(metadata={"trained": False, "per_feature": per_feature})
+
+
+def trainable(decomposition: Any) -> Any:
+    """The filter that keeps untrained leaves out of the gradient: True at every array of a `parameter` field."""
+    return _by_field(decomposition, "trained")
+
+
+def per_feature(decomposition: Any) -> Any:
+    """True at every array with one row a feature."""
+    return _by_field(decomposition, "per_feature")
+
+
+def _by_field(decomposition: Any, flag: str) -> Any:
+    def mark(path: tuple[Any, ...], leaf: Any) -> bool:
+        node = decomposition
+        for key in path:
+            field = getattr(type(node), "__dataclass_fields__", {}).get(getattr(key, "name", None))
+            if field is not None and flag in field.metadata:
+                return bool(field.metadata[flag]) and eqx.is_array_like(leaf)
+            node = getattr(node, key.name) if hasattr(key, "name") else node[getattr(key, "key", getattr(key, "idx", 0))]
+        return False
+
+    return jax.tree_util.tree_map_with_path(mark, decomposition)
+
+
+class StandIn(eqx.Module):
+    """A decomposition of something inside an MLP, as a callable that can stand where the whole MLP stood.
+
+    It reads the MLP's input; where the decomposition reads or writes an array further in, the original MLP computes
+    the way there and the way on.
+    """
+
+    mlp: MLP
+    decomposition: Any
+
+    def __call__(self, x: Float[Array, "*axes d_model"]) -> Float[Array, "*axes d_model"]:
+        sites, mlp = self.decomposition.sites, self.mlp
+        read = {"in": lambda x: x, "hidden": mlp.hidden, "out": mlp}[sites.reads.rpartition("/")[2]]
+        write = {"in": mlp, "hidden": mlp.write, "out": lambda y: y}[sites.writes.rpartition("/")[2]]
+        return write(self.decomposition(read(x)).astype(x.dtype))

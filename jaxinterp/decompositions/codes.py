@@ -1,0 +1,86 @@
+"""Codes: how strongly each component of a decomposition is active for each token.
+
+Sparse codes hold k values and their features per token, dense codes one value per feature; each converts to the other.
+A component is active where its value is not zero.
+"""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+
+class SparseCodes(eqx.Module):
+    """k values per token and the features that they belong to; a padded slot has the value 0."""
+
+    values: Float[Array, "*axes k"]
+    indices: Int[Array, "*axes k"]
+    features: int = eqx.field(static=True)
+
+    def dense(self) -> Float[Array, "*axes features"]:
+        """One value per feature."""
+        flat_values = self.values.reshape(-1, self.values.shape[-1])
+        flat_indices = self.indices.reshape(flat_values.shape)
+        tokens = jnp.arange(flat_values.shape[0])[:, None]
+        dense = jnp.zeros((flat_values.shape[0], self.features), flat_values.dtype)
+        dense = dense.at[tokens, flat_indices].add(flat_values)
+        return dense.reshape(*self.values.shape[:-1], self.features)
+
+    def sparse(self, k: int) -> "SparseCodes":
+        """The k largest values of each token."""
+        values, places = jax.lax.top_k(self.values, min(k, self.values.shape[-1]))
+        return SparseCodes(values, jnp.take_along_axis(self.indices, places, axis=-1), self.features)
+
+    def active(self) -> Float[Array, "*axes"]:
+        """The number of active features of each token."""
+        return jnp.sum(self.values != 0, axis=-1).astype(jnp.float32)
+
+    def smallest(self) -> Float[Array, ""]:
+        """The smallest positive value, 0 where there is none."""
+        return _smallest_positive(self.values)
+
+    def fired(self, weight: Float[Array, "*axes"]) -> Float[Array, " features"]:
+        """How many tokens (by weight) each feature is active on."""
+        hits = (self.values != 0) * weight[..., None]
+        return jnp.zeros(self.features).at[self.indices.reshape(-1)].add(hits.reshape(-1))
+
+
+class DenseCodes(eqx.Module):
+    """One value per feature."""
+
+    values: Float[Array, "*axes features"]
+
+    @property
+    def features(self) -> int:
+        """The number of features."""
+        return self.values.shape[-1]
+
+    def dense(self) -> Float[Array, "*axes features"]:
+        """One value per feature."""
+        return self.values
+
+    def sparse(self, k: int) -> SparseCodes:
+        """The k largest values of each token."""
+        values, indices = jax.lax.top_k(self.values, k)
+        return SparseCodes(values, indices, self.features)
+
+    def active(self) -> Float[Array, "*axes"]:
+        """The number of active features of each token."""
+        return jnp.sum(self.values != 0, axis=-1).astype(jnp.float32)
+
+    def smallest(self) -> Float[Array, ""]:
+        """The smallest positive value, 0 where there is none."""
+        return _smallest_positive(self.values)
+
+    def fired(self, weight: Float[Array, "*axes"]) -> Float[Array, " features"]:
+        """How many tokens (by weight) each feature is active on."""
+        hits = (self.values != 0) * weight[..., None]
+        return jnp.sum(hits.reshape(-1, self.features), axis=0)
+
+
+Codes = SparseCodes | DenseCodes
+
+
+def _smallest_positive(values: Array) -> Array:
+    smallest = jnp.min(jnp.where(values > 0, values, jnp.inf))
+    return jnp.where(jnp.isfinite(smallest), smallest, 0.0)

@@ -1,0 +1,159 @@
+"""The sparse dictionary: sparse autoencoder, transcoder or skip transcoder, by what it reads and writes.
+
+    x'  = (x - input_mean) / input_scale
+    z   = activation(x' E^T + b_E)
+    y   = output_scale * (z D + b_D [+ x' S]) + output_mean
+
+E = `encoder` and D = `decoder` hold one read and one write vector per feature, both `(features, d)`. The scales and
+means are leaves: normalisation is part of the decomposition, and `fold` takes it into the weights.
+"""
+
+from dataclasses import dataclass, replace
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from jaxinterp.data.batch import Sites
+from jaxinterp.decompositions.base import parameter, state
+from jaxinterp.decompositions.codes import Codes, DenseCodes, SparseCodes
+from jaxinterp.errors import UserError
+from jaxinterp.kernels import encode_topk, kth_largest, sparse_decode
+
+
+@dataclass(frozen=True)
+class ReLU:
+    """z = max(a, 0). Sparsity comes from a penalty on z."""
+
+
+@dataclass(frozen=True)
+class TopK:
+    """z = max(a, 0) at the k largest a of each token (Gao et al. 2024, arXiv 2406.04093)."""
+
+    k: int
+
+
+@dataclass(frozen=True)
+class BatchTopK:
+    """z = max(a, 0) at the k * tokens largest a of the batch (Bussmann et al. 2024, arXiv 2412.06410).
+
+    Outside training the batch must not matter: z = a where a exceeds `threshold`, a running mean of the smallest value
+    kept in training.
+    """
+
+    k: int
+
+
+Activation = ReLU | TopK | BatchTopK
+
+
+class Dictionary(eqx.Module):
+    """A sparse dictionary from `sites.reads` to `sites.writes`; `skip` is None where there is no linear path."""
+
+    encoder: Float[Array, "features d_in"] = parameter(per_feature=True)
+    encoder_bias: Float[Array, " features"] = parameter(per_feature=True)
+    decoder: Float[Array, "features d_out"] = parameter(per_feature=True)
+    decoder_bias: Float[Array, " d_out"] = parameter()
+    skip: Float[Array, "d_in d_out"] | None = parameter()
+    input_mean: Float[Array, " d_in"] = state()
+    input_scale: Float[Array, ""] = state()
+    output_mean: Float[Array, " d_out"] = state()
+    output_scale: Float[Array, ""] = state()
+    target_variance: Float[Array, ""] = state()
+    threshold: Float[Array, ""] = state()
+    tokens_since_fired: Int[Array, " features"] = state(per_feature=True)
+    activation: Activation = eqx.field(static=True)
+    sites: Sites = eqx.field(static=True)
+
+    def __check_init__(self) -> None:
+        """Raises UserError where k exceeds the number of features."""
+        k = getattr(self.activation, "k", 1)
+        if not 0 < k <= self.encoder.shape[0]:
+            raise UserError(f"k={k} must lie between 1 and features={self.encoder.shape[0]}.")
+
+    @property
+    def features(self) -> int:
+        """The size of the dictionary."""
+        return self.encoder.shape[0]
+
+    def normalise(self, x: Float[Array, "*axes d_in"]) -> Float[Array, "*axes d_in"]:
+        """x' of the module's equation, float32."""
+        return (x.astype(jnp.float32) - self.input_mean) / self.input_scale
+
+    def pre(self, x: Float[Array, "*axes d_in"]) -> Float[Array, "*axes features"]:
+        """The pre-activations a = x' E^T + b_E of every feature."""
+        return self.normalise(x) @ self.encoder.T + self.encoder_bias
+
+    def encode(
+        self, x: Float[Array, "*axes d_in"], *, k: Int[Array, ""] | None = None, training: bool = False
+    ) -> Codes:
+        """The codes z of x.
+
+        Args:
+          k: for TopK and BatchTopK, how many to keep, at most the activation's own k (a schedule needs no new program).
+          training: for BatchTopK, select over this batch instead of by the threshold.
+        """
+        if isinstance(self.activation, TopK):
+            values, indices = encode_topk(self.normalise(x), self.encoder, self.encoder_bias, k=self.activation.k)
+            values = jax.nn.relu(values)
+            if k is not None:
+                values = jnp.where(jnp.arange(self.activation.k) < k, values, 0.0)
+            return SparseCodes(values, indices, self.features)
+        values = jax.nn.relu(self.pre(x))
+        if isinstance(self.activation, BatchTopK):
+            threshold = self.batch_threshold(values, k) if training else self.threshold
+            values = jnp.where(values >= threshold, values, 0.0)
+        return DenseCodes(values)
+
+    def batch_threshold(self, values: Float[Array, "*axes features"], k: Int[Array, ""] | None) -> Float[Array, ""]:
+        """The smallest value that a BatchTopK of this batch keeps."""
+        assert isinstance(self.activation, BatchTopK)
+        tokens = values.size // self.features
+        return kth_largest(jax.lax.stop_gradient(values), (self.activation.k if k is None else k) * tokens)
+
+    def encode_among(self, x: Float[Array, "*axes d_in"], allowed: Bool[Array, " features"], k: int) -> SparseCodes:
+        """The k largest positive codes among the allowed features (what AuxK does with dead ones)."""
+        values, indices = encode_topk(self.normalise(x), self.encoder, self.encoder_bias, k=k, allowed=allowed)
+        return SparseCodes(jax.nn.relu(values), indices, self.features)
+
+    def combine(self, codes: Codes) -> Float[Array, "*axes d_out"]:
+        """z D: the weighted sum of write vectors, in normalised units."""
+        if isinstance(codes, SparseCodes):
+            return sparse_decode(codes.values, codes.indices, self.decoder)
+        return codes.values @ self.decoder
+
+    def decode(self, codes: Codes, x: Float[Array, "*axes d_in"]) -> Float[Array, "*axes d_out"]:
+        """y of the module's equation; x is read by the skip path only."""
+        y = self.combine(codes) + self.decoder_bias
+        if self.skip is not None:
+            y = y + self.normalise(x) @ self.skip
+        return self.output_scale * y + self.output_mean
+
+    def __call__(self, x: Float[Array, "*axes d_in"]) -> Float[Array, "*axes d_out"]:
+        return self.decode(self.encode(x), x).astype(x.dtype)
+
+
+def fold(dictionary: Dictionary) -> Dictionary:
+    """The same function with input mean 0 and scales 1: normalisation taken into encoder, decoder, skip and biases.
+
+    E' = E / s_in,  b_E' = b_E - E' mean_in,  D' = s_out D,  S' = s_out S / s_in,  b_D' = s_out b_D - mean_in S'.
+    Codes do not change, and `output_mean` stays: it is also what mean ablation puts in the target's place.
+    """
+    encoder = dictionary.encoder / dictionary.input_scale
+    decoder_bias = dictionary.output_scale * dictionary.decoder_bias
+    skip = dictionary.skip
+    if skip is not None:
+        skip = dictionary.output_scale * skip / dictionary.input_scale
+        decoder_bias = decoder_bias - dictionary.input_mean @ skip
+    changes = {
+        "encoder": encoder,
+        "encoder_bias": dictionary.encoder_bias - encoder @ dictionary.input_mean,
+        "decoder": dictionary.output_scale * dictionary.decoder,
+        "decoder_bias": decoder_bias,
+        "skip": skip,
+        "input_mean": jnp.zeros_like(dictionary.input_mean),
+        "input_scale": jnp.ones_like(dictionary.input_scale),
+        "output_scale": jnp.ones_like(dictionary.output_scale),
+    }
+    return replace(dictionary, **changes)

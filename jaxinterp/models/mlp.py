@@ -1,0 +1,52 @@
+"""The MLP sublayer: the leaf that this framework takes apart.
+
+    dense     hidden = f(x W_up + b_up)
+    gated     hidden = f(x W_gate + b_gate) * (x W_up + b_up)      SwiGLU: f = SiLU; GeGLU: f = GELU; bilinear: f(z) = z
+    out       = hidden W_down + b_down
+
+Its named arrays, below the leaf's own name: `pre` (what enters f), `up` (the other branch of a gated MLP), `hidden`
+(what the down projection reads). The block around it names `in`, `out` and `added`.
+"""
+
+from typing import Any, Protocol, runtime_checkable
+
+import equinox as eqx
+from jaxtyping import Array, Float
+
+from jaxinterp.models.layers import Linear, Tap, no_tap
+from jaxinterp.models.rules import EXACT, Activation, Rules, activate, gate_product
+
+
+@runtime_checkable
+class MLPLeaf(Protocol):
+    """Anything that can stand where an MLP stands: a pytree that maps `[..., d_model]` to `[..., d_model]`."""
+
+    def __call__(self, x: Float[Array, "*axes d_model"]) -> Any: ...
+
+
+class MLP(eqx.Module):
+    """A dense MLP, or a gated one where `gate` is given."""
+
+    gate: Linear | None
+    up: Linear
+    down: Linear
+    activation: Activation = eqx.field(static=True)
+
+    def __call__(
+        self, x: Float[Array, "*axes d_model"], *, tap: Tap = no_tap, rules: Rules = EXACT
+    ) -> Float[Array, "*axes d_model"]:
+        return self.write(self.hidden(x, tap=tap, rules=rules))
+
+    def hidden(
+        self, x: Float[Array, "*axes d_model"], *, tap: Tap = no_tap, rules: Rules = EXACT
+    ) -> Float[Array, "*axes d_mlp"]:
+        """What the down projection reads."""
+        pre = tap("pre", (self.up if self.gate is None else self.gate)(x))
+        hidden = activate(self.activation, pre, rules)
+        if self.gate is not None:
+            hidden = gate_product(hidden, tap("up", self.up(x)), rules)
+        return tap("hidden", hidden)
+
+    def write(self, hidden: Float[Array, "*axes d_mlp"]) -> Float[Array, "*axes d_model"]:
+        """The down projection."""
+        return self.down(hidden)

@@ -1,0 +1,175 @@
+"""Names for what happens inside a forward pass: list them, look, replace, edit.
+
+A *site* is a name. `blocks/3/mlp` is a leaf, the sublayer itself. `blocks/3/mlp/{in,pre,up,hidden,out,added}`,
+`blocks/3/attn/{in,pattern,z,out}`, `blocks/3/resid/{pre,mid,post}`, `embed` and `final` are arrays.
+
+A forward pass is a value: `run(model, tokens)` returns a `Trace` with every named array. Under `jit`, whatever the
+caller does not return is never computed, so asking for layer 0 of 4 costs a quarter of the pass. Every intervention is
+an edit: a callable pytree `Array -> Array` by the name of the array that it changes.
+"""
+
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+from penzai import pz
+
+from jaxinterp.errors import UserError, suggest
+from jaxinterp.models.rules import EXACT, Rules
+from jaxinterp.trees import path_name
+
+Edit = Callable[[Array], Array]
+
+
+class SetTo(eqx.Module):
+    """The edit that puts `value` (broadcast) where the array was: ablate with 0, patch with another run's array."""
+
+    value: Float[Array, "..."]
+
+    def __call__(self, x: Array) -> Array:
+        return jnp.broadcast_to(self.value, x.shape).astype(x.dtype)
+
+
+class Add(eqx.Module):
+    """The edit that adds `delta` (broadcast): steer with a direction, or differentiate by a zero."""
+
+    delta: Float[Array, "..."]
+
+    def __call__(self, x: Array) -> Array:
+        return (x + self.delta).astype(x.dtype)
+
+
+class Trace(eqx.Module):
+    """What a forward pass computed: the logits, and every named array as it flowed on (after its edit, if any)."""
+
+    logits: Float[Array, "batch seq vocab"]
+    arrays: dict[str, Array]
+
+    def __getitem__(self, name: str) -> Array:
+        if name not in self.arrays:
+            raise UserError(_why_absent(name, self.arrays))
+        return self.arrays[name]
+
+
+def run(
+    model: Any, tokens: Int[Array, "batch seq"], *, edits: Mapping[str, Edit] | None = None, rules: Rules = EXACT
+) -> Trace:
+    """Run the model and keep every named array.
+
+    Args:
+      model: a callable pytree `model(tokens, *, tap, rules) -> logits`.
+      tokens: token ids.
+      edits: by array name, a callable pytree that maps the array to the one that flows on. The names are static, the
+        edits may be traced.
+      rules: which derivatives are replaced (values never are).
+    Raises:
+      UserError: an edit's name is no array of this model, or an edit changes shape or dtype.
+    """
+    edits = dict(edits or {})
+    arrays: dict[str, Array] = {}
+
+    def tap(name: str, value: Array) -> Array:
+        if name in edits:
+            edited = edits[name](value)
+            if edited.shape != value.shape or edited.dtype != value.dtype:
+                raise UserError(
+                    f"the edit at {name!r} returned {edited.dtype}{edited.shape} for {value.dtype}{value.shape}: "
+                    "an edit must keep shape and dtype."
+                )
+            value = edited
+        arrays[name] = value
+        return value
+
+    logits = model(tokens, tap=tap, rules=rules)
+    for name in edits:
+        if name not in arrays:
+            raise UserError(_why_absent(name, arrays))
+    return Trace(logits, arrays)
+
+
+def sites(model: Any, pattern: str = "**") -> list[str]:
+    """Every site of the model in the order of the flow: leaves and arrays.
+
+    Args:
+      pattern: a glob; `*` stands for one component or a part of it (`blocks/*/mlp`), `**` for any number of them.
+    """
+    tokens = jax.ShapeDtypeStruct((1, 1), jnp.int32)
+    arrays: list[str] = []
+
+    def trace_names(model: Any, tokens: Array) -> Array:
+        return model(tokens, tap=lambda name, value: (arrays.append(name), value)[1], rules=EXACT)
+
+    eqx.filter_eval_shape(trace_names, model, tokens)
+    names: list[str] = []
+    for name in arrays:
+        leaf, _, port = name.rpartition("/")
+        if port == "in" and leaf.endswith("/mlp"):
+            names.append(leaf)
+        names.append(name)
+    matches = _glob(pattern)
+    return [name for name in names if matches(name)]
+
+
+def check_site(model: Any, name: str) -> str:
+    """`name`, if it is a site of the model.
+
+    Raises:
+      UserError: it is not; the message suggests the nearest names or says why it cannot be had.
+    """
+    known = sites(model)
+    if name not in known:
+        raise UserError(_why_absent(name, known))
+    return name
+
+
+def select(model: Any, pattern: str) -> Any:
+    """Penzai's selection of the subtrees whose name matches a glob, e.g. `select(model, "blocks/*/mlp").get_sequence()`.
+
+    Raises:
+      UserError: nothing matches.
+    """
+    matches = _glob(pattern)
+    selection = pz.select(model).at_subtrees_where(lambda path, _: matches(path_name(path)), with_keypath=True)
+    if selection.count() == 0:
+        raise UserError(f"no part of the model matches {pattern!r}.{suggest(pattern, sites(model))}")
+    return selection
+
+
+def replace(model: Any, leaves: Mapping[str, Any]) -> Any:
+    """A new model with other callables at the named leaves: `replace(model, {"blocks/3/mlp": transcoder})`.
+
+    Raises:
+      UserError: a name is no leaf of the model, or a replacement cannot be called.
+    """
+    known = [name for name in sites(model) if name.endswith("/mlp")]
+    for name, leaf in leaves.items():
+        if name not in known:
+            raise UserError(f"{name!r} is no MLP leaf of this model.{suggest(name, known)}")
+        if not callable(leaf):
+            raise UserError(f"the replacement for {name!r} is a {type(leaf).__name__}, which cannot be called.")
+        model = select(model, name).set(leaf)
+    return model
+
+
+def _glob(pattern: str) -> Callable[[str], bool]:
+    """Whether a name matches; `/` is crossed by `**` only."""
+    escaped = re.escape(pattern).replace(r"\*\*", ".*").replace(r"\*", "[^/]*").replace(r"\?", "[^/]")
+    expression = re.compile(escaped)
+    return lambda name: expression.fullmatch(name) is not None
+
+
+def _why_absent(name: str, known: Any) -> str:
+    """One sentence on why a name cannot be had, and what can."""
+    leaf, _, port = name.rpartition("/")
+    if f"{leaf}/in" in known and leaf.endswith("/mlp"):
+        if port in ("pre", "hidden") and f"{leaf}/pre" not in known:
+            return f"{name!r} is gone: {leaf!r} was replaced, and a replaced leaf has in, out and added only."
+        if port == "up" and f"{leaf}/pre" in known:
+            return f"{name!r} does not exist: the MLP at {leaf!r} is dense and has no second branch; take {leaf}/pre."
+    if port == "mid" and f"{leaf}/pre" in known:
+        return f"{name!r} does not exist: attention and MLP of this model both read {leaf}/pre, in parallel."
+    return f"no site {name!r} in this model.{suggest(name, known)}"

@@ -1,0 +1,97 @@
+"""What an objective is, and how terms make one.
+
+An objective is a pure function `(decomposition, batch, key, *, model=None) -> (loss, metrics)` on whole arrays: no axis
+names, no psum, no mesh. A term is `(decomposition, batch, codes, output) -> (value, metrics)`, so that the codes are
+computed once however many terms there are: a compiler does not merge the backward passes of two encoders.
+
+Metrics are sums and counts, so that those of batches, steps and shards add exactly.
+"""
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from jaxinterp.data.batch import Batch
+from jaxinterp.decompositions.codes import Codes
+
+
+class Ratio(eqx.Module):
+    """A metric in two parts, total and count; its value is total / count. Ratios add part by part."""
+
+    total: Float[Array, "..."]
+    count: Float[Array, "..."]
+
+    def value(self) -> Float[Array, "..."]:
+        """total / count, 0 where nothing was counted."""
+        return jnp.where(self.count > 0, self.total / jnp.where(self.count > 0, self.count, 1), 0.0)
+
+
+Metrics = dict[str, Ratio]
+
+
+class Objective(Protocol):
+    """A pure function from a decomposition and a batch to a loss and metrics.
+
+    `model` is the frozen subject model, for objectives that have it in the loop; it is an argument because a
+    closed-over weight becomes a literal of the compiled program.
+    """
+
+    def __call__(
+        self, decomposition: Any, batch: Batch, key: PRNGKeyArray, *, model: Any = None
+    ) -> tuple[Float[Array, ""], Metrics]: ...
+
+
+class Term(Protocol):
+    """One summand of an objective: given the codes and the output, which were computed once for all terms."""
+
+    def __call__(
+        self, decomposition: Any, batch: Batch, codes: Codes, output: Float[Array, "tokens d_out"]
+    ) -> tuple[Float[Array, ""], Metrics]: ...
+
+
+def ratio(values: Float[Array, " tokens"], weight: Float[Array, " tokens"]) -> Ratio:
+    """The weighted mean of one value a token, as a ratio of sums."""
+    return Ratio(jnp.sum(values * weight), jnp.sum(weight))
+
+
+def total(*terms: Term) -> Objective:
+    """The objective that encodes and decodes once and adds the terms up.
+
+    Its metrics are those of the terms, and `loss`, `l0` (active features per token), `fired` (per feature: the
+    fraction of tokens that it is active on) and `smallest_code` (the smallest that is active).
+    """
+
+    def objective(
+        decomposition: Any, batch: Batch, key: PRNGKeyArray, *, model: Any = None
+    ) -> tuple[Float[Array, ""], Metrics]:
+        codes = decomposition.encode(batch.inputs, k=batch.k, training=True)
+        output = decomposition.decode(codes, batch.inputs)
+        loss = jnp.zeros(())
+        count = jnp.sum(batch.weight)
+        metrics: Metrics = {
+            "l0": ratio(codes.active(), batch.weight),
+            "fired": Ratio(codes.fired(batch.weight), jnp.broadcast_to(count, (codes.features,))),
+            "smallest_code": Ratio(codes.smallest(), jnp.ones(())),
+        }
+        for term in terms:
+            value, more = term(decomposition, batch, codes, output)
+            loss, metrics = loss + value, metrics | more
+        metrics["loss"] = Ratio(loss, jnp.ones(()))
+        return loss, jax.lax.stop_gradient(metrics)
+
+    return objective
+
+
+def scale(term: Term, coefficient: float | Callable[[Array], Array]) -> Term:
+    """The term times a coefficient, which may be a schedule: a function of the training step."""
+
+    def scaled(decomposition: Any, batch: Batch, codes: Codes, output: Array) -> tuple[Array, Metrics]:
+        value, metrics = term(decomposition, batch, codes, output)
+        factor = coefficient(batch.step) if callable(coefficient) else coefficient
+        return factor * value, metrics
+
+    return scaled

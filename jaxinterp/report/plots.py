@@ -1,0 +1,309 @@
+"""Inline SVG charts, written by hand: a line chart, bars, and dots with confidence intervals.
+
+Colours, fonts and stroke widths come from the style sheet by class, so that a chart follows the page's colour scheme.
+Numbers can be read without a script: every mark carries its value as an SVG title, and lines show a point on hovering.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from jaxinterp.report.scales import Scale, fit_scale, log_labels, tick_labels
+from jaxinterp.report.text import finite, number, plain
+
+_MOST_POINTS = 400  # of a line: more are not visible at this width
+_MOST_HOVERS = 60
+_CHARACTER = 6.4  # the mean width of a character at the style sheet's 11.5 px, in pixels
+
+Labels = Callable[[Sequence[float]], tuple[str, ...]]
+
+
+@dataclass(frozen=True)
+class Dot:
+    """One row of a dot plot: a value with its interval (low, high), where there is one."""
+
+    label: str
+    value: float | None
+    interval: Sequence[float] | None = None
+    emphasis: bool = False
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A value to compare with, drawn as a dashed line with a label; `bare` leaves the number out of the label."""
+
+    label: str
+    value: float | None
+    bare: bool = False
+
+
+def line_chart(
+    x: Sequence[float | None],
+    y: Sequence[float | None],
+    *,
+    x_label: str,
+    title: str,
+    log_y: bool = False,
+    include: Sequence[float] = (),
+    reference: Reference | None = None,
+    x_labels: Labels = tick_labels,
+    y_labels: Labels | None = None,
+    width: int = 540,
+    height: int = 220,
+) -> str:
+    """A line through the points (x, y), broken where y is not finite; on a log axis also where it is not positive."""
+    drawable = [finite(a) and finite(b) and (not log_y or b > 0) for a, b in zip(x, y, strict=True)]
+    if not any(drawable):
+        return _nothing(title)
+    compared = [reference.value] if reference and finite(reference.value) else []
+    xs = fit_scale([a for a, ok in zip(x, drawable, strict=True) if ok], 58, width - 14, margin=0.0)
+    ys = fit_scale(
+        [*(b for b, ok in zip(y, drawable, strict=True) if ok), *compared], height - 46, 14, log=log_y, include=include
+    )
+    y_labels = y_labels or (log_labels if log_y else tick_labels)
+    parts = [_y_axis(ys, xs.start, xs.stop, y_labels), _x_axis(xs, height - 46, x_labels, x_label)]
+
+    points = [(xs(a), ys(b)) if ok else None for a, b, ok in zip(x, y, drawable, strict=True)]
+    kept = [points[index] for index in _thinned(len(points), _MOST_POINTS)]
+    parts.append(f'<path class="line" d="{_path(kept)}"/>')
+    if compared and reference is not None:
+        at = ys(compared[0])
+        above = at - 6 if at > 30 else at + 14
+        text = f"{plain(reference.label)} {number(reference.value)}"
+        parts.append(f'<path class="reference" d="M{_px(xs.start)} {_px(at)}H{_px(xs.stop)}"/>')
+        parts.append(f'<text class="reference-label" x="{_px(xs.start + 6)}" y="{_px(above)}">{text}</text>')
+
+    visible = [index for index, point in enumerate(points) if point is not None]
+    hovers = [visible[index] for index in _thinned(len(visible), _MOST_HOVERS)]
+    strip = (xs.stop - xs.start) / max(len(hovers), 1)
+    for index in hovers:
+        across, down = points[index]  # type: ignore[misc]
+        parts.append(
+            f'<g class="hover"><rect x="{_px(across - strip / 2)}" y="14" width="{_px(strip)}" height="{height - 60}"/>'
+            f'<circle cx="{_px(across)}" cy="{_px(down)}" r="3.5"/>'
+            f"<title>{x_labels([x[index]])[0]}: {number(y[index], 4)}</title></g>"  # type: ignore[list-item]
+        )
+    return _svg(width, height, title, parts)
+
+
+def bar_chart(
+    edges: Sequence[float],
+    counts: Sequence[int],
+    *,
+    title: str,
+    x_label: str = "",
+    y_label: str = "",
+    log_y: bool = False,
+    apart: tuple[str, int] | None = None,
+    rug: Sequence[float] = (),
+    x_labels: Labels = tick_labels,
+    edge_text: Callable[[float], str] = number,
+    width: int = 720,
+    height: int = 240,
+    hover: bool = True,
+) -> str:
+    """Bars of `counts` between `edges`; `apart` is a bar of its own (label, count) at the left, `rug` marks below the axis.
+
+    With `log_y` the axis begins below one, so that a count of one can be seen. `hover=False` draws all bars as one path.
+    """
+    if not sum(counts) and not (apart and apart[1]):
+        return _nothing(title)
+    if len(edges) < 2 or not all(map(finite, edges)) or edges[0] >= edges[-1]:
+        edges, counts = (0.0, 1.0), (0,)
+    base = height - (48 if x_label else 28)
+    left = 46.0 + (62.0 if apart else 0.0)
+    xs = Scale(float(edges[0]), float(edges[-1]), left, width - 12)
+    highest = max(*counts, apart[1] if apart else 0, 1)
+    top = 24 if y_label else 12
+    ys = Scale(0.7, max(highest * 1.15, 2), base, top, True) if log_y else Scale(0.0, highest * 1.06, base, top)
+
+    y_labels = log_labels if log_y else tick_labels
+    ticks = [tick for tick in ys.ticks(4) if tick == int(tick)]
+    parts = [_y_axis(ys, 46.0, xs.stop, y_labels, ticks), _x_axis(xs, base, x_labels, x_label)]
+    if y_label:
+        parts.append(f'<text class="axis-label" x="46" y="12">{plain(y_label)}</text>')
+    boxes = [
+        (xs(low) + 0.5, max(xs(high) - xs(low) - 1, 1.0), amount, f"{edge_text(low)} to {edge_text(high)}: {amount:,}")
+        for low, high, amount in zip(edges, edges[1:], counts, strict=False)
+        if amount
+    ]
+    if hover:
+        parts += [_bar(across, wide, min(ys(amount), base - 1.2), base, "bar", text) for across, wide, amount, text in boxes]
+    else:
+        outline = "".join(f"M{_px(a)} {_px(base)}V{_px(ys(n))}h{_px(w)}V{_px(base)}z" for a, w, n, _ in boxes)
+        parts.append(f'<path class="bar" d="{outline}"/>')
+    if apart:
+        label, amount = apart
+        parts.append(_bar(58.0, 30.0, ys(amount) if amount else base, base, "bar apart", f"{label}: {amount:,}"))
+        parts.append(f'<text class="tick below" x="73" y="{base + 9}">{plain(label)}</text>')
+        parts.append(f'<path class="grid" d="M98 {top}V{base}"/>')
+    marks = "".join(f"M{_px(xs(value))} {base + 1}v5" for value in rug if finite(value) and xs.holds(value))
+    if marks:
+        parts.append(f'<path class="rug" d="{marks}"/>')
+    return _svg(width, height, title, parts)
+
+
+def dot_plot(
+    rows: Sequence[Dot],
+    *,
+    title: str,
+    references: Sequence[Reference] = (),
+    show: Callable[[float | None], str] = number,
+    width: int = 540,
+) -> str:
+    """One row a method: a dot, its interval, and the number. A reference far outside the dots becomes an arrow.
+
+    A reference is far outside where it would stretch the axis to more than three times what the dots need.
+    """
+    drawn = [row for row in rows if finite(row.value)]
+    if not drawn:
+        return _nothing(title)
+    values = [end for row in drawn for end in (row.value, *_ends(row))]
+    near, far = _sorted_out(values, [reference for reference in references if finite(reference.value)])
+    gutter = min(max(_text_width(row.label) for row in rows) + 18, 190)
+    xs = fit_scale([*values, *(reference.value for reference in near)], gutter, width - 78, margin=0.06)
+
+    lanes = _lanes([(xs(reference.value), _reference_text(reference, show)) for reference in near])  # type: ignore[arg-type]
+    # Room for two lanes at least, so that two charts side by side most often begin at the same height.
+    top = 16.0 * max(max(lanes, default=0) + 1 + bool(far), 2) + 8 if references else 8.0
+    bottom = top + 30 * len(rows)
+    parts = [_x_axis(xs, bottom, tick_labels, "", grid_from=top)]
+    for lane, reference in zip(lanes, near, strict=True):
+        at, down = xs(reference.value), 12 + 16 * lane  # type: ignore[arg-type]
+        text = _reference_text(reference, show)
+        inside = min(max(at, gutter + _text_width(text) / 2), width - _text_width(text) / 2)
+        parts.append(f'<path class="reference" d="M{_px(at)} {_px(down + 4)}V{_px(bottom)}"/>')
+        parts.append(
+            f'<text class="reference-label" x="{_px(inside)}" y="{_px(down)}" text-anchor="middle">{plain(text)}</text>'
+        )
+    if far:
+        right = " · ".join(_reference_text(one, show) for one in far if one.value > xs.high)  # type: ignore[operator]
+        left = " · ".join(_reference_text(one, show) for one in far if one.value < xs.low)  # type: ignore[operator]
+        for text, at, anchor in ((f"{right} →", width - 4, "end"), (f"← {left}", gutter, "start")):
+            if len(text) > 2:
+                parts.append(
+                    f'<text class="reference-label" x="{_px(at)}" y="{_px(top - 12)}" text-anchor="{anchor}">{plain(text)}</text>'
+                )
+    for index, row in enumerate(rows):
+        parts.append(_dot_row(row, xs, top + 30 * index + 15, gutter, width, show))
+    return _svg(width, round(bottom + 26), title, parts)
+
+
+def _dot_row(
+    row: Dot, xs: Scale, middle: float, gutter: float, width: int, show: Callable[[float | None], str]
+) -> str:
+    tone = "strong" if row.emphasis else "soft"
+    room = int((gutter - 12) / _CHARACTER)
+    name = row.label if len(row.label) <= room else row.label[: room - 1] + "…"
+    parts = [
+        f'<text class="name {tone}" x="{_px(gutter - 12)}" y="{_px(middle + 4)}" text-anchor="end">{plain(name)}</text>',
+        f'<text class="value {tone}" x="{width - 4}" y="{_px(middle + 4)}" text-anchor="end">{show(row.value)}</text>',
+    ]
+    said = f"{row.label}: {number(row.value, 4)}"
+    if finite(row.value):
+        if ends := _ends(row):
+            low, high = (_px(xs(end)) for end in ends)
+            parts.append(f'<path class="interval {tone}" d="M{low} {_px(middle)}H{high}"/>')
+            said += f" (95 % interval {number(ends[0], 4)} to {number(ends[1], 4)})"
+        parts.append(f'<circle class="dot {tone}" cx="{_px(xs(row.value))}" cy="{_px(middle)}" r="4.5"/>')
+    return f"<g>{''.join(parts)}<title>{plain(said)}</title></g>"
+
+
+def _sorted_out(
+    values: Sequence[float], references: Sequence[Reference]
+) -> tuple[list[Reference], list[Reference]]:
+    """The references that fit on the axis of the values, by distance from them, and those that don't."""
+    low, high = min(values), max(values)
+    limit = 3 * max(high - low, 0.02 * max(abs(low), abs(high)))
+    near, far = [], []
+    for reference in sorted(references, key=lambda one: max(low - one.value, one.value - high)):  # type: ignore[operator]
+        wide = max(high, reference.value) - min(low, reference.value)  # type: ignore[type-var, operator]
+        (near if wide <= limit or low == high else far).append(reference)
+    return sorted(near, key=lambda one: one.value), far  # type: ignore[arg-type, return-value]
+
+
+def _lanes(labels: Sequence[tuple[float, str]]) -> list[int]:
+    """The row of each label (centre, text; sorted by centre), so that no two labels of one row overlap."""
+    ends: list[float] = []
+    chosen = []
+    for centre, text in labels:
+        half = _text_width(text) / 2 + 6
+        lane = next((index for index, end in enumerate(ends) if centre - half >= end), len(ends))
+        ends[lane : lane + 1] = [centre + half]
+        chosen.append(lane)
+    return chosen
+
+
+def _reference_text(reference: Reference, show: Callable[[float | None], str]) -> str:
+    return reference.label if reference.bare else f"{reference.label} {show(reference.value)}"
+
+
+def _text_width(text: str) -> float:
+    return _CHARACTER * len(text)
+
+
+def _ends(row: Dot) -> tuple[float, ...]:
+    ends = tuple(row.interval or ())
+    return ends if len(ends) == 2 and all(map(finite, ends)) else ()
+
+
+def _y_axis(ys: Scale, left: float, right: float, labels: Labels, ticks: Sequence[float] | None = None) -> str:
+    ticks = ys.ticks() if ticks is None else ticks
+    lines = "".join(f"M{_px(left)} {_px(ys(tick))}H{_px(right)}" for tick in ticks)
+    texts = "".join(
+        f'<text class="tick aside" x="{_px(left - 8)}" y="{_px(ys(tick) + 4)}">{text}</text>'
+        for tick, text in zip(ticks, labels(ticks), strict=True)
+    )
+    return f'<path class="grid" d="{lines}"/>{texts}'
+
+
+def _x_axis(xs: Scale, base: float, labels: Labels, label: str, grid_from: float | None = None) -> str:
+    ticks = xs.ticks(max(2, round((xs.stop - xs.start) / 90)))
+    grid = "" if grid_from is None else "".join(f"M{_px(xs(tick))} {_px(grid_from)}V{_px(base)}" for tick in ticks)
+    texts = "".join(
+        f'<text class="tick below" x="{_px(xs(tick))}" y="{_px(base + 9)}">{text}</text>'
+        for tick, text in zip(ticks, labels(ticks), strict=True)
+    )
+    name = f'<text class="axis-label" x="{_px(xs.stop)}" y="{_px(base + 38)}" text-anchor="end">{plain(label)}</text>'
+    return (
+        (f'<path class="grid" d="{grid}"/>' if grid else "")
+        + f'<path class="axis" d="M{_px(xs.start)} {_px(base)}H{_px(xs.stop)}"/>{texts}'
+        + (name if label else "")
+    )
+
+
+def _bar(across: float, wide: float, top: float, base: float, name: str, text: str) -> str:
+    size = f'x="{_px(across)}" y="{_px(top)}" width="{_px(wide)}" height="{_px(max(base - top, 0))}"'
+    return f'<rect class="{name}" {size}><title>{plain(text)}</title></rect>'
+
+
+def _thinned(length: int, most: int) -> list[int]:
+    """At most `most` indices below `length`, evenly spread, both ends among them."""
+    if length <= most:
+        return list(range(length))
+    return [round(index * (length - 1) / (most - 1)) for index in range(most)]
+
+
+def _path(points: Sequence[tuple[float, float] | None]) -> str:
+    pieces, pen = [], "M"
+    for point in points:
+        if point is None:
+            pen = "M"
+            continue
+        # A stroke of no length behind every move: a lone point between two gaps is drawn as a dot.
+        pieces.append(f"{pen}{_px(point[0])} {_px(point[1])}" + ("h0" if pen == "M" else ""))
+        pen = "L"
+    return "".join(pieces)
+
+
+def _px(value: float) -> str:
+    return f"{value:.1f}".removesuffix(".0") if math.isfinite(value) else "0"
+
+
+def _svg(width: int, height: int, title: str, parts: Sequence[str]) -> str:
+    body = "".join(parts)
+    return f'<svg class="plot" viewBox="0 0 {width} {height}" role="img" aria-label="{plain(title)}">{body}</svg>'
+
+
+def _nothing(title: str) -> str:
+    return f'<p class="empty">{plain(title)}: nothing to draw.</p>'

@@ -1,0 +1,286 @@
+"""The scoreboard on the page: a sentence, key numbers, a table with the best values in bold, and two dot plots.
+
+Every word about which method is ahead is computed from the numbers, and says so as plainly when a baseline is.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from jaxinterp.report.plots import Dot, Reference, dot_plot
+from jaxinterp.report.text import count, finite, fixed, percent, plain, short_count
+
+Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column: its key in a row, what it means, how it is shown, and which way is better (+1 up, -1 down, 0 none)."""
+
+    key: str
+    name: str
+    group: str
+    meaning: str
+    show: Callable[[float | None], str]
+    better: int = 0
+    interval: str | None = None
+
+
+def _three(value: float | None) -> str:
+    return fixed(value, 3)
+
+
+COLUMNS = (
+    Column(
+        "fvu",
+        "FVU",
+        "Reconstruction",
+        "Fraction of the variance of the MLP's output that is left unexplained on held-out text; 0 is perfect, "
+        "1 is no better than the mean.",
+        _three,
+        -1,
+        "fvu_interval",
+    ),
+    Column("l0", "L0", "Reconstruction", "Mean number of components in use per token.", lambda value: fixed(value, 1)),
+    Column(
+        "dead_fraction",
+        "Dead",
+        "Reconstruction",
+        "Fraction of the components that never fired on the held-out tokens.",
+        percent,
+        -1,
+    ),
+    Column(
+        "ce_replaced",
+        "Replaced",
+        "Cross-entropy, nats per token",
+        "The model's cross-entropy on held-out text with the MLP replaced by this row.",
+        _three,
+        -1,
+        "ce_replaced_interval",
+    ),
+    Column(
+        "ce_clean",
+        "Clean",
+        "Cross-entropy, nats per token",
+        "The unchanged model's cross-entropy: what a perfect replacement would reach.",
+        _three,
+    ),
+    Column(
+        "ce_mean",
+        "Mean",
+        "Cross-entropy, nats per token",
+        "Cross-entropy with the MLP's output replaced by its training mean.",
+        _three,
+    ),
+    Column(
+        "ce_zero",
+        "Zero",
+        "Cross-entropy, nats per token",
+        "Cross-entropy with the MLP's output replaced by zero.",
+        _three,
+    ),
+    Column(
+        "ce_recovered_zero",
+        "vs zero",
+        "Recovered",
+        "Share of the damage of zeroing the MLP that the replacement undoes: (zero − replaced) / (zero − clean).",
+        percent,
+        +1,
+    ),
+    Column(
+        "ce_recovered_mean",
+        "vs mean",
+        "Recovered",
+        "Share of the damage of replacing the MLP by its mean output that the replacement undoes: "
+        "(mean − replaced) / (mean − clean).",
+        percent,
+        +1,
+    ),
+    Column(
+        "kl",
+        "KL",
+        "Predictions",
+        "Mean Kullback–Leibler divergence, in nats per token, of the replaced model's next-token distribution from "
+        "the clean model's.",
+        _three,
+        -1,
+    ),
+    Column(
+        "top1_agreement",
+        "Top-1",
+        "Predictions",
+        "Fraction of tokens on which the clean and the replaced model predict the same next token.",
+        percent,
+        +1,
+    ),
+    Column("tokens", "Tokens", "Cost", "Number of tokens that the row was measured on.", count),
+    Column("seconds", "Seconds", "Cost", "Wall-clock time that the row took.", lambda value: fixed(value, 1)),
+)
+
+
+def best_rows(rows: Sequence[Row], column: Column) -> frozenset[int]:
+    """The rows to print in bold: the best value, and every value that reads the same at the digits shown.
+
+    Empty where the column has no better direction, or fewer than two rows to compare.
+    """
+    values = {index: row.get(column.key) for index, row in enumerate(rows) if finite(row.get(column.key))}
+    if not column.better or len(values) < 2:
+        return frozenset()
+    best = max(values.values(), key=lambda value: column.better * value)
+    return frozenset(index for index, value in values.items() if column.show(value) == column.show(best))
+
+
+def summary(rows: Sequence[Row]) -> str:
+    """One sentence, as HTML: which row is best on FVU and on cross-entropy after replacement, whichever it is."""
+    if not rows:
+        return "No scores were recorded."
+    fvu = _ranking(rows, "fvu")
+    entropy = _ranking(rows, "ce_replaced")
+    if not fvu and not entropy:
+        return f"<b>{_name(rows[0])}</b> was trained, but no score could be measured."
+    budget = rows[0].get("l0")
+    opening = f"With {fixed(budget, 1)} active features per token, " if finite(budget) else ""
+    first = _clause(rows, fvu, "fvu", "the lowest share of unexplained variance (FVU)")
+    second = _clause(rows, entropy, "ce_replaced", "the lowest cross-entropy when it stands in for the MLP")
+    if fvu and entropy and fvu[0] == entropy[0]:
+        joined = f"{first[0]} has {first[1]}, and {second[1]}"
+    else:
+        joined = "; ".join(f"{who} has {what}" for who, what in (first, second) if who)
+    clean = rows[0].get("ce_clean")
+    ending = f", where the unchanged model has {fixed(clean, 3)}." if entropy and finite(clean) else "."
+    sentence = opening + joined + ending
+    return sentence if opening or sentence.startswith("<") else sentence[0].upper() + sentence[1:]
+
+
+def _clause(rows: Sequence[Row], ranking: Sequence[int], key: str, words: str) -> tuple[str, str]:
+    """Who is best on a column, and in which words: with the trained row's number where that is another row."""
+    if not ranking:
+        return "", ""
+    best = ranking[0]
+    said = f"{words}, {fixed(rows[best][key], 3)}"
+    if best == 0:
+        if len(ranking) > 1:
+            other = ranking[1]
+            said += f" (next: {_name(rows[other])}, {fixed(rows[other][key], 3)}{_overlap(rows, 0, other, key)})"
+    elif 0 in ranking:
+        said += f", ahead of <b>{_name(rows[0])}</b> at {fixed(rows[0][key], 3)}{_overlap(rows, best, 0, key, '; ')}"
+    else:
+        said += f" (<b>{_name(rows[0])}</b> could not be measured)"
+    return (f"<b>{_name(rows[0])}</b>" if best == 0 else f"the baseline <b>{_name(rows[best])}</b>"), said
+
+
+def _overlap(rows: Sequence[Row], one: int, other: int, key: str, before: str = "; ") -> str:
+    """A warning where the 95 % intervals of two rows overlap."""
+    first, second = (_interval(rows[index], f"{key}_interval") for index in (one, other))
+    if not first or not second or first[1] < second[0] or second[1] < first[0]:
+        return ""
+    return f"{before}the 95\u202f% intervals overlap"
+
+
+def tiles(rows: Sequence[Row], curves: Sequence[Row], features: int) -> str:
+    """The key numbers of the trained row, as HTML."""
+    row: Row = rows[0] if rows else {}
+    rivals = [index for index in _ranking(rows, "fvu") if index != 0]
+    rival = f"best baseline: {_name(rows[rivals[0]])} {fixed(rows[rivals[0]]['fvu'], 3)}" if rivals else ""
+    clean, replaced = row.get("ce_clean"), row.get("ce_replaced")
+    added = replaced - clean if finite(clean) and finite(replaced) else None
+    sign = "+" if added is not None and added >= 0 else ""
+    trained = next((one["tokens"] for one in reversed(curves) if finite(one.get("tokens"))), None)
+    speeds = sorted(one["tokens_per_second"] for one in curves if finite(one.get("tokens_per_second")))
+    speed = f"{count(speeds[len(speeds) // 2])} tokens per second" if speeds else ""
+    shown = (
+        ("Unexplained variance", _three(row.get("fvu")), rival),
+        ("Cross-entropy added", sign + fixed(added, 3), f"{fixed(replaced, 3)} replaced, {fixed(clean, 3)} clean (nats)"),
+        (
+            "Cross-entropy recovered",
+            percent(row.get("ce_recovered_zero")),
+            f"against zeroing; {percent(row.get('ce_recovered_mean'))} against the mean",
+        ),
+        ("Active per token (L0)", fixed(row.get("l0"), 1), f"of {features:,} features" if features else ""),
+        ("Dead features", percent(row.get("dead_fraction")), "never fired on held-out text"),
+        ("Training tokens", short_count(trained), speed),
+    )
+    return "".join(
+        f'<div class="tile"><span>{name}</span><b>{value}</b><small>{note}</small></div>' for name, value, note in shown
+    )
+
+
+def table(rows: Sequence[Row]) -> str:
+    """The scoreboard as an HTML table: one row a method, the first one marked, the best of each column in bold."""
+    if not rows:
+        return '<p class="empty">No scores were recorded.</p>'
+    best = {column.key: best_rows(rows, column) for column in COLUMNS}
+    starts = {column.key for before, column in zip(COLUMNS, COLUMNS[1:], strict=False) if before.group != column.group}
+    groups: dict[str, int] = {}
+    for column in COLUMNS:
+        groups[column.group] = groups.get(column.group, 0) + 1
+    heads = "".join(f'<th colspan="{size}" scope="colgroup">{name}</th>' for name, size in groups.items())
+    arrow = {-1: " <i>↓</i>", 0: "", 1: " <i>↑</i>"}
+    names = "".join(
+        f'<th scope="col" title="{plain(column.meaning)}"{_class("start" * (column.key in starts))}>'
+        f"{column.name}{arrow[column.better]}</th>"
+        for column in COLUMNS
+    )
+    body = "".join(_table_row(rows, index, best, starts) for index in range(len(rows)))
+    return (
+        '<div class="card scroll" style="padding:8px 0 4px"><table class="board"><thead>'
+        f'<tr class="groups"><th></th>{heads}</tr>'
+        f'<tr><th scope="col" title="What stands in place of the MLP.">Method</th>{names}</tr></thead>'
+        f"<tbody>{body}</tbody></table></div>"
+    )
+
+
+def _table_row(rows: Sequence[Row], index: int, best: Mapping[str, frozenset[int]], starts: set[str]) -> str:
+    row = rows[index]
+    cells = []
+    for column in COLUMNS:
+        value = row.get(column.key)
+        text = column.show(value)
+        if index in best[column.key]:
+            text = f"<b>{text}</b>"
+        if value is not None and not finite(value):
+            text = f'<span class="warn">{text}</span>'
+        # The clean and ablated cross-entropies belong to the model: said once, they are dimmed where they repeat.
+        same = not column.better and index > 0 and column.key.startswith("ce_") and value == rows[0].get(column.key)
+        if column.interval and (ends := _interval(row, column.interval)):
+            text += f"<small>{column.show(ends[0])}–{column.show(ends[1])}</small>"
+        cells.append(f"<td{_class('start' * (column.key in starts), 'same' * same)}>{text}</td>")
+    return f"<tr{_class('first' * (index == 0))}><td>{_name(row)}</td>{''.join(cells)}</tr>"
+
+
+def dot_plots(rows: Sequence[Row]) -> tuple[str, str]:
+    """FVU and cross-entropy after replacement with their 95 % intervals, as two SVG charts."""
+
+    def dots(key: str) -> list[Dot]:
+        return [
+            Dot(str(row.get("method", "?")), row.get(key), row.get(f"{key}_interval"), emphasis=index == 0)
+            for index, row in enumerate(rows)
+        ]
+
+    first: Row = rows[0] if rows else {}
+    scale = [Reference("perfect", 0.0, bare=True), Reference("mean output", 1.0, bare=True)]
+    lines = [Reference(name, first.get(f"ce_{name}")) for name in ("clean", "mean", "zero")]
+    return (
+        dot_plot(dots("fvu"), title="FVU by method", references=scale, show=_three),
+        dot_plot(dots("ce_replaced"), title="Cross-entropy with the MLP replaced, by method", references=lines, show=_three),
+    )
+
+
+def _ranking(rows: Sequence[Row], key: str) -> list[int]:
+    """The rows that have a value, lowest first; the trained row before a baseline that ties with it."""
+    return sorted((index for index, row in enumerate(rows) if finite(row.get(key))), key=lambda i: (rows[i][key], i))
+
+
+def _interval(row: Row, key: str) -> tuple[float, ...]:
+    ends = tuple(row.get(key) or ())
+    return ends if len(ends) == 2 and all(map(finite, ends)) else ()
+
+
+def _name(row: Row) -> str:
+    return plain(row.get("method", "?"))
+
+
+def _class(*names: str) -> str:
+    chosen = " ".join(name for name in names if name)
+    return f' class="{chosen}"' if chosen else ""

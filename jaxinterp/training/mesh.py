@@ -1,0 +1,73 @@
+"""The mesh: which devices, which axes, and where each leaf of the training state lies. The one file that knows.
+
+Axes: `data` (tokens) and `feature` (dictionary rows). Methods and objectives see whole arrays.
+"""
+
+from typing import Any
+
+import jax
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from jaxinterp.decompositions.base import per_feature
+from jaxinterp.errors import UserError
+from jaxinterp.trees import named_leaves, path_name
+
+
+def make_mesh(data: int = 1, feature: int = 1) -> Mesh:
+    """A mesh of data * feature devices.
+
+    Raises:
+      UserError: there are fewer devices.
+    """
+    devices = jax.devices()
+    if data * feature > len(devices) or data < 1 or feature < 1:
+        raise UserError(f"mesh data={data},feature={feature} needs {data * feature} devices, but there are {len(devices)}.")
+    # Auto axes: explicit ones refuse operations of third-party layers.
+    return jax.make_mesh(
+        (data, feature), ("data", "feature"), axis_types=(AxisType.Auto,) * 2, devices=devices[: data * feature]
+    )
+
+
+def parse_mesh(text: str) -> Mesh:
+    """A mesh from `data=2,feature=4`.
+
+    Raises:
+      UserError: not of this form, or an unknown axis.
+    """
+    sizes: dict[str, int] = {}
+    for part in filter(None, text.split(",")):
+        axis, _, size = part.partition("=")
+        if axis not in ("data", "feature") or not size.isdigit():
+            raise UserError(f"mesh {text!r}: write it as data=2,feature=4 (axes data and feature, whole numbers).")
+        sizes[axis] = int(size)
+    return make_mesh(**sizes)
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """Every device holds the whole array."""
+    return NamedSharding(mesh, P())
+
+
+def over_data(mesh: Mesh) -> NamedSharding:
+    """The leading axis is spread over `data`."""
+    return NamedSharding(mesh, P("data"))
+
+
+def state_shardings(state: Any, mesh: Mesh) -> Any:
+    """Where each leaf of a `TrainState` lies: dictionary rows over `feature`, buffer rows over `data`, the rest whole.
+
+    An optimizer's moments lie as the parameters that they belong to, found by their common name.
+    """
+    decomposition = getattr(state.method, "decomposition", state.method)
+    rows = [name for name, marked in named_leaves(per_feature(decomposition)).items() if marked]
+
+    def place(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
+        name = path_name(path)
+        if name.startswith("buffer/"):
+            return over_data(mesh)
+        if any(name.endswith(f"/{row}") for row in rows):
+            return NamedSharding(mesh, P("feature"))
+        return replicated(mesh)
+
+    return jax.tree_util.tree_map_with_path(place, state)

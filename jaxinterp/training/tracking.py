@@ -1,0 +1,65 @@
+"""Trackers: where the numbers of a run go. A tracker is a function of one row of plain numbers; no account needed."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.progress import BarColumn, Progress, ProgressColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.text import Text
+
+
+class JsonLines:
+    """Appends every row to a .jsonl file. Rows past `resume_step` of an earlier try are dropped first."""
+
+    def __init__(self, path: str | Path, resume_step: int | None = None):
+        self.path = Path(path)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        kept = [row for row in read_rows(self.path) if resume_step is not None and row["step"] <= resume_step]
+        self.path.write_text("".join(json.dumps(row) + "\n" for row in kept))
+
+    def __call__(self, row: Mapping[str, Any]) -> None:
+        with self.path.open("a") as file:
+            file.write(json.dumps(dict(row)) + "\n")
+
+
+def read_rows(path: str | Path) -> list[dict[str, Any]]:
+    """The rows of a .jsonl file; none where the file is absent."""
+    file = Path(path)
+    if not file.exists():
+        return []
+    return [json.loads(line) for line in file.read_text().splitlines() if line.strip()]
+
+
+class ProgressBar:
+    """A bar with tokens, tokens per second, FVU, L0, dead features and the time left; a context manager."""
+
+    def __init__(self, steps: int, description: str = "training"):
+        self._progress = Progress(
+            TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), _Numbers(), TimeRemainingColumn()
+        )
+        self._task = self._progress.add_task(description, total=steps)
+
+    def __enter__(self) -> "ProgressBar":
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self._progress.stop()
+
+    def __call__(self, row: Mapping[str, Any]) -> None:
+        self._progress.update(self._task, completed=row["step"], row=dict(row))
+
+
+class _Numbers(ProgressColumn):
+    """The latest row, in words."""
+
+    def render(self, task: Any) -> Text:
+        row = task.fields.get("row")
+        if not row:
+            return Text("compiling")
+        parts = [f"{row['tokens'] / 1e3:,.0f}k tokens", f"{row['tokens_per_second']:,.0f}/s"]
+        parts += [f"{label} {row[name]:.3f}" for label, name in (("FVU", "fvu"), ("loss", "loss")) if name in row][:1]
+        parts += [f"L0 {row['l0']:.1f}"] if "l0" in row else []
+        parts += [f"dead {row['dead_fraction']:.1%}"] if "dead_fraction" in row else []
+        return Text("  ".join(parts))

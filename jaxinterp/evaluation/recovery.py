@@ -12,8 +12,10 @@ not score 0: always report its score beside.
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Array, Float, Int
 from scipy.optimize import linear_sum_assignment
+
+Matrix = np.ndarray | Array
 
 
 class Matching(NamedTuple):
@@ -24,28 +26,28 @@ class Matching(NamedTuple):
     cosine: Float[np.ndarray, " pairs"]
 
 
-def cosines(planted: Float[np.ndarray, "n d"], learned: Float[np.ndarray, "m d"]) -> Float[np.ndarray, "n m"]:
+def cosines(planted: Float[Matrix, "n d"], learned: Float[Matrix, "m d"]) -> Float[np.ndarray, "n m"]:
     """Cosines between all rows; rows of zeros have cosine 0 with everything."""
 
-    def unit(rows: np.ndarray) -> np.ndarray:
+    def unit(rows: Matrix) -> np.ndarray:
         wide = np.asarray(rows, np.float64)
         return wide / np.maximum(np.linalg.norm(wide, axis=1, keepdims=True), 1e-12)
 
     return unit(planted) @ unit(learned).T
 
 
-def match(planted: Float[np.ndarray, "n d"], learned: Float[np.ndarray, "m d"]) -> Matching:
+def match(planted: Float[Matrix, "n d"], learned: Float[Matrix, "m d"]) -> Matching:
     """The one-to-one matching with the largest sum of cosines."""
     similarity = cosines(planted, learned)
     rows, columns = linear_sum_assignment(-similarity)
     return Matching(rows, columns, similarity[rows, columns])
 
 
-def mcc(planted: Float[np.ndarray, "n d"], learned: Float[np.ndarray, "m d"]) -> float:
+def mcc(planted: Float[Matrix, "n d"], learned: Float[Matrix, "m d"]) -> float:
     """Mean cosine under the best one-to-one matching (mean correlation coefficient of dictionary rows)."""
     return float(match(planted, learned).cosine.mean())
 
 
-def frr(planted: Float[np.ndarray, "n d"], learned: Float[np.ndarray, "m d"], threshold: float = 0.9) -> float:
+def frr(planted: Float[Matrix, "n d"], learned: Float[Matrix, "m d"], threshold: float = 0.9) -> float:
     """Feature recovery rate: the fraction of planted rows with a learned row above the threshold."""
     return float((cosines(planted, learned).max(axis=1) > threshold).mean())

@@ -8,7 +8,7 @@ by the gradient of an objective; a method with other updates (multiplicative, st
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import equinox as eqx
 import jax
@@ -40,6 +40,7 @@ class Recipe(NamedTuple):
     finish: Callable[[Any], Any]
 
 
+@runtime_checkable
 class Method(Protocol):
     """A frozen dataclass of hyperparameters, without arrays."""
 

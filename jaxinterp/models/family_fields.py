@@ -65,6 +65,8 @@ def heads(fields: Fields) -> dict[str, Any]:
     count = number(fields, "num_attention_heads")
     kv_heads = count if fields.get("num_key_value_heads") is None else number(fields, "num_key_value_heads")
     width = number(fields, "hidden_size")
+    if fields.get("head_dim") is None and width % count:
+        raise UserError(f"config field hidden_size={width} is not a multiple of num_attention_heads={count}.")
     head_dim = width // count if fields.get("head_dim") is None else number(fields, "head_dim")
     return {"heads": count, "kv_heads": kv_heads, "head_dim": head_dim}
 

@@ -57,7 +57,7 @@ class Norm(eqx.Module):
         if self.kind == "layer":
             wide = wide - jnp.mean(wide, axis=-1, keepdims=True)
         inverse_scale = jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + self.epsilon)
-        y = wide * hold(inverse_scale, rules.norm) * (self.weight + self.offset)
+        y = wide * hold(inverse_scale, rules.norm) * (self.weight.astype(wide.dtype) + self.offset)
         if self.bias is not None:
             y = y + self.bias
         return y.astype(x.dtype)

@@ -23,7 +23,8 @@ from jaxinterp.models.families import canonical_names, family_config, family_of
 from jaxinterp.models.gguf_file import TENSORS, gguf_config, open_gguf
 from jaxinterp.models.safetensors_file import open_directory, pickle_refusal
 from jaxinterp.models.subject import OWN_FORM, Subject, load_own, save_subject
-from jaxinterp.models.tokenizer import read_json, tokenizer_from_file, tokenizer_from_gguf
+from jaxinterp.models.tokenizer import Tokenizer, read_json, tokenizer_from_file, tokenizer_from_gguf
+from jaxinterp.models.transformer import TransformerConfig
 from jaxinterp.models.weights import Shardings, StoredTensor, default_dtype, load_model, sharding_of
 from jaxinterp.trees import fill_leaves, named_leaves
 
@@ -78,20 +79,28 @@ def _load_huggingface(directory: Path, dtype: Any, sharding: Shardings) -> Subje
         embedding, _ = family.tensors["embedding/token"]
         _check_tied(tensors, embedding, "lm_head.weight", directory)
         del tensors["lm_head.weight"]
-    tokenizer = directory / "tokenizer.json"
-    return Subject(
-        model=load_model(
-            config,
-            tensors,
-            family.tensors,
-            where=directory,
-            buffers=family.buffers,
-            dtype=dtype,
-            sharding=sharding,
-        ),
-        tokenizer=tokenizer_from_file(tokenizer) if tokenizer.is_file() else None,
-        name=directory.resolve().name,
+    path = directory / "tokenizer.json"
+    tokenizer = tokenizer_from_file(path) if path.is_file() else None
+    _check_vocabulary(config, tokenizer, directory)
+    model = load_model(
+        config,
+        tensors,
+        family.tensors,
+        where=directory,
+        buffers=family.buffers,
+        dtype=dtype,
+        sharding=sharding,
     )
+    return Subject(model, tokenizer, directory.resolve().name)
+
+
+def _check_vocabulary(config: TransformerConfig, tokenizer: Tokenizer | None, where: Path) -> None:
+    """An id without an embedding would read some other token's row without a word."""
+    if tokenizer is not None and tokenizer.vocab_size > config.vocab_size:
+        raise UserError(
+            f"{where}: the tokenizer has {tokenizer.vocab_size} ids, but vocab_size={config.vocab_size}: remove the "
+            "added tokens from tokenizer.json, or take the tokenizer that belongs to these weights."
+        )
 
 
 def _check_tied(tensors: dict[str, StoredTensor], embedding: str, head: str, where: Path) -> None:
@@ -116,6 +125,7 @@ def _load_gguf(path: Path, name: str, dtype: Any, sharding: Shardings) -> Subjec
     reader, tensors = open_gguf(path)
     config = gguf_config(reader, tensors, path)
     tokenizer = tokenizer_from_gguf(reader)
+    _check_vocabulary(config, tokenizer, path)
     return Subject(load_model(config, tensors, TENSORS, where=path, dtype=dtype, sharding=sharding), tokenizer, name)
 
 

@@ -66,8 +66,8 @@ def open_safetensors(path: Path) -> dict[str, StoredTensor]:
             name=name,
             file=path,
             shape=tuple(entry["shape"]),
-            dtype=entry["dtype"],
-            read=_safetensors_reader(path, 8 + header_size + spans[name][0], tuple(entry["shape"]), entry["dtype"]),
+            refusal=_refusal(entry["dtype"]),
+            read=_reader(path, 8 + header_size + spans[name][0], tuple(entry["shape"]), entry["dtype"]),
         )
         for name, entry in entries.items()
     }
@@ -76,9 +76,9 @@ def open_safetensors(path: Path) -> dict[str, StoredTensor]:
 def _checked_span(path: Path, name: str, entry: Any) -> tuple[int, int]:
     """The data offsets of one header entry, once they agree with its shape and type."""
     match entry:
-        case {"dtype": str(dtype), "shape": [*shape], "data_offsets": [int(begin), int(end)]} if all(
-            type(axis) is int and axis >= 0 for axis in shape
-        ):
+        case {"dtype": str(dtype), "shape": [*shape], "data_offsets": [int(begin), int(end)]} if len(
+            shape
+        ) <= 8 and all(type(axis) is int and 0 <= axis < 2**63 for axis in shape):
             pass
         case _:
             raise UserError(f"{path}: tensor {name!r} has a malformed header entry; the file is damaged.")
@@ -93,9 +93,12 @@ def _checked_span(path: Path, name: str, entry: Any) -> tuple[int, int]:
     return begin, end
 
 
-def _safetensors_reader(
-    path: Path, offset: int, shape: tuple[int, ...], dtype: str
-) -> Callable[[Rows, slice | None], np.ndarray]:
+def _refusal(dtype: str) -> str | None:
+    """Why arrays of this type cannot be weights, if they cannot."""
+    return None if dtype in FLOATS else f"has type {dtype}; supported: {', '.join(FLOATS)} (dequantise it first)."
+
+
+def _reader(path: Path, offset: int, shape: tuple[int, ...], dtype: str) -> Callable[[Rows, slice | None], np.ndarray]:
     def read(rows: Rows, columns: slice | None) -> np.ndarray:
         if 0 in shape:
             return np.zeros(shape, FLOATS[dtype])

@@ -34,4 +34,4 @@ def show(model: Any) -> str:
 
     renderer = treescope.active_renderer.get().extended_with(wrapper_hooks=[name_beside])
     with treescope.active_renderer.set_scoped(renderer):
-        return treescope.render_to_html(model)
+        return treescope.render_to_html(model, compressed=False)

@@ -150,14 +150,16 @@ def load_model(
     skeleton = _skeleton(config)
     shapes = {name: leaf.shape for name, leaf in named_leaves(skeleton).items()}
     sources: dict[str, tuple[StoredTensor, Layout]] = {}
+    used = set()
     for name, shape in shapes.items():
         tensor_name, layout = (name, PLAIN) if table is None else _look_up(table, name)
         if tensor_name not in tensors:
             raise UserError(f"{where}: missing tensor {tensor_name!r}.{suggest(tensor_name, tensors)}")
         sources[name] = tensors[tensor_name], layout
+        used.add(tensor_name)
         check_leaf(*sources[name], shape)
         _check_sharding(name, shape, sharding)
-    refuse_unknown(tensors, {stored.name for stored, _ in sources.values()}, buffers, where)
+    refuse_unknown(tensors, used, buffers, where)
     return fill_leaves(
         skeleton,
         {

@@ -8,7 +8,7 @@ Metrics are sums and counts, so that those of batches, steps and shards add exac
 """
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import equinox as eqx
 import jax
@@ -33,6 +33,7 @@ class Ratio(eqx.Module):
 Metrics = dict[str, Ratio]
 
 
+@runtime_checkable
 class Objective(Protocol):
     """A pure function from a decomposition and a batch to a loss and metrics.
 
@@ -45,6 +46,7 @@ class Objective(Protocol):
     ) -> tuple[Float[Array, ""], Metrics]: ...
 
 
+@runtime_checkable
 class Term(Protocol):
     """One summand of an objective: given the codes and the output, which were computed once for all terms."""
 

@@ -38,7 +38,8 @@ def l1() -> Term:
     """The sum of codes, each times the length of its write vector; metric `l1`."""
 
     def term(decomposition: Any, batch: Batch, codes: Codes, output: Array) -> tuple[Array, Metrics]:
-        lengths = jnp.linalg.norm(decomposition.decoder, axis=1)
+        # Not `linalg.norm`, whose gradient at a write vector of zeros (a transcoder's start) is NaN.
+        lengths = jnp.sqrt(jnp.sum(decomposition.decoder**2, axis=1) + 1e-12)
         mass = ratio(codes.dense() @ lengths, batch.weight)
         return mass.value(), {"l1": mass}
 

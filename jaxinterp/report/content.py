@@ -25,7 +25,9 @@ class TokenContext:
     def __post_init__(self) -> None:
         """Raises UserError where the fields contradict each other."""
         if len(self.tokens) != len(self.activations):
-            raise UserError(f"activations has {len(self.activations)} entries for {len(self.tokens)} tokens: give one each.")
+            raise UserError(
+                f"activations has {len(self.activations)} entries for {len(self.tokens)} tokens: give one each."
+            )
         if not 0 <= self.peak < len(self.tokens):
             raise UserError(f"peak={self.peak} is not an index into {len(self.tokens)} tokens.")
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from jaxinterp.report.content import FeaturePage, NeuronMatch, TokenContext
 from jaxinterp.report.plots import bar_chart
-from jaxinterp.report.text import count, finite, fixed, number, token_html
+from jaxinterp.report.text import Number, count, finite, fixed, number, token_html
 
 _LEVELS = 9  # shades of the style sheet
 
@@ -20,15 +20,20 @@ def feature_section(features: Sequence[FeaturePage]) -> str:
         ("Cosine", "number", "Cosine of its read and write vectors."),
         ("Top token", "text", "The token with the largest activation."),
     )
-    cells = "".join(f'<th scope="col" data-sort="{kind}" title="{why}"><span>{name}</span></th>' for name, kind, why in heads)
+    cells = "".join(
+        f'<th scope="col" data-sort="{kind}" title="{why}"><span>{name}</span></th>' for name, kind, why in heads
+    )
     rows = "".join(map(_index_row, features))
     articles = "".join(
-        _article(feature, *(features[place].index if 0 <= place < len(features) else None for place in (at - 1, at + 1)))
+        _article(
+            feature, *(features[place].index if 0 <= place < len(features) else None for place in (at - 1, at + 1))
+        )
         for at, feature in enumerate(features)
     )
     return (
-        f'<div class="features"><div class="card index" tabindex="0" aria-label="Index of features"><table><thead><tr>{cells}</tr>'
-        f'</thead><tbody>{rows}</tbody></table></div><div id="pages">{articles}</div></div>'
+        '<div class="features"><div class="card index" tabindex="0" aria-label="Index of features">'
+        f"<table><thead><tr>{cells}</tr></thead><tbody>{rows}</tbody></table></div>"
+        f'<div id="pages">{articles}</div></div>'
     )
 
 
@@ -49,7 +54,7 @@ def _index_row(feature: FeaturePage) -> str:
 
 def _article(feature: FeaturePage, before: int | None, after: int | None) -> str:
     steps = "".join(
-        f'<a data-move="{move}" href="#feature-{other if other is not None else feature.index}" title="{key}">{name}</a>'
+        f'<a data-move="{move}" href="#feature-{feature.index if other is None else other}" title="{key}">{name}</a>'
         for move, other, key, name in ((-1, before, "Left arrow", "← previous"), (1, after, "Right arrow", "next →"))
     )
     rarity = f" (1 in {count(1 / feature.density)})" if finite(feature.density) and feature.density > 0 else ""
@@ -79,13 +84,14 @@ def _contexts(feature: FeaturePage) -> str:
     if finite(feature.max_activation):
         scale = max(scale, abs(feature.max_activation))
     items = "".join(
-        f'<li><b>{number(context.activations[context.peak])}</b><div class="snippet">{_snippet(context, scale)}</div></li>'
+        f"<li><b>{number(context.activations[context.peak])}</b>"
+        f'<div class="snippet">{_snippet(context, scale)}</div></li>'
         for context in feature.contexts
     )
     return f'<ol class="contexts">{items}</ol>'
 
 
-def _snippet(context: TokenContext, scale: float) -> str:
+def _snippet(context: TokenContext, scale: Number) -> str:
     """The text of a context; tokens on which the feature is silent are plain text, to keep the page small."""
     pieces = []
     for place, (token, activation) in enumerate(zip(context.tokens, context.activations, strict=True)):
@@ -102,7 +108,7 @@ def _snippet(context: TokenContext, scale: float) -> str:
     return "".join(pieces)
 
 
-def _shade(activation: float, scale: float) -> str:
+def _shade(activation: Number, scale: Number) -> str:
     """The class of a colour: a1 (faint) to a9 for activations above zero, n1 to n9 below; empty for silence."""
     if not finite(activation) or activation == 0 or scale <= 0:
         return ""
@@ -141,7 +147,7 @@ def _logits(logits: Sequence[tuple[str, float]], feature: FeaturePage) -> str:
     return f'<div class="logits"><table><tbody>{rows}</tbody></table></div>'
 
 
-def _metered(value: float | None, scale: float, decimals: int) -> str:
+def _metered(value: Number | None, scale: Number, decimals: int) -> str:
     """A table cell: a number, and its share of `scale` in percent, which the style sheet draws as a bar."""
     if not finite(value):
         return f"<td>{fixed(value, decimals)}</td>"
@@ -149,7 +155,7 @@ def _metered(value: float | None, scale: float, decimals: int) -> str:
     return f"<td{' class=n' * (value < 0)} style=--w:{length}>{fixed(value, decimals)}</td>"  # type: ignore[operator]
 
 
-def _rate(density: float) -> str:
+def _rate(density: Number) -> str:
     """A firing frequency as percent with two significant digits: frequencies span five decades."""
     return number(100 * density, 2) + "\u202f%" if finite(density) else number(density)
 

@@ -18,15 +18,15 @@ from jaxinterp.report.feature_html import feature_section
 from jaxinterp.report.plots import Reference, bar_chart, line_chart
 from jaxinterp.report.scoreboard import dot_plots, summary, table, tiles
 from jaxinterp.report.style import EARLY_SCRIPT, SCRIPT, STYLE
-from jaxinterp.report.text import count, finite, number, percent, plain, power_of_ten, short_count
+from jaxinterp.report.text import Number, count, finite, number, percent, plain, power_of_ten, short_count
 
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:"
 
 _DEFINITIONS = (
     (
         "Feature, read vector, write vector",
-        "A feature is active to the degree that the MLP's input points along its read vector, and adds its write vector "
-        "to the reconstruction in proportion to its activation.",
+        "A feature is active to the degree that the MLP's input points along its read vector, and adds its write "
+        "vector to the reconstruction in proportion to its activation.",
     ),
     (
         "FVU, fraction of variance unexplained",
@@ -40,28 +40,30 @@ _DEFINITIONS = (
     ),
     (
         "Recovered",
-        "The share of an ablation's damage that the reconstruction avoids: 100\u202f% is as good as the MLP itself, 0 as bad "
-        "as the ablation. Where the ablation hardly hurts, look at the cross-entropies instead.",
+        "The share of an ablation's damage that the reconstruction avoids: 100\u202f% is as good as the MLP itself, "
+        "0 as bad as the ablation. Where the ablation hardly hurts, look at the cross-entropies instead.",
     ),
     (
         "95\u202f% interval",
-        "Over documents. All rows are measured on the same documents, so two methods may differ reliably although their "
-        "intervals overlap.",
+        "Over documents. All rows are measured on the same documents, so two methods may differ reliably although "
+        "their intervals overlap.",
     ),
     (
         "L0, density, dead",
-        "L0 is the mean number of active features per token; a feature's density is the fraction of tokens on which it is "
-        "active; a dead feature was never active on the held-out tokens.",
+        "L0 is the mean number of active features per token; a feature's density is the fraction of tokens on which "
+        "it is active; a dead feature was never active on the held-out tokens.",
     ),
     (
         "Logits raised and lowered",
-        "The direct path only: the write vector, times the final norm's scale, times the unembedding, minus its mean over "
-        "the vocabulary. What later layers make of the feature is not in it.",
+        "The direct path only: the write vector, times the final norm's weight, times the unembedding, minus its mean "
+        "over the vocabulary; in logits per unit of activation for a residual stream of root mean square 1. What later "
+        "layers make of the feature is not in it.",
     ),
     (
         "Similar neurons, read/write cosine",
-        "Cosines of the feature's write vector with the neurons' rows of the down projection, and of its read vector with "
-        "their columns of the gate or up projection. The read/write cosine compares the feature's own two vectors.",
+        "Cosines of the feature's write vector with the neurons' rows of the down projection, and of its read vector "
+        "with their columns of the gate projection (of the up projection where there is no gate). The read/write "
+        "cosine compares the feature's own two vectors.",
     ),
 )
 
@@ -108,13 +110,13 @@ def render(content: Report) -> str:
 def _scoreboard(content: Report) -> str:
     fvu, entropy = dot_plots(content.scoreboard)
     return (
-        '<p class="lede">Every row stands where the MLP stood and is measured on the same held-out text. The first row was '
-        "trained in this run; the others are baselines. Best values are bold; ↓ and ↑ say which way is better.</p>"
+        '<p class="lede">Every row stands where the MLP stood and is measured on the same held-out text. The first row '
+        "was trained in this run; the others are baselines. Best values are bold; ↓ and ↑ say which way is better.</p>"
         f"{table(content.scoreboard)}"
         f'<div class="two">{_card("Unexplained variance", "FVU, lower is better", fvu)}'
         f"{_card('Cross-entropy with the MLP replaced', 'nats per token, lower is better', entropy)}</div>"
-        '<p class="note">Dots are means over the held-out tokens, bars are 95\u202f% intervals over documents. Dashed lines: '
-        "the unchanged model (clean), and the MLP's output replaced by its training mean or by zero.</p>"
+        '<p class="note">Dots are means over the held-out tokens, bars are 95\u202f% intervals over documents. Dashed '
+        "lines: the unchanged model (clean), and the MLP's output replaced by its training mean or by zero.</p>"
     )
 
 
@@ -128,7 +130,7 @@ def _training(content: Report) -> str:
         ("fvu", "FVU on training batches", "", (), Reference("held out", held_out)),
         ("loss", "Loss", "", (), None),
         ("l0", "L0", "active features per token", (0.0,), None),
-        ("dead_fraction", "Dead features", "fraction", (0.0,), None),
+        ("dead_fraction", "Dead features", "fraction that never fired between two log entries", (0.0,), None),
     )
     cards = []
     for key, title, note, include, reference in charts:
@@ -199,8 +201,8 @@ def density_histogram(
 
 def _features(content: Report) -> str:
     return (
-        '<p class="lede">Each feature with the held-out passages that activate it most, every passage from another window of '
-        "text. The outlined token is the peak; the colour is the activation at every token."
+        '<p class="lede">Each feature with the held-out passages that activate it most, every passage from another '
+        "window of text. The outlined token is the peak; the colour is the activation at every token."
         ' <span class="js-only">Use <kbd>←</kbd> and <kbd>→</kbd> to step through them.</span></p>'
         '<div class="legend">activation 0 <span class="ramp"></span> the feature\'s maximum &ensp; '
         '<span class="w">↵</span> newline &ensp; <span class="w">·</span> space</div>'
@@ -227,16 +229,16 @@ def _card(title: str, note: str, body: str) -> str:
     return f'<div class="card"><h3>{title}<small>{note}</small></h3>{body}</div>'
 
 
-def _column(rows: Sequence[Mapping[str, Any]], key: str) -> list[float | None]:
+def _column(rows: Sequence[Mapping[str, Any]], key: str) -> list[Number | None]:
     return [float(row[key]) if finite(row.get(key)) else None for row in rows]
 
 
-def _spans(values: Sequence[float | None], ratio: float) -> bool:
+def _spans(values: Sequence[Number | None], ratio: float) -> bool:
     """Whether positive values span so large a ratio that a log axis shows them better."""
     known = [value for value in values if value is not None]
     return bool(known) and min(known) > 0 and max(known) / min(known) > ratio
 
 
-def _powers(ticks: Sequence[float]) -> tuple[str, ...]:
+def _powers(ticks: Sequence[Number]) -> tuple[str, ...]:
     """Labels for ticks that are exponents of ten."""
     return tuple(power_of_ten(int(tick)) if tick == int(tick) else "" for tick in ticks)

@@ -9,13 +9,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from jaxinterp.report.scales import Scale, fit_scale, log_labels, tick_labels
-from jaxinterp.report.text import finite, number, plain
+from jaxinterp.report.text import Number, finite, number, plain
 
 _MOST_POINTS = 400  # of a line: more are not visible at this width
 _MOST_HOVERS = 60
 _CHARACTER = 6.4  # the mean width of a character at the style sheet's 11.5 px, in pixels
 
-Labels = Callable[[Sequence[float]], tuple[str, ...]]
+Labels = Callable[[Sequence[Number]], tuple[str, ...]]
 
 
 @dataclass(frozen=True)
@@ -23,8 +23,8 @@ class Dot:
     """One row of a dot plot: a value with its interval (low, high), where there is one."""
 
     label: str
-    value: float | None
-    interval: Sequence[float] | None = None
+    value: Number | None
+    interval: Sequence[Number | None] | None = None
     emphasis: bool = False
 
 
@@ -33,18 +33,18 @@ class Reference:
     """A value to compare with, drawn as a dashed line with a label; `bare` leaves the number out of the label."""
 
     label: str
-    value: float | None
+    value: Number | None
     bare: bool = False
 
 
 def line_chart(
-    x: Sequence[float | None],
-    y: Sequence[float | None],
+    x: Sequence[Number | None],
+    y: Sequence[Number | None],
     *,
     x_label: str,
     title: str,
     log_y: bool = False,
-    include: Sequence[float] = (),
+    include: Sequence[Number] = (),
     reference: Reference | None = None,
     x_labels: Labels = tick_labels,
     y_labels: Labels | None = None,
@@ -87,7 +87,7 @@ def line_chart(
 
 
 def bar_chart(
-    edges: Sequence[float],
+    edges: Sequence[Number],
     counts: Sequence[int],
     *,
     title: str,
@@ -95,16 +95,16 @@ def bar_chart(
     y_label: str = "",
     log_y: bool = False,
     apart: tuple[str, int] | None = None,
-    rug: Sequence[float] = (),
+    rug: Sequence[Number] = (),
     x_labels: Labels = tick_labels,
-    edge_text: Callable[[float], str] = number,
+    edge_text: Callable[[Number], str] = number,
     width: int = 720,
     height: int = 240,
     hover: bool = True,
 ) -> str:
-    """Bars of `counts` between `edges`; `apart` is a bar of its own (label, count) at the left, `rug` marks below the axis.
+    """Bars of `counts` between `edges`; `apart` is a bar of its own (label, count) at the left, `rug` marks the axis.
 
-    With `log_y` the axis begins below one, so that a count of one can be seen. `hover=False` draws all bars as one path.
+    With `log_y` the axis begins below one, so that a count of one can be seen. `hover=False` draws one path for all.
     """
     if not sum(counts) and not (apart and apart[1]):
         return _nothing(title)
@@ -128,7 +128,9 @@ def bar_chart(
         if amount
     ]
     if hover:
-        parts += [_bar(across, wide, min(ys(amount), base - 1.2), base, "bar", text) for across, wide, amount, text in boxes]
+        parts += [
+            _bar(across, wide, min(ys(amount), base - 1.2), base, "bar", text) for across, wide, amount, text in boxes
+        ]
     else:
         outline = "".join(f"M{_px(a)} {_px(base)}V{_px(ys(n))}h{_px(w)}V{_px(base)}z" for a, w, n, _ in boxes)
         parts.append(f'<path class="bar" d="{outline}"/>')
@@ -148,7 +150,7 @@ def dot_plot(
     *,
     title: str,
     references: Sequence[Reference] = (),
-    show: Callable[[float | None], str] = number,
+    show: Callable[[Number | None], str] = number,
     width: int = 540,
 ) -> str:
     """One row a method: a dot, its interval, and the number. A reference far outside the dots becomes an arrow.
@@ -181,23 +183,23 @@ def dot_plot(
         left = " · ".join(_reference_text(one, show) for one in far if one.value < xs.low)  # type: ignore[operator]
         for text, at, anchor in ((f"{right} →", width - 4, "end"), (f"← {left}", gutter, "start")):
             if len(text) > 2:
-                parts.append(
-                    f'<text class="reference-label" x="{_px(at)}" y="{_px(top - 12)}" text-anchor="{anchor}">{plain(text)}</text>'
-                )
+                where = f'x="{_px(at)}" y="{_px(top - 12)}" text-anchor="{anchor}"'
+                parts.append(f'<text class="reference-label" {where}>{plain(text)}</text>')
     for index, row in enumerate(rows):
         parts.append(_dot_row(row, xs, top + 30 * index + 15, gutter, width, show))
     return _svg(width, round(bottom + 26), title, parts)
 
 
 def _dot_row(
-    row: Dot, xs: Scale, middle: float, gutter: float, width: int, show: Callable[[float | None], str]
+    row: Dot, xs: Scale, middle: Number, gutter: Number, width: int, show: Callable[[Number | None], str]
 ) -> str:
     tone = "strong" if row.emphasis else "soft"
     room = int((gutter - 12) / _CHARACTER)
     name = row.label if len(row.label) <= room else row.label[: room - 1] + "…"
+    line = f'y="{_px(middle + 4)}" text-anchor="end"'
     parts = [
-        f'<text class="name {tone}" x="{_px(gutter - 12)}" y="{_px(middle + 4)}" text-anchor="end">{plain(name)}</text>',
-        f'<text class="value {tone}" x="{width - 4}" y="{_px(middle + 4)}" text-anchor="end">{show(row.value)}</text>',
+        f'<text class="name {tone}" x="{_px(gutter - 12)}" {line}>{plain(name)}</text>',
+        f'<text class="value {tone}" x="{width - 4}" {line}>{show(row.value)}</text>',
     ]
     said = f"{row.label}: {number(row.value, 4)}"
     if finite(row.value):
@@ -209,9 +211,7 @@ def _dot_row(
     return f"<g>{''.join(parts)}<title>{plain(said)}</title></g>"
 
 
-def _sorted_out(
-    values: Sequence[float], references: Sequence[Reference]
-) -> tuple[list[Reference], list[Reference]]:
+def _sorted_out(values: Sequence[Number], references: Sequence[Reference]) -> tuple[list[Reference], list[Reference]]:
     """The references that fit on the axis of the values, by distance from them, and those that don't."""
     low, high = min(values), max(values)
     limit = 3 * max(high - low, 0.02 * max(abs(low), abs(high)))
@@ -222,7 +222,7 @@ def _sorted_out(
     return sorted(near, key=lambda one: one.value), far  # type: ignore[arg-type, return-value]
 
 
-def _lanes(labels: Sequence[tuple[float, str]]) -> list[int]:
+def _lanes(labels: Sequence[tuple[Number, str]]) -> list[int]:
     """The row of each label (centre, text; sorted by centre), so that no two labels of one row overlap."""
     ends: list[float] = []
     chosen = []
@@ -234,7 +234,7 @@ def _lanes(labels: Sequence[tuple[float, str]]) -> list[int]:
     return chosen
 
 
-def _reference_text(reference: Reference, show: Callable[[float | None], str]) -> str:
+def _reference_text(reference: Reference, show: Callable[[Number | None], str]) -> str:
     return reference.label if reference.bare else f"{reference.label} {show(reference.value)}"
 
 
@@ -247,7 +247,7 @@ def _ends(row: Dot) -> tuple[float, ...]:
     return ends if len(ends) == 2 and all(map(finite, ends)) else ()
 
 
-def _y_axis(ys: Scale, left: float, right: float, labels: Labels, ticks: Sequence[float] | None = None) -> str:
+def _y_axis(ys: Scale, left: Number, right: Number, labels: Labels, ticks: Sequence[Number] | None = None) -> str:
     ticks = ys.ticks() if ticks is None else ticks
     lines = "".join(f"M{_px(left)} {_px(ys(tick))}H{_px(right)}" for tick in ticks)
     texts = "".join(
@@ -257,7 +257,7 @@ def _y_axis(ys: Scale, left: float, right: float, labels: Labels, ticks: Sequenc
     return f'<path class="grid" d="{lines}"/>{texts}'
 
 
-def _x_axis(xs: Scale, base: float, labels: Labels, label: str, grid_from: float | None = None) -> str:
+def _x_axis(xs: Scale, base: Number, labels: Labels, label: str, grid_from: Number | None = None) -> str:
     ticks = xs.ticks(max(2, round((xs.stop - xs.start) / 90)))
     grid = "" if grid_from is None else "".join(f"M{_px(xs(tick))} {_px(grid_from)}V{_px(base)}" for tick in ticks)
     texts = "".join(
@@ -272,7 +272,7 @@ def _x_axis(xs: Scale, base: float, labels: Labels, label: str, grid_from: float
     )
 
 
-def _bar(across: float, wide: float, top: float, base: float, name: str, text: str) -> str:
+def _bar(across: Number, wide: Number, top: Number, base: Number, name: str, text: str) -> str:
     size = f'x="{_px(across)}" y="{_px(top)}" width="{_px(wide)}" height="{_px(max(base - top, 0))}"'
     return f'<rect class="{name}" {size}><title>{plain(text)}</title></rect>'
 
@@ -284,7 +284,7 @@ def _thinned(length: int, most: int) -> list[int]:
     return [round(index * (length - 1) / (most - 1)) for index in range(most)]
 
 
-def _path(points: Sequence[tuple[float, float] | None]) -> str:
+def _path(points: Sequence[tuple[Number, Number] | None]) -> str:
     pieces, pen = [], "M"
     for point in points:
         if point is None:
@@ -296,7 +296,7 @@ def _path(points: Sequence[tuple[float, float] | None]) -> str:
     return "".join(pieces)
 
 
-def _px(value: float) -> str:
+def _px(value: Number) -> str:
     return f"{value:.1f}".removesuffix(".0") if math.isfinite(value) else "0"
 
 

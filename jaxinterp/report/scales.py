@@ -1,26 +1,29 @@
 """Axes: from a value to a pixel, and the values at which an axis is labelled.
 
-    pixel = start + (stop - start) * (t(value) - t(low)) / (t(high) - t(low)),    t = log10 on a log axis, else identity
+pixel = start + (stop - start) * (t(value) - t(low)) / (t(high) - t(low)),    t = log10 on a log axis, else identity
 """
 
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
-from jaxinterp.report.text import finite, number
+from jaxinterp.report.text import Number, finite, number
+
+_LARGEST = 1e200  # larger values are drawn at this one, so that margins and ticks do not overflow
 
 
 @dataclass(frozen=True)
 class Scale:
     """An axis from `low` to `high` (values, low < high) drawn from `start` to `stop` (pixels)."""
 
-    low: float
-    high: float
-    start: float
-    stop: float
+    low: Number
+    high: Number
+    start: Number
+    stop: Number
     log: bool = False
 
-    def __call__(self, value: float) -> float:
+    def __call__(self, value: Number) -> float:
         """The pixel of a value; on a log axis values at or below zero stand at the low end."""
         if self.log:
             value, low, high = math.log10(max(value, self.low)), math.log10(self.low), math.log10(self.high)
@@ -28,12 +31,12 @@ class Scale:
             low, high = self.low, self.high
         return self.start + (self.stop - self.start) * (value - low) / (high - low)
 
-    def holds(self, value: float) -> bool:
+    def holds(self, value: Number) -> bool:
         """Whether the value lies on the axis."""
         return self.low <= value <= self.high
 
     def ticks(self, target: int = 5) -> tuple[float, ...]:
-        """About `target` round values on the axis: multiples of 1, 2 or 5 times a power of ten; decades on a log axis."""
+        """About `target` round values on the axis: 1, 2 or 5 times a power of ten apart; decades on a log axis."""
         return self._log_ticks(target) if self.log else self._linear_ticks(target)
 
     def _linear_ticks(self, target: int) -> tuple[float, ...]:
@@ -54,19 +57,23 @@ class Scale:
 
 
 def fit_scale(
-    values: Iterable[float | None],
-    start: float,
-    stop: float,
+    values: Iterable[Number | None],
+    start: Number,
+    stop: Number,
     *,
     log: bool = False,
-    include: Sequence[float] = (),
-    margin: float = 0.04,
+    include: Sequence[Number] = (),
+    margin: Number = 0.04,
 ) -> Scale:
     """The scale that holds every finite value (positive ones on a log axis) and `include`, with a margin at both ends.
 
     One value, or equal ones, get a range around them; no value at all gives 0 to 1 (1 to 10 on a log axis).
     """
-    usable = [float(value) for value in (*values, *include) if finite(value) and (not log or value > 0)]
+    usable = [
+        max(-_LARGEST, min(float(value), _LARGEST))
+        for value in (*values, *include)
+        if finite(value) and (not log or value > 1 / _LARGEST)
+    ]
     if not usable:
         return Scale(1.0, 10.0, start, stop, True) if log else Scale(0.0, 1.0, start, stop)
     low, high = min(usable), max(usable)
@@ -81,13 +88,16 @@ def fit_scale(
         return Scale(low - room, high + room, start, stop)
     # An end that was asked for (zero, most often) is the end of the axis: no margin beyond it.
     return Scale(
-        low if low in include else low - margin * spread, high if high in include else high + margin * spread, start, stop
+        low if low in include else low - margin * spread,
+        high if high in include else high + margin * spread,
+        start,
+        stop,
     )
 
 
-def tick_labels(ticks: Sequence[float]) -> tuple[str, ...]:
+def tick_labels(ticks: Sequence[Number]) -> tuple[str, ...]:
     """Labels with as many decimals as the distance between the ticks asks for."""
-    distances = [abs(after - before) for before, after in zip(ticks, ticks[1:], strict=False) if after != before]
+    distances = [abs(after - before) for before, after in pairwise(ticks) if after != before]
     largest = max((abs(tick) for tick in ticks), default=0.0)
     if not distances or largest >= 1e5 or min(distances) < 1e-4:
         return tuple(number(tick, 2) if tick else "0" for tick in ticks)
@@ -95,6 +105,6 @@ def tick_labels(ticks: Sequence[float]) -> tuple[str, ...]:
     return tuple(f"{tick:,.{decimals}f}".replace("-", "−") for tick in ticks)
 
 
-def log_labels(ticks: Sequence[float]) -> tuple[str, ...]:
+def log_labels(ticks: Sequence[Number]) -> tuple[str, ...]:
     """Labels of a log axis: the number itself near one, a power of ten far from it."""
     return tuple(f"{tick:g}" if 1e-3 <= tick < 1e5 else number(tick, 1).replace("1×", "") for tick in ticks)

@@ -5,28 +5,29 @@ Every word about which method is ahead is computed from the numbers, and says so
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 from jaxinterp.report.plots import Dot, Reference, dot_plot
-from jaxinterp.report.text import count, finite, fixed, percent, plain, short_count
+from jaxinterp.report.text import Number, count, finite, fixed, percent, plain, short_count
 
 Row = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
 class Column:
-    """One column: its key in a row, what it means, how it is shown, and which way is better (+1 up, -1 down, 0 none)."""
+    """One column: its key in a row, what it means, how it is shown, which way is better (+1 up, -1 down, 0 neither)."""
 
     key: str
     name: str
     group: str
     meaning: str
-    show: Callable[[float | None], str]
+    show: Callable[[Number | None], str]
     better: int = 0
     interval: str | None = None
 
 
-def _three(value: float | None) -> str:
+def _three(value: Number | None) -> str:
     return fixed(value, 3)
 
 
@@ -114,8 +115,8 @@ COLUMNS = (
         percent,
         +1,
     ),
-    Column("tokens", "Tokens", "Cost", "Number of tokens that the row was measured on.", count),
-    Column("seconds", "Seconds", "Cost", "Wall-clock time that the row took.", lambda value: fixed(value, 1)),
+    Column("tokens", "Tokens", "Cost", "Number of held-out tokens that the row was measured on.", count),
+    Column("seconds", "Seconds", "Cost", "Wall-clock seconds that the row took.", lambda value: fixed(value, 1)),
 )
 
 
@@ -191,7 +192,11 @@ def tiles(rows: Sequence[Row], curves: Sequence[Row], features: int) -> str:
     speed = f"{count(speeds[len(speeds) // 2])} tokens per second" if speeds else ""
     shown = (
         ("Unexplained variance", _three(row.get("fvu")), rival),
-        ("Cross-entropy added", sign + fixed(added, 3), f"{fixed(replaced, 3)} replaced, {fixed(clean, 3)} clean (nats)"),
+        (
+            "Cross-entropy added",
+            sign + fixed(added, 3),
+            f"{fixed(replaced, 3)} replaced, {fixed(clean, 3)} clean (nats)",
+        ),
         (
             "Cross-entropy recovered",
             percent(row.get("ce_recovered_zero")),
@@ -211,7 +216,7 @@ def table(rows: Sequence[Row]) -> str:
     if not rows:
         return '<p class="empty">No scores were recorded.</p>'
     best = {column.key: best_rows(rows, column) for column in COLUMNS}
-    starts = {column.key for before, column in zip(COLUMNS, COLUMNS[1:], strict=False) if before.group != column.group}
+    starts = {column.key for before, column in pairwise(COLUMNS) if before.group != column.group}
     groups: dict[str, int] = {}
     for column in COLUMNS:
         groups[column.group] = groups.get(column.group, 0) + 1
@@ -263,7 +268,9 @@ def dot_plots(rows: Sequence[Row]) -> tuple[str, str]:
     lines = [Reference(name, first.get(f"ce_{name}")) for name in ("clean", "mean", "zero")]
     return (
         dot_plot(dots("fvu"), title="FVU by method", references=scale, show=_three),
-        dot_plot(dots("ce_replaced"), title="Cross-entropy with the MLP replaced, by method", references=lines, show=_three),
+        dot_plot(
+            dots("ce_replaced"), title="Cross-entropy with the MLP replaced, by method", references=lines, show=_three
+        ),
     )
 
 
@@ -272,7 +279,7 @@ def _ranking(rows: Sequence[Row], key: str) -> list[int]:
     return sorted((index for index, row in enumerate(rows) if finite(row.get(key))), key=lambda i: (rows[i][key], i))
 
 
-def _interval(row: Row, key: str) -> tuple[float, ...]:
+def _interval(row: Row, key: str) -> tuple[Number, ...]:
     ends = tuple(row.get(key) or ())
     return ends if len(ends) == 2 and all(map(finite, ends)) else ()
 

@@ -35,7 +35,8 @@ section{padding:44px 0 0}
 header.top{padding-top:52px}
 .kicker{color:var(--accent);font-size:12.5px;font-weight:600;letter-spacing:.08em;text-transform:uppercase}
 .subtitle{font-size:17px;color:var(--soft);margin:0 0 24px}
-.summary{font:20px/1.5 var(--serif);max-width:88ch;margin:0 0 28px;padding-left:18px;border-left:3px solid var(--accent)}
+.summary{font:20px/1.5 var(--serif);max-width:88ch;margin:0 0 28px;padding-left:18px;
+border-left:3px solid var(--accent)}
 .tiles{display:grid;grid-template-columns:repeat(6,1fr);gap:12px}
 .tile{background:var(--card);border:1px solid var(--rule);border-radius:8px;padding:14px 16px 13px}
 .tile span{display:block;color:var(--soft);font-size:12.5px}
@@ -142,7 +143,8 @@ HEAT
 .panels{display:grid;grid-template-columns:minmax(0,1fr) minmax(0,1fr);gap:22px 34px}
 .logits table,.neurons table{font-size:12.5px}
 .logits td{padding:2.5px 0}
-.logits td:first-child{font-family:var(--mono);font-size:12px;max-width:1px;width:99%;overflow:hidden;text-overflow:ellipsis}
+.logits td:first-child{font-family:var(--mono);font-size:12px;max-width:1px;width:99%;overflow:hidden;
+text-overflow:ellipsis}
 .logits td:last-child{padding-left:8px;color:var(--soft)}
 .neurons th,.neurons td{padding:3.5px 0;border-bottom:1px solid var(--grid)}
 .neurons th{font-size:12px}

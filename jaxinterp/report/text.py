@@ -1,13 +1,15 @@
 """Strings and numbers as the report shows them: escaped, and with nothing invisible left.
 
 A token may hold anything: markup, quotes, control characters, bidirectional overrides, half of a character. Whatever a
-browser would act on or hide is escaped or shown as a glyph, so that a token can neither break the page nor be invisible.
+browser would act on or hide is escaped or shown as a glyph: a token can neither break the page nor be invisible.
 """
 
 import html
 import math
 import unicodedata
 from numbers import Real
+
+Number = float | int
 
 DASH = "–"
 _GLYPHS = {"\n": "↵", "\t": "⇥", "\r": "␍", "\x7f": "␡", "\u00a0": "⍽", "\u00ad": "\\xad"}
@@ -19,7 +21,7 @@ _MOST_DOTS = 12
 
 
 def token_html(token: str, *, alone: bool = False) -> str:
-    """A token as HTML. Spaces are dots where they matter: in runs, in blank tokens, at both ends of a token shown alone.
+    """A token as HTML. Spaces are dots where they matter: in runs, in blank tokens, at the ends of a token shown alone.
 
     Newline, tab and other characters that cannot be seen are shown as dimmed glyphs or escapes.
     """
@@ -54,27 +56,27 @@ def plain(text: str) -> str:
     )
 
 
-def number(value: float | None, digits: int = 3) -> str:
+def number(value: Number | None, digits: int = 3) -> str:
     """A number with `digits` significant digits; an en dash for None; powers of ten outside [1e-3, 1e5)."""
     return _special(value) or _significant(float(value), digits)  # type: ignore[arg-type]
 
 
-def fixed(value: float | None, decimals: int) -> str:
+def fixed(value: Number | None, decimals: int) -> str:
     """A number with so many decimals; an en dash for None."""
     return _special(value) or _minus(f"{value:,.{decimals}f}")
 
 
-def percent(value: float | None, decimals: int = 1) -> str:
+def percent(value: Number | None, decimals: int = 1) -> str:
     """A fraction as percent; an en dash for None."""
     return _special(value) or _minus(f"{100 * value:,.{decimals}f}") + "\u202f%"  # type: ignore[operator]
 
 
-def count(value: float | None) -> str:
+def count(value: Number | None) -> str:
     """A count with thousands separators; an en dash for None."""
     return _special(value) or _minus(f"{value:,.0f}")
 
 
-def short_count(value: float | None) -> str:
+def short_count(value: Number | None) -> str:
     """A count in thousands, millions or billions, for axes and tiles: 200k, 1.5M."""
     if special := _special(value):
         return special
@@ -84,14 +86,18 @@ def short_count(value: float | None) -> str:
     return _minus(f"{value:.3g}")
 
 
-def duration(seconds: float | None) -> str:
+def duration(seconds: Number | None) -> str:
     """A time as seconds, minutes or hours; an en dash for None."""
     if special := _special(seconds):
         return special
     if seconds < 60:  # type: ignore[operator]
         return f"{seconds:.3g}\u202fs"
     minutes, rest = divmod(round(seconds), 60)  # type: ignore[arg-type]
-    return f"{minutes}\u202fmin {rest:02d}\u202fs" if minutes < 60 else f"{minutes // 60}\u202fh {minutes % 60:02d}\u202fmin"
+    return (
+        f"{minutes}\u202fmin {rest:02d}\u202fs"
+        if minutes < 60
+        else f"{minutes // 60}\u202fh {minutes % 60:02d}\u202fmin"
+    )
 
 
 def power_of_ten(exponent: int) -> str:
@@ -104,7 +110,7 @@ def finite(value: object) -> bool:
     return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def _special(value: float | None) -> str:
+def _special(value: Number | None) -> str:
     if value is None:
         return DASH
     if math.isnan(value):
@@ -118,7 +124,7 @@ def _minus(text: str) -> str:
     return text.replace("-", "−")
 
 
-def _significant(value: float, digits: int) -> str:
+def _significant(value: Number, digits: int) -> str:
     if value == 0:
         return "0"
     if 1e-3 <= abs(value) < 1e5:

@@ -7,11 +7,11 @@ from jaxinterp.report.content import FeaturePage, NeuronMatch, Report, TokenCont
 
 SENTENCES = (
     "The result is returned as a new array; the argument itself is never changed.",
-    "If *axis* is None (the default), the mean is taken over all axes.\n\n    Parameters\n    ----------\n    x : array_like\n",
+    "If *axis* is None (the default), the mean is over all axes.\n\n    Parameters\n    ----------\n    x : array\n",
     "And God said, Let there be light: and there was light.\n",
-    "A generator expression yields a new generator object. Its syntax is the same as for comprehensions,\nexcept that it is "
-    "enclosed in parentheses instead of brackets or curly braces.",
-    "raise ValueError(f\"expected shape {shape}, got {x.shape}\")\n        return x @ w + b\n",
+    "A generator expression yields a new generator object. Its syntax is the same as for comprehensions,\nexcept that "
+    "it is enclosed in parentheses instead of brackets or curly braces.",
+    'raise ValueError(f"expected shape {shape}, got {x.shape}")\n        return x @ w + b\n',
     "We use the chain rule to differentiate through the solver, which needs one more linear solve.",
     "Note that this function does not check whether the matrix is symmetric <b>or</b> positive definite & finite.",
     "the children of Israel went out with an high hand in the sight of all the Egyptians 🌍.\n",
@@ -155,3 +155,8 @@ def sample(features: int = 64, contexts: int = 8, dense: bool = False) -> Report
 @pytest.fixture
 def report() -> Report:
     return sample(features=5, contexts=3)
+
+
+@pytest.fixture
+def big_report() -> Report:
+    return sample(features=100, contexts=10)

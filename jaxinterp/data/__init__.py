@@ -1,0 +1,13 @@
+"""Data: text -> documents -> token ids -> windows -> activations.
+
+    corpus = load_corpus("docs", tokenizer)
+    train, heldout = split(corpus, 0.05)
+    for batch in batches(windows(train, 256), 32, seed=0): ...
+
+`windows` and `batches` are in `jaxinterp.data.windows`, which alone imports Grain.
+"""
+
+from jaxinterp.data.documents import Document, read_documents
+from jaxinterp.data.tokens import TokenCorpus, encode_documents, load_corpus, split
+
+__all__ = ["Document", "TokenCorpus", "encode_documents", "load_corpus", "read_documents", "split"]

@@ -1,0 +1,145 @@
+"""Text -> documents, as a stream: a text file, a .jsonl file, or a folder of both.
+
+A document is what the split into training and held-out text never divides, so a long text file is cut into pieces:
+at a line that says `<|endoftext|>`, and otherwise at the first blank line after `PIECE` characters.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jaxinterp.errors import UserError, suggest
+
+PIECE = 8_000
+"""Characters after which a text file is cut at the next blank line (about 2,000 tokens of English)."""
+LONGEST_LINE = 64 * 2**20
+"""Bytes of a line that are read at most: a file without line ends must not fill the memory."""
+SUFFIXES = (".txt", ".jsonl")
+SEPARATOR_LINE = "<|endoftext|>"
+
+
+@dataclass(frozen=True)
+class Document:
+    """A text, and where it stands: a path (with the line of its start), for messages and reports."""
+
+    text: str
+    source: str
+
+    @property
+    def key(self) -> int:
+        """A number below 2**64 that depends on the text alone."""
+        return content_key(self.text.encode())
+
+
+def content_key(content: bytes) -> int:
+    """The last 8 bytes of the SHA-256 of `content`: the same content has the same key, wherever it stands."""
+    return int.from_bytes(hashlib.sha256(content).digest()[-8:], "big")
+
+
+def read_documents(path: str | Path, *, text_field: str = "text") -> Iterator[Document]:
+    """The documents of a .txt file, of a .jsonl file (one per line), or of all such files below a folder, by name.
+
+    Texts that hold only white space are passed over.
+
+    Args:
+      text_field: the field of a .jsonl line that holds the text.
+    Raises:
+      UserError: at once if there is no such file, its kind is unknown or the folder holds none; while reading if
+        a line is malformed (the message names file and line), or at the end if there was no text at all.
+    """
+    path = Path(path)
+    if path.is_dir():
+        files = sorted(file for file in path.rglob("*") if file.suffix in SUFFIXES and file.is_file())
+        if not files:
+            raise UserError(f"the folder {path} holds no {' or '.join(SUFFIXES)} file.")
+    elif not path.exists():
+        beside = [other.name for other in path.parent.iterdir()] if path.parent.is_dir() else []
+        raise UserError(f"no text file or folder {path}.{suggest(path.name, beside)}")
+    elif path.suffix not in SUFFIXES:
+        raise UserError(
+            f"{path}: cannot read text from {path.suffix or 'a file without suffix'}: "
+            f"give {' or '.join(SUFFIXES)}, or a folder of them."
+        )
+    else:
+        files = [path]
+    return _some(path, (document for file in files for document in _of_file(file, text_field)))
+
+
+def cut(lines: Iterable[tuple[int, str]], source: str) -> Iterator[Document]:
+    """Documents of about `PIECE` characters from numbered lines, cut at blank lines and at separator lines."""
+    piece: list[str] = []
+    start, length = 1, 0
+    for number, line in lines:
+        separator = line.strip() == SEPARATOR_LINE
+        if piece and (separator or (length >= PIECE and not line.strip()) or length >= 2 * PIECE):
+            yield Document("".join(piece).strip(), f"{source}:{start}")
+            piece, length = [], 0
+        if not separator and (piece or line.strip()):
+            start = start if piece else number
+            piece.append(line)
+            length += len(line)
+    if piece:
+        yield Document("".join(piece).strip(), f"{source}:{start}")
+
+
+def numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
+    """The lines of a UTF-8 file with their numbers from 1; a byte order mark and `\\r` are dropped.
+
+    Raises:
+      UserError: a line that is not UTF-8 or longer than `LONGEST_LINE`, by file and line.
+    """
+    number = 0
+    try:
+        with path.open("rb") as file:
+            while raw := file.readline(LONGEST_LINE + 1):
+                number += 1
+                if len(raw) > LONGEST_LINE:
+                    raise UserError(f"{path}, line {number}: longer than {LONGEST_LINE} bytes; break it into lines.")
+                line = raw.decode("utf-8-sig" if number == 1 else "utf-8")
+                yield number, line.replace("\r\n", "\n")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}, line {number}: byte {error.start + 1} is not UTF-8; convert the file.") from error
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}.") from error
+
+
+def _of_file(path: Path, text_field: str) -> Iterator[Document]:
+    if path.suffix == ".txt":
+        return cut(numbered_lines(path), str(path))
+    return (document for document in _of_jsonl(path, text_field) if document.text.strip())
+
+
+def _of_jsonl(path: Path, text_field: str) -> Iterator[Document]:
+    for number, line in numbered_lines(path):
+        if not line.strip():
+            continue
+        where = f"{path}, line {number}"
+        try:
+            record: Any = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"{where}: no readable JSON ({error}).") from error
+        if not isinstance(record, dict):
+            raise UserError(f"{where}: a JSON object is expected, not {type(record).__name__}.")
+        if text_field not in record:
+            fields = ", ".join(repr(field) for field in list(record)[:8]) or "none"
+            raise UserError(f"{where}: no field text_field={text_field!r}; its fields: {fields}.")
+        text = record[text_field]
+        if not isinstance(text, str):
+            raise UserError(f"{where}: field {text_field!r} holds {type(text).__name__}, where text is expected.")
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:  # half of a surrogate pair, which JSON can write and UTF-8 cannot
+            raise UserError(f"{where}: field {text_field!r} holds half a surrogate pair, which is no text.") from error
+        yield Document(text, f"{path}:{number}")
+
+
+def _some(path: Path, documents: Iterable[Document]) -> Iterator[Document]:
+    empty = True
+    for document in documents:
+        empty = False
+        yield document
+    if empty:
+        raise UserError(f"{path} is empty: it holds no text.")

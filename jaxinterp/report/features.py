@@ -1,0 +1,300 @@
+"""What each feature responds to, measured on held-out text in two passes over its windows.
+
+    first pass    how often every feature fires, and the windows in which it peaks highest
+    second pass   for the features chosen to be shown: histogram, and the activations around those peaks
+
+Both passes compute the codes of a batch under jit. The first one keeps, for every feature, a count and the n highest
+peaks (one a window), never an array of all tokens by all features; the second one brings the chosen features' columns
+of one batch at a time to the host. A feature fires on a token where its code is not zero. Tokens of weight 0 (attention
+sinks, special tokens) count nowhere and are shown as silent.
+"""
+
+import itertools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from jaxinterp.data.activations import harvest
+from jaxinterp.errors import UserError
+from jaxinterp.report.content import FeaturePage, NeuronMatch, TokenContext
+from jaxinterp.report.vectors import direct_logits, neuron_cosines, row_cosines
+
+AROUND = 20  # tokens shown on either side of a peak
+BINS = 30
+LOGITS = 8  # tokens listed as raised, and as lowered
+NEURONS = 6
+_MOST_CODES = 2**24  # entries of a batch's dense codes: 64 MiB
+
+Window = Mapping[str, np.ndarray]
+
+
+class Peaks(eqx.Module):
+    """Running statistics of every feature; the n highest peaks are sorted by |value|, 0 where there are fewer."""
+
+    fired: Float[Array, " features"]  # tokens on which it is active
+    weight: Float[Array, ""]  # tokens seen
+    values: Float[Array, "features n"]
+    windows: Int[Array, "features n"]  # in which window
+    places: Int[Array, "features n"]  # at which token of it
+
+
+@dataclass(frozen=True)
+class Text:
+    """What the second pass finds, one entry a chosen feature: its contexts, edges and counts of its histogram."""
+
+    contexts: list[list[TokenContext]]
+    edges: list[np.ndarray]
+    counts: list[np.ndarray]
+
+
+def feature_pages(
+    decomposition: Any,
+    subject: Any,
+    dataset: Iterable[Mapping[str, Any]],
+    *,
+    features: int = 64,
+    contexts: int = 8,
+    tokens: int = 50_000,
+    seed: int = 0,
+) -> tuple[Float[np.ndarray, " features"], tuple[FeaturePage, ...]]:
+    """Measure every feature's density, and choose features to show with all that a report says about them.
+
+    Which features: the live ones are ordered by density and cut into `features` groups of equal size, and one of each
+    is drawn at random, so that rare and frequent features are shown in the proportion in which they occur. Contexts are
+    the highest peaks (by |activation|), at most one from each window, with `AROUND` tokens on either side within the
+    document.
+
+    Args:
+      decomposition: has `encoder` and `decoder`, one row a feature, and `sites`.
+      dataset: held-out windows {"tokens", "weight", "document"}, each `[seq]`, or batches of them, `[batch, seq]`.
+      features: how many to show at most.
+      contexts: how many passages each.
+      tokens: how much of the dataset to read, in tokens (whole windows, at least one).
+      seed: of the draw.
+    Returns:
+      The firing frequency per token of every feature, and the chosen features in the order of their index.
+    Raises:
+      UserError: a number is not positive, there is no window, or the decomposition has no read and write vectors.
+    """
+    for name, value in (("features", features), ("contexts", contexts), ("tokens", tokens)):
+        if value < 1:
+            raise UserError(f"{name}={value} must be at least 1.")
+    if not hasattr(decomposition, "encoder") or not hasattr(decomposition, "decoder"):
+        raise UserError(
+            f"decomposition={type(decomposition).__name__} has no encoder and decoder rows: feature pages show "
+            "dictionaries (transcoder, skip_transcoder, sparse_autoencoder)."
+        )
+    windows = _collect(dataset, tokens)
+    peaks = measure(decomposition, subject.model, windows, contexts)
+    densities = np.asarray(peaks.fired, np.float64) / max(float(peaks.weight), 1.0)
+    chosen = choose(densities, features, seed)
+    if not chosen.size:
+        return densities, ()
+    return densities, _pages(decomposition, subject, windows, peaks, densities, chosen)
+
+
+def choose(densities: Float[np.ndarray, " features"], count: int, seed: int = 0) -> Int[np.ndarray, " chosen"]:
+    """`count` live features, one drawn from each of `count` equal groups by density; all where there are fewer."""
+    live = np.flatnonzero(densities > 0)
+    if live.size <= count:
+        return live
+    by_density = live[np.argsort(densities[live], kind="stable")]
+    draw = np.random.default_rng(seed)
+    return np.sort(np.array([draw.choice(group) for group in np.array_split(by_density, count)]))
+
+
+def measure(decomposition: Any, model: Any, windows: Sequence[Window], count: int) -> Peaks:
+    """The first pass: firing counts and the `count` highest peaks of every feature, at most one a window."""
+    features = decomposition.decoder.shape[0]
+    peaks = Peaks(
+        jnp.zeros(features),
+        jnp.zeros(()),
+        jnp.zeros((features, count)),
+        jnp.zeros((features, count), jnp.int32),
+        jnp.zeros((features, count), jnp.int32),
+    )
+    update = eqx.filter_jit(_update)
+    for first, batch in _batches(windows, features):
+        peaks = update(peaks, decomposition, model, batch, jnp.asarray(first, jnp.int32))
+    return peaks
+
+
+def _codes(decomposition: Any, model: Any, batch: Mapping[str, Array]) -> Float[Array, "batch seq features"]:
+    """The codes of every token, 0 where the token has no weight."""
+    rows = harvest(model, batch, (decomposition.sites.reads,))
+    codes = decomposition.encode(rows.arrays[decomposition.sites.reads]).dense()
+    return jnp.where(rows.weight[:, None] > 0, codes, 0.0).reshape(*batch["tokens"].shape, -1)
+
+
+def _update(peaks: Peaks, decomposition: Any, model: Any, batch: Mapping[str, Array], first: Array) -> Peaks:
+    codes = _codes(decomposition, model, batch)
+    places = jnp.argmax(jnp.abs(codes), axis=1)  # [batch, features]
+    values = jnp.take_along_axis(codes, places[:, None], axis=1)[:, 0]
+    windows = jnp.broadcast_to(first + jnp.arange(codes.shape[0], dtype=jnp.int32)[:, None], places.shape)
+
+    def joined(old: Array, new: Array) -> Array:
+        return jnp.concatenate([old, new.T.astype(old.dtype)], axis=1)
+
+    every_value = joined(peaks.values, values)
+    # Of equal peaks top_k keeps the first, which is the one in the earlier window.
+    _, kept = jax.lax.top_k(jnp.abs(every_value), peaks.values.shape[1])
+    return Peaks(
+        peaks.fired + jnp.sum(codes != 0, axis=(0, 1)),
+        peaks.weight + jnp.sum(batch["weight"] > 0),
+        jnp.take_along_axis(every_value, kept, axis=1),
+        jnp.take_along_axis(joined(peaks.windows, windows), kept, axis=1),
+        jnp.take_along_axis(joined(peaks.places, places), kept, axis=1),
+    )
+
+
+def _pages(
+    decomposition: Any, subject: Any, windows: Sequence[Window], peaks: Peaks, densities: np.ndarray, chosen: np.ndarray
+) -> tuple[FeaturePage, ...]:
+    """The second pass, and what the vectors say, put together."""
+    values = np.asarray(peaks.values)[chosen]
+    text = _read_text(decomposition, subject, windows, peaks, chosen)
+    reads, writes = decomposition.sites.reads, decomposition.sites.writes
+    encoder = np.asarray(decomposition.encoder, np.float32)[chosen]
+    decoder = np.asarray(decomposition.decoder, np.float32)[chosen]
+    logits = direct_logits(subject.model, writes, decoder * float(getattr(decomposition, "output_scale", 1.0)))
+    write_cosines = neuron_cosines(subject.model, writes, decoder)
+    read_cosines = neuron_cosines(subject.model, reads, encoder)
+    own = row_cosines(encoder, decoder)
+    pages = []
+    for row, index in enumerate(chosen):
+        raised, lowered = ((), ()) if logits is None else _extremes(subject.tokenizer, logits[row])
+        pages.append(
+            FeaturePage(
+                index=int(index),
+                density=float(densities[index]),
+                max_activation=float(values[row, 0]),
+                contexts=tuple(text.contexts[row]),
+                histogram_edges=tuple(map(float, text.edges[row])),
+                histogram_counts=tuple(map(int, text.counts[row])),
+                raised=raised,
+                lowered=lowered,
+                neurons=_nearest(
+                    None if write_cosines is None else write_cosines[row],
+                    None if read_cosines is None else read_cosines[row],
+                ),
+                read_write_cosine=None if own is None else float(own[row]),
+            )
+        )
+    return tuple(pages)
+
+
+def _read_text(decomposition: Any, subject: Any, windows: Sequence[Window], peaks: Peaks, chosen: np.ndarray) -> Text:
+    """The second pass: histograms of the chosen features, and their activations around their peaks."""
+    values, where, places = (np.asarray(part)[chosen] for part in (peaks.values, peaks.windows, peaks.places))
+    # Codes are positive in most decompositions; where they are not, the range takes in both signs.
+    reach = np.abs(values[:, 0])
+    signed = bool((values < 0).any())
+    edges = [np.linspace(-top if signed else 0.0, top, BINS + 1) for top in reach]
+    counts = [np.zeros(BINS, np.int64) for _ in chosen]
+    found: dict[tuple[int, int], TokenContext] = {}
+    wanted: dict[int, list[tuple[int, int]]] = {}
+    for row, rank in zip(*np.nonzero(values), strict=True):
+        wanted.setdefault(int(where[row, rank]), []).append((int(row), int(rank)))
+
+    columns = jnp.asarray(chosen)
+    codes_of = eqx.filter_jit(lambda columns, *arguments: _codes(*arguments)[..., columns])
+    for first, batch in _batches(windows, decomposition.decoder.shape[0]):
+        codes = np.asarray(codes_of(columns, decomposition, subject.model, batch))
+        for row in range(len(chosen)):
+            active = codes[..., row][codes[..., row] != 0]
+            # The two passes may round differently: an activation a hair above the highest belongs into the last bin.
+            counts[row] += np.histogram(np.clip(active, edges[row][0], edges[row][-1]), edges[row])[0]
+        for offset in range(codes.shape[0]):
+            for row, rank in wanted.get(first + offset, ()):
+                place, activations = int(places[row, rank]), codes[offset, :, row].copy()
+                activations[place] = values[row, rank]
+                found[row, rank] = _context(subject.tokenizer, windows[first + offset], activations, place)
+    ranks = range(values.shape[1])
+    return Text(
+        [[found[row, rank] for rank in ranks if (row, rank) in found] for row in range(len(chosen))], edges, counts
+    )
+
+
+def _context(tokenizer: Any, window: Window, activations: Float[np.ndarray, " seq"], place: int) -> TokenContext:
+    """The tokens around a peak, within its document."""
+    low, high = max(0, place - AROUND), min(len(activations), place + AROUND + 1)
+    document = np.asarray(window.get("document", np.zeros(len(activations))))
+    inside = [spot for spot in range(low, high) if document[spot] == document[place]]
+    return TokenContext(
+        tokens=tuple(token_text(tokenizer, int(window["tokens"][spot])) for spot in inside),
+        activations=tuple(float(activations[spot]) for spot in inside),
+        peak=inside.index(place),
+    )
+
+
+def token_text(tokenizer: Any, token: int) -> str:
+    """Readable text of a token; its id in brackets where the tokenizer has no such token, or there is no tokenizer."""
+    try:
+        return f"[{token}]" if tokenizer is None else tokenizer.token_text(token)
+    except UserError:  # a vocabulary padded to a round number has ids that stand for nothing
+        return f"[{token}]"
+
+
+def _extremes(tokenizer: Any, logits: Float[np.ndarray, " vocab"]) -> tuple[tuple[tuple[str, float], ...], ...]:
+    """The tokens with the highest and with the lowest logits, strongest first."""
+    order = np.argsort(logits, kind="stable")
+    raised, lowered = order[::-1][:LOGITS], order[:LOGITS]
+    return tuple(
+        tuple((token_text(tokenizer, int(token)), float(logits[token])) for token in tokens)
+        for tokens in (raised, lowered)
+    )
+
+
+def _nearest(write: np.ndarray | None, read: np.ndarray | None) -> tuple[NeuronMatch, ...]:
+    """The neurons with the largest |cosine| to the write vector, or to the read vector where that is all there is."""
+    ranked = write if write is not None else read
+    if ranked is None:
+        return ()
+    return tuple(
+        NeuronMatch(
+            int(index), None if write is None else float(write[index]), None if read is None else float(read[index])
+        )
+        for index in np.argsort(-np.abs(ranked), kind="stable")[:NEURONS]
+    )
+
+
+def _collect(dataset: Iterable[Mapping[str, Any]], tokens: int) -> list[Window]:
+    """Windows from the start of the dataset, until there are so many tokens; batches are taken apart."""
+
+    def single() -> Iterator[Window]:
+        for entry in dataset:
+            arrays = {name: np.asarray(array) for name, array in entry.items()}
+            if arrays["tokens"].ndim == 1:
+                yield arrays
+            else:
+                yield from (
+                    {name: array[row] for name, array in arrays.items()} for row in range(len(arrays["tokens"]))
+                )
+
+    windows = single()
+    first = next(windows, None)
+    if first is None:
+        raise UserError("there is not one held-out window: give more held-out text or shorter windows.")
+    return [first, *itertools.islice(windows, max(tokens // len(first["tokens"]), 1) - 1)]
+
+
+def _batches(windows: Sequence[Window], features: int) -> Iterator[tuple[int, dict[str, Array]]]:
+    """Batches of one shape with the number of their first window; the last one is filled up with tokens of weight 0."""
+    seq = len(windows[0]["tokens"])
+    size = min(max(_MOST_CODES // (seq * features), 1), len(windows))
+    for first in range(0, len(windows), size):
+        part = windows[first : first + size]
+        missing = ((0, size - len(part)), (0, 0))
+        yield (
+            first,
+            {
+                "tokens": jnp.asarray(np.pad(np.stack([window["tokens"] for window in part]), missing)),
+                "weight": jnp.asarray(np.pad(np.stack([window["weight"] for window in part]), missing)),
+            },
+        )

@@ -1,0 +1,97 @@
+"""What a feature's two vectors say without any text: the logits it moves, the neurons it resembles.
+
+With write vector D_j (in the model's units) of an array that the residual stream receives:
+
+    direct path    l_j = center(g * P D_j) W_U,     then minus its mean over the vocabulary
+
+g = the final norm's weight, W_U = the unembedding; P = the down projection for an array inside the MLP (`hidden`), the
+post-norm's weight where the block has one, else 1; `center` subtracts the mean over d_model for a LayerNorm. l is in
+logits per unit of activation, for a final residual stream of root mean square 1: the norm's division is left out, and
+so are a soft cap on the logits and everything that later layers make of the feature.
+"""
+
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float
+
+from jaxinterp.models.mlp import MLP
+from jaxinterp.models.transformer import Transformer
+
+
+def direct_logits(
+    model: Any, writes: str, vectors: Float[np.ndarray, "chosen d_out"]
+) -> Float[np.ndarray, "chosen vocab"] | None:
+    """The direct path of the module's equation; None where the array is not written to the residual stream.
+
+    Args:
+      writes: the site that the vectors are written to, `blocks/3/mlp/out`.
+      vectors: write vectors in the model's own units, per unit of activation.
+    """
+    block = _block(model, writes)
+    port = writes.rpartition("/")[2]
+    if block is None or port not in ("hidden", "out", "added"):
+        return None
+    if port == "hidden":
+        if not isinstance(block.mlp, MLP):
+            return None
+        vectors = vectors @ _wide(block.mlp.down.weight)
+    if port != "added" and block.mlp_post_norm is not None:
+        vectors = vectors * _gain(block.mlp_post_norm)
+    if model.final_norm.kind == "layer":
+        vectors = vectors - vectors.mean(axis=1, keepdims=True)
+    unembedding = model.embedding.token.T if model.unembedding is None else model.unembedding.weight
+    logits = (vectors * _gain(model.final_norm)) @ _wide(unembedding)
+    return logits - logits.mean(axis=1, keepdims=True)
+
+
+def neuron_cosines(
+    model: Any, site: str, vectors: Float[np.ndarray, "chosen d"]
+) -> Float[np.ndarray, "chosen d_mlp"] | None:
+    """Cosines of vectors at a site of an MLP with what its neurons read or write there; None where there is nothing.
+
+    At `in` a neuron is its column of the gate (of the up projection in an MLP without a gate), at `out` and `added` its
+    row of the down projection, at `hidden` its own axis.
+    """
+    block = _block(model, site)
+    port = site.rpartition("/")[2]
+    if block is None or not isinstance(block.mlp, MLP):
+        return None
+    if port == "in":
+        neurons = _wide((block.mlp.up if block.mlp.gate is None else block.mlp.gate).weight).T
+    elif port in ("out", "added"):
+        neurons = _wide(block.mlp.down.weight)
+    elif port == "hidden":
+        return unit(vectors)
+    else:
+        return None
+    return unit(vectors) @ unit(neurons).T
+
+
+def row_cosines(
+    first: Float[np.ndarray, "rows d_first"], second: Float[np.ndarray, "rows d_second"]
+) -> Float[np.ndarray, " rows"] | None:
+    """The cosine of every row of `first` with the same row of `second`; None where their dimensions differ."""
+    return np.sum(unit(first) * unit(second), axis=1) if first.shape == second.shape else None
+
+
+def unit(rows: Float[np.ndarray, "rows d"]) -> Float[np.ndarray, "rows d"]:
+    """Rows of length 1; a row of zeros stays zero."""
+    return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
+
+
+def _block(model: Any, site: str) -> Any:
+    """The block that `blocks/3/mlp/...` names, None for a model or a site of another form."""
+    parts = site.split("/")
+    if not isinstance(model, Transformer) or len(parts) != 4 or parts[0] != "blocks" or parts[2] != "mlp":
+        return None
+    return model.blocks[int(parts[1])]
+
+
+def _gain(norm: Any) -> np.ndarray:
+    return _wide(norm.weight) + norm.offset
+
+
+def _wide(array: Any) -> np.ndarray:
+    return np.asarray(jnp.asarray(array, jnp.float32))

@@ -1,0 +1,164 @@
+"""Dictionaries: the equation, folding, codes, files. Invariants 6 and 7."""
+
+import json
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from jaxinterp.data.batch import Sites
+from jaxinterp.decompositions.base import StandIn, per_feature, trainable
+from jaxinterp.decompositions.codes import DenseCodes, SparseCodes
+from jaxinterp.decompositions.dictionary import BatchTopK, Dictionary, ReLU, TopK, fold
+from jaxinterp.decompositions.files import load_dictionary, save_dictionary
+from jaxinterp.errors import UserError
+from jaxinterp.models.sites import replace, run
+from jaxinterp.models.tiny import planted_transformer
+from jaxinterp.trees import named_leaves
+
+SITES = Sites("blocks/1/mlp/in", "blocks/1/mlp/out")
+
+
+def random_dictionary(activation, seed=0, features=24, d_in=8, d_out=6, skip=True, sites=SITES):
+    rng = np.random.default_rng(seed)
+
+    def draw(*shape):
+        return jnp.asarray(rng.normal(size=shape), jnp.float32)
+
+    return Dictionary(
+        encoder=draw(features, d_in),
+        encoder_bias=draw(features),
+        decoder=draw(features, d_out),
+        decoder_bias=draw(d_out),
+        skip=draw(d_in, d_out) if skip else None,
+        input_mean=draw(d_in),
+        input_scale=jnp.exp(draw()),
+        output_mean=draw(d_out),
+        output_scale=jnp.exp(draw()),
+        target_variance=jnp.exp(draw()),
+        threshold=jnp.asarray(0.3),
+        tokens_since_fired=jnp.zeros(features, jnp.int32),
+        activation=activation,
+        sites=sites,
+    )
+
+
+@pytest.mark.parametrize("activation", [TopK(4), ReLU(), BatchTopK(4)])
+def test_the_equation(activation):
+    dictionary = random_dictionary(activation)
+    x = jax.random.normal(jax.random.key(1), (30, 8))
+    normalised = (x - dictionary.input_mean) / dictionary.input_scale
+    a = normalised @ dictionary.encoder.T + dictionary.encoder_bias
+    z = jnp.maximum(a, 0)
+    if isinstance(activation, TopK):
+        z = jnp.where(a >= jnp.sort(a, axis=1)[:, -4:-3], z, 0)
+    if isinstance(activation, BatchTopK):
+        z = jnp.where(a > 0.3, z, 0)
+    y = z @ dictionary.decoder + dictionary.decoder_bias + normalised @ dictionary.skip
+    expected = dictionary.output_scale * y + dictionary.output_mean
+    np.testing.assert_allclose(dictionary.encode(x).dense(), z, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(dictionary(x), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_batch_topk_keeps_k_per_token_on_average_and_no_more():
+    dictionary = random_dictionary(BatchTopK(4))
+    x = jax.random.normal(jax.random.key(1), (30, 8))
+    codes = dictionary.encode(x, training=True)
+    assert int(jnp.sum(codes.values > 0)) == 4 * 30
+    assert float(jnp.std(codes.active())) > 0
+    fewer = dictionary.encode(x, k=jnp.asarray(2), training=True)
+    assert int(jnp.sum(fewer.values > 0)) == 2 * 30
+
+
+def test_a_smaller_k_is_a_mask():
+    dictionary = random_dictionary(TopK(6))
+    x = jax.random.normal(jax.random.key(1), (30, 8))
+    small = eqx.tree_at(lambda d: d.encoder, random_dictionary(TopK(2)), dictionary.encoder)
+    np.testing.assert_array_equal(dictionary.encode(x, k=jnp.asarray(2)).dense(), small.encode(x).dense())
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 10_000), st.booleans())
+def test_folding_changes_nothing(seed, skip):
+    """Invariant 6."""
+    dictionary = random_dictionary(TopK(4), seed=seed, skip=skip)
+    x = jax.random.normal(jax.random.key(seed), (16, 8))
+    folded = fold(dictionary)
+    assert float(folded.input_scale) == float(folded.output_scale) == 1 and not folded.input_mean.any()
+    scale = float(jnp.abs(dictionary(x)).max())
+    np.testing.assert_allclose(folded.encode(x).values, dictionary.encode(x).values, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(folded(x), dictionary(x), atol=2e-5 * scale)
+
+
+def test_trainable_and_per_feature_mark_fields():
+    dictionary = random_dictionary(TopK(4))
+    trained = {name for name, marked in named_leaves(trainable(dictionary)).items() if marked}
+    assert trained == {"encoder", "encoder_bias", "decoder", "decoder_bias", "skip"}
+    rows = {name for name, marked in named_leaves(per_feature(dictionary)).items() if marked}
+    assert rows == {"encoder", "encoder_bias", "decoder", "tokens_since_fired"}
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 10_000))
+def test_codes_convert(seed):
+    rng = np.random.default_rng(seed)
+    dense = DenseCodes(jnp.asarray(np.maximum(rng.normal(size=(5, 9)), 0), jnp.float32))
+    sparse = dense.sparse(9)
+    np.testing.assert_array_equal(sparse.dense(), dense.values)
+    np.testing.assert_array_equal(sparse.active(), dense.active())
+    weight = jnp.asarray(rng.integers(0, 2, 5), jnp.float32)
+    np.testing.assert_array_equal(sparse.fired(weight), dense.fired(weight))
+    assert isinstance(sparse.sparse(3), SparseCodes) and sparse.sparse(3).values.shape == (5, 3)
+    assert float(sparse.smallest()) == float(dense.smallest()) == float(dense.values[dense.values > 0].min())
+
+
+@pytest.mark.parametrize("reads", ["in", "hidden", "out"])
+def test_stand_in_equals_an_edit(reads):
+    """A decomposition in the leaf's place does what an edit of the array that it writes does."""
+    model = planted_transformer(jax.random.key(0))
+    tokens = jnp.arange(16).reshape(2, 8)
+    width = 128 if reads == "hidden" else 64
+    writes = "out" if reads == "in" else reads
+    sites = Sites(f"blocks/1/mlp/{reads}", f"blocks/1/mlp/{writes}")
+    dictionary = random_dictionary(TopK(4), d_in=width, d_out=width, sites=sites)
+    trace = run(model, tokens)
+    edited = run(model, tokens, edits={sites.writes: lambda _: dictionary(trace[sites.reads])})
+    stand_in = run(replace(model, {"blocks/1/mlp": StandIn(model.blocks[1].mlp, dictionary)}), tokens)
+    np.testing.assert_allclose(stand_in.logits, edited.logits, rtol=1e-4, atol=1e-3)
+    if reads == "in":
+        direct = run(replace(model, {"blocks/1/mlp": dictionary}), tokens)
+        np.testing.assert_allclose(direct.logits, edited.logits, rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize("activation", [TopK(4), ReLU(), BatchTopK(4)])
+@pytest.mark.parametrize("skip", [True, False])
+def test_files_round_trip(tmp_path, activation, skip):
+    """Invariant 7."""
+    dictionary = random_dictionary(activation, skip=skip)
+    loaded = load_dictionary(save_dictionary(dictionary, tmp_path / "d"))
+    assert jax.tree.structure(loaded) == jax.tree.structure(dictionary)
+    for name, leaf in named_leaves(dictionary).items():
+        np.testing.assert_array_equal(leaf, named_leaves(loaded)[name], err_msg=name)
+
+
+def test_damaged_files_are_refused(tmp_path):
+    folder = save_dictionary(random_dictionary(TopK(4)), tmp_path / "d")
+    with pytest.raises(UserError, match=r"no dictionary\.json"):
+        load_dictionary(tmp_path / "elsewhere")
+    static = json.loads((folder / "dictionary.json").read_text())
+    (folder / "dictionary.json").write_text(json.dumps(static | {"activation": {"kind": "TopKK", "k": 4}}))
+    with pytest.raises(UserError, match="TopKK.*Did you mean 'TopK'"):
+        load_dictionary(folder)
+    (folder / "dictionary.json").write_text(json.dumps(static))
+    data = (folder / "dictionary.safetensors").read_bytes()
+    (folder / "dictionary.safetensors").write_bytes(data[: len(data) // 2])
+    with pytest.raises(UserError, match="damaged"):
+        load_dictionary(folder)
+
+
+def test_k_larger_than_features_is_refused():
+    with pytest.raises(UserError, match="k=25 must lie between 1 and features=24"):
+        random_dictionary(TopK(25))

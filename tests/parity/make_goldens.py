@@ -1,0 +1,291 @@
+"""Make the goldens of the parity test: tiny random models of every family, and the logits that transformers gives.
+
+    python tests/parity/make_goldens.py           writes goldens/<name>/{config.json, *.safetensors, expected.npz}
+    python tests/parity/make_goldens.py --check   makes them anew in a temporary folder and compares: the fresh ones
+                                                  through our loader, and the committed logits with the fresh ones
+
+Needs torch (the CPU build is enough) and transformers: pip install "jaxinterp[convert]". The test itself
+(test_goldens.py) needs neither. Weights come from NumPy, seeded by the model's name, and are scaled so that logits are
+of order one, attention is uneven, and norms and biases are far from their usual 1 and 0: a mistake must show.
+"""
+
+import argparse
+import sys
+import tempfile
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+HERE = Path(__file__).parent / "goldens"
+TOLERANCE = 1e-4
+BATCH, SEQ, VOCAB = 2, 20, 48
+
+COMMON = {"vocab_size": VOCAB, "max_position_embeddings": 64, "initializer_range": 0.02, "pad_token_id": None}
+LLAMA = COMMON | {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4}
+NEOX = COMMON | {"hidden_size": 32, "intermediate_size": 40, "num_hidden_layers": 2, "num_attention_heads": 4}
+GPT2 = {"vocab_size": VOCAB, "n_positions": 32, "n_embd": 16, "n_layer": 2, "n_head": 4}
+
+
+def rope(theta: float, **more: Any) -> dict[str, Any]:
+    return {"rope_parameters": {"rope_type": "default", "rope_theta": theta, **more}}
+
+
+LLAMA3 = rope(
+    1000.0,
+    rope_type="llama3",
+    factor=8.0,
+    low_freq_factor=1.0,
+    high_freq_factor=4.0,
+    original_max_position_embeddings=24,
+)
+
+# name -> (class, configuration, size of a file above which the weights are split, or None)
+GOLDENS: dict[str, tuple[str, dict[str, Any], str | None]] = {
+    "gpt2": ("GPT2LMHeadModel", GPT2, None),
+    "gpt2-untied": (
+        "GPT2LMHeadModel",
+        GPT2 | {"n_inner": 20, "activation_function": "relu", "layer_norm_epsilon": 0.1, "tie_word_embeddings": False},
+        None,
+    ),
+    "gpt2-gelu": (
+        "GPT2LMHeadModel",
+        GPT2 | {"activation_function": "gelu", "layer_norm_epsilon": 1e-2, "n_head": 2},
+        None,
+    ),
+    "gpt-neox": ("GPTNeoXForCausalLM", NEOX | rope(10_000.0, partial_rotary_factor=0.25), None),
+    "gpt-neox-sequential": (
+        "GPTNeoXForCausalLM",
+        NEOX
+        | rope(500.0, partial_rotary_factor=1.0)
+        | {
+            "use_parallel_residual": False,
+            "attention_bias": False,
+            "hidden_act": "gelu_new",
+            "layer_norm_eps": 0.1,
+            "tie_word_embeddings": True,
+        },
+        None,
+    ),
+    "gpt-neox-linear": (
+        "GPTNeoXForCausalLM",
+        NEOX | rope(100.0, partial_rotary_factor=0.5, rope_type="linear", factor=4.0) | {"layer_norm_eps": 1e-3},
+        None,
+    ),
+    "llama": ("LlamaForCausalLM", LLAMA | rope(10_000.0) | {"rms_norm_eps": 1e-5}, None),
+    "llama-tied": (
+        "LlamaForCausalLM",
+        LLAMA
+        | rope(500.0)
+        | {
+            "num_key_value_heads": 2,
+            "head_dim": 6,
+            "attention_bias": True,
+            "mlp_bias": True,
+            "rms_norm_eps": 0.1,
+            "tie_word_embeddings": True,
+        },
+        None,
+    ),
+    "llama-llama3": (
+        "LlamaForCausalLM",
+        LLAMA | LLAMA3 | {"hidden_size": 32, "head_dim": 16, "num_attention_heads": 2, "num_key_value_heads": 1},
+        "20KB",  # in several files, with an index
+    ),
+    "llama-linear": (
+        "LlamaForCausalLM",
+        LLAMA | rope(100.0, rope_type="linear", factor=4.0) | {"hidden_act": "relu", "num_attention_heads": 2},
+        None,
+    ),
+    "mistral-window": (
+        "MistralForCausalLM",
+        LLAMA | rope(1000.0) | {"num_key_value_heads": 2, "sliding_window": 5, "head_dim": 8},
+        None,
+    ),
+    "mistral-full": (
+        "MistralForCausalLM",
+        LLAMA
+        | rope(10_000.0)
+        | {"num_key_value_heads": 4, "sliding_window": None, "hidden_act": "gelu", "tie_word_embeddings": True},
+        None,
+    ),
+    "qwen2": (
+        "Qwen2ForCausalLM",
+        LLAMA | rope(1_000_000.0) | {"num_key_value_heads": 2, "tie_word_embeddings": True},
+        None,
+    ),
+    "qwen2-window": (
+        "Qwen2ForCausalLM",
+        LLAMA
+        | rope(1000.0)
+        | {
+            "num_hidden_layers": 3,
+            "num_key_value_heads": 1,
+            "use_sliding_window": True,
+            "sliding_window": 4,
+            "max_window_layers": 1,
+            "rms_norm_eps": 1e-2,
+        },
+        None,
+    ),
+    "qwen3": (
+        "Qwen3ForCausalLM",
+        LLAMA | rope(1_000_000.0) | {"num_key_value_heads": 2, "head_dim": 8, "tie_word_embeddings": True},
+        None,
+    ),
+    "qwen3-bias": (
+        "Qwen3ForCausalLM",
+        LLAMA
+        | rope(100.0)
+        | {
+            "num_key_value_heads": 4,
+            "head_dim": 6,
+            "attention_bias": True,
+            "rms_norm_eps": 0.05,
+            "use_sliding_window": True,
+            "sliding_window": 3,
+            "layer_types": ["sliding_attention", "full_attention"],
+        },
+        None,
+    ),
+    "gemma": ("GemmaForCausalLM", LLAMA | rope(10_000.0) | {"num_key_value_heads": 1, "head_dim": 6}, None),
+    "gemma-bias": (
+        "GemmaForCausalLM",
+        LLAMA
+        | rope(500.0)
+        | {
+            "num_key_value_heads": 4,
+            "head_dim": 4,
+            "attention_bias": True,
+            "rms_norm_eps": 0.1,
+            "tie_word_embeddings": False,
+        },
+        None,
+    ),
+    "gemma2": (
+        "Gemma2ForCausalLM",
+        LLAMA
+        | rope(10_000.0)
+        | {
+            "num_hidden_layers": 3,
+            "num_key_value_heads": 2,
+            "head_dim": 6,
+            "sliding_window": 4,
+            "query_pre_attn_scalar": 3,
+            "attn_logit_softcapping": 2.0,
+            "final_logit_softcapping": 5.0,
+        },
+        None,
+    ),
+    "gemma2-uncapped": (
+        "Gemma2ForCausalLM",
+        LLAMA
+        | rope(200.0)
+        | {
+            "num_key_value_heads": 4,
+            "head_dim": 8,
+            "sliding_window": 6,
+            "layer_types": ["full_attention", "sliding_attention"],
+            "query_pre_attn_scalar": 20,
+            "attn_logit_softcapping": None,
+            "final_logit_softcapping": None,
+            "hidden_activation": "gelu",
+            "attention_bias": True,
+            "rms_norm_eps": 0.05,
+            "tie_word_embeddings": False,
+        },
+        None,
+    ),
+}
+
+
+def randomise(model: Any, seed: int) -> None:
+    """Standard deviations: weights 1.3 / sqrt(d_in), embeddings 0.7, biases 0.3, norms 0.4 about their middle."""
+    import torch
+
+    rng = np.random.default_rng(seed)
+    norms = {name for name, module in model.named_modules() if "norm" in type(module).__name__.lower()}
+    for name, parameter in model.named_parameters():
+        owner, _, kind = name.rpartition(".")
+        values = rng.standard_normal(tuple(parameter.shape))
+        if kind == "bias":
+            values = 0.3 * values
+        elif owner in norms:
+            middle = 0.0 if "Gemma" in type(model).__name__ else 1.0
+            values = middle + 0.4 * values
+        elif isinstance(model.get_submodule(owner), torch.nn.Embedding):
+            values = 0.7 * values
+        else:
+            conv1d = type(model.get_submodule(owner)).__name__ == "Conv1D"
+            values = 1.3 * values / parameter.shape[0 if conv1d else 1] ** 0.5
+        with torch.no_grad():
+            parameter.copy_(torch.from_numpy(values.astype(np.float32)))
+
+
+def make(name: str, directory: Path) -> None:
+    """Write one golden into `directory`."""
+    import torch
+    import transformers
+
+    class_name, settings, split = GOLDENS[name]
+    model_class = getattr(transformers, class_name)
+    model = model_class(model_class.config_class(**settings, attn_implementation="eager")).eval()
+    seed = zlib.crc32(name.encode())
+    randomise(model, seed)
+    tokens = np.random.default_rng(seed + 1).integers(0, VOCAB, (BATCH, SEQ))
+    with torch.no_grad():
+        logits = model(torch.from_numpy(tokens)).logits.numpy()
+    directory.mkdir(parents=True, exist_ok=True)
+    for old in directory.iterdir():
+        old.unlink()
+    model.save_pretrained(directory, **({"max_shard_size": split} if split else {}))
+    (directory / "generation_config.json").unlink(missing_ok=True)
+    np.savez_compressed(directory / "expected.npz", tokens=tokens.astype(np.int32), logits=logits)
+    size = sum(path.stat().st_size for path in directory.iterdir())
+    print(
+        f"{name:22s} {size / 1000:6.1f} kB   logits: deviation {logits.std():.2f}, largest {np.abs(logits).max():.2f}"
+    )
+
+
+def relative_error(actual: np.ndarray, expected: np.ndarray) -> float:
+    """Largest difference over largest value."""
+    return float(np.abs(actual - expected).max() / np.abs(expected).max())
+
+
+def check() -> bool:
+    """Make every golden anew; compare it with our forward pass, and the committed one with it."""
+    from jaxinterp.models.load import load
+
+    good = True
+    with tempfile.TemporaryDirectory() as folder:
+        for name in GOLDENS:
+            make(name, Path(folder) / name)
+            fresh = np.load(Path(folder) / name / "expected.npz", allow_pickle=False)
+            committed = np.load(HERE / name / "expected.npz", allow_pickle=False)
+            ours = np.asarray(load(Path(folder) / name, dtype="float32").model(fresh["tokens"]))
+            errors = relative_error(ours, fresh["logits"]), relative_error(committed["logits"], fresh["logits"])
+            print(f"{'':22s} ours against transformers {errors[0]:.1e}, committed against fresh {errors[1]:.1e}")
+            good = good and max(errors) < TOLERANCE
+    return good
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="compare instead of writing")
+    parser.add_argument("names", nargs="*", help="which ones to write (default: all)")
+    arguments = parser.parse_args()
+
+    import torch
+    import transformers
+
+    torch.set_num_threads(1)
+    transformers.logging.disable_progress_bar()
+    if arguments.check:
+        sys.exit(0 if check() else 1)
+    for name in arguments.names or GOLDENS:
+        make(name, HERE / name)
+
+
+if __name__ == "__main__":
+    main()

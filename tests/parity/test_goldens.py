@@ -1,0 +1,136 @@
+"""Our logits equal those of transformers, for every family; the goldens come from make_goldens.py (no torch here).
+
+The second half shows that the test can fail: each control breaks one thing that a loader could get wrong in silence.
+"""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxinterp.models.load import load
+from jaxinterp.models.transformer import Transformer
+from jaxinterp.models.weights import Layout
+
+GOLDENS = Path(__file__).parent / "goldens"
+NAMES = sorted(path.name for path in GOLDENS.iterdir())
+TOLERANCE = 1e-4
+
+
+def relative_error(model: Transformer, name: str) -> float:
+    """Largest difference from transformers' logits, over the largest logit."""
+    expected = np.load(GOLDENS / name / "expected.npz", allow_pickle=False)
+    actual = np.asarray(model(jnp.asarray(expected["tokens"])))  # not jitted: quicker for models this small
+    assert actual.dtype == np.float32
+    return float(np.abs(actual - expected["logits"]).max() / np.abs(expected["logits"]).max())
+
+
+def test_every_family_has_goldens() -> None:
+    kinds = {json.loads((GOLDENS / name / "config.json").read_text())["model_type"] for name in NAMES}
+    assert kinds == {"gpt2", "gpt_neox", "llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2"}
+    assert any((GOLDENS / name / "model.safetensors.index.json").is_file() for name in NAMES)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_logits_equal_transformers(name: str) -> None:
+    assert relative_error(load(GOLDENS / name, dtype="float32").model, name) < TOLERANCE
+
+
+# One config field changed in a copy of the golden: what would happen if the loader ignored the field.
+IGNORED_FIELDS = [
+    ("llama-llama3", {"rope_parameters": {"rope_type": "default", "rope_theta": 1000.0}}),
+    ("llama-linear", {"rope_parameters": {"rope_type": "default", "rope_theta": 100.0}}),
+    ("gpt-neox", {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 1.0}}),
+    ("gpt-neox", {"use_parallel_residual": False}),
+    ("gpt-neox-sequential", {"use_parallel_residual": True}),
+    ("gpt-neox-sequential", {"layer_norm_eps": 1e-5}),
+    ("gpt2-untied", {"layer_norm_epsilon": 1e-5}),
+    ("gpt2-untied", {"activation_function": "gelu_new"}),
+    ("llama-tied", {"rms_norm_eps": 1e-6}),
+    ("mistral-window", {"sliding_window": None}),
+    ("mistral-window", {"sliding_window": 6}),
+    ("qwen2-window", {"use_sliding_window": False, "layer_types": None}),
+    ("qwen2-window", {"max_window_layers": 2, "layer_types": None}),
+    ("qwen3-bias", {"layer_types": ["full_attention", "sliding_attention"]}),
+    ("gemma2", {"attn_logit_softcapping": None}),
+    ("gemma2", {"final_logit_softcapping": None}),
+    ("gemma2", {"query_pre_attn_scalar": 6}),
+    ("gemma2", {"layer_types": ["full_attention", "sliding_attention", "full_attention"]}),
+]
+
+
+@pytest.mark.parametrize(("name", "change"), IGNORED_FIELDS, ids=lambda value: str(value)[:40])
+def test_control_ignored_field_shows(name: str, change: dict[str, Any], tmp_path: Path) -> None:
+    shutil.copytree(GOLDENS / name, tmp_path / name)
+    config = tmp_path / name / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | change))
+    assert relative_error(load(tmp_path / name, dtype="float32").model, name) > 1e-2
+
+
+def permute_query_and_key(model: Transformer) -> Transformer:
+    """Rows of every head in the order of GGUF files, without putting them back."""
+    head_dim = model.config.head_dim
+
+    def permute(weight: jax.Array) -> jax.Array:
+        outputs = weight.shape[1]
+        return weight[:, Layout(order="rotary_pairs").file_outputs(0, outputs, outputs, head_dim)]
+
+    where = lambda model: [linear.weight for block in model.blocks for linear in (block.attn.query, block.attn.key)]
+    return eqx.tree_at(where, model, replace_fn=permute)
+
+
+def drop_query_key_norms(model: Transformer) -> Transformer:
+    where = lambda model: [norm for block in model.blocks for norm in (block.attn.query_norm, block.attn.key_norm)]
+    return eqx.tree_at(where, model, replace_fn=lambda norm: None)
+
+
+def drop_attention_biases(model: Transformer) -> Transformer:
+    where = lambda model: [block.attn.key.bias for block in model.blocks] + [b.attn.value.bias for b in model.blocks]
+    return eqx.tree_at(where, model, replace_fn=jnp.zeros_like)
+
+
+def swap_query_and_value(model: Transformer) -> Transformer:
+    where = lambda model: [b.attn.query for b in model.blocks] + [b.attn.value for b in model.blocks]
+    swapped = [b.attn.value for b in model.blocks] + [b.attn.query for b in model.blocks]
+    return eqx.tree_at(where, model, swapped)
+
+
+def drop_norm_offset(model: Transformer) -> Transformer:
+    where = lambda model: [block.mlp_norm.weight for block in model.blocks]
+    return eqx.tree_at(where, model, replace_fn=lambda weight: weight - 1)
+
+
+def drop_post_norms(model: Transformer) -> Transformer:
+    where = lambda model: [block.mlp_post_norm for block in model.blocks]
+    return eqx.tree_at(where, model, replace_fn=lambda norm: None)
+
+
+BROKEN_WEIGHTS = [
+    ("llama", permute_query_and_key),
+    ("qwen3", drop_query_key_norms),
+    ("qwen2", drop_attention_biases),
+    ("gpt2", swap_query_and_value),
+    ("gpt-neox", swap_query_and_value),
+    ("gemma", drop_norm_offset),
+    ("gemma2", drop_post_norms),
+]
+
+
+@pytest.mark.parametrize(("name", "break_it"), BROKEN_WEIGHTS, ids=lambda value: getattr(value, "__name__", value))
+def test_control_broken_weights_show(name: str, break_it: Callable[[Transformer], Transformer]) -> None:
+    assert relative_error(break_it(load(GOLDENS / name, dtype="float32").model), name) > 1e-2
+
+
+def test_control_the_two_gelus_differ(tmp_path: Path) -> None:
+    """Exact GELU and its tanh approximation differ by less than one percent, but by more than the tolerance."""
+    shutil.copytree(GOLDENS / "gpt2-gelu", tmp_path / "golden")
+    config = tmp_path / "golden" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"activation_function": "gelu_new"}))
+    assert relative_error(load(tmp_path / "golden", dtype="float32").model, "gpt2-gelu") > 1.5 * TOLERANCE

@@ -183,7 +183,7 @@ def text_windows(config: Config, subject: Subject) -> tuple[grain.MapDataset, gr
     corpus = load_corpus(config.text, subject.tokenizer)
     train, heldout = (windows(part, config.seq) for part in split(corpus, 0.1))
     available = len(train) * config.seq
-    facts = {"corpus": corpus.name, "corpus_hash": corpus.hash[:16], "train_tokens": f"{available:,}"}
+    facts = {"corpus": corpus.name, "corpus_hash": corpus.content_hash[:16], "train_tokens": f"{available:,}"}
     facts["epochs"] = f"{config.tokens / available:.2f}"
     return train, heldout, facts
 

@@ -261,7 +261,7 @@ def _map(path: Path, vocab_size: int) -> np.ndarray:
         raise UserError(f"no file of token ids {path}.{suggest(path.name, beside)}")
     if path.suffix == ".npy":
         try:
-            ids = np.lib.format.open_memmap(path, mode="r")  # reads no pickle
+            ids: np.ndarray = np.lib.format.open_memmap(path, mode="r")  # reads no pickle
         except (ValueError, EOFError, OSError) as error:
             raise UserError(f"{path} is no readable .npy file: {error}") from error
     else:

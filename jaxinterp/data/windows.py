@@ -47,11 +47,8 @@ class PackedWindows:
         begins = self._stops[documents] - corpus.lengths[documents]  # of the documents, in the stream
         starts = np.maximum(first - begins, 0)
         stops = np.minimum(first + count - begins, corpus.lengths[documents])
-        pieces = [
-            corpus.document(*piece)
-            for piece in zip(*(array.tolist() for array in (documents, starts, stops)), strict=True)
-        ]
-        tokens = np.concatenate(pieces)
+        pieces = np.stack([documents, starts, stops], axis=1).tolist()
+        tokens = np.concatenate([corpus.document(*piece) for piece in pieces])
         document = np.repeat(documents.astype(np.int32), stops - starts)
         if corpus.begin is not None:
             tokens = np.concatenate([np.asarray([corpus.begin], np.int32), tokens])

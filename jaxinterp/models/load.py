@@ -23,6 +23,7 @@ from jaxinterp.models.families import canonical_names, family_config, family_of
 from jaxinterp.models.gguf_file import TENSORS, gguf_config, open_gguf
 from jaxinterp.models.safetensors_file import open_directory, pickle_refusal
 from jaxinterp.models.subject import OWN_FORM, Subject, load_own, save_subject
+from jaxinterp.models.tiny import tiny_subject
 from jaxinterp.models.tokenizer import Tokenizer, read_json, tokenizer_from_file, tokenizer_from_gguf
 from jaxinterp.models.transformer import TransformerConfig
 from jaxinterp.models.weights import Shardings, StoredTensor, default_dtype, load_model, sharding_of
@@ -130,8 +131,6 @@ def _load_gguf(path: Path, name: str, dtype: Any, sharding: Shardings) -> Subjec
 
 
 def _load_tiny(dtype: Any, sharding: Shardings) -> Subject:
-    from jaxinterp.models.tiny import tiny_subject  # it is built on this module
-
     subject = tiny_subject()
     leaves = {
         name: jax.device_put(leaf.astype(dtype), sharding_of(name, sharding))

@@ -12,6 +12,8 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from jaxinterp.models.layers import Linear
 from jaxinterp.models.mlp import MLP
+from jaxinterp.models.subject import Subject
+from jaxinterp.models.tokenizer import byte_tokenizer
 from jaxinterp.models.transformer import Transformer, TransformerConfig, initialise
 
 TINY = TransformerConfig(
@@ -56,3 +58,8 @@ def planted_transformer(key: PRNGKeyArray, config: TransformerConfig = TINY) -> 
     model = initialise(config, model_key)
     mlps = [planted_mlp(mlp_key, config.d_mlp, config.d_model, config.d_model) for mlp_key in mlp_keys]
     return eqx.tree_at(lambda model: [block.mlp for block in model.blocks], model, mlps)
+
+
+def tiny_subject() -> Subject:
+    """The planted transformer of fixed weights, reading bytes: what `load("tiny")` gives."""
+    return Subject(planted_transformer(jax.random.key(0)), byte_tokenizer(), "tiny")

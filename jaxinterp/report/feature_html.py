@@ -97,7 +97,7 @@ def _snippet(context: TokenContext, scale: Number) -> str:
     for place, (token, activation) in enumerate(zip(context.tokens, context.activations, strict=True)):
         # The space before the first word would only indent the first line.
         shown = token[1:] if place == 0 and place != context.peak and token[:1] == " " and token.strip() else token
-        text = token_html(shown, alone=place == context.peak)
+        text = shown
         name = _shade(activation, scale)
         if place == context.peak:
             pieces.append(f'<mark class="{name}" title="{activation:.3g}">{text}</mark>')

@@ -149,7 +149,7 @@ def summary(rows: Sequence[Row]) -> str:
     else:
         joined = "; ".join(f"{who} has {what}" for who, what in (first, second) if who)
     clean = rows[0].get("ce_clean")
-    ending = f", where the unchanged model has {fixed(clean, 3)}." if entropy and finite(clean) else "."
+    ending = f"; unchanged, the model has {fixed(clean, 3)}." if entropy and finite(clean) else "."
     sentence = opening + joined + ending
     return sentence if opening or sentence.startswith("<") else sentence[0].upper() + sentence[1:]
 
@@ -163,20 +163,22 @@ def _clause(rows: Sequence[Row], ranking: Sequence[int], key: str, words: str) -
     if best == 0:
         if len(ranking) > 1:
             other = ranking[1]
-            said += f" (next: {_name(rows[other])}, {fixed(rows[other][key], 3)}{_overlap(rows, 0, other, key)})"
+            doubt = _overlap(rows, 0, other, key)
+            said += f" (next: {_name(rows[other])}, {fixed(rows[other][key], 3)}{doubt and f'; {doubt}'})"
     elif 0 in ranking:
-        said += f", ahead of <b>{_name(rows[0])}</b> at {fixed(rows[0][key], 3)}{_overlap(rows, best, 0, key, '; ')}"
+        doubt = _overlap(rows, best, 0, key)
+        said += f", ahead of <b>{_name(rows[0])}</b> at {fixed(rows[0][key], 3)}{doubt and f' ({doubt})'}"
     else:
         said += f" (<b>{_name(rows[0])}</b> could not be measured)"
     return (f"<b>{_name(rows[0])}</b>" if best == 0 else f"the baseline <b>{_name(rows[best])}</b>"), said
 
 
-def _overlap(rows: Sequence[Row], one: int, other: int, key: str, before: str = "; ") -> str:
+def _overlap(rows: Sequence[Row], one: int, other: int, key: str) -> str:
     """A warning where the 95 % intervals of two rows overlap."""
     first, second = (_interval(rows[index], f"{key}_interval") for index in (one, other))
     if not first or not second or first[1] < second[0] or second[1] < first[0]:
         return ""
-    return f"{before}the 95\u202f% intervals overlap"
+    return "the 95\u202f% intervals overlap"
 
 
 def tiles(rows: Sequence[Row], curves: Sequence[Row], features: int) -> str:

@@ -26,7 +26,8 @@ WINDOWS, SEQ = 10, 64
 
 @pytest.fixture(scope="module")
 def subject() -> Subject:
-    return Subject(planted_transformer(jax.random.key(0)), byte_tokenizer(), "planted")
+    config = dataclasses.replace(TINY, layers=2)
+    return Subject(planted_transformer(jax.random.key(0), config), byte_tokenizer(), "planted")
 
 
 @pytest.fixture(scope="module")

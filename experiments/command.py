@@ -42,12 +42,9 @@ COLUMNS = {
     "fvu": "FVU",
     "l0": "L0",
     "dead_fraction": "dead",
-    "ce_clean": "CE clean",
-    "ce_replaced": "CE replaced",
-    "ce_zero": "CE zero",
-    "ce_mean": "CE mean",
-    "ce_recovered_zero": "recovered/zero",
-    "ce_recovered_mean": "recovered/mean",
+    "ce_replaced": "CE",
+    "ce_recovered_zero": "rec/zero",
+    "ce_recovered_mean": "rec/mean",
     "kl": "KL",
     "top1_agreement": "top-1",
 }
@@ -55,13 +52,18 @@ COLUMNS = {
 
 def print_scoreboard(rows: list[dict[str, Any]], console: Console) -> None:
     """The scoreboard as a table on the terminal."""
-    table = Table(title="scoreboard (held-out text)")
-    for column in COLUMNS.values():
-        table.add_column(column, justify="left" if column == "method" else "right")
+    first = rows[0]
+    table = Table(
+        title="Scoreboard on held-out text",
+        caption=f"CE: cross-entropy with the MLP replaced (clean {first['ce_clean']:.3f}, zero {first['ce_zero']:.3f}, "
+        f"mean {first['ce_mean']:.3f}); rec: recovered against zero and mean ablation",
+    )
+    for name, title in COLUMNS.items():
+        table.add_column(title, justify="left" if name == "method" else "right", no_wrap=True)
     for row in rows:
         table.add_row(*(_cell(row[name]) for name in COLUMNS))
     console.print(table)
 
 
 def _cell(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    return f"{value:.3f}" if isinstance(value, float) else str(value)

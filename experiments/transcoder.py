@@ -9,23 +9,22 @@ Command: python -m experiments.transcoder --out runs/demo            (SmolLM2-13
 
 import json
 import time
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import grain
-import jax
-import numpy as np
 from rich.console import Console
 
 from experiments.command import claim_folder, command, print_scoreboard
 from jaxinterp.data.tokens import load_corpus, split
-from jaxinterp.data.windows import batches, windows
+from jaxinterp.data.windows import windows
 from jaxinterp.decompositions.files import save_dictionary
 from jaxinterp.errors import UserError
 from jaxinterp.evaluation.baselines import baselines
 from jaxinterp.evaluation.scoreboard import scoreboard
-from jaxinterp.methods import SkipTranscoder, SparseAutoencoder, Transcoder
+from jaxinterp.methods import Method, SkipTranscoder, SparseAutoencoder, Transcoder
 from jaxinterp.models.load import Subject, load
 from jaxinterp.models.sites import check_site
 from jaxinterp.report.content import Report
@@ -36,7 +35,11 @@ from jaxinterp.training.fit import fit
 from jaxinterp.training.mesh import parse_mesh
 from jaxinterp.training.tracking import JsonLines, ProgressBar, read_rows
 
-METHODS = {"transcoder": Transcoder, "skip_transcoder": SkipTranscoder, "sparse_autoencoder": SparseAutoencoder}
+METHODS: dict[str, Callable[..., Method]] = {
+    "transcoder": Transcoder,
+    "skip_transcoder": SkipTranscoder,
+    "sparse_autoencoder": SparseAutoencoder,
+}
 
 
 @dataclass(frozen=True)
@@ -89,45 +92,56 @@ class Config:
     """Continue the run in the output folder."""
 
 
-PRESETS: dict[str, dict[str, Any]] = {
-    "tiny": {"site": "blocks/1/mlp", "features": 256, "k": 16, "learning_rate": 3e-3, "tokens": 400_000},
-    "smollm2-135m": {"site": "blocks/1/mlp", "features": 4608, "k": 32, "learning_rate": 2e-3, "tokens": 900_000},
+@dataclass(frozen=True)
+class Plan:
+    """What depends on the model."""
+
+    site: str
+    features: int
+    k: int
+    learning_rate: float
+    tokens: int
+
+
+PRESETS = {
+    "tiny": Plan("blocks/1/mlp", features=256, k=16, learning_rate=3e-3, tokens=200_000),
+    "smollm2-135m": Plan("blocks/1/mlp", features=4608, k=32, learning_rate=2e-3, tokens=900_000),
 }
-OTHERWISE = {"features": 4096, "k": 32, "learning_rate": 1e-3, "tokens": 1_000_000}
+OTHERWISE = Plan("", features=4096, k=32, learning_rate=1e-3, tokens=1_000_000)
 
 
 def main(config: Config) -> None:
     """Load, train, score, report."""
     console = Console()
-    config = with_preset(config)
+    plan = planned(config)
     mesh = parse_mesh(config.mesh)
     method = METHODS[config.method](
-        features=config.features,
-        k=config.k,
+        features=plan.features,
+        k=plan.k,
         activation=config.activation,
         l1=config.l1,
         auxk=config.auxk,
         dead_after=config.dead_after,
-        learning_rate=config.learning_rate,
+        learning_rate=plan.learning_rate,
     )
     out = claim_folder(config.out, resume=config.resume)
-    write_config(out / "config.json", config)
+    write_config(out / "config.json", asdict(config) | asdict(plan))
     started = time.perf_counter()
 
     subject = load(config.model)
-    check_site(subject.model, config.site)
-    train, heldout, facts = text_windows(config, subject)
-    console.print(f"{config.model}: {config.site}; {facts}")
+    check_site(subject.model, plan.site)
+    train, heldout, facts = text_windows(config, plan, subject)
+    console.print(f"{config.model}: {plan.site}; {facts}")
 
-    steps = max(1, config.tokens // config.batch_size)
-    log = JsonLines(out / "log.jsonl", resume_step=steps if config.resume else None)
+    steps = max(1, plan.tokens // config.batch_size)
+    log = JsonLines(out / "log.jsonl", resume=config.resume)
     clock = time.perf_counter()
     with ProgressBar(steps) as bar:
         trained = fit(
             method,
             subject,
             train,
-            site=config.site,
+            site=plan.site,
             steps=steps,
             batch_size=config.batch_size,
             seed=config.seed,
@@ -137,24 +151,28 @@ def main(config: Config) -> None:
             resume=config.resume,
             track=(log, bar),
         )
-    seconds = {config.method: time.perf_counter() - clock}
+    seconds: dict[str, float] = {config.method: time.perf_counter() - clock}
     save_dictionary(trained.decomposition, out / "dictionary")
 
     console.print("scoring against baselines on held-out text ...")
     clock = time.perf_counter()
-    sample = (batch for batch, _ in zip(batches(train, 8, seed=config.seed + 1), range(64), strict=False))
-    rivals = baselines(subject, sample, config.site, k=config.k, features=config.features, seed=config.seed)
+    rivals = baselines(subject, train, plan.site, k=plan.k, features=plan.features, seed=config.seed)
     seconds |= dict.fromkeys(rivals, time.perf_counter() - clock)
-    held = heldout_batches(heldout, config)
-    rows = scoreboard({config.method: trained.decomposition, **rivals}, subject, held, ce_tokens=config.ce_tokens)
+    rows = scoreboard(
+        {config.method: trained.decomposition, **rivals},
+        subject,
+        heldout,
+        tokens=config.heldout_tokens,
+        ce_tokens=config.ce_tokens,
+    )
     rows = [row | {"seconds": round(seconds[row["method"]], 1)} for row in rows]
     (out / "scoreboard.json").write_text(json.dumps(rows, indent=2) + "\n")
 
     densities, pages = feature_pages(trained.decomposition, subject, heldout, features=config.pages, seed=config.seed)
     report = Report(
-        title=f"{config.model}: {config.site}",
-        subtitle=f"{config.method.replace('_', ' ')}, {config.features} features, {config.activation}",
-        facts={name: str(value) for name, value in asdict(config).items()} | facts,
+        title=f"{config.model}: {plan.site}",
+        subtitle=f"{config.method.replace('_', ' ')}, {plan.features} features, {config.activation}",
+        facts={name: str(value) for name, value in (asdict(config) | asdict(plan)).items()} | facts,
         scoreboard=rows,
         curves=read_rows(out / "log.jsonl"),
         densities=densities,
@@ -165,43 +183,44 @@ def main(config: Config) -> None:
     console.print(f"{time.perf_counter() - started:.0f} s in all. Report: {path}")
 
 
-def with_preset(config: Config) -> Config:
-    """The configuration with every None filled in for its model.
+def planned(config: Config) -> Plan:
+    """The values asked for, and those of the model's preset where none was.
 
     Raises:
-      UserError: a field has no value for this model.
+      UserError: no site was named and the model has no preset.
     """
-    preset = PRESETS.get(config.model, OTHERWISE)
-    filled = replace(config, **{name: value for name, value in preset.items() if getattr(config, name) is None})
-    if filled.site is None:
+    asked = {field.name: getattr(config, field.name) for field in fields(Plan)}
+    plan = replace(
+        PRESETS.get(config.model, OTHERWISE), **{name: value for name, value in asked.items() if value is not None}
+    )
+    if not plan.site:
         raise UserError("site is not set: name an MLP leaf of the model, such as --site blocks/1/mlp.")
-    return filled
+    return plan
 
 
-def text_windows(config: Config, subject: Subject) -> tuple[grain.MapDataset, grain.MapDataset, dict[str, str]]:
+def text_windows(
+    config: Config, plan: Plan, subject: Subject
+) -> tuple[grain.MapDataset, grain.MapDataset, dict[str, str]]:
     """Training and held-out windows, and what to say of the text."""
-    corpus = load_corpus(config.text, subject.tokenizer)
+    if subject.tokenizer is None:
+        raise UserError(f"model {config.model} came without a tokenizer: give its folder a tokenizer.json.")
+    # A tenth is held out by document; a fair sample of the text is enough where it has far more than is asked for.
+    enough = 2 * (plan.tokens + 10 * config.heldout_tokens)
+    corpus = load_corpus(config.text, subject.tokenizer, max_tokens=enough)
     train, heldout = (windows(part, config.seq) for part in split(corpus, 0.1))
     available = len(train) * config.seq
     facts = {"corpus": corpus.name, "corpus_hash": corpus.content_hash[:16], "train_tokens": f"{available:,}"}
-    facts["epochs"] = f"{config.tokens / available:.2f}"
+    facts["epochs"] = f"{plan.tokens / available:.2f}"
     return train, heldout, facts
 
 
-def heldout_batches(heldout: grain.MapDataset, config: Config) -> Any:
-    """Batches of four held-out windows, as many as `heldout_tokens` asks for."""
-    count = max(1, config.heldout_tokens // (4 * config.seq))
-    return (batch for batch, _ in zip(batches(heldout, 4, seed=0), range(count), strict=False))
-
-
-def write_config(path: Path, config: Config) -> None:
-    """Keep the run's configuration beside its results; on resume, refuse another one.
+def write_config(path: Path, settings: dict[str, Any]) -> None:
+    """Keep the run's settings beside its results; on resume, refuse other ones.
 
     Raises:
       UserError: the folder's run has another value for a field that changes the result.
     """
-    plain = {name: str(value) if isinstance(value, Path) else value for name, value in asdict(config).items()}
-    del plain["resume"], plain["out"]
+    plain = {name: value for name, value in settings.items() if name not in ("out", "resume")}
     if path.exists():
         difference = first_difference(json.loads(path.read_text()), plain)
         if difference is not None:

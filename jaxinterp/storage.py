@@ -96,4 +96,8 @@ def first_difference(saved: Any, asked: Any, field: str = "") -> tuple[str, Any,
 
 def _stored(leaves: Mapping[str, Any]) -> dict[str, Any]:
     """Leaf names as Orbax can write them: it takes `/` for a folder."""
-    return {name.replace("/", "."): leaf for name, leaf in leaves.items() if isinstance(leaf, jax.Array | jax.ShapeDtypeStruct)}
+    return {
+        name.replace("/", "."): leaf
+        for name, leaf in leaves.items()
+        if isinstance(leaf, jax.Array | jax.ShapeDtypeStruct)
+    }

@@ -9,6 +9,7 @@ Two more come from packages with old prose in the public domain: `king_james_bib
 """
 
 import ast
+import gc
 import importlib.metadata
 import importlib.util
 import os
@@ -16,6 +17,7 @@ import re
 import sysconfig
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from jaxinterp.data.documents import Document, cut, numbered_lines, read_documents
@@ -55,11 +57,12 @@ def installed_documentation(packages: Sequence[str] = PACKAGES) -> list[Document
     """
     seen: set[str] = set()
     documents = []
-    for source, texts in _documented(packages):
-        texts = [prose(text, seen) for text in texts]
-        text = "\n\n".join(text for text in texts if len(text) >= SHORTEST)
-        if text:
-            documents.append(Document(text, source))
+    with _no_collections():
+        for source, texts in _documented(packages):
+            texts = [prose(text, seen) for text in texts]
+            text = "\n\n".join(text for text in texts if len(text) >= SHORTEST)
+            if text:
+                documents.append(Document(text, source))
     return documents
 
 
@@ -128,6 +131,18 @@ def prose_fraction(text: str) -> float:
     """The share of plain words, punctuation allowed, among what white space separates; 0 for no words."""
     words = text.split()
     return sum(WORD.fullmatch(word) is not None for word in words) / max(len(words), 1)
+
+
+@contextmanager
+def _no_collections() -> Iterator[None]:
+    """Syntax trees are many objects without cycles: where jax is loaded, looking for cycles doubles the time."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 def _documented(packages: Sequence[str]) -> Iterator[tuple[str, list[str]]]:

@@ -118,7 +118,7 @@ def load_corpus(
     parts = source.split("+")
     if all(part in NAMED for part in parts):
         documents: Iterable[Document] = _mixed(document for part in dict.fromkeys(parts) for document in NAMED[part]())
-    elif not Path(source).exists() and not Path(source).suffix:
+    elif not source or not (Path(source).exists() or Path(source).suffix):
         unknown = next(part for part in parts if part not in NAMED)
         raise UserError(
             f"no corpus and no path {unknown!r}: give {', '.join(NAMED)} (joined by +), or a file or folder of "

@@ -4,6 +4,7 @@ A decomposition's fields say by their metadata how they are trained and where th
 needs no list of names.
 """
 
+from collections.abc import Callable
 from typing import Any, Protocol, runtime_checkable
 
 import equinox as eqx
@@ -30,18 +31,21 @@ class Decomposition(Protocol):
     def __call__(self, x: Any) -> Any: ...
 
 
-def parameter(*, per_feature: bool = False) -> Any:
-    """A field that the gradient trains; `per_feature`: one row a feature, spread over the mesh axis `feature`."""
-    return eqx.field(metadata={"trained": True, "per_feature": per_feature})
+PARAMETER = {"trained": True, "per_feature": False}
+"""Metadata of a field that the gradient trains: `bias: Array = eqx.field(metadata=PARAMETER)`."""
 
+PARAMETER_ROWS = {"trained": True, "per_feature": True}
+"""Likewise, with one row a feature: spread over the mesh axis `feature`."""
 
-def state(*, per_feature: bool = False) -> Any:
-    """A field that the gradient never touches: scales, thresholds, counters."""
-    return eqx.field(metadata={"trained": False, "per_feature": per_feature})
+STATE = {"trained": False, "per_feature": False}
+"""Metadata of a field that the gradient never touches: scales, thresholds, frozen weights."""
+
+STATE_ROWS = {"trained": False, "per_feature": True}
+"""Likewise, with one row a feature."""
 
 
 def trainable(decomposition: Any) -> Any:
-    """The filter that keeps untrained leaves out of the gradient: True at every array of a `parameter` field."""
+    """The filter that keeps untrained leaves out of the gradient: True at every array of a PARAMETER field."""
     return _by_field(decomposition, "trained")
 
 
@@ -57,7 +61,9 @@ def _by_field(decomposition: Any, flag: str) -> Any:
             field = getattr(type(node), "__dataclass_fields__", {}).get(getattr(key, "name", None))
             if field is not None and flag in field.metadata:
                 return bool(field.metadata[flag]) and eqx.is_array_like(leaf)
-            node = getattr(node, key.name) if hasattr(key, "name") else node[getattr(key, "key", getattr(key, "idx", 0))]
+            node = (
+                getattr(node, key.name) if hasattr(key, "name") else node[getattr(key, "key", getattr(key, "idx", 0))]
+            )
         return False
 
     return jax.tree_util.tree_map_with_path(mark, decomposition)
@@ -75,6 +81,11 @@ class StandIn(eqx.Module):
 
     def __call__(self, x: Float[Array, "*axes d_model"]) -> Float[Array, "*axes d_model"]:
         sites, mlp = self.decomposition.sites, self.mlp
-        read = {"in": lambda x: x, "hidden": mlp.hidden, "out": mlp}[sites.reads.rpartition("/")[2]]
-        write = {"in": mlp, "hidden": mlp.write, "out": lambda y: y}[sites.writes.rpartition("/")[2]]
-        return write(self.decomposition(read(x)).astype(x.dtype))
+        readers: dict[str, Callable[[Any], Any]] = {"in": lambda x: x, "hidden": mlp.hidden, "out": mlp}
+        writers: dict[str, Callable[[Any], Any]] = {"in": mlp, "hidden": mlp.write, "out": lambda y: y}
+        value = self.decomposition(readers[_port(sites.reads)](x))
+        return writers[_port(sites.writes)](value.astype(x.dtype))
+
+
+def _port(name: str) -> str:
+    return name.rpartition("/")[2]

@@ -9,6 +9,7 @@ means are leaves: normalisation is part of the decomposition, and `fold` takes i
 """
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -16,7 +17,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxinterp.data.batch import Sites
-from jaxinterp.decompositions.base import parameter, state
+from jaxinterp.decompositions.base import PARAMETER, PARAMETER_ROWS, STATE, STATE_ROWS
 from jaxinterp.decompositions.codes import Codes, DenseCodes, SparseCodes
 from jaxinterp.errors import UserError
 from jaxinterp.kernels import encode_topk, kth_largest, sparse_decode
@@ -51,18 +52,18 @@ Activation = ReLU | TopK | BatchTopK
 class Dictionary(eqx.Module):
     """A sparse dictionary from `sites.reads` to `sites.writes`; `skip` is None where there is no linear path."""
 
-    encoder: Float[Array, "features d_in"] = parameter(per_feature=True)
-    encoder_bias: Float[Array, " features"] = parameter(per_feature=True)
-    decoder: Float[Array, "features d_out"] = parameter(per_feature=True)
-    decoder_bias: Float[Array, " d_out"] = parameter()
-    skip: Float[Array, "d_in d_out"] | None = parameter()
-    input_mean: Float[Array, " d_in"] = state()
-    input_scale: Float[Array, ""] = state()
-    output_mean: Float[Array, " d_out"] = state()
-    output_scale: Float[Array, ""] = state()
-    target_variance: Float[Array, ""] = state()
-    threshold: Float[Array, ""] = state()
-    tokens_since_fired: Int[Array, " features"] = state(per_feature=True)
+    encoder: Float[Array, "features d_in"] = eqx.field(metadata=PARAMETER_ROWS)
+    encoder_bias: Float[Array, " features"] = eqx.field(metadata=PARAMETER_ROWS)
+    decoder: Float[Array, "features d_out"] = eqx.field(metadata=PARAMETER_ROWS)
+    decoder_bias: Float[Array, " d_out"] = eqx.field(metadata=PARAMETER)
+    skip: Float[Array, "d_in d_out"] | None = eqx.field(metadata=PARAMETER)
+    input_mean: Float[Array, " d_in"] = eqx.field(metadata=STATE)
+    input_scale: Float[Array, ""] = eqx.field(metadata=STATE)
+    output_mean: Float[Array, " d_out"] = eqx.field(metadata=STATE)
+    output_scale: Float[Array, ""] = eqx.field(metadata=STATE)
+    target_variance: Float[Array, ""] = eqx.field(metadata=STATE)
+    threshold: Float[Array, ""] = eqx.field(metadata=STATE)
+    tokens_since_fired: Int[Array, " features"] = eqx.field(metadata=STATE_ROWS)
     activation: Activation = eqx.field(static=True)
     sites: Sites = eqx.field(static=True)
 
@@ -146,7 +147,7 @@ def fold(dictionary: Dictionary) -> Dictionary:
     if skip is not None:
         skip = dictionary.output_scale * skip / dictionary.input_scale
         decoder_bias = decoder_bias - dictionary.input_mean @ skip
-    changes = {
+    changes: dict[str, Any] = {
         "encoder": encoder,
         "encoder_bias": dictionary.encoder_bias - encoder @ dictionary.input_mean,
         "decoder": dictionary.output_scale * dictionary.decoder,

@@ -7,6 +7,7 @@ site gives wrong numbers without an error.
 import json
 from dataclasses import asdict, fields
 from pathlib import Path
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -30,7 +31,9 @@ def save_dictionary(dictionary: Dictionary, folder: str | Path) -> Path:
         "activation": {"kind": type(dictionary.activation).__name__, **asdict(dictionary.activation)},
         "sites": asdict(dictionary.sites),
     }
-    save_file({name: np.asarray(leaf) for name, leaf in named_leaves(dictionary).items()}, folder / "dictionary.safetensors")
+    save_file(
+        {name: np.asarray(leaf) for name, leaf in named_leaves(dictionary).items()}, folder / "dictionary.safetensors"
+    )
     (folder / "dictionary.json").write_text(json.dumps(static, indent=2) + "\n")
     return folder
 
@@ -56,8 +59,10 @@ def load_dictionary(folder: str | Path) -> Dictionary:
         raise UserError(f"activation {kind!r} in {folder} is unknown.{suggest(kind, ACTIVATIONS)}")
     known = {field.name for field in fields(Dictionary)} - {"activation", "sites", "skip"}
     if set(arrays) - {"skip"} != known:
-        raise UserError(f"arrays of the dictionary in {folder}: {sorted(set(arrays) ^ known - {'skip'})} missing or unknown.")
-    leaves = {name: jnp.asarray(array) for name, array in arrays.items()}
+        raise UserError(
+            f"arrays of the dictionary in {folder}: {sorted(set(arrays) ^ known - {'skip'})} missing or unknown."
+        )
+    leaves: dict[str, Any] = {name: jnp.asarray(array) for name, array in arrays.items()}
     return Dictionary(
-        **({"skip": None} | leaves), activation=ACTIVATIONS[kind](**activation), sites=Sites(**static["sites"])
+        **{"skip": None, **leaves}, activation=ACTIVATIONS[kind](**activation), sites=Sites(**static["sites"])
     )

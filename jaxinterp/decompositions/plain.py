@@ -1,8 +1,8 @@
 """Decompositions that need no training: what a learned one has to beat.
 
-    neurons               the k largest |a_j| |w_j| of an MLP's neurons, the others at their training mean
-    principal components  y ≈ mean + (y - mean) V^T V, the k directions of largest variance of the output
-    linear map            y ≈ mean_out + (x - mean_in) A
+neurons               the k largest |a_j| |w_j| of an MLP's neurons, the others at their training mean
+principal components  y ≈ mean + (y - mean) V^T V, the k directions of largest variance of the output
+linear map            y ≈ mean_out + (x - mean_in) A
 """
 
 import equinox as eqx
@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxinterp.data.batch import Sites
-from jaxinterp.decompositions.base import state
+from jaxinterp.decompositions.base import STATE
 from jaxinterp.decompositions.codes import DenseCodes, SparseCodes
 from jaxinterp.kernels import sparse_decode
 from jaxinterp.models.mlp import MLP
@@ -23,9 +23,9 @@ class Neurons(eqx.Module):
     a = the hidden activations, w_j = row j of the down projection. Write vectors are the MLP's own.
     """
 
-    mlp: MLP = state()
-    hidden_mean: Float[Array, " d_mlp"] = state()
-    output_mean: Float[Array, " d_out"] = state()
+    mlp: MLP = eqx.field(metadata=STATE)
+    hidden_mean: Float[Array, " d_mlp"] = eqx.field(metadata=STATE)
+    output_mean: Float[Array, " d_out"] = eqx.field(metadata=STATE)
     k: int = eqx.field(static=True)
     sites: Sites = eqx.field(static=True)
 
@@ -48,8 +48,8 @@ class Neurons(eqx.Module):
 class PrincipalComponents(eqx.Module):
     """The k directions of the output with the largest variance over the training tokens; it reads the output itself."""
 
-    directions: Float[Array, "k d_out"] = state()
-    output_mean: Float[Array, " d_out"] = state()
+    directions: Float[Array, "k d_out"] = eqx.field(metadata=STATE)
+    output_mean: Float[Array, " d_out"] = eqx.field(metadata=STATE)
     sites: Sites = eqx.field(static=True)
 
     def encode(self, x: Float[Array, "*axes d_out"]) -> DenseCodes:
@@ -67,9 +67,9 @@ class PrincipalComponents(eqx.Module):
 class LinearMap(eqx.Module):
     """The best linear map from input to output; its components are the input's coordinates."""
 
-    matrix: Float[Array, "d_in d_out"] = state()
-    input_mean: Float[Array, " d_in"] = state()
-    output_mean: Float[Array, " d_out"] = state()
+    matrix: Float[Array, "d_in d_out"] = eqx.field(metadata=STATE)
+    input_mean: Float[Array, " d_in"] = eqx.field(metadata=STATE)
+    output_mean: Float[Array, " d_out"] = eqx.field(metadata=STATE)
     sites: Sites = eqx.field(static=True)
 
     def encode(self, x: Float[Array, "*axes d_in"]) -> DenseCodes:

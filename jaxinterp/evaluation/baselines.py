@@ -1,7 +1,7 @@
 """Baselines for the scoreboard, at the same k, from one pass over training tokens.
 
-Everything here is solved, not trained: means, covariances and least squares are sums over tokens, gathered on the
-device and solved on the host in float64.
+Everything here is solved, not trained: means, covariances and least squares are sums over tokens, solved on the host
+in float64.
 
     best linear map    A = Cov(x)^-1 Cov(x, y)
     principal comp.    the k leading eigenvectors of Cov(y)
@@ -9,21 +9,25 @@ device and solved on the host in float64.
     neurons            nothing but the mean hidden activation
 """
 
-from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import equinox as eqx
+import grain
 import jax
 import jax.numpy as jnp
 import numpy as np
 import scipy.linalg
+import scipy.sparse
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from jaxinterp.data.activations import Rows, harvest
 from jaxinterp.data.batch import Batch, Sites
+from jaxinterp.data.text import take
+from jaxinterp.decompositions.codes import SparseCodes
 from jaxinterp.decompositions.dictionary import Dictionary
 from jaxinterp.decompositions.plain import LinearMap, Neurons, PrincipalComponents
-from jaxinterp.kernels import pieces
 from jaxinterp.methods.sparse_autoencoder import SparseAutoencoder
 from jaxinterp.models.mlp import MLP
 from jaxinterp.models.sites import select
@@ -41,40 +45,64 @@ class Moments(eqx.Module):
     xx: Float[Array, "d_in d_in"]
     xy: Float[Array, "d_in d_out"]
     yy: Float[Array, "d_out d_out"]
-    codes: Float[Array, " features"]
-    codes_codes: Float[Array, "features features"]
-    codes_y: Float[Array, "features d_out"]
+
+
+@dataclass
+class CodeMoments:
+    """Sums over training tokens of sparse codes c: c, c c^T and c y^T; on the host, where k^2 entries are cheap."""
+
+    codes: np.ndarray
+    codes_codes: np.ndarray
+    codes_y: np.ndarray
+
+    def add(self, codes: SparseCodes, weight: Array, y: Array) -> None:
+        """Add one batch."""
+        tokens, k = codes.values.shape
+        shape = tokens, codes.features
+        columns = np.asarray(codes.indices).ravel()
+        ends = np.arange(0, tokens * k + 1, k)
+        plain = scipy.sparse.csr_array((np.asarray(codes.values, np.float64).ravel(), columns, ends), shape)
+        weighted = plain.multiply(np.asarray(weight, np.float64)[:, None]).T.tocsr()
+        self.codes += weighted.sum(axis=1)
+        self.codes_codes += weighted @ plain
+        self.codes_y += weighted @ np.asarray(y, np.float64)
 
 
 def baselines(
-    subject: Any, windows: Iterable[Mapping[str, Any]], site: str, *, k: int, features: int, seed: int = 0
+    subject: Any, train: grain.MapDataset, site: str, *, k: int, features: int, tokens: int = 131_072, seed: int = 0
 ) -> dict[str, Any]:
     """The four baselines for the MLP at `site`, by name.
 
     Args:
-      windows: batches of training windows, {"tokens", "weight"}, each `[batch, seq]`.
+      train: windows of training text, {"tokens", "weight"}, each `[seq]`.
       k: active neurons, components and random features per token.
       features: number of random features (at most 8192 are used).
+      tokens: how much of the text to use.
     """
     mlp = select(subject.model, site).get()
     sites = Sites(f"{site}/in", f"{site}/out")
     names = (f"{site}/in", f"{site}/hidden", f"{site}/out")
-    rows_of = eqx.filter_jit(lambda model, windows: harvest(model, windows, names))
-    update = eqx.filter_jit(_moments)
+    rows_of = eqx.filter_jit(lambda model, batch: harvest(model, batch, names))
+    encode = eqx.filter_jit(lambda random, x: random.encode(x))
     random: Dictionary | None = None
     sums: Moments | None = None
-    for batch in windows:
+    for batch in take(train, tokens, seed=seed, rows=8):
         rows = rows_of(subject.model, {name: jnp.asarray(batch[name]) for name in ("tokens", "weight")})
         if random is None:
             random = _random_dictionary(jax.random.key(seed), rows, sites, k, min(features, MOST_RANDOM_FEATURES))
-        new = update(random, rows)
+            width = rows.arrays[sites.writes].shape[1]
+            code_sums = CodeMoments(
+                *(np.zeros((random.features, *shape)) for shape in ((), (random.features,), (width,)))
+            )
+        new = _moments(rows, site)
         sums = new if sums is None else jax.tree.map(jnp.add, sums, new)
-    assert random is not None and sums is not None, "no training windows were given"
+        code_sums.add(encode(random, rows.arrays[sites.reads]), rows.weight, rows.arrays[sites.writes])
+    assert random is not None and sums is not None  # `take` gives at least one batch
     return {
         "neurons": _neurons(sums, mlp, sites, k),
         "pca": _principal_components(sums, site, k),
         "linear": _linear_map(sums, sites),
-        "random features": _solve_decoder(random, sums),
+        "random features": _solve_decoder(random, code_sums, sums),
     }
 
 
@@ -85,11 +113,9 @@ def _random_dictionary(key: PRNGKeyArray, rows: Rows, sites: Sites, k: int, feat
     return dictionary
 
 
-def _moments(random: Dictionary, rows: Rows) -> Moments:
-    x, y, w = rows.arrays[random.sites.reads], rows.arrays[random.sites.writes], rows.weight
-    hidden = next(array for name, array in rows.arrays.items() if name.endswith("/hidden"))
-    codes = random.encode(x)
-    values = codes.values * w[:, None]
+@partial(jax.jit, static_argnums=1)
+def _moments(rows: Rows, site: str) -> Moments:
+    x, hidden, y, w = *(rows.arrays[f"{site}/{port}"] for port in ("in", "hidden", "out")), rows.weight
     return Moments(
         weight=jnp.sum(w),
         x=w @ x,
@@ -98,14 +124,15 @@ def _moments(random: Dictionary, rows: Rows) -> Moments:
         xx=(w[:, None] * x).T @ x,
         xy=(w[:, None] * x).T @ y,
         yy=(w[:, None] * y).T @ y,
-        codes=pieces.outer_sum(values, codes.indices, jnp.ones((x.shape[0], 1)), random.features)[:, 0],
-        codes_codes=pieces.outer_sum(values, codes.indices, codes.dense(), random.features),
-        codes_y=pieces.outer_sum(values, codes.indices, y, random.features),
     )
 
 
 def _wide(array: Array) -> np.ndarray:
     return np.asarray(array, np.float64)
+
+
+def _narrow(array: np.ndarray) -> Array:
+    return jnp.asarray(array, jnp.float32)
 
 
 def _neurons(sums: Moments, mlp: MLP, sites: Sites, k: int) -> Neurons:
@@ -118,34 +145,34 @@ def _principal_components(sums: Moments, site: str, k: int) -> PrincipalComponen
     covariance = _wide(sums.yy) / float(sums.weight) - np.outer(mean, mean)
     _, vectors = np.linalg.eigh(covariance)  # ascending
     directions = vectors[:, ::-1][:, :k].T
-    return PrincipalComponents(
-        jnp.asarray(directions, jnp.float32), jnp.asarray(mean, jnp.float32), Sites(f"{site}/out", f"{site}/out")
-    )
+    return PrincipalComponents(_narrow(directions), _narrow(mean), Sites(f"{site}/out", f"{site}/out"))
 
 
 def _linear_map(sums: Moments, sites: Sites) -> LinearMap:
     count = float(sums.weight)
     mean_x, mean_y = _wide(sums.x) / count, _wide(sums.y) / count
-    matrix = _ridge(_wide(sums.xx) / count - np.outer(mean_x, mean_x), _wide(sums.xy) / count - np.outer(mean_x, mean_y))
-    return LinearMap(*(jnp.asarray(array, jnp.float32) for array in (matrix, mean_x, mean_y)), sites)
+    matrix = _ridge(
+        _wide(sums.xx) / count - np.outer(mean_x, mean_x), _wide(sums.xy) / count - np.outer(mean_x, mean_y)
+    )
+    return LinearMap(_narrow(matrix), _narrow(mean_x), _narrow(mean_y), sites)
 
 
-def _solve_decoder(random: Dictionary, sums: Moments) -> Dictionary:
+def _solve_decoder(random: Dictionary, code_sums: CodeMoments, sums: Moments) -> Dictionary:
     """The random dictionary with the decoder that is best for it, in the target's own units."""
     count = float(sums.weight)
-    mean_codes, mean_y = _wide(sums.codes) / count, _wide(sums.y) / count
-    gram = _wide(sums.codes_codes) / count - np.outer(mean_codes, mean_codes)
-    decoder = _ridge(gram, _wide(sums.codes_y) / count - np.outer(mean_codes, mean_y))
+    mean_codes, mean_y = code_sums.codes / count, _wide(sums.y) / count
+    gram = code_sums.codes_codes / count - np.outer(mean_codes, mean_codes)
+    decoder = _ridge(gram, code_sums.codes_y / count - np.outer(mean_codes, mean_y))
     solved = (
-        jnp.asarray(decoder, jnp.float32),
-        jnp.asarray(-mean_codes @ decoder, jnp.float32),
+        _narrow(decoder),
+        _narrow(-mean_codes @ decoder),
         jnp.ones(()),
-        jnp.asarray(mean_y, jnp.float32),
+        _narrow(mean_y),
     )
     return eqx.tree_at(lambda d: (d.decoder, d.decoder_bias, d.output_scale, d.output_mean), random, solved)
 
 
 def _ridge(gram: np.ndarray, right: np.ndarray, relative: float = 1e-4) -> np.ndarray:
-    """argmin |gram^1/2 (A - gram^-1 right)|^2 + ridge |A|^2, with a ridge of `relative` times the mean of the diagonal."""
+    """(gram + ridge)^-1 right, with a ridge of `relative` times the mean of the diagonal."""
     penalty = relative * max(np.trace(gram) / len(gram), 1e-30)
     return scipy.linalg.solve(gram + penalty * np.eye(len(gram)), right, assume_a="pos")

@@ -2,11 +2,12 @@
 
 With target y (the array named `sites.writes`), output ŷ, token weights w (0 at attention sinks and special tokens):
 
-    fvu                 sum w |y - ŷ|^2 / sum w |y - mean(y)|^2, over all held-out tokens, about the held-out mean, raw units
+    fvu                 sum w |y - ŷ|^2 / sum w |y - mean(y)|^2, over all held-out tokens, held-out mean, raw units
     l0                  active components per token
     dead_fraction       components that are active on no held-out token
     ce_clean            cross-entropy of the next token, in nats; ce_replaced: with ŷ in place of y;
-                        ce_zero, ce_mean: with 0, and with the training mean of y, in its place
+                        ce_zero, ce_mean: with 0, and with the training mean of y (as the first decomposition that
+                        writes y knows it), in its place
     ce_recovered_zero   (ce_zero - ce_replaced) / (ce_zero - ce_clean); ce_recovered_mean likewise
     kl                  KL(clean || replaced) of the next token's distribution, in nats
     top1_agreement      how often both find the same token most likely
@@ -19,52 +20,60 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import equinox as eqx
+import grain
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
 from jaxinterp.data.activations import Rows, harvest
-from jaxinterp.errors import UserError
+from jaxinterp.data.text import take
 from jaxinterp.evaluation.intervals import ratio_interval
 from jaxinterp.models.sites import SetTo, run
 
 Row = dict[str, Any]
 
 
-def score(decomposition: Any, subject: Any, windows: Iterable[Mapping[str, Any]], *, ce_tokens: int = 8192) -> Row:
-    """The decomposition's row of the scoreboard; see `scoreboard`."""
-    return scoreboard({type(decomposition).__name__: decomposition}, subject, windows, ce_tokens=ce_tokens)[0]
+def score(decomposition: Any, subject: Any, heldout: grain.MapDataset, **options: int) -> Row:
+    """The decomposition's row of the scoreboard; options as `scoreboard` has them."""
+    return scoreboard({type(decomposition).__name__: decomposition}, subject, heldout, **options)[0]
 
 
 def scoreboard(
-    decompositions: Mapping[str, Any], subject: Any, windows: Iterable[Mapping[str, Any]], *, ce_tokens: int = 8192
+    decompositions: Mapping[str, Any],
+    subject: Any,
+    heldout: grain.MapDataset,
+    *,
+    tokens: int = 32_768,
+    ce_tokens: int = 8_192,
+    seed: int = 0,
 ) -> list[Row]:
     """Score decompositions of one model side by side.
 
     Args:
       decompositions: by the name that their row shall have.
-      windows: batches of held-out windows, {"tokens", "weight", "document"}, each `[batch, seq]`.
-      ce_tokens: on how many of the tokens cross-entropies are measured (whole batches); each costs a forward pass.
+      heldout: windows of held-out text, {"tokens", "weight", "document"}, each `[seq]`.
+      tokens: how much of it to use: a shuffled sample of windows.
+      ce_tokens: on how many of these cross-entropies are measured; each decomposition costs a forward pass.
+      seed: of the sample.
     Returns:
       A row of plain numbers for each, in the order given; `method` is its name.
     """
     sites = dict.fromkeys(name for d in decompositions.values() for name in (d.sites.reads, d.sites.writes))
-    rows_of = eqx.filter_jit(lambda model, windows: harvest(model, windows, tuple(sites)))
+    rows_of = eqx.filter_jit(lambda model, batch: harvest(model, batch, tuple(sites)))
     tables = {name: _Table() for name in decompositions}
-    for batch in windows:
-        seen = sum(len(part) for part in next(iter(tables.values())).parts.get("document", []))
-        windows_on_device = {name: jnp.asarray(batch[name]) for name in ("tokens", "weight")}
-        rows = rows_of(subject.model, windows_on_device)
+    seen = 0
+    for batch in take(heldout, tokens, seed=seed):
+        on_device = {name: jnp.asarray(batch[name]) for name in ("tokens", "weight")}
+        rows = rows_of(subject.model, on_device)
         outputs = {}
         for name, decomposition in decompositions.items():
             outputs[name], columns = _reconstruct(decomposition, rows)
             tables[name].add(document=batch["document"], weight=batch["weight"], **columns)
         if seen < ce_tokens:
-            for name, columns in _effects(decompositions, outputs, subject.model, rows, windows_on_device["tokens"]):
+            for name, columns in _effects(decompositions, outputs, subject.model, rows, on_device["tokens"]):
                 tables[name].add(next_document=batch["document"][:, :-1], counted=_counted(batch), **columns)
-    if not all(table.parts for table in tables.values()):
-        raise UserError("there is not one held-out window: give more held-out text or shorter windows.")
+        seen += batch["tokens"].size
     return [_row(name, decompositions[name], table) for name, table in tables.items()]
 
 

@@ -72,7 +72,7 @@ def outer_sum(
         return jax.lax.fori_loop(0, values.shape[0], add, jnp.zeros((features, g.shape[1]), jnp.float32))
 
     def by_matmul(values: Array, indices: Array, g: Array) -> Array:
-        def add(total: Array, chunk: tuple[Array, Array, Array]) -> tuple[Array, None]:
+        def add(total: Array, chunk: tuple[Array, ...]) -> tuple[Array, None]:
             values, indices, g = chunk
             tokens = jnp.arange(values.shape[0])[:, None]
             codes = jnp.zeros((values.shape[0], features), jnp.float32).at[tokens, indices].add(values, mode="drop")

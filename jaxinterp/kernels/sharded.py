@@ -101,7 +101,7 @@ def _mesh() -> AbstractMesh | None:
     return mesh if sizes.get("data", 1) * sizes.get("feature", 1) > 1 else None
 
 
-def _over(mesh: AbstractMesh, local, in_specs, out_specs):  # noqa: ANN001, ANN202
+def _over(mesh: AbstractMesh, local, in_specs, out_specs):
     # check_vma cannot prove that gathered candidates are the same on every shard.
     return partial(jax.shard_map, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)(local)
 

@@ -23,12 +23,12 @@ def _encode(x: Array, rows: Array, bias: Array, allowed: Array | None, k: int) -
     return sharded.select(x, rows, bias, allowed, k)
 
 
-def _encode_forward(x: Array, rows: Array, bias: Array, allowed: Array | None, k: int):  # noqa: ANN202
+def _encode_forward(x: Array, rows: Array, bias: Array, allowed: Array | None, k: int):
     values, indices = sharded.select(x, rows, bias, allowed, k)
     return (values, indices), (x, rows, bias, values, indices)
 
 
-def _encode_backward(k: int, residuals, gradients):  # noqa: ANN001, ANN202
+def _encode_backward(k: int, residuals, gradients):
     x, rows, bias, values, indices = residuals
     g = jnp.where(jnp.isfinite(values), gradients[0], 0)
     d_rows = sharded.outer_sum(g, indices, x, rows.shape[0]).astype(rows.dtype)
@@ -46,11 +46,11 @@ def _decode(values: Array, indices: Array, rows: Array) -> Array:
     return sharded.gather_sum(values, indices, rows)
 
 
-def _decode_forward(values: Array, indices: Array, rows: Array):  # noqa: ANN202
+def _decode_forward(values: Array, indices: Array, rows: Array):
     return sharded.gather_sum(values, indices, rows), (values, indices, rows)
 
 
-def _decode_backward(residuals, g):  # noqa: ANN001, ANN202
+def _decode_backward(residuals, g):
     values, indices, rows = residuals
     d_values = sharded.sampled_dot(g, rows, indices).astype(values.dtype)
     d_rows = sharded.outer_sum(values, indices, g, rows.shape[0]).astype(rows.dtype)

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, PRNGKeyArray
@@ -51,7 +50,9 @@ class DictionaryHyperparameters:
 
     def make_activation(self) -> Activation:
         """The activation as the decomposition holds it."""
-        return {"topk": TopK(self.k), "batch_topk": BatchTopK(self.k), "relu": ReLU()}[self.activation]
+        if self.activation == "relu":
+            return ReLU()
+        return TopK(self.k) if self.activation == "topk" else BatchTopK(self.k)
 
     def make_objective(self) -> Objective:
         """reconstruction + l1 * L1 + AuxK, or the objective that was given."""

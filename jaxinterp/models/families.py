@@ -267,6 +267,9 @@ FAMILIES: dict[str, Family] = {
     ),
 }
 
+MOST_LAYERS = 10_000
+"""More than any model has: a damaged file must not make lists of every layer's window that fill the memory."""
+
 
 def family_of(fields: Mapping[str, Any]) -> Family:
     """The family that a config.json names in `model_type` and `architectures`.
@@ -275,12 +278,15 @@ def family_of(fields: Mapping[str, Any]) -> Family:
       UserError: it is not supported.
     """
     name = fields.get("model_type")
-    if name not in FAMILIES:
+    if not isinstance(name, str) or name not in FAMILIES:
         raise UserError(
             f"model_type={name!r} is not supported; supported: {', '.join(FAMILIES)}.{suggest(str(name), FAMILIES)}"
         )
     family = FAMILIES[name]
-    for architecture in fields.get("architectures") or ():
+    architectures = fields.get("architectures") or []
+    if not isinstance(architectures, list):
+        raise refused("architectures", architectures, "a list of names")
+    for architecture in architectures:
         if architecture not in family.architectures:
             raise refused("architectures", architecture, f"{', '.join(family.architectures)} for model_type {name!r}")
     return family
@@ -308,17 +314,27 @@ def family_config(family: Family, fields: Mapping[str, Any]) -> TransformerConfi
     ours = dict(family.constants)
     for name, copy in family.copied.items():
         kind = typing.get_type_hints(TransformerConfig)[copy]
-        ours[copy] = filled[name] if kind is bool and isinstance(filled.get(name), bool) else number(filled, name, kind)
+        if kind is bool:
+            ours[copy] = bool(filled[name])  # one of REQUIRED's truth values
+        else:
+            ours[copy] = number(filled, name, kind, *([MOST_LAYERS] if copy == "layers" else []))
     for rule in family.rules:
         ours |= rule.make(filled)
     return TransformerConfig(**ours)
 
 
 def canonical_names(family: Family, tensors: Mapping[str, StoredTensor]) -> dict[str, StoredTensor]:
-    """The tensors under the names that the family's table uses, whichever version wrote the file."""
+    """The tensors under the names that the family's table uses, whichever version wrote the file.
+
+    Raises:
+      UserError: a file has the same weight under two names.
+    """
     bare = not any(name.startswith(family.prefix) for name in tensors)
-    named = {}
+    named: dict[str, StoredTensor] = {}
     for name, tensor in tensors.items():
-        name = family.renamed.get(name, name)
-        named[family.prefix + name if bare and not name.startswith("lm_head.") else name] = tensor
+        newer = family.renamed.get(name, name)
+        newer = family.prefix + newer if bare and not newer.startswith("lm_head.") else newer
+        if newer in named:
+            raise UserError(f"{tensor.file}: tensors {named[newer].name!r} and {name!r} are two names of one weight.")
+        named[newer] = tensor
     return named

@@ -40,18 +40,19 @@ class Rule:
     make: Callable[[Fields], dict[str, Any]]
 
 
-def number(fields: Fields, name: str, kind: type = int) -> Any:
-    """The value of a field that must be a positive number.
+def number(fields: Fields, name: str, kind: type = int, limit: int = 2**40) -> Any:
+    """The value of a field that must be a positive number below `limit`.
 
     Raises:
-      UserError: it is missing, or of another type, or not positive.
+      UserError: it is missing, or of another type, or out of bounds.
     """
     value = fields.get(name)
     if value is None:
         raise UserError(f"config field {name} is missing.")
     allowed = (int, float) if kind is float else (int,)
-    if isinstance(value, bool) or not isinstance(value, allowed) or value <= 0:
-        raise UserError(f"config field {name}={value!r} should be a positive {kind.__name__}.")
+    if isinstance(value, bool) or not isinstance(value, allowed) or not 0 < value < limit:
+        bound = f" below {limit}" if isinstance(value, int | float) and value >= limit else ""
+        raise UserError(f"config field {name}={value!r} should be a positive {kind.__name__}{bound}.")
     return kind(value)
 
 
@@ -76,7 +77,7 @@ def activation(name: str) -> Rule:
 
     def make(fields: Fields) -> dict[str, Any]:
         value = fields.get(name)
-        if value not in ACTIVATION_NAMES:
+        if not isinstance(value, str) or value not in ACTIVATION_NAMES:
             raise refused(name, value, ", ".join(ACTIVATION_NAMES))
         return {"activation": ACTIVATION_NAMES[value]}
 
@@ -141,7 +142,7 @@ def _rope(fields: Fields) -> tuple[float, RopeScaling | None, float | None]:
         "linear": ("factor",),
         "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
     }
-    if kind not in known:
+    if not isinstance(kind, str) or kind not in known:
         raise refused(f"{where}.rope_type", kind, ", ".join(known))
     common = {"rope_type", "type", "rope_theta", "partial_rotary_factor"}
     for name, value in given.items():

@@ -15,6 +15,7 @@ import numpy as np
 from gguf.quants import dequantize
 
 from jaxinterp.errors import UserError
+from jaxinterp.models.tokenizer import read_metadata
 from jaxinterp.models.transformer import TransformerConfig
 from jaxinterp.models.weights import PLAIN, TRANSPOSED, Layout, LeafTable, Rows, StoredTensor
 
@@ -59,17 +60,13 @@ def gguf_config(reader: gguf.GGUFReader, tensors: Mapping[str, StoredTensor], wh
     Raises:
       UserError: another architecture, a field that is unknown or not supported, or one that is missing.
     """
-    architecture = _contents(reader, "general.architecture")
+    architecture = read_metadata(reader, "general.").get("architecture")
     if architecture != "llama":
         raise UserError(
             f"{where}: general.architecture={architecture!r} is not supported in GGUF files (supported: llama); load "
             "the model's Hugging Face directory instead."
         )
-    metadata = {
-        name.removeprefix("llama."): field.contents()
-        for name, field in reader.fields.items()
-        if name.startswith("llama.")
-    }
+    metadata = read_metadata(reader, "llama.")
     for name, value in metadata.items():
         if name not in FIELDS and name not in CHECKED:
             raise UserError(
@@ -99,10 +96,6 @@ def gguf_config(reader: gguf.GGUFReader, tensors: Mapping[str, StoredTensor], wh
         vocab_size=tensors["token_embd.weight"].shape[0],
         tied="output.weight" not in tensors,
     )
-
-
-def _contents(reader: gguf.GGUFReader, name: str) -> Any:
-    return reader.fields[name].contents() if name in reader.fields else None
 
 
 class _BoundedReader(gguf.GGUFReader):

@@ -106,12 +106,16 @@ def _check_vocabulary(config: TransformerConfig, tokenizer: Tokenizer | None, wh
 
 def _check_tied(tensors: dict[str, StoredTensor], embedding: str, head: str, where: Path) -> None:
     """Some files hold a tied matrix twice; if the two differ, the configuration is wrong about the tie."""
-    if embedding not in tensors:
-        return  # will be reported as missing
+    if embedding not in tensors or tensors[embedding].refusal:
+        return  # will be reported as missing or unreadable
     first, second = tensors[embedding], tensors[head]
-    same = first.shape == second.shape and all(
-        np.array_equal(first.read(rows, slice(None)), second.read(rows, slice(None)))
-        for rows in (slice(start, start + 4096) for start in range(0, first.shape[0], 4096))
+    same = (
+        first.shape == second.shape
+        and not second.refusal
+        and all(
+            np.array_equal(first.read(rows, slice(None)), second.read(rows, slice(None)))
+            for rows in (slice(start, start + 4096) for start in range(0, first.shape[0], 4096))
+        )
     )
     if not same:
         raise UserError(

@@ -13,9 +13,10 @@ in the paper) also holds the attention pattern constant, which makes the sum exa
 Source: RelP, arXiv 2508.21258; the rules are those of layer-wise relevance propagation (Ali et al. 2022, AttnLRP).
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +24,7 @@ from jaxtyping import Array, Float
 
 Activation = Literal["gelu", "gelu_tanh", "relu", "silu", "identity"]
 
-ACTIVATIONS = {
+ACTIVATIONS: dict[str, Callable[[Any], Any]] = {
     "gelu": partial(jax.nn.gelu, approximate=False),
     "gelu_tanh": partial(jax.nn.gelu, approximate=True),
     "relu": jax.nn.relu,

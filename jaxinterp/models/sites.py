@@ -100,10 +100,11 @@ def sites(model: Any, pattern: str = "**") -> list[str]:
     tokens = jax.ShapeDtypeStruct((1, 1), jnp.int32)
     arrays: list[str] = []
 
-    def trace_names(model: Any, tokens: Array) -> Array:
-        return model(tokens, tap=lambda name, value: (arrays.append(name), value)[1], rules=EXACT)
+    def note(name: str, value: Array) -> Array:
+        arrays.append(name)
+        return value
 
-    eqx.filter_eval_shape(trace_names, model, tokens)
+    eqx.filter_eval_shape(lambda model, tokens: model(tokens, tap=note, rules=EXACT), model, tokens)
     names: list[str] = []
     for name in arrays:
         leaf, _, port = name.rpartition("/")
@@ -127,7 +128,7 @@ def check_site(model: Any, name: str) -> str:
 
 
 def select(model: Any, pattern: str) -> Any:
-    """Penzai's selection of the subtrees whose name matches a glob, e.g. `select(model, "blocks/*/mlp").get_sequence()`.
+    """Penzai's selection of the subtrees whose name matches a glob: `select(model, "blocks/*/mlp").get_sequence()`.
 
     Raises:
       UserError: nothing matches.

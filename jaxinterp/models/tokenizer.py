@@ -149,11 +149,7 @@ def tokenizer_from_gguf(reader: Any) -> Tokenizer:
     Raises:
       UserError: the file has no tokenizer, or one of a kind that is not supported.
     """
-    metadata = {
-        key.removeprefix("tokenizer.ggml."): value.contents()
-        for key, value in reader.fields.items()
-        if key.startswith("tokenizer.ggml.")
-    }
+    metadata = read_metadata(reader, "tokenizer.ggml.")
     _require(metadata, "model", ["gpt2"], "load the model's Hugging Face directory instead")
     _require(metadata, "pre", list(PRE_TOKENIZERS), "load the model's Hugging Face directory instead")
     tokens, kinds = metadata.get("tokens", []), metadata.get("token_type", [])
@@ -178,6 +174,22 @@ def tokenizer_from_gguf(reader: Any) -> Tokenizer:
     end = _document_end(backend, special, metadata.get("eos_token_id"))
     begin = metadata.get("bos_token_id") if metadata.get("add_bos_token") else None
     return Tokenizer(backend, end, begin, special, "bytes")
+
+
+def read_metadata(reader: Any, prefix: str) -> dict[str, Any]:
+    """The metadata of a GGUF file below `prefix`.
+
+    Raises:
+      UserError: a text in it is not UTF-8.
+    """
+    metadata = {}
+    for name, value in reader.fields.items():
+        if name.startswith(prefix):
+            try:
+                metadata[name.removeprefix(prefix)] = value.contents()
+            except ValueError as error:
+                raise UserError(f"GGUF metadata {name} is damaged: {error}") from error
+    return metadata
 
 
 def _require(metadata: Mapping[str, Any], name: str, supported: list[str], way_out: str) -> None:

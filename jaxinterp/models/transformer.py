@@ -84,7 +84,7 @@ class Embedding(eqx.Module):
 
 
 class Block(eqx.Module):
-    """One transformer block. `mlp` is the leaf: any callable pytree `[..., d_model] -> [..., d_model]` may stand there."""
+    """One transformer block. `mlp` is the leaf: any callable pytree that keeps the shape may stand there."""
 
     attn_norm: Norm
     attn: Attention

@@ -189,8 +189,8 @@ def refuse_unknown(tensors: Collection[str], used: Collection[str], buffers: str
 def default_dtype(sharding: Shardings = None) -> Any:
     """float32 on CPU (XLA's CPU bfloat16 is slower), bfloat16 on TPU and GPU."""
     example = sharding_of("embedding/token", sharding)
-    platform = jax.default_backend() if example is None else next(iter(example.device_set)).platform
-    return jnp.float32 if platform == "cpu" else jnp.bfloat16
+    device: Any = jax.devices()[0] if example is None else next(iter(example.device_set))
+    return jnp.float32 if device.platform == "cpu" else jnp.bfloat16
 
 
 def sharding_of(name: str, sharding: Shardings) -> Sharding | None:
@@ -219,7 +219,7 @@ def _place(
 ) -> jax.Array:
     """The array on the default device, or straight into `sharding`: every shard reads only its own part."""
 
-    def read(index: tuple[slice, ...]) -> np.ndarray:
+    def read(index: Any) -> np.ndarray:
         return np.ascontiguousarray(read_leaf(stored, layout, index, shape, head_dim), dtype=dtype)
 
     if sharding is None:

@@ -1,7 +1,7 @@
 """Objectives: pure loss terms, and how they add up.
 
-    objective = total(reconstruction(), scale(l1(), 1e-3), auxk(1 / 32))
-    loss, metrics = objective(decomposition, batch, key)
+objective = total(reconstruction(), scale(l1(), 1e-3), auxk(1 / 32))
+loss, metrics = objective(decomposition, batch, key)
 """
 
 from jaxinterp.objectives.compose import Metrics, Objective, Ratio, Term, ratio, scale, total

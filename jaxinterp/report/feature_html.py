@@ -97,7 +97,7 @@ def _snippet(context: TokenContext, scale: Number) -> str:
     for place, (token, activation) in enumerate(zip(context.tokens, context.activations, strict=True)):
         # The space before the first word would only indent the first line.
         shown = token[1:] if place == 0 and place != context.peak and token[:1] == " " and token.strip() else token
-        text = shown
+        text = token_html(shown, alone=place == context.peak)
         name = _shade(activation, scale)
         if place == context.peak:
             pieces.append(f'<mark class="{name}" title="{activation:.3g}">{text}</mark>')
@@ -151,8 +151,8 @@ def _metered(value: Number | None, scale: Number, decimals: int) -> str:
     """A table cell: a number, and its share of `scale` in percent, which the style sheet draws as a bar."""
     if not finite(value):
         return f"<td>{fixed(value, decimals)}</td>"
-    length = round(100 * min(abs(value) / scale, 1)) if scale > 0 else 0  # type: ignore[arg-type]
-    return f"<td{' class=n' * (value < 0)} style=--w:{length}>{fixed(value, decimals)}</td>"  # type: ignore[operator]
+    length = round(100 * min(abs(value) / scale, 1)) if scale > 0 else 0
+    return f"<td{' class=n' * (value < 0)} style=--w:{length}>{fixed(value, decimals)}</td>"
 
 
 def _rate(density: Number) -> str:

@@ -3,45 +3,28 @@
     first pass    how often every feature fires, and the windows in which it peaks highest
     second pass   for the features chosen to be shown: histogram, and the activations around those peaks
 
-Both passes compute the codes of a batch under jit. The first one keeps, for every feature, a count and the n highest
-peaks (one a window), never an array of all tokens by all features; the second one brings the chosen features' columns
-of one batch at a time to the host. A feature fires on a token where its code is not zero. Tokens of weight 0 (attention
-sinks, special tokens) count nowhere and are shown as silent.
+Both passes compute the codes of a batch under jit (see `peaks`). The first one keeps, for every feature, a count and
+the highest peaks; the second one brings the chosen features' columns of one batch at a time to the host. Tokens of
+weight 0 (attention sinks, special tokens) count nowhere and are shown as silent.
 """
 
-import itertools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import equinox as eqx
-import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Float, Int
 
-from jaxinterp.data.activations import harvest
 from jaxinterp.errors import UserError
 from jaxinterp.report.content import FeaturePage, NeuronMatch, TokenContext
+from jaxinterp.report.peaks import Peaks, Window, batches, chosen_codes, collect, measure
 from jaxinterp.report.vectors import direct_logits, neuron_cosines, row_cosines
 
 AROUND = 20  # tokens shown on either side of a peak
 BINS = 30
 LOGITS = 8  # tokens listed as raised, and as lowered
 NEURONS = 6
-_MOST_CODES = 2**24  # entries of a batch's dense codes: 64 MiB
-
-Window = Mapping[str, np.ndarray]
-
-
-class Peaks(eqx.Module):
-    """Running statistics of every feature; the n highest peaks are sorted by |value|, 0 where there are fewer."""
-
-    fired: Float[Array, " features"]  # tokens on which it is active
-    weight: Float[Array, ""]  # tokens seen
-    values: Float[Array, "features n"]
-    windows: Int[Array, "features n"]  # in which window
-    places: Int[Array, "features n"]  # at which token of it
 
 
 @dataclass(frozen=True)
@@ -72,11 +55,12 @@ def feature_pages(
 
     Args:
       decomposition: has `encoder` and `decoder`, one row a feature, and `sites`.
-      dataset: held-out windows {"tokens", "weight", "document"}, each `[seq]`, or batches of them, `[batch, seq]`.
+      dataset: held-out windows {"tokens", "weight", "document"}, each `[seq]`, or batches of them, `[batch, seq]`. Of a
+        dataset with a length a random sample is read, of any other iterable the beginning.
       features: how many to show at most.
       contexts: how many passages each.
       tokens: how much of the dataset to read, in tokens (whole windows, at least one).
-      seed: of the draw.
+      seed: of the sample and the draw.
     Returns:
       The firing frequency per token of every feature, and the chosen features in the order of their index.
     Raises:
@@ -90,7 +74,7 @@ def feature_pages(
             f"decomposition={type(decomposition).__name__} has no encoder and decoder rows: feature pages show "
             "dictionaries (transcoder, skip_transcoder, sparse_autoencoder)."
         )
-    windows = _collect(dataset, tokens)
+    windows = collect(dataset, tokens, seed)
     peaks = measure(decomposition, subject.model, windows, contexts)
     densities = np.asarray(peaks.fired, np.float64) / max(float(peaks.weight), 1.0)
     chosen = choose(densities, features, seed)
@@ -107,50 +91,6 @@ def choose(densities: Float[np.ndarray, " features"], count: int, seed: int = 0)
     by_density = live[np.argsort(densities[live], kind="stable")]
     draw = np.random.default_rng(seed)
     return np.sort(np.array([draw.choice(group) for group in np.array_split(by_density, count)]))
-
-
-def measure(decomposition: Any, model: Any, windows: Sequence[Window], count: int) -> Peaks:
-    """The first pass: firing counts and the `count` highest peaks of every feature, at most one a window."""
-    features = decomposition.decoder.shape[0]
-    peaks = Peaks(
-        jnp.zeros(features),
-        jnp.zeros(()),
-        jnp.zeros((features, count)),
-        jnp.zeros((features, count), jnp.int32),
-        jnp.zeros((features, count), jnp.int32),
-    )
-    update = eqx.filter_jit(_update)
-    for first, batch in _batches(windows, features):
-        peaks = update(peaks, decomposition, model, batch, jnp.asarray(first, jnp.int32))
-    return peaks
-
-
-def _codes(decomposition: Any, model: Any, batch: Mapping[str, Array]) -> Float[Array, "batch seq features"]:
-    """The codes of every token, 0 where the token has no weight."""
-    rows = harvest(model, batch, (decomposition.sites.reads,))
-    codes = decomposition.encode(rows.arrays[decomposition.sites.reads]).dense()
-    return jnp.where(rows.weight[:, None] > 0, codes, 0.0).reshape(*batch["tokens"].shape, -1)
-
-
-def _update(peaks: Peaks, decomposition: Any, model: Any, batch: Mapping[str, Array], first: Array) -> Peaks:
-    codes = _codes(decomposition, model, batch)
-    places = jnp.argmax(jnp.abs(codes), axis=1)  # [batch, features]
-    values = jnp.take_along_axis(codes, places[:, None], axis=1)[:, 0]
-    windows = jnp.broadcast_to(first + jnp.arange(codes.shape[0], dtype=jnp.int32)[:, None], places.shape)
-
-    def joined(old: Array, new: Array) -> Array:
-        return jnp.concatenate([old, new.T.astype(old.dtype)], axis=1)
-
-    every_value = joined(peaks.values, values)
-    # Of equal peaks top_k keeps the first, which is the one in the earlier window.
-    _, kept = jax.lax.top_k(jnp.abs(every_value), peaks.values.shape[1])
-    return Peaks(
-        peaks.fired + jnp.sum(codes != 0, axis=(0, 1)),
-        peaks.weight + jnp.sum(batch["weight"] > 0),
-        jnp.take_along_axis(every_value, kept, axis=1),
-        jnp.take_along_axis(joined(peaks.windows, windows), kept, axis=1),
-        jnp.take_along_axis(joined(peaks.places, places), kept, axis=1),
-    )
 
 
 def _pages(
@@ -202,10 +142,8 @@ def _read_text(decomposition: Any, subject: Any, windows: Sequence[Window], peak
     for row, rank in zip(*np.nonzero(values), strict=True):
         wanted.setdefault(int(where[row, rank]), []).append((int(row), int(rank)))
 
-    columns = jnp.asarray(chosen)
-    codes_of = eqx.filter_jit(lambda columns, *arguments: _codes(*arguments)[..., columns])
-    for first, batch in _batches(windows, decomposition.decoder.shape[0]):
-        codes = np.asarray(codes_of(columns, decomposition, subject.model, batch))
+    for first, batch in batches(windows, decomposition.decoder.shape[0]):
+        codes = np.asarray(chosen_codes(decomposition, subject.model, batch, jnp.asarray(chosen)))
         for row in range(len(chosen)):
             active = codes[..., row][codes[..., row] != 0]
             # The two passes may round differently: an activation a hair above the highest belongs into the last bin.
@@ -262,39 +200,3 @@ def _nearest(write: np.ndarray | None, read: np.ndarray | None) -> tuple[NeuronM
         )
         for index in np.argsort(-np.abs(ranked), kind="stable")[:NEURONS]
     )
-
-
-def _collect(dataset: Iterable[Mapping[str, Any]], tokens: int) -> list[Window]:
-    """Windows from the start of the dataset, until there are so many tokens; batches are taken apart."""
-
-    def single() -> Iterator[Window]:
-        for entry in dataset:
-            arrays = {name: np.asarray(array) for name, array in entry.items()}
-            if arrays["tokens"].ndim == 1:
-                yield arrays
-            else:
-                yield from (
-                    {name: array[row] for name, array in arrays.items()} for row in range(len(arrays["tokens"]))
-                )
-
-    windows = single()
-    first = next(windows, None)
-    if first is None:
-        raise UserError("there is not one held-out window: give more held-out text or shorter windows.")
-    return [first, *itertools.islice(windows, max(tokens // len(first["tokens"]), 1) - 1)]
-
-
-def _batches(windows: Sequence[Window], features: int) -> Iterator[tuple[int, dict[str, Array]]]:
-    """Batches of one shape with the number of their first window; the last one is filled up with tokens of weight 0."""
-    seq = len(windows[0]["tokens"])
-    size = min(max(_MOST_CODES // (seq * features), 1), len(windows))
-    for first in range(0, len(windows), size):
-        part = windows[first : first + size]
-        missing = ((0, size - len(part)), (0, 0))
-        yield (
-            first,
-            {
-                "tokens": jnp.asarray(np.pad(np.stack([window["tokens"] for window in part]), missing)),
-                "weight": jnp.asarray(np.pad(np.stack([window["weight"] for window in part]), missing)),
-            },
-        )

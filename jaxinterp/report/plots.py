@@ -52,18 +52,18 @@ def line_chart(
     height: int = 220,
 ) -> str:
     """A line through the points (x, y), broken where y is not finite; on a log axis also where it is not positive."""
-    drawable = [finite(a) and finite(b) and (not log_y or b > 0) for a, b in zip(x, y, strict=True)]
-    if not any(drawable):
+    known = [(a, b) for a, b in zip(x, y, strict=True) if finite(a) and finite(b) and (not log_y or b > 0)]
+    if not known:
         return _nothing(title)
     compared = [reference.value] if reference and finite(reference.value) else []
-    xs = fit_scale([a for a, ok in zip(x, drawable, strict=True) if ok], 58, width - 14, margin=0.0)
-    ys = fit_scale(
-        [*(b for b, ok in zip(y, drawable, strict=True) if ok), *compared], height - 46, 14, log=log_y, include=include
-    )
+    xs = fit_scale([a for a, _ in known], 58, width - 14, margin=0.0)
+    ys = fit_scale([*(b for _, b in known), *compared], height - 46, 14, log=log_y, include=include)
     y_labels = y_labels or (log_labels if log_y else tick_labels)
     parts = [_y_axis(ys, xs.start, xs.stop, y_labels), _x_axis(xs, height - 46, x_labels, x_label)]
 
-    points = [(xs(a), ys(b)) if ok else None for a, b, ok in zip(x, y, drawable, strict=True)]
+    points = [
+        (xs(a), ys(b)) if finite(a) and finite(b) and (not log_y or b > 0) else None for a, b in zip(x, y, strict=True)
+    ]
     kept = [points[index] for index in _thinned(len(points), _MOST_POINTS)]
     parts.append(f'<path class="line" d="{_path(kept)}"/>')
     if compared and reference is not None:
@@ -73,15 +73,14 @@ def line_chart(
         parts.append(f'<path class="reference" d="M{_px(xs.start)} {_px(at)}H{_px(xs.stop)}"/>')
         parts.append(f'<text class="reference-label" x="{_px(xs.start + 6)}" y="{_px(above)}">{text}</text>')
 
-    visible = [index for index, point in enumerate(points) if point is not None]
-    hovers = [visible[index] for index in _thinned(len(visible), _MOST_HOVERS)]
-    strip = (xs.stop - xs.start) / max(len(hovers), 1)
-    for index in hovers:
-        across, down = points[index]  # type: ignore[misc]
+    hovers = [known[index] for index in _thinned(len(known), _MOST_HOVERS)]
+    strip = (xs.stop - xs.start) / len(hovers)
+    for a, b in hovers:
+        across, down = xs(a), ys(b)
         parts.append(
             f'<g class="hover"><rect x="{_px(across - strip / 2)}" y="14" width="{_px(strip)}" height="{height - 60}"/>'
             f'<circle cx="{_px(across)}" cy="{_px(down)}" r="3.5"/>'
-            f"<title>{x_labels([x[index]])[0]}: {number(y[index], 4)}</title></g>"  # type: ignore[list-item]
+            f"<title>{x_labels([a])[0]}: {number(b, 4)}</title></g>"
         )
     return _svg(width, height, title, parts)
 
@@ -157,30 +156,30 @@ def dot_plot(
 
     A reference is far outside where it would stretch the axis to more than three times what the dots need.
     """
-    drawn = [row for row in rows if finite(row.value)]
-    if not drawn:
+    values = [value for row in rows if finite(row.value) for value in (row.value, *_ends(row))]
+    if not values:
         return _nothing(title)
-    values = [end for row in drawn for end in (row.value, *_ends(row))]
-    near, far = _sorted_out(values, [reference for reference in references if finite(reference.value)])
+    near, far = _sorted_out(
+        values, [(one.value, _reference_text(one, show)) for one in references if finite(one.value)]
+    )
     gutter = min(max(_text_width(row.label) for row in rows) + 18, 190)
-    xs = fit_scale([*values, *(reference.value for reference in near)], gutter, width - 78, margin=0.06)
+    xs = fit_scale([*values, *(value for value, _ in near)], gutter, width - 78, margin=0.06)
 
-    lanes = _lanes([(xs(reference.value), _reference_text(reference, show)) for reference in near])  # type: ignore[arg-type]
+    lanes = _lanes([(xs(value), text) for value, text in near])
     # Room for two lanes at least, so that two charts side by side most often begin at the same height.
     top = 16.0 * max(max(lanes, default=0) + 1 + bool(far), 2) + 8 if references else 8.0
     bottom = top + 30 * len(rows)
     parts = [_x_axis(xs, bottom, tick_labels, "", grid_from=top)]
-    for lane, reference in zip(lanes, near, strict=True):
-        at, down = xs(reference.value), 12 + 16 * lane  # type: ignore[arg-type]
-        text = _reference_text(reference, show)
+    for lane, (value, text) in zip(lanes, near, strict=True):
+        at, down = xs(value), 12 + 16 * lane
         inside = min(max(at, gutter + _text_width(text) / 2), width - _text_width(text) / 2)
         parts.append(f'<path class="reference" d="M{_px(at)} {_px(down + 4)}V{_px(bottom)}"/>')
         parts.append(
             f'<text class="reference-label" x="{_px(inside)}" y="{_px(down)}" text-anchor="middle">{plain(text)}</text>'
         )
     if far:
-        right = " · ".join(_reference_text(one, show) for one in far if one.value > xs.high)  # type: ignore[operator]
-        left = " · ".join(_reference_text(one, show) for one in far if one.value < xs.low)  # type: ignore[operator]
+        right = " · ".join(text for value, text in far if value > xs.high)
+        left = " · ".join(text for value, text in far if value < xs.low)
         for text, at, anchor in ((f"{right} →", width - 4, "end"), (f"← {left}", gutter, "start")):
             if len(text) > 2:
                 where = f'x="{_px(at)}" y="{_px(top - 12)}" text-anchor="{anchor}"'
@@ -211,15 +210,15 @@ def _dot_row(
     return f"<g>{''.join(parts)}<title>{plain(said)}</title></g>"
 
 
-def _sorted_out(values: Sequence[Number], references: Sequence[Reference]) -> tuple[list[Reference], list[Reference]]:
-    """The references that fit on the axis of the values, by distance from them, and those that don't."""
+def _sorted_out(
+    values: Sequence[Number], references: Sequence[tuple[Number, str]]
+) -> tuple[list[tuple[Number, str]], list[tuple[Number, str]]]:
+    """The references (value, text) that fit on the axis of the values, and those that don't; each by value."""
     low, high = min(values), max(values)
     limit = 3 * max(high - low, 0.02 * max(abs(low), abs(high)))
-    near, far = [], []
-    for reference in sorted(references, key=lambda one: max(low - one.value, one.value - high)):  # type: ignore[operator]
-        wide = max(high, reference.value) - min(low, reference.value)  # type: ignore[type-var, operator]
-        (near if wide <= limit or low == high else far).append(reference)
-    return sorted(near, key=lambda one: one.value), far  # type: ignore[arg-type, return-value]
+    fits = [low == high or max(high, value) - min(low, value) <= limit for value, _ in references]
+    ordered = sorted(zip(references, fits, strict=True), key=lambda pair: pair[0][0])
+    return [one for one, fit in ordered if fit], [one for one, fit in ordered if not fit]
 
 
 def _lanes(labels: Sequence[tuple[Number, str]]) -> list[int]:
@@ -242,9 +241,9 @@ def _text_width(text: str) -> float:
     return _CHARACTER * len(text)
 
 
-def _ends(row: Dot) -> tuple[float, ...]:
-    ends = tuple(row.interval or ())
-    return ends if len(ends) == 2 and all(map(finite, ends)) else ()
+def _ends(row: Dot) -> tuple[Number, ...]:
+    ends = tuple(end for end in row.interval or () if finite(end))
+    return ends if len(ends) == 2 else ()
 
 
 def _y_axis(ys: Scale, left: Number, right: Number, labels: Labels, ticks: Sequence[Number] | None = None) -> str:

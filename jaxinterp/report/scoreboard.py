@@ -116,7 +116,13 @@ COLUMNS = (
         +1,
     ),
     Column("tokens", "Tokens", "Cost", "Number of held-out tokens that the row was measured on.", count),
-    Column("seconds", "Seconds", "Cost", "Wall-clock seconds that the row took.", lambda value: fixed(value, 1)),
+    Column(
+        "seconds",
+        "Seconds",
+        "Cost",
+        "Wall-clock seconds of training; the baselines are solved together and share one number.",
+        lambda value: fixed(value, 1),
+    ),
 )
 
 
@@ -125,7 +131,7 @@ def best_rows(rows: Sequence[Row], column: Column) -> frozenset[int]:
 
     Empty where the column has no better direction, or fewer than two rows to compare.
     """
-    values = {index: row.get(column.key) for index, row in enumerate(rows) if finite(row.get(column.key))}
+    values = {index: row[column.key] for index, row in enumerate(rows) if finite(row.get(column.key))}
     if not column.better or len(values) < 2:
         return frozenset()
     best = max(values.values(), key=lambda value: column.better * value)

@@ -8,6 +8,7 @@ import html
 import math
 import unicodedata
 from numbers import Real
+from typing import TypeGuard
 
 Number = float | int
 
@@ -58,46 +59,32 @@ def plain(text: str) -> str:
 
 def number(value: Number | None, digits: int = 3) -> str:
     """A number with `digits` significant digits; an en dash for None; powers of ten outside [1e-3, 1e5)."""
-    return _special(value) or _significant(float(value), digits)  # type: ignore[arg-type]
+    return _significant(float(value), digits) if finite(value) else _special(value)
 
 
 def fixed(value: Number | None, decimals: int) -> str:
     """A number with so many decimals; an en dash for None."""
-    return _special(value) or _minus(f"{value:,.{decimals}f}")
+    return _minus(f"{value:,.{decimals}f}") if finite(value) else _special(value)
 
 
 def percent(value: Number | None, decimals: int = 1) -> str:
     """A fraction as percent; an en dash for None."""
-    return _special(value) or _minus(f"{100 * value:,.{decimals}f}") + "\u202f%"  # type: ignore[operator]
+    return _minus(f"{100 * value:,.{decimals}f}") + "\u202f%" if finite(value) else _special(value)
 
 
 def count(value: Number | None) -> str:
     """A count with thousands separators; an en dash for None."""
-    return _special(value) or _minus(f"{value:,.0f}")
+    return fixed(value, 0)
 
 
 def short_count(value: Number | None) -> str:
     """A count in thousands, millions or billions, for axes and tiles: 200k, 1.5M."""
-    if special := _special(value):
-        return special
+    if not finite(value):
+        return _special(value)
     for size, suffix in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
-        if abs(value) >= size:  # type: ignore[arg-type]
-            return _minus(f"{value / size:.3g}{suffix}")  # type: ignore[operator]
+        if abs(value) >= size:
+            return _minus(f"{value / size:.3g}{suffix}")
     return _minus(f"{value:.3g}")
-
-
-def duration(seconds: Number | None) -> str:
-    """A time as seconds, minutes or hours; an en dash for None."""
-    if special := _special(seconds):
-        return special
-    if seconds < 60:  # type: ignore[operator]
-        return f"{seconds:.3g}\u202fs"
-    minutes, rest = divmod(round(seconds), 60)  # type: ignore[arg-type]
-    return (
-        f"{minutes}\u202fmin {rest:02d}\u202fs"
-        if minutes < 60
-        else f"{minutes // 60}\u202fh {minutes % 60:02d}\u202fmin"
-    )
 
 
 def power_of_ten(exponent: int) -> str:
@@ -105,19 +92,16 @@ def power_of_ten(exponent: int) -> str:
     return "10" + str(exponent).translate(_SUPERSCRIPT)
 
 
-def finite(value: object) -> bool:
+def finite(value: object) -> TypeGuard[Number]:
     """Whether `value` is a number that can be drawn and compared: not None, not NaN, not infinite."""
     return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _special(value: Number | None) -> str:
+    """What stands for a value that is no finite number."""
     if value is None:
         return DASH
-    if math.isnan(value):
-        return "NaN"
-    if math.isinf(value):
-        return "∞" if value > 0 else "−∞"
-    return ""
+    return "NaN" if math.isnan(value) else "∞" if value > 0 else "−∞"
 
 
 def _minus(text: str) -> str:

@@ -14,7 +14,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array
 
-from jaxinterp.data.activations import Rows, check_finite, harvest
+from jaxinterp.data.activations import check_finite, harvest
 from jaxinterp.data.windows import batches
 from jaxinterp.errors import UserError
 from jaxinterp.methods.base import Method
@@ -124,7 +124,9 @@ def fit(
                 if checkpoints.latest is None:
                     state = first_state()
                 else:
-                    state = checkpoints.restore(_template(recipe, sites, model, mesh, buffer_batches, batch_size, seed, seq), data)
+                    state = checkpoints.restore(
+                        _template(recipe, sites, model, mesh, buffer_batches, batch_size, seed, seq), data
+                    )
 
                 def save(state: TrainState) -> None:
                     checkpoints.save(int(state.step), state, data)

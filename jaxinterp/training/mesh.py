@@ -22,7 +22,9 @@ def make_mesh(data: int = 1, feature: int = 1) -> Mesh:
     """
     devices = jax.devices()
     if data * feature > len(devices) or data < 1 or feature < 1:
-        raise UserError(f"mesh data={data},feature={feature} needs {data * feature} devices, but there are {len(devices)}.")
+        raise UserError(
+            f"mesh data={data},feature={feature} needs {data * feature} devices, but there are {len(devices)}."
+        )
     # Auto axes: explicit ones refuse operations of third-party layers.
     return jax.make_mesh(
         (data, feature), ("data", "feature"), axis_types=(AxisType.Auto,) * 2, devices=devices[: data * feature]

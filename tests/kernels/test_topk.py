@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
+
 from jaxinterp.errors import UserError
 from jaxinterp.kernels import encode_topk, kth_largest, sparse_decode
 
@@ -113,7 +114,7 @@ def test_k_out_of_range_is_refused(k):
 @given(st.integers(0, 2**31), st.integers(1, 60), st.booleans())
 def test_kth_largest_is_exact(seed, k, integers):
     rng = np.random.default_rng(seed)
-    values = (rng.integers(-2, 3, (6, 10)) if integers else rng.normal(size=(6, 10)) * 10.0 ** rng.integers(-20, 20))
+    values = rng.integers(-2, 3, (6, 10)) if integers else rng.normal(size=(6, 10)) * 10.0 ** rng.integers(-20, 20)
     values = values.astype(np.float32)
     expected = np.sort(np.maximum(values, 0).ravel())[::-1][k - 1]
     assert float(kth_largest(jnp.asarray(values), k)) == expected

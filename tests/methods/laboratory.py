@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+
 from jaxinterp.data.batch import Sites, make_batch
 from jaxinterp.models.tiny import unit_rows
 

@@ -131,7 +131,7 @@ def test_windows_follow_the_family() -> None:
 
 
 LLAMA3_INVERTED = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 4.0, "high_freq_factor": 1.0}
-REFUSALS = [
+REFUSALS: list[tuple[str, dict[str, Any], str]] = [
     ("llama", {"residual_multiplier": 0.2}, r"unknown config field residual_multiplier=0\.2"),
     ("llama", {"layer_types": ["full_attention"] * 2}, r"unknown config field layer_types="),
     ("llama", {"hidden_sise": 16}, r"unknown config field hidden_sise=16.*Did you mean 'hidden_size'"),

@@ -66,25 +66,25 @@ def edit_header(directory: Path, edit: Any) -> None:
 
 @pytest.mark.parametrize("order", ["stored", "thirds", "interleaved", "rotary_pairs"])
 @pytest.mark.parametrize("transposed", [False, True])
-def test_a_part_of_a_leaf_is_that_part_of_the_whole(order: str, transposed: bool) -> None:
+def test_a_part_of_a_leaf_is_that_part_of_the_whole(order: Any, transposed: bool) -> None:
     layout = Layout(transposed, order, part=1 if order in ("thirds", "interleaved") else 0)
     rng = np.random.default_rng(0)
     for shape in [(6, 16), (16,)]:
         file_array = rng.standard_normal(
             layout.file_shape(shape) if len(shape) == 2 else layout.file_shape(shape)[::-1]
         )
-        read_sizes = []
+        read_sizes: list[int] = []
 
-        def read(rows: Any, columns: Any, file_array: Any = file_array, read_sizes: list[int] = read_sizes) -> Any:
+        def read(rows: Any, columns: Any, file_array: Any = file_array, sizes: list[int] = read_sizes) -> Any:
             part = file_array[rows] if columns is None else file_array[rows, columns]
-            read_sizes.append(part.size)
+            sizes.append(part.size)
             return part.copy()
 
         stored = StoredTensor("x", Path("x"), file_array.shape, read)
         whole = read_leaf(stored, layout, (slice(None),) * len(shape), shape, head_dim=4)
         assert whole.shape == shape
-        for index in [(slice(2, 5), slice(3, 11)), (slice(0, 3), slice(8, 16))]:
-            index = index[-len(shape) :]
+        for both in [(slice(2, 5), slice(3, 11)), (slice(0, 3), slice(8, 16))]:
+            index = both[-len(shape) :]
             part = read_leaf(stored, layout, index, shape, head_dim=4)
             np.testing.assert_array_equal(part, whole[index])
             if layout.transposed or order in ("stored", "thirds"):
@@ -109,7 +109,7 @@ def test_older_files_without_prefix_and_with_buffers(tmp_path: Path) -> None:
     tensors = {name.removeprefix("transformer."): tensor for name, tensor in load_file(path).items()}
     assert "wte.weight" in tensors
     mask = np.tril(np.ones((1, 1, 32, 32), np.uint8))
-    save_file(tensors | {"h.0.attn.bias": mask, "h.1.attn.masked_bias": np.float32([-1e4])}, path)
+    save_file(tensors | {"h.0.attn.bias": mask, "h.1.attn.masked_bias": np.full(1, -1e4, np.float32)}, path)
     assert_same_leaves(load(tmp_path / "gpt2").model, load(GOLDENS / "gpt2").model)
 
 
@@ -121,6 +121,9 @@ def test_gpt_neox_unembedding_has_two_names(head: str, tmp_path: Path) -> None:
     tensors[head] = tensors.pop("lm_head.weight" if "lm_head.weight" in tensors else "embed_out.weight")
     save_file(tensors, path)
     assert_same_leaves(load(tmp_path / "neox").model, load(GOLDENS / "gpt-neox").model)
+    save_file(tensors | {name: tensors[head] for name in ("embed_out.weight", "lm_head.weight")}, path)
+    with pytest.raises(UserError, match=r"'(embed_out|lm_head)\.weight' and '\w+\.weight' are two names of one weight"):
+        load(tmp_path / "neox")
 
 
 def test_a_tied_matrix_may_be_stored_twice_if_it_is_the_same(tmp_path: Path) -> None:
@@ -131,6 +134,10 @@ def test_a_tied_matrix_may_be_stored_twice_if_it_is_the_same(tmp_path: Path) -> 
     edit_tensors(directory, lm_head__weight=embedding + 1)
     with pytest.raises(UserError, match=r"tie_word_embeddings=true, but tensor 'lm_head\.weight' differs"):
         load(directory)
+    for unlike in (embedding.astype(np.int32), embedding[:-1], embedding[0]):
+        edit_tensors(directory, lm_head__weight=unlike)
+        with pytest.raises(UserError, match=r"tensor 'lm_head\.weight' differs"):
+            load(directory)
 
 
 @pytest.mark.parametrize("stored", [np.float16, ml_dtypes.bfloat16, np.float64])
@@ -149,7 +156,8 @@ def test_dtype_of_the_weights() -> None:
     half = load(GOLDENS / "llama", dtype=jnp.bfloat16).model
     assert {leaf.dtype for leaf in jax.tree.leaves(half)} == {jnp.dtype("bfloat16")}
     assert_same_leaves(half, jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), single))
-    error = jnp.abs(half(TOKENS) - single(TOKENS)).max() / jnp.abs(single(TOKENS)).max()
+    logits = eqx.filter_jit(single)(TOKENS)
+    error = jnp.abs(eqx.filter_jit(half)(TOKENS) - logits).max() / jnp.abs(logits).max()
     assert 1e-4 < error < 0.1
 
 
@@ -188,12 +196,13 @@ def test_straight_into_shardings(name: str) -> None:
         assert array.sharding == sharding(leaf)
     up = sharded.blocks[0].mlp.up.weight
     assert up.addressable_shards[0].data.shape == (up.shape[0] // 2, up.shape[1] // 4)
-    np.testing.assert_allclose(eqx.filter_jit(sharded)(TOKENS), whole(TOKENS), atol=1e-4)
+    if name == "llama":
+        np.testing.assert_allclose(eqx.filter_jit(sharded)(TOKENS), eqx.filter_jit(whole)(TOKENS), atol=1e-4)
 
 
 def test_one_sharding_for_all_leaves_and_for_known_names() -> None:
     replicated = NamedSharding(mesh(), PartitionSpec())
-    for source in [GOLDENS / "llama", "tiny"]:
+    for source in (str(GOLDENS / "llama"), "tiny"):
         model = load(source, sharding=replicated).model
         assert all(leaf.sharding == replicated for leaf in jax.tree.leaves(model))
 
@@ -305,7 +314,8 @@ def test_pickles_are_refused(golden: Path) -> None:
         ({"vocab_size": 49}, r"'model\.embed_tokens\.weight' has shape \[48, 16\], .* for \[49, 16\]"),
         ({"vocab_size": 10**12}, r"calls for \[1000000000000, 16\]"),
         ({"num_hidden_layers": 3}, r"missing tensor 'model\.layers\.2\.input_layernorm\.weight'"),
-        ({"num_hidden_layers": 10**9}, r"layers=1000000000, but there are 21 tensors"),
+        ({"num_hidden_layers": 9999}, r"layers=9999, but there are 21 tensors"),
+        ({"num_hidden_layers": 10**9}, r"num_hidden_layers=1000000000 should be a positive int below 10000"),
         ({"num_hidden_layers": 1}, r"unknown tensor 'model\.layers\.1\."),
         ({"attention_bias": True}, r"missing tensor 'model\.layers\.0\.self_attn\.q_proj\.bias'"),
     ],
@@ -544,3 +554,24 @@ def test_truncated_gguf_is_refused(tmp_path: Path) -> None:
     path.write_bytes(b"not a GGUF file at all")
     with pytest.raises(UserError, match=r"cannot be read as GGUF \(GGUF magic invalid\)"):
         load(path)
+
+
+@pytest.mark.parametrize("kind", ["safetensors", "gguf"])
+def test_damaged_bytes_never_crash(kind: str, golden: Path, tmp_path: Path) -> None:
+    """Random bytes in the header: either the model loads, or the error is the user's."""
+    if kind == "gguf":
+        path = source = tmp_path / "x.gguf"
+        write_gguf(path, initialise(LLAMA, jax.random.key(1)), gguf.GGMLQuantizationType.Q8_0)
+    else:
+        path, source = golden / "model.safetensors", golden
+    raw, rng, refused = path.read_bytes(), np.random.default_rng(0), 0
+    for _ in range(60 if kind == "safetensors" else 20):
+        damaged = bytearray(raw)
+        for position in rng.integers(0, 2000, rng.integers(1, 5)):
+            damaged[position] = rng.integers(0, 256)
+        path.write_bytes(damaged)
+        try:
+            load(source)
+        except UserError:
+            refused += 1
+    assert refused > 3

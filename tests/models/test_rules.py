@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+
 from jaxinterp.models.layers import Linear, Norm
 from jaxinterp.models.mlp import MLP
 from jaxinterp.models.rules import ACTIVATIONS, EXACT, RELEVANCE, Rules, activate, gate_product

@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+
 from jaxinterp.errors import UserError
 from jaxinterp.models.mlp import MLP
 from jaxinterp.models.sites import Add, SetTo, replace, run, select, sites

@@ -10,6 +10,7 @@ import pytest
 
 from jaxinterp.errors import UserError
 from jaxinterp.models.load import Subject, load, smollm2_path
+from jaxinterp.models.tokenizer import Tokenizer
 from jaxinterp.models.transformer import Transformer
 from jaxinterp.models.weights import Layout
 
@@ -41,14 +42,20 @@ def subject() -> Subject:
 
 
 @pytest.fixture(scope="module")
+def tokenizer(subject: Subject) -> Tokenizer:
+    assert subject.tokenizer is not None
+    return subject.tokenizer
+
+
+@pytest.fixture(scope="module")
 def forward() -> Callable[[Transformer, jax.Array], jax.Array]:
     """One compiled program for sequences of 300 tokens."""
     return eqx.filter_jit(lambda model, tokens: model(tokens))
 
 
 @pytest.fixture(scope="module")
-def passage(subject: Subject) -> jax.Array:
-    ids = subject.tokenizer.encode(PASSAGE)
+def passage(tokenizer: Tokenizer) -> jax.Array:
+    ids = tokenizer.encode(PASSAGE)
     assert len(ids) >= 300
     return jnp.asarray(ids[:300])[None]
 
@@ -67,23 +74,23 @@ def test_configuration(subject: Subject) -> None:
     assert sum(leaf.size for leaf in jax.tree.leaves(subject.model)) == 134_515_008
 
 
-def test_tokenizer(subject: Subject) -> None:
-    tokenizer = subject.tokenizer
+def test_tokenizer(tokenizer: Tokenizer) -> None:
     assert tokenizer.vocab_size == 49152
     ids = tokenizer.encode(PASSAGE)
     assert tokenizer.decode(ids) == PASSAGE
     assert "".join(map(tokenizer.token_text, ids)) == PASSAGE
     assert [tokenizer.token_text(id) for id in tokenizer.encode("in 1984")] == ["in", " ", "1", "9", "8", "4"]
+    assert tokenizer.end is not None
     assert tokenizer.token_text(tokenizer.end) == "<|endoftext|>"
     assert tokenizer.begin is None
 
 
-def test_greedy_completion(subject: Subject, forward: Callable[..., jax.Array]) -> None:
-    ids = subject.tokenizer.encode("The capital of France is")
+def test_greedy_completion(subject: Subject, tokenizer: Tokenizer, forward: Callable[..., jax.Array]) -> None:
+    ids = tokenizer.encode("The capital of France is")
     for _ in range(2):
         padded = jnp.zeros((1, 300), jnp.int32).at[0, : len(ids)].set(jnp.asarray(ids))
         ids.append(int(forward(subject.model, padded)[0, len(ids) - 1].argmax()))
-    assert subject.tokenizer.decode(ids).startswith("The capital of France is Paris")
+    assert tokenizer.decode(ids).startswith("The capital of France is Paris")
 
 
 def test_perplexity_on_english(subject: Subject, forward: Callable[..., jax.Array], passage: jax.Array) -> None:
@@ -102,7 +109,7 @@ def test_trap_permuted_query_and_key(subject: Subject, forward: Callable[..., ja
     def as_in_the_file(weight: jax.Array) -> jax.Array:
         outputs = weight.shape[1]
         rows = Layout(order="rotary_pairs").file_outputs(0, outputs, outputs, subject.model.config.head_dim)
-        return weight[:, np.argsort(rows)]
+        return weight[:, np.argsort(np.asarray(rows))]
 
     where = lambda model: [linear.weight for block in model.blocks for linear in (block.attn.query, block.attn.key)]
     wrong = eqx.tree_at(where, subject.model, replace_fn=as_in_the_file)

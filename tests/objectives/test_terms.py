@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+
 from jaxinterp.data.batch import Sites, make_batch
 from jaxinterp.methods import SparseAutoencoder
 from jaxinterp.objectives import Ratio, auxk, l1, reconstruction, scale, total

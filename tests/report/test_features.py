@@ -18,6 +18,7 @@ from jaxinterp.models.tokenizer import byte_tokenizer
 from jaxinterp.report.content import Report
 from jaxinterp.report.features import AROUND, BINS, choose, feature_pages
 from jaxinterp.report.page import write_report
+from jaxinterp.report.peaks import collect
 from jaxinterp.report.vectors import direct_logits, neuron_cosines, row_cosines, unit
 
 SITE = "blocks/1/mlp"
@@ -27,7 +28,8 @@ WINDOWS, SEQ = 10, 64
 @pytest.fixture(scope="module")
 def subject() -> Subject:
     config = dataclasses.replace(TINY, layers=2)
-    return Subject(planted_transformer(jax.random.key(0), config), byte_tokenizer(), "planted")
+    model = eqx.filter_jit(planted_transformer)(jax.random.key(0), config)
+    return Subject(model, byte_tokenizer(), "planted")
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +79,8 @@ def dictionary(subject: Subject) -> Dictionary:
 def codes(subject: Subject, dataset: list, dictionary: Dictionary) -> np.ndarray:
     """[window, seq, features], computed at once and with weights applied: what the streamed statistics must equal."""
     tokens = jnp.asarray(np.stack([window["tokens"] for window in dataset]))
-    dense = dictionary.encode(run(subject.model, tokens)[f"{SITE}/in"]).dense()
+    read = eqx.filter_jit(lambda model, tokens: run(model, tokens)[f"{SITE}/in"])
+    dense = dictionary.encode(read(subject.model, tokens)).dense()
     return np.asarray(dense) * np.stack([window["weight"] for window in dataset])[..., None]
 
 
@@ -85,7 +88,7 @@ def codes(subject: Subject, dataset: list, dictionary: Dictionary) -> np.ndarray
 def measured(request, subject: Subject, dataset: list, dictionary: Dictionary):
     with pytest.MonkeyPatch.context() as patch:
         if request.param == "many batches":  # of 3 windows, the last one filled up
-            patch.setattr("jaxinterp.report.features._MOST_CODES", 3 * SEQ * dictionary.features)
+            patch.setattr("jaxinterp.report.peaks.MOST_CODES", 3 * SEQ * dictionary.features)
         return feature_pages(dictionary, subject, dataset, features=200, contexts=4, tokens=WINDOWS * SEQ)
 
 
@@ -225,12 +228,25 @@ def test_choice_spreads_over_density_and_leaves_out_the_dead() -> None:
 def test_topk_codes_batches_and_the_token_limit(subject: Subject, dataset: list, dictionary: Dictionary) -> None:
     sparse = as_dictionary(subject, dictionary.sites, TopK(4))
     batch = {name: np.stack([window[name] for window in dataset]) for name in dataset[0]}
-    densities, pages = feature_pages(sparse, subject, [batch], features=3, contexts=2, tokens=4 * SEQ)
+    densities, pages = feature_pages(sparse, subject, [batch], features=3, contexts=2, tokens=4 * SEQ)  # of 10 windows
     assert len(pages) == 3 and all(len(page.contexts) <= 2 for page in pages)
     tokens = jnp.asarray(batch["tokens"][:4])
-    dense = np.asarray(sparse.encode(run(subject.model, tokens)[f"{SITE}/in"].reshape(-1, TINY.d_model)).dense())
-    fired = (dense.reshape(4, SEQ, -1)[:, 1:] != 0).sum((0, 1))
+    codes = eqx.filter_jit(lambda model, tokens: sparse.encode(run(model, tokens)[f"{SITE}/in"]))(subject.model, tokens)
+    kept, active = np.asarray(codes.indices)[:, 1:], np.asarray(codes.values)[:, 1:] > 0
+    assert active.sum(axis=-1).max() == 4
+    fired = np.bincount(kept[active], minlength=sparse.features)
     np.testing.assert_allclose(densities, fired / (4 * (SEQ - 1)), atol=1e-12)
+
+
+def test_a_dataset_with_a_length_is_sampled(dataset: list) -> None:
+    def read(data, seed: int, tokens: int = 3 * SEQ) -> list[int]:
+        return [int(window["document"][0]) // 2 for window in collect(data, tokens, seed)]
+
+    assert read(iter(dataset), 0) == read(iter(dataset), 1) == [0, 1, 2], "of an iterator the beginning is read"
+    samples = [read(dataset, seed) for seed in range(5)]
+    assert all(len(set(sample)) == 3 and sample == sorted(sample) for sample in samples)
+    assert len(set(map(tuple, samples))) > 1 and read(dataset, 0) == samples[0]
+    assert read(dataset, 0, 10**9) == list(range(WINDOWS)) and len(read(dataset, 0, 1)) == 1
 
 
 def test_no_live_feature_gives_no_page(subject: Subject, dataset: list, dictionary: Dictionary) -> None:

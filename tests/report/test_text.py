@@ -7,7 +7,7 @@ import unicodedata
 import numpy as np
 import pytest
 
-from jaxinterp.report.text import count, duration, finite, fixed, number, percent, plain, short_count, token_html
+from jaxinterp.report.text import count, finite, fixed, number, percent, plain, short_count, token_html
 
 
 def seen(markup: str) -> str:
@@ -76,12 +76,6 @@ def test_numbers() -> None:
     assert percent(0.829) == "82.9\u202f%" and percent(float("nan")) == "NaN"
     assert count(8192) == "8,192"
     assert [short_count(value) for value in (950, 200_000, 1_500_000, None)] == ["950", "200k", "1.5M", "–"]
-    assert [duration(value) for value in (4.25, 111, 7325, None)] == [
-        "4.25\u202fs",
-        "1\u202fmin 51\u202fs",
-        "2\u202fh 02\u202fmin",
-        "–",
-    ]
 
 
 def test_what_counts_as_a_finite_number() -> None:

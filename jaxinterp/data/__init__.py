@@ -4,7 +4,7 @@
     train, heldout = split(corpus, 0.05)
     for batch in batches(windows(train, 256), 32, seed=0): ...
 
-`windows` and `batches` are in `jaxinterp.data.windows`, which alone imports Grain.
+`windows` and `batches` are in `jaxinterp.data.windows`; `jaxinterp.data.text.load_text` does all of it in one call.
 """
 
 from jaxinterp.data.documents import Document, read_documents

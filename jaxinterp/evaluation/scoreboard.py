@@ -12,7 +12,8 @@ With target y (the array named `sites.writes`), output ŷ, token weights w (0 at
     kl                  KL(clean || replaced) of the next token's distribution, in nats
     top1_agreement      how often both find the same token most likely
 
-Intervals are 95 percent, by resampling documents. A next token counts where it and the token before it have weight and
+Intervals are 95 percent, by resampling documents. That of ce_replaced is ce_clean plus the interval of the increase:
+every decomposition sees the same tokens, so what differs between documents cancels. A next token counts where it and the token before it have weight and
 belong to one document.
 """
 
@@ -167,6 +168,8 @@ def _row(name: str, decomposition: Any, table: _Table) -> Row:
 
     ce = {kind: mean(f"nll_{kind}") for kind in ("clean", "zero", "mean")} | {"replaced": mean("nll")}
 
+    increase = ratio_interval((table["nll"] - table["nll_clean"]) * counted, counted, next_document)
+
     def recovered(ablated: float) -> float:
         return (ablated - ce["replaced"]) / (ablated - ce["clean"])
 
@@ -178,7 +181,7 @@ def _row(name: str, decomposition: Any, table: _Table) -> Row:
         "dead_fraction": float(np.mean(table.total("fired") == 0)),
         "ce_clean": ce["clean"],
         "ce_replaced": ce["replaced"],
-        "ce_replaced_interval": ratio_interval(table["nll"] * counted, counted, next_document),
+        "ce_replaced_interval": tuple(ce["clean"] + bound for bound in increase),
         "ce_zero": ce["zero"],
         "ce_mean": ce["mean"],
         "ce_recovered_zero": recovered(ce["zero"]),

@@ -22,7 +22,7 @@ from jaxinterp.models.load import Subject
 from jaxinterp.models.sites import check_site
 from jaxinterp.objectives import Metrics
 from jaxinterp.storage import Checkpoints
-from jaxinterp.training.mesh import make_mesh, over_data, replicated, state_shardings
+from jaxinterp.training.mesh import check_spread, make_mesh, over_data, replicated, state_shardings
 from jaxinterp.training.state import TrainState, make_step, start_state
 
 Tracker = Callable[[Mapping[str, Any]], None]
@@ -84,6 +84,7 @@ def fit(
         check_site(subject.model, name)
     seq = len(tokens[0]["tokens"])
     _check_sizes(batch_size, seq, buffer_batches, steps, save_every, log_every)
+    check_spread("batch_size", batch_size, batch_size // seq, mesh, "data")
 
     data = iter(batches(tokens, batch_size // seq, seed=seed))
     model = jax.device_put(subject.model, replicated(mesh))

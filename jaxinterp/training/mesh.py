@@ -56,10 +56,23 @@ def over_data(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, P("data"))
 
 
+def check_spread(field: str, value: int, pieces: int, mesh: Mesh, axis: str) -> None:
+    """Raises UserError where `pieces` pieces of `field` cannot be spread evenly over a mesh axis."""
+    size = mesh.shape[axis]
+    if pieces % size:
+        raise UserError(
+            f"{field}={value} cannot be spread evenly over the mesh axis {axis}={size}: take a multiple of "
+            f"{value // pieces * size}."
+        )
+
+
 def state_shardings(state: Any, mesh: Mesh) -> Any:
     """Where each leaf of a `TrainState` lies: dictionary rows over `feature`, buffer rows over `data`, the rest whole.
 
     An optimizer's moments lie as the parameters that they belong to, found by their common name.
+
+    Raises:
+      UserError: the dictionary's rows cannot be spread evenly.
     """
     decomposition = getattr(state.method, "decomposition", state.method)
     rows = [name for name, marked in named_leaves(per_feature(decomposition)).items() if marked]
@@ -69,6 +82,7 @@ def state_shardings(state: Any, mesh: Mesh) -> Any:
         if name.startswith("buffer/"):
             return over_data(mesh)
         if any(name.endswith(f"/{row}") for row in rows):
+            check_spread("features", leaf.shape[0], leaf.shape[0], mesh, "feature")
             return NamedSharding(mesh, P("feature"))
         return replicated(mesh)
 

@@ -201,7 +201,7 @@ def test_a_large_vocabulary_means_wide_integers(tmp_path):
 @pytest.mark.parametrize(("bad", "dtype"), [(298, "<u4"), (2**32 - 1, "<u4"), (-1, "<i4")])
 def test_an_id_outside_the_vocabulary_is_named_with_its_place(tmp_path, tokenizer, monkeypatch, bad, dtype):
     monkeypatch.setattr(module, "CHUNK", 8)
-    path = write_ids(tmp_path / "a.npy", [5] * 19 + [bad] + [5], dtype)
+    path = write_ids(tmp_path / "a.npy", [5] * 19 + [bad, 5, bad], dtype)
     with pytest.raises(UserError, match=rf"a\.npy: token id {bad} at position 19 .* vocabulary of 298"):
         read_token_file(path, tokenizer)
     assert read_token_file(path, tokenizer, max_tokens=19).tokens == 19

@@ -35,7 +35,11 @@ def same(first, second):
 
 @pytest.mark.parametrize(
     "method",
-    [METHOD, Transcoder(features=64, k=4, learning_rate=1e-2), SparseAutoencoder(features=64, k=4, array="hidden")],
+    [
+        METHOD,
+        Transcoder(features=64, k=4, learning_rate=1e-2),
+        SparseAutoencoder(features=64, k=4, array="hidden", learning_rate=1e-2),
+    ],
 )
 def test_training_explains_more_than_it_did(subject, text, method):
     result = fit(method, subject, text, **SIZES | {"steps": 60})

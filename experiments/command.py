@@ -1,15 +1,18 @@
 """What every experiment's command line does: parse, run, and tell a user's mistake in one line."""
 
+import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 import tyro
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
 from jaxinterp.errors import UserError
+from jaxinterp.storage import first_difference
 
 Config = TypeVar("Config")
 
@@ -23,46 +26,58 @@ def command(config: type[Config], main: Callable[[Config], Any], description: st
         sys.exit(2)
 
 
-def claim_folder(folder: Path, *, resume: bool) -> Path:
-    """Make the output folder.
+def check_folder(folder: Path, settings: Mapping[str, Any], *, resume: bool) -> None:
+    """Refuse an output folder that cannot be used; nothing is written.
 
     Raises:
-      UserError: it holds files and `resume` is False, or it is a file.
+      UserError: it is a file; it holds files and `resume` is False; or it was run with other settings.
     """
     if folder.exists() and not folder.is_dir():
         raise UserError(f"out={folder} is a file: choose a folder.")
     if folder.is_dir() and any(folder.iterdir()) and not resume:
         raise UserError(f"out={folder} is not empty: pass --resume to continue that run, or choose another folder.")
+    saved = folder / CONFIG
+    if saved.exists():
+        difference = first_difference(json.loads(saved.read_text()), dict(settings))
+        if difference is not None:
+            field, before, asked = difference
+            raise UserError(f"{folder} was run with {field}={before!r}, not {asked!r}: resume with the same value.")
+
+
+def open_folder(folder: Path, settings: Mapping[str, Any]) -> Path:
+    """Make the output folder and keep the settings of the run in it."""
     folder.mkdir(parents=True, exist_ok=True)
+    (folder / CONFIG).write_text(json.dumps(dict(settings), indent=2) + "\n")
     return folder
 
 
+CONFIG = "config.json"
 COLUMNS = {
     "method": "method",
     "fvu": "FVU",
     "l0": "L0",
     "dead_fraction": "dead",
     "ce_replaced": "CE",
-    "ce_recovered_zero": "rec/zero",
-    "ce_recovered_mean": "rec/mean",
+    "ce_recovered_zero": "recovered\n(zero)",
+    "ce_recovered_mean": "recovered\n(mean)",
     "kl": "KL",
     "top1_agreement": "top-1",
 }
 
 
 def print_scoreboard(rows: list[dict[str, Any]], console: Console) -> None:
-    """The scoreboard as a table on the terminal."""
-    first = rows[0]
-    table = Table(
-        title="Scoreboard on held-out text",
-        caption=f"CE: cross-entropy with the MLP replaced (clean {first['ce_clean']:.3f}, zero {first['ce_zero']:.3f}, "
-        f"mean {first['ce_mean']:.3f}); rec: recovered against zero and mean ablation",
-    )
+    """The scoreboard as a table on the terminal, 80 columns wide."""
+    table = Table(title="Scoreboard on held-out text", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), title_justify="left")
     for name, title in COLUMNS.items():
         table.add_column(title, justify="left" if name == "method" else "right", no_wrap=True)
     for row in rows:
         table.add_row(*(_cell(row[name]) for name in COLUMNS))
     console.print(table)
+    first = rows[0]
+    console.print(
+        f"CE: cross-entropy of the next token with the MLP replaced; clean {first['ce_clean']:.3f}, "
+        f"zero {first['ce_zero']:.3f}, mean {first['ce_mean']:.3f}."
+    )
 
 
 def _cell(value: Any) -> str:

@@ -12,12 +12,12 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import grain
 from rich.console import Console
 
-from experiments.command import claim_folder, command, print_scoreboard
+from experiments.command import check_folder, command, open_folder, print_scoreboard
 from jaxinterp.data.tokens import load_corpus, split
 from jaxinterp.data.windows import windows
 from jaxinterp.decompositions.files import save_dictionary
@@ -30,8 +30,7 @@ from jaxinterp.models.sites import check_site
 from jaxinterp.report.content import Report
 from jaxinterp.report.features import feature_pages
 from jaxinterp.report.page import write_report
-from jaxinterp.storage import first_difference
-from jaxinterp.training.fit import fit
+from jaxinterp.training.fit import check_sizes, fit
 from jaxinterp.training.mesh import parse_mesh
 from jaxinterp.training.tracking import JsonLines, ProgressBar, read_rows
 
@@ -124,16 +123,18 @@ def main(config: Config) -> None:
         dead_after=config.dead_after,
         learning_rate=plan.learning_rate,
     )
-    out = claim_folder(config.out, resume=config.resume)
-    write_config(out / "config.json", asdict(config) | asdict(plan))
+    settings = {name: value for name, value in (asdict(config) | asdict(plan)).items() if name not in ("out", "resume")}
+    steps = plan.tokens // config.batch_size
+    check_sizes(steps=steps, batch_size=config.batch_size, seq=config.seq, mesh=mesh, save_every=config.save_every)
+    check_folder(config.out, settings, resume=config.resume)
     started = time.perf_counter()
 
     subject = load(config.model)
     check_site(subject.model, plan.site)
     train, heldout, facts = text_windows(config, plan, subject)
-    console.print(f"{config.model}: {plan.site}; {facts}")
+    out = open_folder(config.out, settings)
+    console.print(f"{config.model}, {plan.site}; " + ", ".join(f"{name} {fact}" for name, fact in facts.items()))
 
-    steps = max(1, plan.tokens // config.batch_size)
     log = JsonLines(out / "log.jsonl", resume=config.resume)
     clock = time.perf_counter()
     with ProgressBar(steps) as bar:
@@ -151,7 +152,8 @@ def main(config: Config) -> None:
             resume=config.resume,
             track=(log, bar),
         )
-    seconds: dict[str, float] = {config.method: time.perf_counter() - clock}
+    name = config.method.replace("_", " ")
+    seconds: dict[str, float] = {name: time.perf_counter() - clock}
     save_dictionary(trained.decomposition, out / "dictionary")
 
     console.print("scoring against baselines on held-out text ...")
@@ -159,7 +161,7 @@ def main(config: Config) -> None:
     rivals = baselines(subject, train, plan.site, k=plan.k, features=plan.features, seed=config.seed)
     seconds |= dict.fromkeys(rivals, time.perf_counter() - clock)
     rows = scoreboard(
-        {config.method: trained.decomposition, **rivals},
+        {name: trained.decomposition, **rivals},
         subject,
         heldout,
         tokens=config.heldout_tokens,
@@ -171,8 +173,8 @@ def main(config: Config) -> None:
     densities, pages = feature_pages(trained.decomposition, subject, heldout, features=config.pages, seed=config.seed)
     report = Report(
         title=f"{config.model}: {plan.site}",
-        subtitle=f"{config.method.replace('_', ' ')}, {plan.features} features, {config.activation}",
-        facts={name: str(value) for name, value in (asdict(config) | asdict(plan)).items()} | facts,
+        subtitle=f"{name}, {plan.features} features, {config.activation}",
+        facts={name: str(value) for name, value in settings.items()} | facts,
         scoreboard=rows,
         curves=read_rows(out / "log.jsonl"),
         densities=densities,
@@ -209,24 +211,13 @@ def text_windows(
     corpus = load_corpus(config.text, subject.tokenizer, max_tokens=enough)
     train, heldout = (windows(part, config.seq) for part in split(corpus, 0.1))
     available = len(train) * config.seq
-    facts = {"corpus": corpus.name, "corpus_hash": corpus.content_hash[:16], "train_tokens": f"{available:,}"}
-    facts["epochs"] = f"{plan.tokens / available:.2f}"
+    facts = {
+        "corpus": corpus.name,
+        "corpus hash": corpus.content_hash[:16],
+        "train tokens": f"{available:,}",
+        "epochs": f"{plan.tokens / available:.2f}",
+    }
     return train, heldout, facts
-
-
-def write_config(path: Path, settings: dict[str, Any]) -> None:
-    """Keep the run's settings beside its results; on resume, refuse other ones.
-
-    Raises:
-      UserError: the folder's run has another value for a field that changes the result.
-    """
-    plain = {name: value for name, value in settings.items() if name not in ("out", "resume")}
-    if path.exists():
-        difference = first_difference(json.loads(path.read_text()), plain)
-        if difference is not None:
-            field, saved, asked = difference
-            raise UserError(f"{path.parent} was run with {field}={saved!r}, not {asked!r}: resume with the same value.")
-    path.write_text(json.dumps(plain, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -176,9 +176,8 @@ def _help_pages(path: Path) -> dict[str, str]:
 def _sources(root: Path) -> Iterator[Path]:
     """The Python files below `root` that are no tests, always in the same order."""
     for folder, folders, files in os.walk(root):
-        folders[:] = sorted(
-            name for name in folders if name not in PASSED_OVER and name.isidentifier()
-        )  # not site-packages
+        # site-packages, inside the standard library's folder, is no identifier
+        folders[:] = sorted(name for name in folders if name not in PASSED_OVER and name.isidentifier())
         for name in sorted(files):
             if name.endswith(".py") and not name.endswith("_test.py") and not name.startswith("test_"):
                 yield Path(folder, name)

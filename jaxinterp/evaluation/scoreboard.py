@@ -13,8 +13,8 @@ With target y (the array named `sites.writes`), output ŷ, token weights w (0 at
     top1_agreement      how often both find the same token most likely
 
 Intervals are 95 percent, by resampling documents. That of ce_replaced is ce_clean plus the interval of the increase:
-every decomposition sees the same tokens, so what differs between documents cancels. A next token counts where it and the token before it have weight and
-belong to one document.
+every decomposition sees the same tokens, so what differs between documents cancels. A next token counts where it and
+the token before it have weight and belong to one document.
 """
 
 from collections.abc import Iterable, Mapping

@@ -83,8 +83,15 @@ def fit(
     for name in (site, *sites.names()):
         check_site(subject.model, name)
     seq = len(tokens[0]["tokens"])
-    _check_sizes(batch_size, seq, buffer_batches, steps, save_every, log_every)
-    check_spread("batch_size", batch_size, batch_size // seq, mesh, "data")
+    check_sizes(
+        steps=steps,
+        batch_size=batch_size,
+        seq=seq,
+        mesh=mesh,
+        buffer_batches=buffer_batches,
+        save_every=save_every,
+        log_every=log_every,
+    )
 
     data = iter(batches(tokens, batch_size // seq, seed=seed))
     model = jax.device_put(subject.model, replicated(mesh))
@@ -203,16 +210,24 @@ def _row(step: int, tokens: int, window: Metrics) -> dict[str, Any]:
     return row
 
 
-def _check_sizes(
-    batch_size: int, seq: int, buffer_batches: int, steps: int, save_every: int | None, log_every: int
+def check_sizes(
+    *,
+    steps: int,
+    batch_size: int,
+    seq: int,
+    mesh: Mesh,
+    buffer_batches: int = 8,
+    save_every: int | None = None,
+    log_every: int = 10,
 ) -> None:
-    if batch_size % seq or batch_size < seq:
+    """Raises UserError where `fit` could not run with these sizes; `seq` is the windows' length."""
+    for name, value in (("steps", steps), ("buffer_batches", buffer_batches), ("log_every", log_every)):
+        if value < 1:
+            raise UserError(f"{name}={value} must be at least 1.")
+    if batch_size < seq or batch_size % seq:
         raise UserError(f"batch_size={batch_size} must be a multiple of the windows' length {seq}.")
-    if buffer_batches < 1:
-        raise UserError(f"buffer_batches={buffer_batches} must be at least 1.")
-    if steps < 1:
-        raise UserError(f"steps={steps} must be at least 1.")
-    if save_every is not None and save_every % log_every:
+    check_spread("batch_size", batch_size, batch_size // seq, mesh, "data")
+    if save_every is not None and (save_every < 1 or save_every % log_every):
         raise UserError(f"save_every={save_every} must be a multiple of log_every={log_every}.")
 
 

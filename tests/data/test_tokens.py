@@ -54,11 +54,12 @@ def test_groups_do_not_change_the_corpus(tokenizer, monkeypatch):
 def test_max_tokens_stops_reading(tokenizer, monkeypatch):
     monkeypatch.setattr(module, "CHUNK", 1)
 
-    def endless():
-        while True:
+    def many():
+        for _ in range(1000):
             yield Document("the sum of the squares", "test")
+        pytest.fail("read on after max_tokens")
 
-    corpus = encode_documents(endless(), tokenizer, name="endless", max_tokens=1001)
+    corpus = encode_documents(many(), tokenizer, name="many", max_tokens=1001)
     whole = encode_documents(documents_of("the sum of the squares"), tokenizer, name="one")
     assert corpus.tokens == 1001
     assert np.array_equal(corpus.ids, np.resize(whole.ids, 1001))

@@ -71,5 +71,5 @@ def test_every_leaf_of_the_state_lies_where_it_should(subject, text):
 def test_a_dictionary_that_does_not_divide_is_refused(subject, text):
     with pytest.raises(UserError, match="features=66 cannot be spread evenly over the mesh axis feature=4"):
         fit(SkipTranscoder(features=66, k=4), subject, text, **SIZES, mesh=make_mesh(2, 4))
-    with pytest.raises(UserError, match="batch_size=160 .* mesh axis data=2"):
+    with pytest.raises(UserError, match=r"batch_size=160 .* mesh axis data=2"):
         fit(SkipTranscoder(features=64, k=4), subject, text, **SIZES | {"batch_size": 160}, mesh=make_mesh(2, 4))

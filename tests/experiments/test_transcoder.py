@@ -1,0 +1,126 @@
+"""The experiment as a user runs it: results, resume, and what a mistake says."""
+
+import json
+import math
+import sys
+
+import pytest
+
+from experiments.command import command
+from experiments.transcoder import Config, main
+from jaxinterp.decompositions.files import load_dictionary
+
+SMALL = [
+    "--model", "tiny", "--features", "64", "--k", "4", "--tokens", "12800", "--seq", "64", "--batch-size", "256",
+    "--heldout-tokens", "4096", "--ce-tokens", "2048", "--pages", "4", "--save-every", "20",
+]  # fmt: skip
+KEYS = {
+    "method", "fvu", "l0", "dead_fraction", "ce_clean", "ce_replaced", "ce_zero", "ce_mean", "ce_recovered_zero",
+    "ce_recovered_mean", "kl", "top1_agreement", "tokens", "seconds",
+}  # fmt: skip
+
+
+def run(*arguments):
+    """Run the command line; the exit code."""
+    old = sys.argv
+    sys.argv = ["transcoder", *map(str, arguments)]
+    try:
+        command(Config, main, "test")
+    except SystemExit as stop:
+        return stop.code
+    finally:
+        sys.argv = old
+    return 0
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    """A folder of small text files."""
+    folder = tmp_path_factory.mktemp("text")
+    for index in range(120):
+        words = " ".join(f"the {index + n} quick brown foxes jump over {n * index} lazy dogs." for n in range(12))
+        (folder / f"{index}.txt").write_text(words)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, corpus):
+    """The folder of a finished run."""
+    out = tmp_path_factory.mktemp("run") / "out"
+    assert run(*SMALL, "--text", corpus, "--out", out) == 0
+    return out
+
+
+def everything(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_run_leaves_a_scoreboard_a_report_and_a_dictionary(finished):
+    rows = json.loads((finished / "scoreboard.json").read_text())
+    assert [row["method"] for row in rows] == ["skip transcoder", "neurons", "pca", "linear", "random features"]
+    assert all(row.keys() >= KEYS for row in rows)
+    assert all(math.isfinite(value) for row in rows for value in row.values() if isinstance(value, float))
+    assert rows[0]["fvu"] < 1 and rows[0]["l0"] <= 4
+    html = (finished / "report.html").read_text()
+    assert "blocks/1/mlp" in html and "http" not in html.replace("http-equiv", "")
+    log = [json.loads(line) for line in (finished / "log.jsonl").read_text().splitlines()]
+    assert log[-1]["step"] == 50 and {"fvu", "l0", "dead_fraction", "tokens_per_second"} <= log[-1].keys()
+    assert load_dictionary(finished / "dictionary").features == 64
+
+
+def test_a_finished_folder_is_not_overwritten(finished, corpus, capsys):
+    before = everything(finished)
+    assert run(*SMALL, "--text", corpus, "--out", finished) == 2
+    error = capsys.readouterr().err
+    assert "is not empty: pass --resume" in error and error.count("\n") == 1
+    assert run(*SMALL, "--text", corpus, "--out", finished, "--resume", "--k", "8") == 2
+    assert "was run with k=4, not 8" in capsys.readouterr().err
+    assert everything(finished) == before
+
+
+def test_resuming_a_finished_run_scores_it_again_without_training(finished, corpus):
+    before = (finished / "log.jsonl").read_text()
+    rows = json.loads((finished / "scoreboard.json").read_text())
+    assert run(*SMALL, "--text", corpus, "--out", finished, "--resume") == 0
+    assert (finished / "log.jsonl").read_text() == before
+    again = json.loads((finished / "scoreboard.json").read_text())
+    assert [{**row, "seconds": 0} for row in again] == [{**row, "seconds": 0} for row in rows]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--site", "blocks/1/mpl"], "no site 'blocks/1/mpl' in this model. Did you mean 'blocks/1/mlp'"),
+        (["--k", "65"], "k=65 must lie between 1 and features=64"),
+        (["--model", "smollm2", "--site", "blocks/1/mlp"], "Did you mean 'smollm2-135m'"),
+        (["--model", "no/such/folder", "--site", "blocks/1/mlp"], "there is no such path"),
+        (["--text", "no/such/file.txt"], "no/such/file.txt"),
+        (["--text", "dosc"], "Did you mean 'docs'"),
+        (["--mesh", "data=2,rows=4"], "write it as data=2,feature=4"),
+        (["--batch-size", "100"], "batch_size=100 must be a multiple of the windows' length 64"),
+        (["--tokens", "100"], "steps=0 must be at least 1"),
+        (["--learning-rate", "-1"], "learning_rate=-1.0 must be positive"),
+    ],
+)
+def test_a_mistake_gives_one_line_and_writes_nothing(tmp_path, corpus, capsys, arguments, words):
+    out = tmp_path / "out"
+    assert run(*SMALL, "--text", corpus, "--out", out, *arguments) == 2
+    error = capsys.readouterr().err
+    assert words in error and error.startswith("error: ") and error.count("\n") == 1
+    assert not out.exists()
+
+
+def test_a_file_in_the_place_of_the_folder(tmp_path, corpus, capsys):
+    (tmp_path / "out").write_text("kept")
+    assert run(*SMALL, "--text", corpus, "--out", tmp_path / "out") == 2
+    assert "is a file" in capsys.readouterr().err and (tmp_path / "out").read_text() == "kept"
+
+
+def test_an_unknown_option_is_refused(capsys):
+    assert run("--sitee", "blocks/1/mlp", "--out", "x") == 2
+    assert "--site" in capsys.readouterr().err
+
+
+def test_a_model_without_a_preset_needs_a_site(tmp_path, capsys):
+    assert run("--model", tmp_path, "--out", tmp_path / "out") == 2
+    assert "site is not set" in capsys.readouterr().err

@@ -17,13 +17,13 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@touch $@
 
 demo: $(INSTALLED)  ## decompose an MLP of SmolLM2-135M; the report is in runs/demo
-	$(BIN)/python -m experiments.transcoder --out $(DEMO_OUT)
+	$(BIN)/python -m experiments.transcoder --out $(DEMO_OUT) --resume
 
 tiny: $(INSTALLED)  ## the same on a planted model, in under a minute
-	$(BIN)/python -m experiments.transcoder --model tiny --out runs/tiny
+	$(BIN)/python -m experiments.transcoder --model tiny --out runs/tiny --resume
 
 test: $(INSTALLED) lint  ## everything but benchmarks
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2
 
 lint: $(INSTALLED)
 	$(BIN)/ruff format --check .

@@ -53,32 +53,29 @@ def open_folder(folder: Path, settings: Mapping[str, Any]) -> Path:
 
 CONFIG = "config.json"
 COLUMNS = {
-    "method": "method",
-    "fvu": "FVU",
-    "l0": "L0",
-    "dead_fraction": "dead",
-    "ce_replaced": "CE",
-    "ce_recovered_zero": "recovered\n(zero)",
-    "ce_recovered_mean": "recovered\n(mean)",
-    "kl": "KL",
-    "top1_agreement": "top-1",
+    "method": ("method", "{}"),
+    "fvu": ("FVU", "{:.3f}"),
+    "l0": ("L0", "{:.0f}"),
+    "dead_fraction": ("dead", "{:.1%}"),
+    "ce_replaced": ("CE", "{:.3f}"),
+    "ce_recovered_zero": ("rec zero", "{:.3f}"),
+    "ce_recovered_mean": ("rec mean", "{:.3f}"),
+    "kl": ("KL", "{:.3f}"),
+    "top1_agreement": ("top-1", "{:.3f}"),
 }
 
 
 def print_scoreboard(rows: list[dict[str, Any]], console: Console) -> None:
-    """The scoreboard as a table on the terminal, 80 columns wide."""
-    table = Table(title="Scoreboard on held-out text", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), title_justify="left")
-    for name, title in COLUMNS.items():
+    """The scoreboard as a table that fits a terminal of 80 columns."""
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    for name, (title, _) in COLUMNS.items():
         table.add_column(title, justify="left" if name == "method" else "right", no_wrap=True)
     for row in rows:
-        table.add_row(*(_cell(row[name]) for name in COLUMNS))
+        table.add_row(*(form.format(row[name]) for name, (_, form) in COLUMNS.items()))
     console.print(table)
     first = rows[0]
     console.print(
-        f"CE: cross-entropy of the next token with the MLP replaced; clean {first['ce_clean']:.3f}, "
-        f"zero {first['ce_zero']:.3f}, mean {first['ce_mean']:.3f}."
+        f"CE: cross-entropy of the next token with the MLP replaced (clean {first['ce_clean']:.3f}, "
+        f"zero {first['ce_zero']:.3f}, mean {first['ce_mean']:.3f}); rec: what is recovered of the loss from "
+        "zero and mean ablation."
     )
-
-
-def _cell(value: Any) -> str:
-    return f"{value:.3f}" if isinstance(value, float) else str(value)

@@ -38,10 +38,13 @@ def check_folder(folder: Path, settings: Mapping[str, Any], *, resume: bool) -> 
         raise UserError(f"out={folder} is not empty: pass --resume to continue that run, or choose another folder.")
     saved = folder / CONFIG
     if saved.exists():
-        difference = first_difference(json.loads(saved.read_text()), dict(settings))
+        before, now = (
+            {k: v for k, v in each.items() if k not in FREE} for each in (json.loads(saved.read_text()), settings)
+        )
+        difference = first_difference(before, now)
         if difference is not None:
-            field, before, asked = difference
-            raise UserError(f"{folder} was run with {field}={before!r}, not {asked!r}: resume with the same value.")
+            field, then, asked = difference
+            raise UserError(f"{folder} was run with {field}={then!r}, not {asked!r}: resume with the same value.")
 
 
 def open_folder(folder: Path, settings: Mapping[str, Any]) -> Path:
@@ -52,6 +55,7 @@ def open_folder(folder: Path, settings: Mapping[str, Any]) -> Path:
 
 
 CONFIG = "config.json"
+FREE = ("mesh", "pages", "save_every", "heldout_tokens", "ce_tokens")  # may change when a run is resumed
 COLUMNS = {
     "method": ("method", "{}"),
     "fvu": ("FVU", "{:.3f}"),

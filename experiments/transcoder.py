@@ -19,7 +19,7 @@ from rich.console import Console
 
 from experiments.command import check_folder, command, open_folder, print_scoreboard
 from jaxinterp.data.tokens import load_corpus, split
-from jaxinterp.data.windows import windows
+from jaxinterp.data.windows import epochs_needed, windows
 from jaxinterp.decompositions.files import save_dictionary
 from jaxinterp.errors import UserError
 from jaxinterp.evaluation.baselines import baselines
@@ -136,7 +136,6 @@ def main(config: Config) -> None:
     console.print(f"{config.model}, {plan.site}; " + ", ".join(f"{name} {fact}" for name, fact in facts.items()))
 
     log = JsonLines(out / "log.jsonl", resume=config.resume)
-    clock = time.perf_counter()
     with ProgressBar(steps) as bar:
         trained = fit(
             method,
@@ -153,7 +152,7 @@ def main(config: Config) -> None:
             track=(log, bar),
         )
     name = config.method.replace("_", " ")
-    seconds: dict[str, float] = {name: time.perf_counter() - clock}
+    seconds = {name: training_seconds(read_rows(out / "log.jsonl"))}
     save_dictionary(trained.decomposition, out / "dictionary")
 
     console.print("scoring against baselines on held-out text ...")
@@ -200,6 +199,12 @@ def planned(config: Config) -> Plan:
     return plan
 
 
+def training_seconds(rows: list[dict[str, Any]]) -> float:
+    """The time that training took, over all the parts of a resumed run."""
+    before = [0, *(row["tokens"] for row in rows)]
+    return sum((row["tokens"] - start) / row["tokens_per_second"] for start, row in zip(before, rows, strict=False))
+
+
 def text_windows(
     config: Config, plan: Plan, subject: Subject
 ) -> tuple[grain.MapDataset, grain.MapDataset, dict[str, str]]:
@@ -209,13 +214,13 @@ def text_windows(
     # A tenth is held out by document; a fair sample of the text is enough where it has far more than is asked for.
     enough = 2 * (plan.tokens + 10 * config.heldout_tokens)
     corpus = load_corpus(config.text, subject.tokenizer, max_tokens=enough)
-    train, heldout = (windows(part, config.seq) for part in split(corpus, 0.1))
-    available = len(train) * config.seq
+    parts = split(corpus, 0.1)
+    train, heldout = (windows(part, config.seq) for part in parts)
     facts = {
         "corpus": corpus.name,
         "corpus hash": corpus.content_hash[:16],
-        "train tokens": f"{available:,}",
-        "epochs": f"{plan.tokens / available:.2f}",
+        "training text": f"{parts[0].tokens:,} tokens",
+        "epochs": f"{epochs_needed(parts[0], config.seq, plan.tokens):.2f}",
     }
     return train, heldout, facts
 

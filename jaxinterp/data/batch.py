@@ -7,22 +7,33 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+Names = str | tuple[str, ...]
+
 
 @dataclass(frozen=True)
 class Sites:
-    """The arrays that a decomposition reads and writes, by name: `blocks/3/mlp/in` and `blocks/3/mlp/out`."""
+    """The arrays that a decomposition reads and writes, by name: `blocks/3/mlp/in` and `blocks/3/mlp/out`.
 
-    reads: str
-    writes: str
+    A tuple of names where it reads or writes several arrays at once. `<name>/gradient` is the gradient of the model's
+    own next-token loss by that array.
+    """
+
+    reads: Names
+    writes: Names
 
     def names(self) -> tuple[str, ...]:
         """The names, each once."""
-        return tuple(dict.fromkeys((self.reads, self.writes)))
+        return tuple(dict.fromkeys((*several(self.reads), *several(self.writes))))
 
     @property
     def leaf(self) -> str:
-        """The sublayer that both belong to: `blocks/3/mlp`."""
-        return self.writes.rpartition("/")[0]
+        """The sublayer whose array is written (the first one's, where there are several): `blocks/3/mlp`."""
+        return several(self.writes)[0].rpartition("/")[0]
+
+
+def several(names: Names) -> tuple[str, ...]:
+    """One name or several, as a tuple."""
+    return (names,) if isinstance(names, str) else names
 
 
 class Batch(eqx.Module):
@@ -33,6 +44,9 @@ class Batch(eqx.Module):
       weight: 1 for a token that counts, 0 for attention sinks and special tokens.
       step: the training step, for schedules.
       k: the number of active features asked for, at most the decomposition's own; None: its own.
+      coefficients: by name, the numbers that `scale(term, "name")` reads; a sweep varies them without a new program.
+      windows: "tokens", "weight" and "document" `[batch, seq]` of this step, for objectives that run the model. The
+        rows above come out of a shuffle buffer and belong to other windows.
       sites: which array is the input and which the target.
     """
 
@@ -40,26 +54,41 @@ class Batch(eqx.Module):
     weight: Float[Array, " tokens"]
     step: Int[Array, ""]
     k: Int[Array, ""] | None
+    coefficients: dict[str, Float[Array, ""]]
+    windows: dict[str, Array] | None
     sites: Sites = eqx.field(static=True)
 
     @property
-    def inputs(self) -> Float[Array, "tokens d_in"]:
-        """What the decomposition reads."""
-        return self.arrays[self.sites.reads]
+    def inputs(self) -> Any:
+        """What the decomposition reads: `[tokens, d_in]`, a tuple of arrays where it reads several."""
+        return self._arrays(self.sites.reads)
 
     @property
-    def targets(self) -> Float[Array, "tokens d_out"]:
-        """What the decomposition should return."""
-        return self.arrays[self.sites.writes]
+    def targets(self) -> Any:
+        """What the decomposition should return: `[tokens, d_out]`, a tuple of arrays where it writes several."""
+        return self._arrays(self.sites.writes)
+
+    def _arrays(self, names: Names) -> Any:
+        return self.arrays[names] if isinstance(names, str) else tuple(self.arrays[name] for name in names)
 
 
-def make_batch(arrays: dict[str, Any], weight: Any, sites: Sites, step: Any = 0, k: Any = None) -> Batch:
+def make_batch(
+    arrays: dict[str, Any],
+    weight: Any,
+    sites: Sites,
+    *,
+    step: Any = 0,
+    k: Any = None,
+    windows: Any = None,
+    **coefficients: Any,
+) -> Batch:
     """A batch from plain arrays: `make_batch({"x": x, "y": y}, weight, Sites("x", "y"))`."""
-    k = None if k is None else jnp.asarray(k, jnp.int32)
     return Batch(
-        {name: jnp.asarray(array) for name, array in arrays.items()},
-        jnp.asarray(weight, jnp.float32),
-        jnp.asarray(step, jnp.int32),
-        k,
-        sites,
+        arrays={name: jnp.asarray(array) for name, array in arrays.items()},
+        weight=jnp.asarray(weight, jnp.float32),
+        step=jnp.asarray(step, jnp.int32),
+        k=None if k is None else jnp.asarray(k, jnp.int32),
+        coefficients={name: jnp.asarray(value, jnp.float32) for name, value in coefficients.items()},
+        windows=windows,
+        sites=sites,
     )

@@ -9,26 +9,37 @@ from typing import Any, Protocol, runtime_checkable
 
 import equinox as eqx
 import jax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from jaxinterp.data.batch import Sites
 from jaxinterp.decompositions.codes import Codes
-from jaxinterp.models.mlp import MLP
+from jaxinterp.errors import UserError
 
 
 @runtime_checkable
 class Decomposition(Protocol):
     """A pytree with codes in its middle: `decode(encode(x), x)` approximates what `sites.writes` holds.
 
-    `output_mean` is the mean of the target over the training tokens: what mean ablation puts in its place.
+    `target_mean` is the mean of the target over the training tokens: what mean ablation puts in its place. One that is
+    made of read and write vectors has them as `encoder` and `decoder`, one row a component.
     """
 
     sites: Sites
-    output_mean: Float[Array, " d_out"]
+    target_mean: Float[Array, " d_out"]
 
-    def encode(self, x: Any) -> Codes: ...
-    def decode(self, codes: Codes, x: Any) -> Any: ...
-    def __call__(self, x: Any) -> Any: ...
+    def encode(
+        self, x: Any, *, k: Int[Array, ""] | None = None, weight: Array | None = None, training: bool = False
+    ) -> Codes:
+        """The codes of x. `k`, `weight` and `training` matter to those whose codes depend on them."""
+        ...
+
+    def decode(self, codes: Codes, x: Any) -> Any:
+        """What the codes say the target is; x is there for paths beside the codes."""
+        ...
+
+    def __call__(self, x: Any) -> Any:
+        """decode(encode(x), x), in the dtype of x: it can stand where it was learned."""
+        ...
 
 
 PARAMETER = {"trained": True, "per_feature": False}
@@ -76,13 +87,16 @@ class StandIn(eqx.Module):
     the way there and the way on.
     """
 
-    mlp: MLP
+    mlp: Any
     decomposition: Any
 
     def __call__(self, x: Float[Array, "*axes d_model"]) -> Float[Array, "*axes d_model"]:
         sites, mlp = self.decomposition.sites, self.mlp
         readers: dict[str, Callable[[Any], Any]] = {"in": lambda x: x, "hidden": mlp.hidden, "out": mlp}
         writers: dict[str, Callable[[Any], Any]] = {"in": mlp, "hidden": mlp.write, "out": lambda y: y}
+        for name in (sites.reads, sites.writes):
+            if not isinstance(name, str) or _port(name) not in readers:
+                raise UserError(f"site {name!r} cannot be reached from an MLP's input: in, hidden and out can.")
         value = self.decomposition(readers[_port(sites.reads)](x))
         return writers[_port(sites.writes)](value.astype(x.dtype))
 

@@ -27,9 +27,14 @@ class SparseCodes(eqx.Module):
         return dense.reshape(*self.values.shape[:-1], self.features)
 
     def sparse(self, k: int) -> "SparseCodes":
-        """The k largest values of each token."""
-        values, places = jax.lax.top_k(self.values, min(k, self.values.shape[-1]))
-        return SparseCodes(values, jnp.take_along_axis(self.indices, places, axis=-1), self.features)
+        """The k values of each token that are largest in size, whatever their sign."""
+        _, places = jax.lax.top_k(jnp.abs(self.values), min(k, self.values.shape[-1]))
+        values, indices = (jnp.take_along_axis(array, places, axis=-1) for array in (self.values, self.indices))
+        return SparseCodes(values, indices, self.features)
+
+    def weighted(self, per_feature: Float[Array, " features"]) -> Float[Array, "*axes"]:
+        """Per token, the sum of its values times a number of each feature."""
+        return jnp.sum(self.values * per_feature[self.indices], axis=-1)
 
     def active(self) -> Float[Array, "*axes"]:
         """The number of active features of each token."""
@@ -60,9 +65,13 @@ class DenseCodes(eqx.Module):
         return self.values
 
     def sparse(self, k: int) -> SparseCodes:
-        """The k largest values of each token."""
-        values, indices = jax.lax.top_k(self.values, k)
-        return SparseCodes(values, indices, self.features)
+        """The k values of each token that are largest in size, whatever their sign."""
+        _, indices = jax.lax.top_k(jnp.abs(self.values), k)
+        return SparseCodes(jnp.take_along_axis(self.values, indices, axis=-1), indices, self.features)
+
+    def weighted(self, per_feature: Float[Array, " features"]) -> Float[Array, "*axes"]:
+        """Per token, the sum of its values times a number of each feature."""
+        return self.values @ per_feature
 
     def active(self) -> Float[Array, "*axes"]:
         """The number of active features of each token."""

@@ -5,10 +5,11 @@
     y   = output_scale * (z D + b_D [+ x' S]) + output_mean
 
 E = `encoder` and D = `decoder` hold one read and one write vector per feature, both `(features, d)`. The scales and
-means are leaves: normalisation is part of the decomposition, and `fold` takes it into the weights.
+means are leaves: normalisation is part of the decomposition, and `fold` takes it into the weights. `target_mean` and
+`target_variance` describe the target over the training sample; they take no part in the equation.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import equinox as eqx
@@ -17,36 +18,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxinterp.data.batch import Sites
+from jaxinterp.decompositions.activations import Activation
 from jaxinterp.decompositions.base import PARAMETER, PARAMETER_ROWS, STATE, STATE_ROWS
-from jaxinterp.decompositions.codes import Codes, DenseCodes, SparseCodes
+from jaxinterp.decompositions.codes import Codes, SparseCodes
 from jaxinterp.errors import UserError
-from jaxinterp.kernels import encode_topk, kth_largest, sparse_decode
-
-
-@dataclass(frozen=True)
-class ReLU:
-    """z = max(a, 0). Sparsity comes from a penalty on z."""
-
-
-@dataclass(frozen=True)
-class TopK:
-    """z = max(a, 0) at the k largest a of each token (Gao et al. 2024, arXiv 2406.04093)."""
-
-    k: int
-
-
-@dataclass(frozen=True)
-class BatchTopK:
-    """z = max(a, 0) at the k * tokens largest a of the batch (Bussmann et al. 2024, arXiv 2412.06410).
-
-    Outside training the batch must not matter: z = a where a exceeds `threshold`, a running mean of the smallest value
-    kept in training.
-    """
-
-    k: int
-
-
-Activation = ReLU | TopK | BatchTopK
+from jaxinterp.kernels import encode_topk, sparse_decode
 
 
 class Dictionary(eqx.Module):
@@ -61,10 +37,10 @@ class Dictionary(eqx.Module):
     input_scale: Float[Array, ""] = eqx.field(metadata=STATE)
     output_mean: Float[Array, " d_out"] = eqx.field(metadata=STATE)
     output_scale: Float[Array, ""] = eqx.field(metadata=STATE)
+    target_mean: Float[Array, " d_out"] = eqx.field(metadata=STATE)
     target_variance: Float[Array, ""] = eqx.field(metadata=STATE)
-    threshold: Float[Array, ""] = eqx.field(metadata=STATE)
     tokens_since_fired: Int[Array, " features"] = eqx.field(metadata=STATE_ROWS)
-    activation: Activation = eqx.field(static=True)
+    activation: Activation
     sites: Sites = eqx.field(static=True)
 
     def __check_init__(self) -> None:
@@ -82,36 +58,23 @@ class Dictionary(eqx.Module):
         """x' of the module's equation, float32."""
         return (x.astype(jnp.float32) - self.input_mean) / self.input_scale
 
-    def pre(self, x: Float[Array, "*axes d_in"]) -> Float[Array, "*axes features"]:
-        """The pre-activations a = x' E^T + b_E of every feature."""
-        return self.normalise(x) @ self.encoder.T + self.encoder_bias
-
     def encode(
-        self, x: Float[Array, "*axes d_in"], *, k: Int[Array, ""] | None = None, training: bool = False
+        self,
+        x: Float[Array, "*axes d_in"],
+        *,
+        k: Int[Array, ""] | None = None,
+        weight: Float[Array, "*axes"] | None = None,
+        training: bool = False,
     ) -> Codes:
         """The codes z of x.
 
         Args:
           k: for TopK and BatchTopK, how many to keep, at most the activation's own k (a schedule needs no new program).
+          weight: which tokens count, where the codes of one token depend on the others.
           training: for BatchTopK, select over this batch instead of by the threshold.
         """
-        if isinstance(self.activation, TopK):
-            values, indices = encode_topk(self.normalise(x), self.encoder, self.encoder_bias, k=self.activation.k)
-            values = jax.nn.relu(values)
-            if k is not None:
-                values = jnp.where(jnp.arange(self.activation.k) < k, values, 0.0)
-            return SparseCodes(values, indices, self.features)
-        values = jax.nn.relu(self.pre(x))
-        if isinstance(self.activation, BatchTopK):
-            threshold = self.batch_threshold(values, k) if training else self.threshold
-            values = jnp.where(values >= threshold, values, 0.0)
-        return DenseCodes(values)
-
-    def batch_threshold(self, values: Float[Array, "*axes features"], k: Int[Array, ""] | None) -> Float[Array, ""]:
-        """The smallest value that a BatchTopK of this batch keeps."""
-        assert isinstance(self.activation, BatchTopK)
-        tokens = values.size // self.features
-        return kth_largest(jax.lax.stop_gradient(values), (self.activation.k if k is None else k) * tokens)
+        rows, bias = self.encoder, self.encoder_bias
+        return self.activation.codes(self.normalise(x), rows, bias, k=k, weight=weight, training=training)
 
     def encode_among(self, x: Float[Array, "*axes d_in"], allowed: Bool[Array, " features"], k: int) -> SparseCodes:
         """The k largest positive codes among the allowed features (what AuxK does with dead ones)."""
@@ -139,7 +102,7 @@ def fold(dictionary: Dictionary) -> Dictionary:
     """The same function with input mean 0 and scales 1: normalisation taken into encoder, decoder, skip and biases.
 
     E' = E / s_in,  b_E' = b_E - E' mean_in,  D' = s_out D,  S' = s_out S / s_in,  b_D' = s_out b_D - mean_in S'.
-    Codes do not change, and `output_mean` stays: it is also what mean ablation puts in the target's place.
+    Codes do not change; `output_mean` stays.
     """
     encoder = dictionary.encoder / dictionary.input_scale
     decoder_bias = dictionary.output_scale * dictionary.decoder_bias

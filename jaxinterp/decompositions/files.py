@@ -5,6 +5,7 @@ site gives wrong numbers without an error.
 """
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
@@ -15,32 +16,38 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from jaxinterp.data.batch import Sites
-from jaxinterp.decompositions.dictionary import Activation, BatchTopK, Dictionary, ReLU, TopK
+from jaxinterp.decompositions.activations import Activation, BatchTopK, ReLU, TopK
+from jaxinterp.decompositions.dictionary import Dictionary
 from jaxinterp.errors import UserError, suggest
 from jaxinterp.trees import named_leaves
 
-ACTIVATIONS: dict[str, type[Activation]] = {"ReLU": ReLU, "TopK": TopK, "BatchTopK": BatchTopK}
+PREFIX = "activation/"
 
 
 def save_dictionary(dictionary: Dictionary, folder: str | Path) -> Path:
     """Write a dictionary into a folder, which is made if it is not there."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
+    activation = dictionary.activation
+    settings = {field.name: getattr(activation, field.name) for field in fields(activation) if _static(field)}  # type: ignore[arg-type]
     static = {
         "format": 1,
-        "activation": {"kind": type(dictionary.activation).__name__, **asdict(dictionary.activation)},
+        "activation": {"kind": type(activation).__name__, **settings},
         "sites": asdict(dictionary.sites),
     }
-    save_file(
-        {name: np.asarray(leaf) for name, leaf in named_leaves(dictionary).items()}, folder / "dictionary.safetensors"
-    )
+    arrays = {name: np.asarray(leaf) for name, leaf in named_leaves(dictionary).items()}
+    save_file(arrays, folder / "dictionary.safetensors")
     (folder / "dictionary.json").write_text(json.dumps(static, indent=2) + "\n")
     return folder
 
 
-def load_dictionary(folder: str | Path) -> Dictionary:
+def load_dictionary(
+    folder: str | Path, *, activations: Sequence[type[Activation]] = (ReLU, TopK, BatchTopK)
+) -> Dictionary:
     """Read a dictionary back.
 
+    Args:
+      activations: the classes that the file may name; add your own. No code is loaded by name.
     Raises:
       UserError: a file is missing or damaged, an array is missing or left over, or the activation is unknown.
     """
@@ -50,19 +57,24 @@ def load_dictionary(folder: str | Path) -> Dictionary:
             raise UserError(f"no {name} in {folder}: give the folder that save_dictionary wrote.")
     try:
         static = json.loads((folder / "dictionary.json").read_text())
-        arrays = load_file(folder / "dictionary.safetensors")
-    except (SafetensorError, json.JSONDecodeError) as error:
+        arrays = {name: jnp.asarray(array) for name, array in load_file(folder / "dictionary.safetensors").items()}
+        settings = dict(static["activation"])
+        kind, sites = settings.pop("kind"), Sites(**static["sites"])
+    except (SafetensorError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"the dictionary in {folder} is damaged: {error}") from error
-    activation = dict(static["activation"])
-    kind = activation.pop("kind")
-    if kind not in ACTIVATIONS:
-        raise UserError(f"activation {kind!r} in {folder} is unknown.{suggest(kind, ACTIVATIONS)}")
-    known = {field.name for field in fields(Dictionary)} - {"activation", "sites", "skip"}
-    if set(arrays) - {"skip"} != known:
+    known = {activation.__name__: activation for activation in activations}
+    if kind not in known:
         raise UserError(
-            f"arrays of the dictionary in {folder}: {sorted(set(arrays) ^ known - {'skip'})} missing or unknown."
+            f"activation {kind!r} in {folder} is unknown: pass its class in activations.{suggest(kind, known)}"
         )
-    leaves: dict[str, Any] = {name: jnp.asarray(array) for name, array in arrays.items()}
-    return Dictionary(
-        **{"skip": None, **leaves}, activation=ACTIVATIONS[kind](**activation), sites=Sites(**static["sites"])
-    )
+    own = {name.removeprefix(PREFIX): array for name, array in arrays.items() if name.startswith(PREFIX)}
+    leaves: dict[str, Any] = {name: array for name, array in arrays.items() if not name.startswith(PREFIX)}
+    expected = {field.name for field in fields(Dictionary)} - {"activation", "sites", "skip"}
+    if set(leaves) - {"skip"} != expected:
+        different = sorted(set(leaves) ^ expected - {"skip"})
+        raise UserError(f"the dictionary in {folder} is damaged: arrays {different} are missing or unknown.")
+    return Dictionary(**{"skip": None, **leaves}, activation=known[kind](**settings, **own), sites=sites)
+
+
+def _static(field: Any) -> bool:
+    return bool(field.metadata.get("static", False))

@@ -5,6 +5,8 @@ principal components  y ≈ mean + (y - mean) V^T V, the k directions of largest
 linear map            y ≈ mean_out + (x - mean_in) A
 """
 
+from typing import Any
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -14,7 +16,6 @@ from jaxinterp.data.batch import Sites
 from jaxinterp.decompositions.base import STATE
 from jaxinterp.decompositions.codes import DenseCodes, SparseCodes
 from jaxinterp.kernels import sparse_decode
-from jaxinterp.models.mlp import MLP
 
 
 class Neurons(eqx.Module):
@@ -23,13 +24,15 @@ class Neurons(eqx.Module):
     a = the hidden activations, w_j = row j of the down projection. Write vectors are the MLP's own.
     """
 
-    mlp: MLP = eqx.field(metadata=STATE)
+    mlp: Any = eqx.field(metadata=STATE)
     hidden_mean: Float[Array, " d_mlp"] = eqx.field(metadata=STATE)
-    output_mean: Float[Array, " d_out"] = eqx.field(metadata=STATE)
+    target_mean: Float[Array, " d_out"] = eqx.field(metadata=STATE)
     k: int = eqx.field(static=True)
     sites: Sites = eqx.field(static=True)
 
-    def encode(self, x: Float[Array, "*axes d_in"]) -> SparseCodes:
+    def encode(
+        self, x: Float[Array, "*axes d_in"], *, k: Any = None, weight: Any = None, training: bool = False
+    ) -> SparseCodes:
         """The k neurons that matter most for each token, as differences from their mean."""
         difference = self.mlp.hidden(x).astype(jnp.float32) - self.hidden_mean
         lengths = jnp.linalg.norm(self.mlp.down.weight.astype(jnp.float32), axis=1)
@@ -49,16 +52,18 @@ class PrincipalComponents(eqx.Module):
     """The k directions of the output with the largest variance over the training tokens; it reads the output itself."""
 
     directions: Float[Array, "k d_out"] = eqx.field(metadata=STATE)
-    output_mean: Float[Array, " d_out"] = eqx.field(metadata=STATE)
+    target_mean: Float[Array, " d_out"] = eqx.field(metadata=STATE)
     sites: Sites = eqx.field(static=True)
 
-    def encode(self, x: Float[Array, "*axes d_out"]) -> DenseCodes:
+    def encode(
+        self, x: Float[Array, "*axes d_out"], *, k: Any = None, weight: Any = None, training: bool = False
+    ) -> DenseCodes:
         """Coordinates along the directions."""
-        return DenseCodes((x.astype(jnp.float32) - self.output_mean) @ self.directions.T)
+        return DenseCodes((x.astype(jnp.float32) - self.target_mean) @ self.directions.T)
 
     def decode(self, codes: DenseCodes, x: Float[Array, "*axes d_out"]) -> Float[Array, "*axes d_out"]:
         """The mean plus coordinates times directions."""
-        return codes.values @ self.directions + self.output_mean
+        return codes.values @ self.directions + self.target_mean
 
     def __call__(self, x: Float[Array, "*axes d_out"]) -> Float[Array, "*axes d_out"]:
         return self.decode(self.encode(x), x).astype(x.dtype)
@@ -69,16 +74,18 @@ class LinearMap(eqx.Module):
 
     matrix: Float[Array, "d_in d_out"] = eqx.field(metadata=STATE)
     input_mean: Float[Array, " d_in"] = eqx.field(metadata=STATE)
-    output_mean: Float[Array, " d_out"] = eqx.field(metadata=STATE)
+    target_mean: Float[Array, " d_out"] = eqx.field(metadata=STATE)
     sites: Sites = eqx.field(static=True)
 
-    def encode(self, x: Float[Array, "*axes d_in"]) -> DenseCodes:
+    def encode(
+        self, x: Float[Array, "*axes d_in"], *, k: Any = None, weight: Any = None, training: bool = False
+    ) -> DenseCodes:
         """x about its mean."""
         return DenseCodes(x.astype(jnp.float32) - self.input_mean)
 
     def decode(self, codes: DenseCodes, x: Float[Array, "*axes d_in"]) -> Float[Array, "*axes d_out"]:
         """mean_out + (x - mean_in) A."""
-        return codes.values @ self.matrix + self.output_mean
+        return codes.values @ self.matrix + self.target_mean
 
     def __call__(self, x: Float[Array, "*axes d_in"]) -> Float[Array, "*axes d_out"]:
         return self.decode(self.encode(x), x).astype(x.dtype)

@@ -22,8 +22,8 @@ import scipy.linalg
 import scipy.sparse
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from jaxinterp.data.activations import Rows, harvest
-from jaxinterp.data.batch import Batch, Sites
+from jaxinterp.data.activations import Rows, harvest_jit
+from jaxinterp.data.batch import Sites, make_batch
 from jaxinterp.data.text import take
 from jaxinterp.decompositions.codes import SparseCodes
 from jaxinterp.decompositions.dictionary import Dictionary
@@ -82,21 +82,20 @@ def baselines(
     mlp = select(subject.model, site).get()
     sites = Sites(f"{site}/in", f"{site}/out")
     names = (f"{site}/in", f"{site}/hidden", f"{site}/out")
-    rows_of = eqx.filter_jit(lambda model, batch: harvest(model, batch, names))
-    encode = eqx.filter_jit(lambda random, x: random.encode(x))
     random: Dictionary | None = None
     sums: Moments | None = None
     for batch in take(train, tokens, seed=seed, rows=8):
-        rows = rows_of(subject.model, {name: jnp.asarray(batch[name]) for name in ("tokens", "weight")})
+        on_device = {name: jnp.asarray(batch[name]) for name in ("tokens", "weight")}
+        rows = harvest_jit(subject.model, on_device, names).flat()
         if random is None:
             random = _random_dictionary(jax.random.key(seed), rows, sites, k, min(features, MOST_RANDOM_FEATURES))
-            width = rows.arrays[sites.writes].shape[1]
+            width = rows.arrays[f"{site}/out"].shape[1]
             code_sums = CodeMoments(
                 *(np.zeros((random.features, *shape)) for shape in ((), (random.features,), (width,)))
             )
         new = _moments(rows, site)
         sums = new if sums is None else jax.tree.map(jnp.add, sums, new)
-        code_sums.add(encode(random, rows.arrays[sites.reads]), rows.weight, rows.arrays[sites.writes])
+        code_sums.add(_encode(random, rows.arrays[f"{site}/in"]), rows.weight, rows.arrays[f"{site}/out"])
     assert random is not None and sums is not None  # `take` gives at least one batch
     return {
         "neurons": _neurons(sums, mlp, sites, k),
@@ -108,9 +107,18 @@ def baselines(
 
 def _random_dictionary(key: PRNGKeyArray, rows: Rows, sites: Sites, k: int, features: int) -> Dictionary:
     """A dictionary with random unit read vectors, normalised by the first batch."""
-    sample = Batch(rows.arrays, rows.weight, jnp.zeros((), jnp.int32), None, sites)
-    dictionary = SparseAutoencoder(features=features, k=min(k, features)).recipe(1).init(key, sample).decomposition
+    sample = make_batch(rows.arrays, rows.weight, sites)
+    dictionary = (
+        SparseAutoencoder(features=features, k=min(k, features)).recipe(1).init(key, sample, None).decomposition
+    )
     return dictionary
+
+
+@eqx.filter_jit
+def _encode(random: Dictionary, x: Array) -> SparseCodes:
+    codes = random.encode(x)
+    assert isinstance(codes, SparseCodes)
+    return codes
 
 
 @partial(jax.jit, static_argnums=1)
@@ -163,13 +171,17 @@ def _solve_decoder(random: Dictionary, code_sums: CodeMoments, sums: Moments) ->
     mean_codes, mean_y = code_sums.codes / count, _wide(sums.y) / count
     gram = code_sums.codes_codes / count - np.outer(mean_codes, mean_codes)
     decoder = _ridge(gram, code_sums.codes_y / count - np.outer(mean_codes, mean_y))
+    mean = _narrow(mean_y)
     solved = (
         _narrow(decoder),
         _narrow(-mean_codes @ decoder),
         jnp.ones(()),
-        _narrow(mean_y),
+        mean,
+        mean,
     )
-    return eqx.tree_at(lambda d: (d.decoder, d.decoder_bias, d.output_scale, d.output_mean), random, solved)
+    return eqx.tree_at(
+        lambda d: (d.decoder, d.decoder_bias, d.output_scale, d.output_mean, d.target_mean), random, solved
+    )
 
 
 def _ridge(gram: np.ndarray, right: np.ndarray, relative: float = 1e-4) -> np.ndarray:

@@ -5,12 +5,13 @@ With target y (the array named `sites.writes`), output ŷ, token weights w (0 at
     fvu                 sum w |y - ŷ|^2 / sum w |y - mean(y)|^2, over all held-out tokens, held-out mean, raw units
     l0                  active components per token
     dead_fraction       components that are active on no held-out token
-    ce_clean            cross-entropy of the next token, in nats; ce_replaced: with ŷ in place of y;
-                        ce_zero, ce_mean: with 0, and with the training mean of y (as the first decomposition that
-                        writes y knows it), in its place
+    ce_clean            cross-entropy of the next token, in nats; ce_replaced: with ŷ in place of y wherever w > 0;
+                        ce_zero, ce_mean: with 0, and with the training mean of y, in its place
     ce_recovered_zero   (ce_zero - ce_replaced) / (ce_zero - ce_clean); ce_recovered_mean likewise
     kl                  KL(clean || replaced) of the next token's distribution, in nats
     top1_agreement      how often both find the same token most likely
+
+Where w = 0 the model keeps its own y: no method is trained there, and an attention sink would drown the rest.
 
 Intervals are 95 percent, by resampling documents. That of ce_replaced is ce_clean plus the interval of the increase:
 every decomposition sees the same tokens, so what differs between documents cancels. A next token counts where it and
@@ -27,7 +28,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from jaxinterp.data.activations import Rows, harvest
+from jaxinterp.data.activations import Rows, harvest_jit
 from jaxinterp.data.text import take
 from jaxinterp.evaluation.intervals import ratio_interval
 from jaxinterp.models.sites import SetTo, run
@@ -35,7 +36,7 @@ from jaxinterp.models.sites import SetTo, run
 Row = dict[str, Any]
 
 
-def score(decomposition: Any, subject: Any, heldout: grain.MapDataset, **options: int) -> Row:
+def score(decomposition: Any, subject: Any, heldout: grain.MapDataset, **options: Any) -> Row:
     """The decomposition's row of the scoreboard; options as `scoreboard` has them."""
     return scoreboard({type(decomposition).__name__: decomposition}, subject, heldout, **options)[0]
 
@@ -47,6 +48,7 @@ def scoreboard(
     *,
     tokens: int = 32_768,
     ce_tokens: int = 8_192,
+    means: Mapping[str, Array] | None = None,
     seed: int = 0,
 ) -> list[Row]:
     """Score decompositions of one model side by side.
@@ -56,23 +58,28 @@ def scoreboard(
       heldout: windows of held-out text, {"tokens", "weight", "document"}, each `[seq]`.
       tokens: how much of it to use: a shuffled sample of windows.
       ce_tokens: on how many of these cross-entropies are measured; each decomposition costs a forward pass.
+      means: training means by array name, for mean ablation; default: the `target_mean` of the first decomposition that
+        writes the array.
       seed: of the sample.
     Returns:
       A row of plain numbers for each, in the order given; `method` is its name.
     """
-    sites = dict.fromkeys(name for d in decompositions.values() for name in (d.sites.reads, d.sites.writes))
-    rows_of = eqx.filter_jit(lambda model, batch: harvest(model, batch, tuple(sites)))
+    sites = tuple(dict.fromkeys(name for d in decompositions.values() for name in (d.sites.reads, d.sites.writes)))
+    batches = take(heldout, tokens, seed=seed)
+    centers = _heldout_means(subject.model, batches, sites)
+    ablations = {d.sites.writes: d.target_mean for d in reversed(list(decompositions.values()))} | dict(means or {})
     tables = {name: _Table() for name in decompositions}
     seen = 0
-    for batch in take(heldout, tokens, seed=seed):
+    for batch in batches:
         on_device = {name: jnp.asarray(batch[name]) for name in ("tokens", "weight")}
-        rows = rows_of(subject.model, on_device)
+        rows = harvest_jit(subject.model, on_device, sites)
         outputs = {}
         for name, decomposition in decompositions.items():
-            outputs[name], columns = _reconstruct(decomposition, rows)
+            outputs[name], columns = _reconstruct(decomposition, rows, centers[decomposition.sites.writes])
             tables[name].add(document=batch["document"], weight=batch["weight"], **columns)
         if seen < ce_tokens:
-            for name, columns in _effects(decompositions, outputs, subject.model, rows, on_device["tokens"]):
+            effects = _effects(decompositions, outputs, ablations, subject.model, rows, on_device["tokens"])
+            for name, columns in effects:
                 tables[name].add(next_document=batch["document"][:, :-1], counted=_counted(batch), **columns)
         seen += batch["tokens"].size
     return [_row(name, decompositions[name], table) for name, table in tables.items()]
@@ -95,42 +102,57 @@ class _Table:
         return np.sum(self.parts[name], axis=0)
 
 
+def _heldout_means(model: Any, batches: Iterable[Mapping[str, Any]], sites: tuple[str, ...]) -> dict[str, Array]:
+    """The mean of every array over the tokens that have weight."""
+    sums, count = dict.fromkeys(sites, np.zeros(())), 0.0
+    for batch in batches:
+        rows = harvest_jit(model, {name: jnp.asarray(batch[name]) for name in ("tokens", "weight")}, sites).flat()
+        sums = {name: sums[name] + np.asarray(rows.weight @ rows.arrays[name], np.float64) for name in sites}
+        count += float(rows.weight.sum())
+    return {name: jnp.asarray(total / count, jnp.float32) for name, total in sums.items()}
+
+
 @eqx.filter_jit
-def _reconstruct(decomposition: Any, rows: Rows) -> tuple[Array, dict[str, Array]]:
-    """ŷ, and per token: squared error, squared distance from the training mean, active components; sums as named."""
+def _reconstruct(decomposition: Any, rows: Rows, center: Array) -> tuple[Array, dict[str, Array]]:
+    """ŷ where there is weight and y elsewhere; per token: squared error, squared distance from the mean, active."""
     x, y, weight = rows.arrays[decomposition.sites.reads], rows.arrays[decomposition.sites.writes], rows.weight
     codes = decomposition.encode(x)
     output = decomposition.decode(codes, x)
-    about_mean = y - decomposition.output_mean
-    return output, {
+    return jnp.where(weight[..., None] > 0, output, y), {
         "squares": weight * jnp.sum((y - output) ** 2, axis=-1),
-        "spread": weight * jnp.sum(about_mean**2, axis=-1),
-        "shift": weight @ about_mean,
+        "spread": weight * jnp.sum((y - center) ** 2, axis=-1),
         "active": weight * codes.active(),
         "fired": codes.fired(weight),
     }
 
 
 def _effects(
-    decompositions: Mapping[str, Any], outputs: Mapping[str, Array], model: Any, rows: Rows, tokens: Array
+    decompositions: Mapping[str, Any],
+    outputs: Mapping[str, Array],
+    ablations: Mapping[str, Array],
+    model: Any,
+    rows: Rows,
+    tokens: Array,
 ) -> Iterable[tuple[str, dict[str, Array]]]:
     """Per decomposition: what the model predicts with the target as it is, replaced, zero, and at its training mean."""
     by_site: dict[str, tuple[Array, dict[str, Array]]] = {}
     for name, decomposition in decompositions.items():
         site = decomposition.sites.writes
-        shape = (*tokens.shape, rows.arrays[site].shape[-1])
-
-        def logits(value: Array, site: str = site, shape: tuple[int, ...] = shape) -> Array:
-            return _logits(model, tokens, site, jnp.broadcast_to(value, shape))
-
         if site not in by_site:
-            clean = logits(rows.arrays[site].reshape(shape))
-            zero = _compare(logits(jnp.zeros(())), clean, tokens)["nll"]
-            mean = _compare(logits(decomposition.output_mean), clean, tokens)["nll"]
-            own = _compare(clean, clean, tokens)["nll"]
-            by_site[site] = clean, {"nll_clean": own, "nll_zero": zero, "nll_mean": mean}
+            y, counts = rows.arrays[site], rows.weight[..., None] > 0
+            clean = _logits(model, tokens, site, y)
+            zero = _logits(model, tokens, site, jnp.where(counts, 0.0, y))
+            mean = _logits(model, tokens, site, jnp.where(counts, ablations[site], y))
+            by_site[site] = (
+                clean,
+                {
+                    "nll_clean": _compare(clean, clean, tokens)["nll"],
+                    "nll_zero": _compare(zero, clean, tokens)["nll"],
+                    "nll_mean": _compare(mean, clean, tokens)["nll"],
+                },
+            )
         clean, columns = by_site[site]
-        yield name, columns | _compare(logits(outputs[name].reshape(shape)), clean, tokens)
+        yield name, columns | _compare(_logits(model, tokens, site, outputs[name]), clean, tokens)
 
 
 @eqx.filter_jit
@@ -158,9 +180,7 @@ def _counted(batch: Mapping[str, Any]) -> np.ndarray:
 
 def _row(name: str, decomposition: Any, table: _Table) -> Row:
     weight, document = table["weight"], table["document"].astype(np.int64)
-    count = weight.sum()
-    shift = table.total("shift") / count
-    spread = table["spread"] - weight * float(shift @ shift)  # from the training mean to the held-out mean
+    count, spread = weight.sum(), table["spread"]
     counted, next_document = table["counted"], table["next_document"].astype(np.int64)
 
     def mean(column: str) -> float:

@@ -1,7 +1,7 @@
 """The four sparse passes on a mesh: the only `shard_map` of the project.
 
-Dictionary rows lie over the mesh axis `feature`, tokens over `data`. A pass that finds no such axes (or axes of size
-1) in the current mesh is the single-device pass.
+Dictionary rows lie over the mesh axis `feature`, tokens over `data`. Where the current mesh lacks one of these axes, or
+both have size 1, a pass is the single-device pass.
 
     select      local top-k, gather of tokens * k * shards candidates over `feature`, top-k of those
     gather_sum  each shard sums the rows that it owns, one psum of [tokens, d] over `feature`
@@ -95,10 +95,11 @@ def outer_sum(
 
 
 def _mesh() -> AbstractMesh | None:
-    """The current mesh, if it spreads tokens or features over more than one device."""
+    """The current mesh, if it has both axes and they spread something over more than one device."""
     mesh = jax.sharding.get_abstract_mesh()
-    sizes = dict(mesh.shape) if not mesh.empty else {}
-    return mesh if sizes.get("data", 1) * sizes.get("feature", 1) > 1 else None
+    if mesh.empty or not {"data", "feature"} <= set(mesh.axis_names):
+        return None
+    return mesh if mesh.shape["data"] * mesh.shape["feature"] > 1 else None
 
 
 def _over(mesh: AbstractMesh, local, in_specs, out_specs):

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int
 def kth_largest(values: Float[Array, "..."], k: int | Int[Array, ""]) -> Float[Array, ""]:
     """The k-th largest of non-negative `values` (0 where fewer than k are positive).
 
-    Equation: the greatest t with #{v >= t} >= k. Values below zero count as zero.
+    Equation: the greatest t with #{v >= t} >= k. Values below zero count as zero. At most 2^31 - 1 values.
     """
     bits = jax.lax.bitcast_convert_type(jnp.maximum(values.astype(jnp.float32), 0.0), jnp.int32)
 

@@ -1,6 +1,6 @@
 """What a method is: a frozen dataclass of hyperparameters with two functions.
 
-    needs(site) -> Sites              which arrays to harvest for an MLP leaf
+    needs(site) -> Sites              which arrays to harvest for an MLP leaf (or for several: a tuple of names)
     recipe(steps) -> Recipe           the pure functions that train it for that many steps
 
 A `Recipe` is three pure functions, init, step and finish. `gradient_method` writes them for everything that is trained
@@ -12,12 +12,14 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Int, PRNGKeyArray
+from jaxtyping import Array, PRNGKeyArray
 
 from jaxinterp.data.batch import Batch, Sites
 from jaxinterp.decompositions.base import trainable
-from jaxinterp.objectives import Metrics, Objective
+from jaxinterp.errors import UserError
+from jaxinterp.objectives import Metrics, Objective, Ratio
 
 
 class MethodState(eqx.Module):
@@ -30,12 +32,12 @@ class MethodState(eqx.Module):
 class Recipe(NamedTuple):
     """A method's three pure functions.
 
-    init(key, sample) -> state                           sample: a batch to take scales and means from
-    step(state, batch, key, model) -> (state, metrics)
+    init(key, sample, model) -> state                    sample: a batch to take scales and means from
+    step(state, batch, key, model) -> (state, metrics)   model: the frozen subject model
     finish(state) -> decomposition
     """
 
-    init: Callable[[PRNGKeyArray, Batch], Any]
+    init: Callable[[PRNGKeyArray, Batch, Any], Any]
     step: Callable[[Any, Batch, PRNGKeyArray, Any], tuple[Any, Metrics]]
     finish: Callable[[Any], Any]
 
@@ -44,47 +46,57 @@ class Recipe(NamedTuple):
 class Method(Protocol):
     """A frozen dataclass of hyperparameters, without arrays."""
 
-    def needs(self, site: str) -> Sites: ...
+    def needs(self, site: Any) -> Sites: ...
     def recipe(self, steps: int) -> Recipe: ...
 
 
-def no_change(decomposition: Any, metrics: Metrics, step: Int[Array, ""]) -> Any:
+def no_change(state: MethodState, batch: Batch, metrics: Metrics, key: PRNGKeyArray) -> MethodState:
     """The `after_step` of a method that does nothing after its step."""
-    return decomposition
+    return state
 
 
 def gradient_method(
-    init: Callable[[PRNGKeyArray, Batch], Any],
+    init: Callable[[PRNGKeyArray, Batch, Any], Any],
     objective: Objective,
     optimizer: optax.GradientTransformation,
-    after_step: Callable[[Any, Metrics, Array], Any] = no_change,
+    after_step: Callable[[MethodState, Batch, Metrics, PRNGKeyArray], MethodState] = no_change,
     project: Callable[[Any, Any], Any] = lambda decomposition, gradient: gradient,
+    trained: Callable[[Any], Any] = trainable,
 ) -> Recipe:
     """The recipe of a method that follows the gradient of an objective.
 
     Args:
-      init: (key, sample) -> decomposition.
+      init: (key, sample, model) -> decomposition.
       objective: a pure function (decomposition, batch, key, *, model) -> (loss, metrics).
-      optimizer: any optax transformation; it sees the trainable leaves only.
-      after_step: (decomposition, metrics, step) -> decomposition: norms, counters, thresholds. Pure.
+      optimizer: any optax transformation; it sees the trained leaves only.
+      after_step: (state, batch, metrics, key) -> state: norms, counters, thresholds, resampling. Pure.
       project: (decomposition, gradient) -> gradient: what is taken out of the gradient before the optimizer.
+      trained: decomposition -> True at every leaf that the gradient trains; default: its PARAMETER fields.
     """
 
-    def start(key: PRNGKeyArray, sample: Batch) -> MethodState:
-        decomposition = init(key, sample)
-        return MethodState(decomposition, optimizer.init(eqx.filter(decomposition, trainable(decomposition))))
+    def start(key: PRNGKeyArray, sample: Batch, model: Any = None) -> MethodState:
+        decomposition = init(key, sample, model)
+        marks = trained(decomposition)
+        if not any(jax.tree.leaves(marks)):
+            raise UserError(
+                f"{type(decomposition).__name__} has nothing to train: mark its fields with "
+                "eqx.field(metadata=PARAMETER), or pass trained=..."
+            )
+        return MethodState(decomposition, optimizer.init(eqx.filter(decomposition, marks)))
 
     def step(state: MethodState, batch: Batch, key: PRNGKeyArray, model: Any = None) -> tuple[MethodState, Metrics]:
-        trained, fixed = eqx.partition(state.decomposition, trainable(state.decomposition))
+        leaves, fixed = eqx.partition(state.decomposition, trained(state.decomposition))
+        loss_key, after_key = jax.random.split(key)
 
-        def loss(trained: Any) -> tuple[Array, Metrics]:
-            return objective(eqx.combine(trained, fixed), batch, key, model=model)
+        def loss(leaves: Any) -> tuple[Array, Metrics]:
+            value, metrics = objective(eqx.combine(leaves, fixed), batch, loss_key, model=model)
+            return value, {"loss": Ratio(value, jnp.ones(())), **metrics}
 
-        gradient, metrics = jax.grad(loss, has_aux=True)(trained)
+        gradient, metrics = jax.grad(loss, has_aux=True)(leaves)
         gradient = project(state.decomposition, gradient)
-        updates, optimizer_state = optimizer.update(gradient, state.optimizer, trained)
-        decomposition = eqx.combine(optax.apply_updates(trained, updates), fixed)
-        return MethodState(after_step(decomposition, metrics, batch.step), optimizer_state), metrics
+        updates, optimizer_state = optimizer.update(gradient, state.optimizer, leaves)
+        decomposition = eqx.combine(optax.apply_updates(leaves, updates), fixed)
+        return after_step(MethodState(decomposition, optimizer_state), batch, metrics, after_key), metrics
 
     return Recipe(start, step, lambda state: state.decomposition)
 

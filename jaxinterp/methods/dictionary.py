@@ -10,10 +10,13 @@ import optax
 from jaxtyping import Array, PRNGKeyArray
 
 from jaxinterp.data.batch import Batch
-from jaxinterp.decompositions.dictionary import Activation, BatchTopK, Dictionary, ReLU, TopK
+from jaxinterp.decompositions.activations import Activation, BatchTopK, ReLU, TopK
+from jaxinterp.decompositions.dictionary import Dictionary
 from jaxinterp.errors import UserError
-from jaxinterp.methods.base import Recipe, gradient_method, warmup_linear
+from jaxinterp.methods.base import MethodState, Recipe, gradient_method, warmup_linear
 from jaxinterp.objectives import Metrics, Objective, auxk, l1, reconstruction, scale, total
+
+NEVER = 2**30  # tokens since a feature fired are counted up to about here, far below where int32 wraps
 
 
 @dataclass(frozen=True)
@@ -22,12 +25,12 @@ class DictionaryHyperparameters:
 
     features: int = 4608
     """Size of the dictionary."""
-    activation: Literal["topk", "batch_topk", "relu"] = "topk"
-    """How codes are made sparse: k a token, k a token on average, or by the L1 penalty."""
+    activation: Literal["topk", "batch_topk", "relu"] | Activation = "topk"
+    """How codes are made sparse: k a token, k a token on average, by the L1 penalty; or any activation, by value."""
     k: int = 32
     """Active features per token (topk, batch_topk)."""
     l1: float = 0.0
-    """Coefficient of the L1 penalty, in units of the target's variance."""
+    """Coefficient of the L1 penalty on codes, against a reconstruction in units of the target's variance."""
     auxk: float = 1 / 32
     """Coefficient of AuxK, which revives dead features; 0 switches it off."""
     dead_after: int = 10_000_000
@@ -43,16 +46,20 @@ class DictionaryHyperparameters:
         """Raises UserError where a hyperparameter cannot be."""
         if self.features < 1:
             raise UserError(f"features={self.features} must be at least 1.")
-        if self.activation != "relu" and not 1 <= self.k <= self.features:
+        if self.activation in ("topk", "batch_topk") and not 1 <= self.k <= self.features:
             raise UserError(f"k={self.k} must lie between 1 and features={self.features}.")
         if self.learning_rate <= 0:
             raise UserError(f"learning_rate={self.learning_rate} must be positive.")
 
     def make_activation(self) -> Activation:
         """The activation as the decomposition holds it."""
-        if self.activation == "relu":
-            return ReLU()
-        return TopK(self.k) if self.activation == "topk" else BatchTopK(self.k)
+        if isinstance(self.activation, str):
+            return (
+                {"topk": TopK, "batch_topk": BatchTopK}[self.activation](self.k)
+                if self.activation != "relu"
+                else ReLU()
+            )
+        return self.activation
 
     def make_objective(self) -> Objective:
         """reconstruction + l1 * L1 + AuxK, or the objective that was given."""
@@ -68,7 +75,7 @@ class DictionaryHyperparameters:
 
 def dictionary_recipe(
     hyper: DictionaryHyperparameters,
-    init: Callable[[PRNGKeyArray, Batch], Dictionary],
+    init: Callable[[PRNGKeyArray, Batch, Any], Dictionary],
     steps: int,
     *,
     unit_norm: bool,
@@ -85,12 +92,14 @@ def empty_dictionary(hyper: DictionaryHyperparameters, sample: Batch, *, skip: b
     x, y = sample.inputs, sample.targets
     d_in, d_out = x.shape[1], y.shape[1]
     input_mean, input_variance = _moments(x, sample.weight)
-    output_mean, target_variance = _moments(y, sample.weight)
+    target_mean, target_variance = _moments(y, sample.weight)
+    zero, one = jnp.zeros(()), jnp.ones(())
     if hyper.normalise:
         input_scale, output_scale = jnp.sqrt(input_variance / d_in), jnp.sqrt(target_variance / d_out)
+        output_mean = target_mean
     else:
-        input_mean, output_mean = jnp.zeros(d_in), jnp.zeros(d_out)
-        input_scale, output_scale = jnp.ones(()), jnp.ones(())
+        input_mean, output_mean = zero * input_mean, zero * target_mean
+        input_scale, output_scale = one, one
     return Dictionary(
         encoder=jnp.zeros((hyper.features, d_in)),
         encoder_bias=jnp.zeros(hyper.features),
@@ -101,24 +110,25 @@ def empty_dictionary(hyper: DictionaryHyperparameters, sample: Batch, *, skip: b
         input_scale=input_scale,
         output_mean=output_mean,
         output_scale=output_scale,
+        target_mean=target_mean,
         target_variance=target_variance,
-        threshold=jnp.zeros(()),
         tokens_since_fired=jnp.zeros(hyper.features, jnp.int32),
         activation=hyper.make_activation(),
         sites=sample.sites,
     )
 
 
-def count(dictionary: Dictionary, metrics: Metrics, step: Array) -> Dictionary:
-    """Tokens since each feature fired, and BatchTopK's running threshold."""
-    fired = metrics["fired"]
-    tokens = fired.count.astype(jnp.int32)
-    since = jnp.where(fired.total > 0, 0, dictionary.tokens_since_fired + tokens)
-    threshold = dictionary.threshold
-    if isinstance(dictionary.activation, BatchTopK):
-        decay = jnp.where(step == 0, 0.0, 0.99)
-        threshold = decay * threshold + (1 - decay) * metrics["smallest_code"].value()
-    return eqx.tree_at(lambda d: (d.tokens_since_fired, d.threshold), dictionary, (since, threshold))
+def count(state: MethodState, batch: Batch, metrics: Metrics, key: PRNGKeyArray) -> MethodState:
+    """Tokens since each feature fired, and the activation's own state."""
+    dictionary = state.decomposition
+    since = dictionary.tokens_since_fired
+    if "fired" in metrics:
+        fired = metrics["fired"]
+        longer = jnp.minimum(since, NEVER) + fired.count.astype(jnp.int32)
+        since = jnp.where(fired.total > 0, 0, longer)
+    activation = dictionary.activation.after_step(metrics, batch.step)
+    changed = eqx.tree_at(lambda d: (d.tokens_since_fired, d.activation), dictionary, (since, activation))
+    return MethodState(changed, state.optimizer)
 
 
 def unit_rows(rows: Array) -> Array:
@@ -133,9 +143,10 @@ def tangential(dictionary: Dictionary, gradient: Any) -> Any:
     return eqx.tree_at(lambda tree: tree.decoder, gradient, g - along)
 
 
-def _count_and_normalise(dictionary: Dictionary, metrics: Metrics, step: Array) -> Dictionary:
-    counted = count(dictionary, metrics, step)
-    return eqx.tree_at(lambda d: d.decoder, counted, unit_rows(counted.decoder))
+def _count_and_normalise(state: MethodState, batch: Batch, metrics: Metrics, key: PRNGKeyArray) -> MethodState:
+    counted = count(state, batch, metrics, key)
+    unit = eqx.tree_at(lambda d: d.decoder, counted.decomposition, unit_rows(counted.decomposition.decoder))
+    return MethodState(unit, counted.optimizer)
 
 
 def _moments(rows: Array, weight: Array) -> tuple[Array, Array]:

@@ -25,4 +25,6 @@ class SkipTranscoder(DictionaryHyperparameters):
 
     def recipe(self, steps: int) -> Recipe:
         """Adam on the objective."""
-        return dictionary_recipe(self, lambda key, sample: start(self, key, sample, skip=True), steps, unit_norm=False)
+        return dictionary_recipe(
+            self, lambda key, sample, model: start(self, key, sample, skip=True), steps, unit_norm=False
+        )

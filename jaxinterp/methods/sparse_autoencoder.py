@@ -35,7 +35,7 @@ class SparseAutoencoder(DictionaryHyperparameters):
 
     def recipe(self, steps: int) -> Recipe:
         """Adam on the objective, write vectors of length 1."""
-        return dictionary_recipe(self, lambda key, sample: _start(self, key, sample), steps, unit_norm=True)
+        return dictionary_recipe(self, lambda key, sample, model: _start(self, key, sample), steps, unit_norm=True)
 
 
 def _start(hyper: DictionaryHyperparameters, key: PRNGKeyArray, sample: Batch) -> Dictionary:

@@ -31,7 +31,9 @@ class Transcoder(DictionaryHyperparameters):
 
     def recipe(self, steps: int) -> Recipe:
         """Adam on the objective."""
-        return dictionary_recipe(self, lambda key, sample: start(self, key, sample, skip=False), steps, unit_norm=False)
+        return dictionary_recipe(
+            self, lambda key, sample, model: start(self, key, sample, skip=False), steps, unit_norm=False
+        )
 
 
 def start(hyper: DictionaryHyperparameters, key: PRNGKeyArray, sample: Batch, *, skip: bool) -> Dictionary:

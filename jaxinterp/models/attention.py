@@ -49,7 +49,7 @@ class Attention(eqx.Module):
         scores = jnp.einsum("bqngd,bknd->bngqk", grouped, key, preferred_element_type=jnp.float32) * self.scale
         scores = jnp.where(_visible(seq, self.window), soft_cap(scores, self.cap), -jnp.inf)
         pattern = jax.nn.softmax(scores, axis=-1).astype(x.dtype).reshape(batch, self.heads, seq, seq)
-        pattern = hold(tap("pattern", pattern), rules.attention)
+        pattern = tap("pattern", hold(pattern, rules.attention))
 
         grouped_pattern = pattern.reshape(batch, self.kv_heads, -1, seq, seq)
         z = tap("z", jnp.einsum("bngqk,bknd->bqngd", grouped_pattern, value).reshape(batch, seq, self.heads, -1))

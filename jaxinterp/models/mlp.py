@@ -19,9 +19,15 @@ from jaxinterp.models.rules import EXACT, Activation, Rules, activate, gate_prod
 
 @runtime_checkable
 class MLPLeaf(Protocol):
-    """Anything that can stand where an MLP stands: a pytree that maps `[..., d_model]` to `[..., d_model]`."""
+    """An MLP whose inside can be seen: it offers its arrays to `tap`, obeys `rules`, and splits at `hidden`.
 
-    def __call__(self, x: Float[Array, "*axes d_model"]) -> Any: ...
+    Less than that will do to stand where an MLP stands: any callable pytree that keeps the shape. Of such a one the
+    trace has `in`, `out` and `added` only, and its derivative is its own.
+    """
+
+    def __call__(self, x: Any, *, tap: Tap = no_tap, rules: Rules = EXACT) -> Any: ...
+    def hidden(self, x: Any, *, tap: Tap = no_tap, rules: Rules = EXACT) -> Any: ...
+    def write(self, hidden: Any) -> Any: ...
 
 
 class MLP(eqx.Module):

@@ -10,7 +10,7 @@ an edit: a callable pytree `Array -> Array` by the name of the array that it cha
 
 import re
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import equinox as eqx
 import jax
@@ -24,13 +24,28 @@ from jaxinterp.trees import path_name
 
 Edit = Callable[[Array], Array]
 
+LEAVES = ("/mlp", "/attn")
+"""How the name of a sublayer ends."""
+
+
+@runtime_checkable
+class LanguageModel(Protocol):
+    """A callable pytree from tokens to logits that offers every named array to `tap` and goes on with the answer."""
+
+    def __call__(self, tokens: Any, *, tap: Any, rules: Rules) -> Any: ...
+
 
 class SetTo(eqx.Module):
-    """The edit that puts `value` (broadcast) where the array was: ablate with 0, patch with another run's array."""
+    """The edit that puts `value` where the array was: ablate with 0, patch with another run's array.
+
+    The value is broadcast; one with as many entries as the array is reshaped.
+    """
 
     value: Float[Array, "..."]
 
     def __call__(self, x: Array) -> Array:
+        if self.value.size == x.size:
+            return self.value.reshape(x.shape).astype(x.dtype)
         return jnp.broadcast_to(self.value, x.shape).astype(x.dtype)
 
 
@@ -65,7 +80,7 @@ def run(
       tokens: token ids.
       edits: by array name, a callable pytree that maps the array to the one that flows on. The names are static, the
         edits may be traced.
-      rules: which derivatives are replaced (values never are).
+      rules: which derivatives are replaced (values never are). A replaced leaf that knows no rules keeps its own.
     Raises:
       UserError: an edit's name is no array of this model, or an edit changes shape or dtype.
     """
@@ -108,7 +123,7 @@ def sites(model: Any, pattern: str = "**") -> list[str]:
     names: list[str] = []
     for name in arrays:
         leaf, _, port = name.rpartition("/")
-        if port == "in" and leaf.endswith("/mlp"):
+        if port == "in" and leaf.endswith(LEAVES):
             names.append(leaf)
         names.append(name)
     matches = _glob(pattern)
@@ -144,14 +159,21 @@ def replace(model: Any, leaves: Mapping[str, Any]) -> Any:
     """A new model with other callables at the named leaves: `replace(model, {"blocks/3/mlp": transcoder})`.
 
     Raises:
-      UserError: a name is no leaf of the model, or a replacement cannot be called.
+      UserError: a name is no leaf of the model, a replacement cannot be called, or it is a decomposition of something
+        else than what the leaf reads and writes.
     """
-    known = [name for name in sites(model) if name.endswith("/mlp")]
+    known = [name for name in sites(model) if name.endswith(LEAVES)]
     for name, leaf in leaves.items():
         if name not in known:
-            raise UserError(f"{name!r} is no MLP leaf of this model.{suggest(name, known)}")
+            raise UserError(f"{name!r} is no leaf of this model.{suggest(name, known)}")
         if not callable(leaf):
             raise UserError(f"the replacement for {name!r} is a {type(leaf).__name__}, which cannot be called.")
+        own = getattr(leaf, "sites", None)
+        if own is not None and (own.reads, own.writes) != (f"{name}/in", f"{name}/out"):
+            raise UserError(
+                f"the replacement for {name!r} reads {own.reads!r} and writes {own.writes!r}, not the leaf's input and "
+                "output: for an array inside an MLP, wrap it in StandIn(mlp, decomposition)."
+            )
         model = select(model, name).set(leaf)
     return model
 

@@ -24,6 +24,7 @@ from safetensors.numpy import save_file
 from jaxinterp.errors import UserError, suggest
 from jaxinterp.models.layers import RopeScaling
 from jaxinterp.models.safetensors_file import open_directory
+from jaxinterp.models.sites import LanguageModel
 from jaxinterp.models.tokenizer import Tokenizer, read_json, tokenizer_from_file
 from jaxinterp.models.transformer import Transformer, TransformerConfig
 from jaxinterp.models.weights import Shardings, leaf_shapes, load_model
@@ -37,7 +38,7 @@ VERSION = 1
 class Subject:
     """A model under study. `tokenizer` is None where none came with the weights."""
 
-    model: Transformer
+    model: LanguageModel
     tokenizer: Tokenizer | None
     name: str
 
@@ -51,6 +52,8 @@ def save_subject(subject: Subject, directory: str | Path) -> None:
     directory = Path(directory)
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
         raise UserError(f"{directory} is not empty: nothing is overwritten; give a new directory.")
+    if not isinstance(subject.model, Transformer):
+        raise UserError(f"a {type(subject.model).__name__} cannot be saved in our own form, only a Transformer can.")
     leaves = named_leaves(subject.model)
     shapes = leaf_shapes(subject.model.config)
     for name in [*leaves, *shapes]:

@@ -18,7 +18,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 from jaxinterp.errors import UserError
 from jaxinterp.models.attention import Attention
 from jaxinterp.models.layers import Linear, Norm, RopeScaling, Tap, no_tap, random_linear, soft_cap, under
-from jaxinterp.models.mlp import MLP
+from jaxinterp.models.mlp import MLP, MLPLeaf
 from jaxinterp.models.rules import EXACT, Activation, Rules
 
 
@@ -84,10 +84,10 @@ class Embedding(eqx.Module):
 
 
 class Block(eqx.Module):
-    """One transformer block. `mlp` is the leaf: any callable pytree that keeps the shape may stand there."""
+    """One transformer block. `mlp` and `attn` are leaves: any callable pytree that keeps the shape may stand there."""
 
     attn_norm: Norm
-    attn: Attention
+    attn: Any
     attn_post_norm: Norm | None
     mlp_norm: Norm
     mlp: Any
@@ -99,12 +99,16 @@ class Block(eqx.Module):
     ) -> Float[Array, "batch seq d_model"]:
         x = tap("resid/pre", x)
         attn_in = tap("attn/in", self.attn_norm(x, rules))
-        attn_out = tap("attn/out", self.attn(attn_in, tap=under(tap, "attn"), rules=rules))
+        if isinstance(self.attn, Attention):
+            attn_out = self.attn(attn_in, tap=under(tap, "attn"), rules=rules)
+        else:
+            attn_out = self.attn(attn_in)
+        attn_out = tap("attn/out", attn_out)
         attn_added = attn_out if self.attn_post_norm is None else self.attn_post_norm(attn_out, rules)
         middle = x if self.parallel else tap("resid/mid", x + attn_added)
 
         mlp_in = tap("mlp/in", self.mlp_norm(middle, rules))
-        if isinstance(self.mlp, MLP):
+        if isinstance(self.mlp, MLPLeaf):
             mlp_out = self.mlp(mlp_in, tap=under(tap, "mlp"), rules=rules)
         else:
             mlp_out = self.mlp(mlp_in)

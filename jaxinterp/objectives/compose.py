@@ -1,14 +1,15 @@
 """What an objective is, and how terms make one.
 
 An objective is a pure function `(decomposition, batch, key, *, model=None) -> (loss, metrics)` on whole arrays: no axis
-names, no psum, no mesh. A term is `(decomposition, batch, codes, output) -> (value, metrics)`, so that the codes are
-computed once however many terms there are: a compiler does not merge the backward passes of two encoders.
+names, no psum, no mesh. A term is `(decomposition, batch, forward) -> (value, metrics)`; `forward` holds the codes and
+the output, which are computed once however many terms there are: a compiler does not merge the backward passes of two
+encoders.
 
 Metrics are sums and counts, so that those of batches, steps and shards add exactly.
 """
 
 from collections.abc import Callable
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import equinox as eqx
 import jax
@@ -38,7 +39,9 @@ class Objective(Protocol):
     """A pure function from a decomposition and a batch to a loss and metrics.
 
     `model` is the frozen subject model, for objectives that have it in the loop; it is an argument because a
-    closed-over weight becomes a literal of the compiled program.
+    closed-over weight becomes a literal of the compiled program. Metrics are free but for three names with a meaning:
+    `loss` (added where it is missing), `fired` per feature, which keeps count of dead features, and `smallest_code`,
+    which BatchTopK's threshold follows.
     """
 
     def __call__(
@@ -46,13 +49,20 @@ class Objective(Protocol):
     ) -> tuple[Float[Array, ""], Metrics]: ...
 
 
+class Forward(NamedTuple):
+    """What was computed once for all terms."""
+
+    codes: Codes
+    output: Any  # what `decode` returned, [tokens, d_out]
+    key: PRNGKeyArray
+    model: Any  # the frozen subject model, or None
+
+
 @runtime_checkable
 class Term(Protocol):
-    """One summand of an objective: given the codes and the output, which were computed once for all terms."""
+    """One summand of an objective."""
 
-    def __call__(
-        self, decomposition: Any, batch: Batch, codes: Codes, output: Float[Array, "tokens d_out"]
-    ) -> tuple[Float[Array, ""], Metrics]: ...
+    def __call__(self, decomposition: Any, batch: Batch, forward: Forward) -> tuple[Float[Array, ""], Metrics]: ...
 
 
 def ratio(values: Float[Array, " tokens"], weight: Float[Array, " tokens"]) -> Ratio:
@@ -63,15 +73,15 @@ def ratio(values: Float[Array, " tokens"], weight: Float[Array, " tokens"]) -> R
 def total(*terms: Term) -> Objective:
     """The objective that encodes and decodes once and adds the terms up.
 
-    Its metrics are those of the terms, and `loss`, `l0` (active features per token), `fired` (per feature: the
+    Its metrics are those of the terms, and `l0` (active features per token), `fired` (per feature: the
     fraction of tokens that it is active on) and `smallest_code` (the smallest that is active).
     """
 
     def objective(
         decomposition: Any, batch: Batch, key: PRNGKeyArray, *, model: Any = None
     ) -> tuple[Float[Array, ""], Metrics]:
-        codes = decomposition.encode(batch.inputs, k=batch.k, training=True)
-        output = decomposition.decode(codes, batch.inputs)
+        codes = decomposition.encode(batch.inputs, k=batch.k, weight=batch.weight, training=True)
+        forward = Forward(codes, decomposition.decode(codes, batch.inputs), key, model)
         loss = jnp.zeros(())
         count = jnp.sum(batch.weight)
         metrics: Metrics = {
@@ -80,20 +90,20 @@ def total(*terms: Term) -> Objective:
             "smallest_code": Ratio(codes.smallest(), jnp.ones(())),
         }
         for term in terms:
-            value, more = term(decomposition, batch, codes, output)
+            value, more = term(decomposition, batch, forward)
             loss, metrics = loss + value, metrics | more
-        metrics["loss"] = Ratio(loss, jnp.ones(()))
         return loss, jax.lax.stop_gradient(metrics)
 
     return objective
 
 
-def scale(term: Term, coefficient: float | Callable[[Array], Array]) -> Term:
-    """The term times a coefficient, which may be a schedule: a function of the training step."""
+def scale(term: Term, coefficient: float | str | Callable[[Array], Array]) -> Term:
+    """The term times a coefficient: a number, a function of the training step, or a name in `batch.coefficients`."""
 
-    def scaled(decomposition: Any, batch: Batch, codes: Codes, output: Array) -> tuple[Array, Metrics]:
-        value, metrics = term(decomposition, batch, codes, output)
-        factor = coefficient(batch.step) if callable(coefficient) else coefficient
-        return factor * value, metrics
+    def scaled(decomposition: Any, batch: Batch, forward: Forward) -> tuple[Array, Metrics]:
+        value, metrics = term(decomposition, batch, forward)
+        if isinstance(coefficient, str):
+            return batch.coefficients[coefficient] * value, metrics
+        return (coefficient(batch.step) if callable(coefficient) else coefficient) * value, metrics
 
     return scaled

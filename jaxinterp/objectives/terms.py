@@ -1,5 +1,7 @@
-"""The terms that sparse dictionaries are trained with. All are in units of the target's variance, so that a
-coefficient means the same for every site and model.
+"""The terms that sparse dictionaries are trained with.
+
+Reconstruction is divided by a constant, the target's variance, so that it means the same for every site and model. L1
+is in the units of the codes (normalised inputs have length sqrt(d)): its coefficient depends on d.
 
 With target y, output ŷ, token weights w, V = `decomposition.target_variance` (a constant of the training sample):
 
@@ -19,15 +21,14 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from jaxinterp.data.batch import Batch
-from jaxinterp.decompositions.codes import Codes
-from jaxinterp.objectives.compose import Metrics, Ratio, Term, ratio
+from jaxinterp.objectives.compose import Forward, Metrics, Ratio, Term, ratio
 
 
 def reconstruction() -> Term:
     """Squared error per token over the target's variance; metric `fvu`."""
 
-    def term(decomposition: Any, batch: Batch, codes: Codes, output: Array) -> tuple[Array, Metrics]:
-        error = jnp.sum((batch.targets - output) ** 2, axis=-1) / decomposition.target_variance
+    def term(decomposition: Any, batch: Batch, forward: Forward) -> tuple[Array, Metrics]:
+        error = jnp.sum((batch.targets - forward.output) ** 2, axis=-1) / decomposition.target_variance
         fvu = ratio(error, batch.weight)
         return fvu.value(), {"fvu": fvu}
 
@@ -37,10 +38,10 @@ def reconstruction() -> Term:
 def l1() -> Term:
     """The sum of codes, each times the length of its write vector; metric `l1`."""
 
-    def term(decomposition: Any, batch: Batch, codes: Codes, output: Array) -> tuple[Array, Metrics]:
+    def term(decomposition: Any, batch: Batch, forward: Forward) -> tuple[Array, Metrics]:
         # Not `linalg.norm`, whose gradient at a write vector of zeros (a transcoder's start) is NaN.
         lengths = jnp.sqrt(jnp.sum(decomposition.decoder**2, axis=1) + 1e-12)
-        mass = ratio(codes.dense() @ lengths, batch.weight)
+        mass = ratio(forward.codes.weighted(lengths), batch.weight)
         return mass.value(), {"l1": mass}
 
     return term
@@ -54,10 +55,10 @@ def auxk(coefficient: float = 1 / 32, *, k: int | None = None, dead_after: int =
       dead_after: a feature is dead when it has not fired for this many tokens.
     """
 
-    def term(decomposition: Any, batch: Batch, codes: Codes, output: Array) -> tuple[Array, Metrics]:
+    def term(decomposition: Any, batch: Batch, forward: Forward) -> tuple[Array, Metrics]:
         dead = decomposition.tokens_since_fired > dead_after
         k_aux = min(k or max(batch.targets.shape[1] // 2, 1), decomposition.features)
-        residual = jax.lax.stop_gradient((batch.targets - output) / decomposition.output_scale)
+        residual = jax.lax.stop_gradient((batch.targets - forward.output) / decomposition.output_scale)
         weight = batch.weight[:, None]
 
         def of_dead(decomposition: Any) -> Array:

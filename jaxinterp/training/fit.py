@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass, is_dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +14,17 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array
 
-from jaxinterp.data.activations import check_finite, harvest
+from jaxinterp.data.activations import GRADIENT, check_finite, harvest, harvest_jit
 from jaxinterp.data.windows import batches
-from jaxinterp.errors import UserError
+from jaxinterp.errors import UserError, suggest
 from jaxinterp.methods.base import Method
 from jaxinterp.models.load import Subject
-from jaxinterp.models.sites import check_site
+from jaxinterp.models.sites import LEAVES, check_site, sites
 from jaxinterp.objectives import Metrics
 from jaxinterp.storage import Checkpoints
-from jaxinterp.training.mesh import check_spread, make_mesh, over_data, replicated, state_shardings
-from jaxinterp.training.state import TrainState, make_step, start_state
+from jaxinterp.training.mesh import check_spread, make_mesh, over_data, place_model, state_shardings
+from jaxinterp.training.record import describe, fingerprint
+from jaxinterp.training.state import Schedules, TrainState, all_finite, make_step, start_state
 
 Tracker = Callable[[Mapping[str, Any]], None]
 """Called with one row of plain numbers every `log_every` steps."""
@@ -48,7 +49,7 @@ def fit(
     batch_size: int = 2048,
     buffer_batches: int = 8,
     seed: int = 0,
-    k: Callable[[Array], Array] | None = None,
+    schedules: Schedules | None = None,
     mesh: Mesh | None = None,
     checkpoint: str | Path | None = None,
     save_every: int | None = None,
@@ -57,147 +58,148 @@ def fit(
     track: Iterable[Tracker] = (),
     log_every: int = 10,
 ) -> Fit:
-    """Train a decomposition of one MLP.
+    """Train a decomposition of one MLP, or of several at once.
 
     Args:
       method: hyperparameters of any method.
       subject: the model, frozen.
-      tokens: windows from `jaxinterp.data`: a Grain dataset of {"tokens", "weight"}, each `[seq]`.
-      site: the MLP leaf, `blocks/3/mlp`.
+      tokens: windows from `jaxinterp.data`: a Grain dataset of {"tokens", "weight", "document"}, each `[seq]`.
+      site: the MLP leaf, `blocks/3/mlp`; for methods that take several, a glob: `blocks/*/mlp`.
       steps: training steps; each harvests and trains on `batch_size` tokens.
       batch_size: tokens a step, a multiple of the windows' length.
       buffer_batches: size of the shuffle buffer, in batches.
       seed: of the data order, the start values and everything random.
-      k: a schedule for the number of active features, at most the method's own k.
+      schedules: functions of the step: "k", the number of active features (at most the method's own), and coefficients
+        that terms read by name.
       mesh: from `make_mesh`; default: one device.
       checkpoint: folder for checkpoints; None: none are written.
       save_every: steps between checkpoints, a multiple of `log_every`; None: only the last step is saved.
       resume: continue from the newest checkpoint, bit for bit.
-      stop_after: leave (with a checkpoint) after this step, as a preempted run would.
+      stop_after: leave (with a checkpoint) after this step, a multiple of `log_every`, as a preempted run would.
       track: called with a row of numbers every `log_every` steps.
     Raises:
-      UserError: before any training where a value cannot be; during training where a loss is not finite.
+      UserError: before any training where a value cannot be; during training where a number is not finite, the last
+        checkpoint before being kept.
     """
     mesh = mesh or make_mesh()
-    sites = method.needs(site)
-    for name in (site, *sites.names()):
-        check_site(subject.model, name)
-    seq = len(tokens[0]["tokens"])
-    check_sizes(
-        steps=steps,
-        batch_size=batch_size,
-        seq=seq,
-        mesh=mesh,
-        buffer_batches=buffer_batches,
-        save_every=save_every,
-        log_every=log_every,
-    )
+    first: Any = tokens[0]
+    seq = len(first["tokens"])
+    sizes = {"steps": steps, "batch_size": batch_size, "buffer_batches": buffer_batches}
+    check_sizes(**sizes, seq=seq, mesh=mesh, save_every=save_every, log_every=log_every, stop_after=stop_after)
+    needed = method.needs(expand(subject.model, site))
+    for name in needed.names():
+        check_site(subject.model, name.removesuffix(GRADIENT))
 
     data = iter(batches(tokens, batch_size // seq, seed=seed))
-    model = jax.device_put(subject.model, replicated(mesh))
+    model = place_model(subject.model, mesh)
     recipe = method.recipe(steps)
-    step = eqx.filter_jit(make_step(recipe, sites, mesh, k), donate="all-except-first")
+    step = eqx.filter_jit(make_step(recipe, needed, mesh, schedules), donate="all-except-first")
+    start = eqx.filter_jit(lambda model, buffer: start_state(recipe, needed, mesh, model, buffer, seed))
 
     def next_windows() -> dict[str, Array]:
-        windows = next(data)
-        return {name: jax.device_put(windows[name], over_data(mesh)) for name in ("tokens", "weight")}
+        return {name: jax.device_put(array, over_data(mesh)) for name, array in next(data).items()}
 
     def first_state() -> TrainState:
-        collect = eqx.filter_jit(lambda model, windows: harvest(model, windows, sites.names()))
-        filled = [collect(model, next_windows()) for _ in range(buffer_batches)]
-        buffer = jax.tree.map(lambda *parts: jnp.concatenate(parts), *filled)
+        filled = [harvest_jit(model, next_windows(), needed.names()) for _ in range(buffer_batches)]
+        buffer = jax.tree.map(lambda *parts: jnp.concatenate(parts, axis=1), *filled)
         check_finite(buffer)
-        state = eqx.filter_jit(start_state)(recipe, sites, buffer, seed)
-        return jax.device_put(state, state_shardings(state, mesh))
+        return start(model, buffer)
 
-    config = {
-        "method": type(method).__name__,
-        **_plain(method),
-        "site": site,
-        "steps": steps,
-        "batch_size": batch_size,
-        "buffer_batches": buffer_batches,
-        "seed": seed,
-        "seq": seq,
-        "windows": len(tokens),
-        "subject": subject.name,
-    }
-    history: list[dict[str, Any]] = []
+    def template() -> Any:
+        """The state's shapes and shardings, without computing it."""
+        shape = batch_size // seq, seq
+        windows = {
+            "tokens": jax.ShapeDtypeStruct(shape, jnp.int32),
+            "weight": jax.ShapeDtypeStruct(shape, jnp.float32),
+        }
+        rows = eqx.filter_eval_shape(harvest, model, windows, needed.names())
+
+        def filled(shape: Any) -> Any:
+            return jax.ShapeDtypeStruct((shape.shape[0], buffer_batches * seq, *shape.shape[2:]), jnp.float32)
+
+        buffer = jax.tree.map(filled, rows)
+        state = eqx.filter_eval_shape(start_state, recipe, needed, mesh, model, buffer, seed)
+        return jax.tree.map(
+            lambda leaf, lies: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=lies),
+            state,
+            state_shardings(state, mesh),
+        )
+
+    run = _Run(step, model, next_windows, min(stop_after or steps, steps), log_every, save_every, tuple(track))
     with jax.set_mesh(mesh):
         if checkpoint is None:
-            state = first_state()
-            state = _loop(step, model, state, next_windows, stop_after or steps, log_every, None, None, track, history)
+            state = run.from_state(first_state(), lambda state: None, saved=None)
         else:
+            config = {
+                "method": describe(method),
+                **sizes,
+                "site": site,
+                "seed": seed,
+                "seq": seq,
+                "schedules": describe(schedules),
+                "subject": subject.name,
+                "text": fingerprint(tokens),
+            }
             with Checkpoints(checkpoint, config, resume=resume) as checkpoints:
-                if checkpoints.latest is None:
-                    state = first_state()
-                else:
-                    state = checkpoints.restore(
-                        _template(recipe, sites, model, mesh, buffer_batches, batch_size, seed, seq), data
-                    )
-
-                def save(state: TrainState) -> None:
-                    checkpoints.save(int(state.step), state, data)
-
-                state = _loop(
-                    step, model, state, next_windows, stop_after or steps, log_every, save_every, save, track, history
-                )
-    return Fit(recipe.finish(state.method), history, state)
+                saved = checkpoints.latest
+                state = first_state() if saved is None else checkpoints.restore(template(), data)
+                state = run.from_state(state, lambda state: checkpoints.save(int(state.step), state, data), saved=saved)
+    return Fit(recipe.finish(state.method), run.history, state)
 
 
-def _template(
-    recipe: Any, sites: Any, model: Any, mesh: Mesh, buffer_batches: int, batch_size: int, seed: int, seq: int
-) -> Any:
-    """The state's shapes and shardings, without computing it."""
+def expand(model: Any, site: str) -> str | tuple[str, ...]:
+    """The leaf that a name stands for, or all leaves that a glob matches.
 
-    def build(model: Any) -> TrainState:
-        rows = buffer_batches * batch_size
-        windows = {"tokens": jnp.zeros((rows // seq, seq), jnp.int32), "weight": jnp.zeros((rows // seq, seq))}
-        return start_state(recipe, sites, harvest(model, windows, sites.names()), seed)
-
-    shapes = eqx.filter_eval_shape(build, model)
-    return jax.tree.map(
-        lambda shape, sharding: jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=sharding),
-        shapes,
-        state_shardings(shapes, mesh),
-    )
+    Raises:
+      UserError: there is none.
+    """
+    if "*" not in site:
+        return check_site(model, site)
+    found = tuple(name for name in sites(model, site) if name.endswith(LEAVES))
+    if not found:
+        raise UserError(f"no leaf of the model matches {site!r}.{suggest(site, sites(model))}")
+    return found
 
 
-def _loop(
-    step: Any,
-    model: Any,
-    state: TrainState,
-    next_windows: Callable[[], dict[str, Array]],
-    last: int,
-    log_every: int,
-    save_every: int | None,
-    save: Callable[[TrainState], None] | None,
-    track: Iterable[Tracker],
-    history: list[dict[str, Any]],
-) -> TrainState:
-    """Step until `last`; log and save on the way."""
-    window: Metrics | None = None
-    clock, first, since = time.perf_counter(), int(state.step), int(state.step)
-    for index in range(first, last):
-        windows = next_windows()
-        state, metrics = step((model, windows), state)
-        window = metrics if window is None else jax.tree.map(jnp.add, window, metrics)
-        done = index + 1
-        if done % log_every == 0 or done == last:
+@dataclass
+class _Run:
+    """The loop itself."""
+
+    step: Any
+    model: Any
+    next_windows: Callable[[], dict[str, Array]]
+    last: int
+    log_every: int
+    save_every: int | None
+    track: tuple[Tracker, ...]
+    history: list[dict[str, Any]] = field(default_factory=list)
+
+    def from_state(self, state: TrainState, save: Callable[[TrainState], None], saved: int | None) -> TrainState:
+        """Step until `last`, logging and saving on the way; `saved` is the step of the newest checkpoint."""
+        window: Metrics | None = None
+        clock = time.perf_counter()
+        for done in range(int(state.step) + 1, self.last + 1):
+            windows = self.next_windows()
+            state, metrics = self.step((self.model, windows), state)
+            window = metrics if window is None else jax.tree.map(jnp.add, window, metrics)
+            if done % self.log_every and done != self.last:
+                continue
             row = _row(done, windows["tokens"].size * done, window)
-            elapsed, clock = time.perf_counter() - clock, time.perf_counter()
-            row["tokens_per_second"] = windows["tokens"].size * (done - since) / elapsed
-            window, since = None, done
-            if not np.isfinite(row["loss"]):
+            if not (np.isfinite(row["loss"]) and bool(all_finite(state.method))):
+                kept = "nothing was saved before" if saved is None else f"the checkpoint of step {saved} is kept"
                 raise UserError(
-                    f"loss={row['loss']} at step {done}: lower the learning rate; the last checkpoint is kept."
+                    f"loss={row['loss']:.3g}, numbers are not finite by step {done}: lower the learning rate; {kept}."
                 )
-            history.append(row)
-            for tracker in track:
+            tokens = windows["tokens"].size * ((done - 1) % self.log_every + 1)
+            row["tokens_per_second"] = tokens / (time.perf_counter() - clock)
+            window, clock = None, time.perf_counter()
+            self.history.append(row)
+            for tracker in self.track:
                 tracker(row)
-        if save is not None and (done == last or (save_every and done % save_every == 0)):
-            save(state)
-    return state
+            if done == self.last or (self.save_every and done % self.save_every == 0):
+                save(state)
+                saved = done
+        return state
 
 
 def _row(step: int, tokens: int, window: Metrics) -> dict[str, Any]:
@@ -219,6 +221,7 @@ def check_sizes(
     buffer_batches: int = 8,
     save_every: int | None = None,
     log_every: int = 10,
+    stop_after: int | None = None,
 ) -> None:
     """Raises UserError where `fit` could not run with these sizes; `seq` is the windows' length."""
     for name, value in (("steps", steps), ("buffer_batches", buffer_batches), ("log_every", log_every)):
@@ -229,9 +232,5 @@ def check_sizes(
     check_spread("batch_size", batch_size, batch_size // seq, mesh, "data")
     if save_every is not None and (save_every < 1 or save_every % log_every):
         raise UserError(f"save_every={save_every} must be a multiple of log_every={log_every}.")
-
-
-def _plain(method: Any) -> dict[str, Any]:
-    """A method's hyperparameters as JSON values; a function by its name."""
-    fields = asdict(method) if is_dataclass(method) and not isinstance(method, type) else {}
-    return {name: getattr(value, "__qualname__", value) for name, value in fields.items()}
+    if stop_after is not None and (stop_after < 1 or stop_after % log_every):
+        raise UserError(f"stop_after={stop_after} must be a multiple of log_every={log_every}.")

@@ -5,6 +5,7 @@ Axes: `data` (tokens) and `feature` (dictionary rows). Methods and objectives se
 
 from typing import Any
 
+import equinox as eqx
 import jax
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -67,23 +68,36 @@ def check_spread(field: str, value: int, pieces: int, mesh: Mesh, axis: str) -> 
 
 
 def state_shardings(state: Any, mesh: Mesh) -> Any:
-    """Where each leaf of a `TrainState` lies: dictionary rows over `feature`, buffer rows over `data`, the rest whole.
+    """Where each leaf of a `TrainState` lies: dictionary rows over `feature`, buffer lanes over `data`, the rest whole.
 
-    An optimizer's moments lie as the parameters that they belong to, found by their common name.
+    An optimizer's moments lie as the parameters that they belong to, found by their common name and shape.
 
     Raises:
       UserError: the dictionary's rows cannot be spread evenly.
     """
     decomposition = getattr(state.method, "decomposition", state.method)
-    rows = [name for name, marked in named_leaves(per_feature(decomposition)).items() if marked]
+    marks, leaves = named_leaves(per_feature(decomposition)), named_leaves(decomposition)
+    rows = {name: leaves[name].shape for name, marked in marks.items() if marked}
 
     def place(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
         name = path_name(path)
         if name.startswith("buffer/"):
             return over_data(mesh)
-        if any(name.endswith(f"/{row}") for row in rows):
+        if any(name.endswith(f"/{row}") and leaf.shape == shape for row, shape in rows.items()):
             check_spread("features", leaf.shape[0], leaf.shape[0], mesh, "feature")
             return NamedSharding(mesh, P("feature"))
         return replicated(mesh)
 
     return jax.tree_util.tree_map_with_path(place, state)
+
+
+def place_model(model: Any, mesh: Mesh) -> Any:
+    """The model on the mesh: leaves that lie on it already stay where they are, the others go to every device."""
+
+    def place(leaf: Any) -> Any:
+        if not eqx.is_array(leaf):
+            return leaf
+        lies = isinstance(leaf, jax.Array) and isinstance(leaf.sharding, NamedSharding) and leaf.sharding.mesh == mesh
+        return leaf if lies else jax.device_put(leaf, replicated(mesh))
+
+    return jax.tree.map(place, model)

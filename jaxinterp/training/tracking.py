@@ -19,25 +19,29 @@ class JsonLines:
     def __init__(self, path: str | Path, *, resume: bool = False):
         self.path = Path(path)
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._earlier = read_rows(self.path) if resume else []
+        self._earlier: list[dict[str, Any]] | None = read_rows(self.path) if resume else []
         if not resume:
             self.path.write_text("")
 
     def __call__(self, row: Mapping[str, Any]) -> None:
-        if self._earlier and self._earlier[-1]["step"] >= row["step"]:
+        if self._earlier is not None:
             kept = [earlier for earlier in self._earlier if earlier["step"] < row["step"]]
             self.path.write_text("".join(json.dumps(earlier) + "\n" for earlier in kept))
-        self._earlier = []
+            self._earlier = None
         with self.path.open("a") as file:
             file.write(json.dumps(dict(row)) + "\n")
 
 
 def read_rows(path: str | Path) -> list[dict[str, Any]]:
-    """The rows of a .jsonl file; none where the file is absent."""
+    """The rows of a .jsonl file; none where the file is absent. A last line that a kill cut short is left out."""
     file = Path(path)
-    if not file.exists():
-        return []
-    return [json.loads(line) for line in file.read_text().splitlines() if line.strip()]
+    rows: list[dict[str, Any]] = []
+    for line in file.read_text().splitlines() if file.exists() else []:
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return rows
 
 
 class ProgressBar:

@@ -11,9 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxinterp.data.batch import Sites
+from jaxinterp.decompositions.activations import BatchTopK, ReLU, TopK
 from jaxinterp.decompositions.base import StandIn, per_feature, trainable
 from jaxinterp.decompositions.codes import DenseCodes, SparseCodes
-from jaxinterp.decompositions.dictionary import BatchTopK, Dictionary, ReLU, TopK, fold
+from jaxinterp.decompositions.dictionary import Dictionary, fold
 from jaxinterp.decompositions.files import load_dictionary, save_dictionary
 from jaxinterp.errors import UserError
 from jaxinterp.models.sites import replace, run
@@ -40,14 +41,14 @@ def random_dictionary(activation, seed=0, features=24, d_in=8, d_out=6, skip=Tru
         output_mean=draw(d_out),
         output_scale=jnp.exp(draw()),
         target_variance=jnp.exp(draw()),
-        threshold=jnp.asarray(0.3),
+        target_mean=draw(d_out),
         tokens_since_fired=jnp.zeros(features, jnp.int32),
         activation=activation,
         sites=sites,
     )
 
 
-@pytest.mark.parametrize("activation", [TopK(4), ReLU(), BatchTopK(4)])
+@pytest.mark.parametrize("activation", [TopK(4), ReLU(), BatchTopK(4, jnp.asarray(0.3))])
 def test_the_equation(activation):
     dictionary = random_dictionary(activation)
     x = jax.random.normal(jax.random.key(1), (30, 8))
@@ -100,6 +101,8 @@ def test_trainable_and_per_feature_mark_fields():
     assert trained == {"encoder", "encoder_bias", "decoder", "decoder_bias", "skip"}
     rows = {name for name, marked in named_leaves(per_feature(dictionary)).items() if marked}
     assert rows == {"encoder", "encoder_bias", "decoder", "tokens_since_fired"}
+    threshold = named_leaves(trainable(random_dictionary(BatchTopK(4))))["activation/threshold"]
+    assert threshold is False
 
 
 @settings(max_examples=20, deadline=None)
@@ -134,7 +137,7 @@ def test_stand_in_equals_an_edit(reads):
         np.testing.assert_allclose(direct.logits, edited.logits, rtol=1e-4, atol=1e-3)
 
 
-@pytest.mark.parametrize("activation", [TopK(4), ReLU(), BatchTopK(4)])
+@pytest.mark.parametrize("activation", [TopK(4), ReLU(), BatchTopK(4, jnp.asarray(0.3))])
 @pytest.mark.parametrize("skip", [True, False])
 def test_files_round_trip(tmp_path, activation, skip):
     """Invariant 7."""
@@ -160,6 +163,54 @@ def test_damaged_files_are_refused(tmp_path):
         load_dictionary(folder)
 
 
-def test_k_larger_than_features_is_refused():
+def test_k_out_of_range_is_refused():
     with pytest.raises(UserError, match="k=25 must lie between 1 and features=24"):
         random_dictionary(TopK(25))
+    with pytest.raises(UserError, match="k=0 must be at least 1"):
+        BatchTopK(0)
+
+
+def test_tokens_without_weight_neither_compete_nor_count_in_batch_topk():
+    dictionary = random_dictionary(BatchTopK(4))
+    x = jax.random.normal(jax.random.key(1), (30, 8))
+    weight = jnp.ones(30).at[:3].set(0)
+    loud = x.at[:3].multiply(100)  # attention sinks
+    codes = dictionary.encode(loud, weight=weight, training=True)
+    quiet = dictionary.encode(x[3:], training=True)
+    np.testing.assert_array_equal(codes.values[3:], quiet.values)
+    assert int(jnp.sum(codes.values[3:] > 0)) == 4 * 27 and not codes.values[:3].any()
+
+
+def test_a_decomposition_of_something_else_is_not_put_in_the_leaf_s_place():
+    model = planted_transformer(jax.random.key(0))
+    inside = random_dictionary(TopK(4), d_in=64, d_out=64, sites=Sites("blocks/1/mlp/out", "blocks/1/mlp/out"))
+    with pytest.raises(UserError, match="wrap it in StandIn"):
+        replace(model, {"blocks/1/mlp": inside})
+    other = random_dictionary(TopK(4), d_in=64, d_out=64)
+    with pytest.raises(UserError, match="reads 'blocks/1/mlp/in'"):
+        replace(model, {"blocks/3/mlp": other})
+    far = random_dictionary(TopK(4), d_in=64, d_out=64, sites=Sites("blocks/1/mlp/pre", "blocks/1/mlp/out"))
+    with pytest.raises(UserError, match="'blocks/1/mlp/pre' cannot be reached"):
+        StandIn(model.blocks[1].mlp, far)(jnp.zeros((2, 64)))
+
+
+class AbsoluteTopK(eqx.Module):
+    """A new activation: the k largest |a|, with sign."""
+
+    k: int = eqx.field(static=True)
+
+    def codes(self, x, rows, bias, *, k, weight, training):
+        return DenseCodes(x @ rows.T + bias).sparse(self.k)
+
+    def after_step(self, metrics, step):
+        return self
+
+
+def test_a_new_activation_is_one_class(tmp_path):
+    dictionary = random_dictionary(AbsoluteTopK(3))
+    x = jax.random.normal(jax.random.key(1), (10, 8))
+    assert bool((dictionary.encode(x).values < 0).any()) and int(dictionary.encode(x).active().max()) == 3
+    folder = save_dictionary(dictionary, tmp_path / "d")
+    with pytest.raises(UserError, match="pass its class in activations"):
+        load_dictionary(folder)
+    np.testing.assert_array_equal(load_dictionary(folder, activations=[AbsoluteTopK])(x), dictionary(x))

@@ -9,9 +9,9 @@ import pytest
 
 from jaxinterp.data.batch import Sites
 from jaxinterp.data.text import take
+from jaxinterp.decompositions.activations import TopK
 from jaxinterp.decompositions.base import StandIn
 from jaxinterp.decompositions.codes import DenseCodes
-from jaxinterp.decompositions.dictionary import TopK
 from jaxinterp.decompositions.plain import Neurons
 from jaxinterp.evaluation.baselines import baselines
 from jaxinterp.evaluation.intervals import ratio_interval
@@ -29,10 +29,10 @@ class Whole(eqx.Module):
     """The MLP itself as a decomposition: nothing is lost."""
 
     mlp: eqx.Module
-    output_mean: jax.Array
+    target_mean: jax.Array
     sites: Sites = eqx.field(static=True)
 
-    def encode(self, x):
+    def encode(self, x, **_):
         return DenseCodes(self.mlp.hidden(x))
 
     def decode(self, codes, x):
@@ -75,9 +75,13 @@ def test_every_number_equals_its_definition(subject, heldout):
     batch = {k: np.concatenate([b[k] for b in take(heldout, 1024)]) for k in ("tokens", "weight", "document")}
     tokens, weight = jnp.asarray(batch["tokens"]), batch["weight"]
     clean = run(subject.model, tokens)
-    replaced = run(replace(subject.model, {SITE: dictionary}), tokens)
-    zero = run(subject.model, tokens, edits={f"{SITE}/out": jnp.zeros_like})
-    mean = run(subject.model, tokens, edits={f"{SITE}/out": lambda y: jnp.zeros_like(y) + dictionary.output_mean})
+
+    def instead(value):
+        """The model with `value` at every token that has weight."""
+        return run(subject.model, tokens, edits={f"{SITE}/out": lambda y: jnp.where(weight[..., None] > 0, value, y)})
+
+    replaced = instead(dictionary(clean[f"{SITE}/in"]))
+    zero, mean = instead(0.0), instead(dictionary.target_mean)
     y, guess = np.asarray(clean[f"{SITE}/out"], np.float64), np.asarray(dictionary(clean[f"{SITE}/in"]), np.float64)
     center = (y * weight[..., None]).sum((0, 1)) / weight.sum()
     fvu = (((y - guess) ** 2).sum(-1) * weight).sum() / (((y - center) ** 2).sum(-1) * weight).sum()
@@ -101,15 +105,18 @@ def test_every_number_equals_its_definition(subject, heldout):
     codes = np.asarray(dictionary.encode(clean[f"{SITE}/in"]).dense()) * weight[..., None]
     assert row["l0"] == pytest.approx((codes != 0).sum() / weight.sum())
     assert row["dead_fraction"] == pytest.approx((~(codes != 0).any((0, 1))).mean())
-    low, high = row["fvu_interval"]
-    assert low < row["fvu"] < high
+    error = (((y - guess) ** 2).sum(-1) * weight).ravel()
+    spread = (((y - center) ** 2).sum(-1) * weight).ravel()
+    interval = ratio_interval(error, spread, batch["document"].ravel())
+    assert row["fvu_interval"] == pytest.approx(interval, rel=1e-4) and interval[0] < row["fvu"] < interval[1]
 
 
 def test_scores_do_not_depend_on_who_else_is_scored(subject, heldout):
     first, second = random_dictionary(TopK(4), d_in=64, d_out=64), random_dictionary(TopK(2), 1, d_in=64, d_out=64)
-    second = eqx.tree_at(lambda d: d.output_mean, second, first.output_mean)  # both know the same training mean
-    both = scoreboard({"a": first, "b": second}, subject, heldout, **OPTIONS)
-    alone = scoreboard({"b": second}, subject, heldout, **OPTIONS)
+    means = {SITES.writes: jnp.full(64, 0.1)}
+    both = scoreboard({"a": first, "b": second}, subject, heldout, means=means, **OPTIONS)
+    alone = scoreboard({"b": second}, subject, heldout, means=means, **OPTIONS)
+    assert scoreboard({"b": second}, subject, heldout, **OPTIONS)[0]["ce_mean"] != alone[0]["ce_mean"]
     assert both[1] == alone[0]
 
 

@@ -34,7 +34,7 @@ def train(method, draw, sites, *, steps, batch_size, seed):
             state, metrics = recipe.step(state, batch, start_key, None)
             return state, {name: metrics[name].value() for name in ("fvu", "l0")}
 
-        return jax.lax.scan(body, recipe.init(start_key, sample), jnp.arange(steps))
+        return jax.lax.scan(body, recipe.init(start_key, sample, None), jnp.arange(steps))
 
     state, history = run()
     return recipe.finish(state), {name: float(values[-200:].mean()) for name, values in history.items()}

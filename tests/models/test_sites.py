@@ -8,6 +8,7 @@ import pytest
 
 from jaxinterp.errors import UserError
 from jaxinterp.models.mlp import MLP
+from jaxinterp.models.rules import Rules
 from jaxinterp.models.sites import Add, SetTo, replace, run, select, sites
 from jaxinterp.models.tiny import TINY, planted_transformer
 from jaxinterp.models.transformer import TransformerConfig, initialise
@@ -22,7 +23,7 @@ GATED = TransformerConfig(
 class Wrapped(eqx.Module):
     """A different module that does what the original does."""
 
-    inner: MLP
+    inner: eqx.Module
 
     def __call__(self, x):
         return self.inner(x)
@@ -38,7 +39,7 @@ def test_names_follow_the_flow(model):
     assert names[0] == "embed" and names[-1] == "final"
     first_block = [name.removeprefix("blocks/0/") for name in names if name.startswith("blocks/0/")]
     assert first_block == [
-        "resid/pre", "attn/in", "attn/pattern", "attn/z", "attn/out", "resid/mid",
+        "resid/pre", "attn", "attn/in", "attn/pattern", "attn/z", "attn/out", "resid/mid",
         "mlp", "mlp/in", "mlp/pre", "mlp/hidden", "mlp/out", "mlp/added", "resid/post",
     ]  # fmt: skip
     assert "blocks/1/mlp/up" in sites(initialise(GATED, jax.random.key(0)))
@@ -55,7 +56,7 @@ def test_globs_select_leaves_and_arrays(model):
 
 def test_every_name_is_in_the_trace_with_its_shape(model):
     trace = run(model, TOKENS)
-    arrays = [name for name in sites(model) if not name.endswith("/mlp")]
+    arrays = [name for name in sites(model) if not name.endswith(("/mlp", "/attn"))]
     assert sorted(trace.arrays) == sorted(arrays)
     assert trace["blocks/2/attn/pattern"].shape == (2, 4, 12, 12)
     assert trace["blocks/2/attn/z"].shape == (2, 12, 4, 16)
@@ -71,6 +72,25 @@ def test_a_wrapping_replacement_is_bit_exact(model, site):
     wrapped = replace(model, {site: Wrapped(select(model, site).get())})
     program = jax.jit(lambda model, tokens: run(model, tokens).logits)
     assert (program(model, TOKENS) == program(wrapped, TOKENS)).all()
+
+
+def test_an_attention_leaf_can_be_replaced(model):
+    attn = model.blocks[1].attn
+    program = jax.jit(lambda model, tokens: run(model, tokens).logits)
+    same = replace(model, {"blocks/1/attn": Wrapped(attn)})
+    assert (program(model, TOKENS) == program(same, TOKENS)).all()
+    assert sites(same, "blocks/1/attn/*") == ["blocks/1/attn/in", "blocks/1/attn/out"]
+
+
+def test_a_pattern_edit_has_a_derivative_where_the_pattern_is_held(model):
+    """`hold` stops what made the pattern, not what an edit adds to it."""
+    tokens, held = TOKENS[:1], Rules(attention=True)
+
+    def logit(delta, rules):
+        return run(model, tokens, edits={"blocks/1/attn/pattern": Add(delta)}, rules=rules).logits[0, -1, 3]
+
+    slopes = [jax.grad(logit)(jnp.zeros((1, 4, 12, 12)), rules) for rules in (Rules(), held)]
+    assert float(jnp.abs(slopes[1]).max()) > 0.1 * float(jnp.abs(slopes[0]).max()) > 0
 
 
 def test_gradients_flow_through_a_replaced_leaf(model):

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from jaxinterp.data.batch import Sites, make_batch
+from jaxinterp.decompositions.plain import LinearMap
 from jaxinterp.methods import SparseAutoencoder
 from jaxinterp.objectives import Ratio, auxk, l1, reconstruction, scale, total
 
@@ -21,7 +22,7 @@ def case():
     weight = np.ones(64, np.float32)
     weight[::9] = 0
     batch = make_batch({"y": y}, weight, SITES)
-    dictionary = SparseAutoencoder(features=20, k=3).recipe(10).init(KEY, batch).decomposition
+    dictionary = SparseAutoencoder(features=20, k=3).recipe(10).init(KEY, batch, None).decomposition
     return dictionary, batch
 
 
@@ -49,6 +50,28 @@ def test_masked_tokens_do_not_count(case):
         np.testing.assert_allclose(clean[1].decoder, dirty[1].decoder, rtol=1e-5, atol=1e-7)
 
 
+def test_masked_tokens_do_not_count_in_a_batch_topk():
+    rng = np.random.default_rng(0)
+    weight = np.ones(64, np.float32)
+    weight[::9] = 0
+    y = rng.normal(size=(64, 8)).astype(np.float32)
+    method = SparseAutoencoder(features=20, k=3, activation="batch_topk")
+    clean, wild = (make_batch({"y": rows}, weight, SITES) for rows in (y, np.where(weight[:, None] > 0, y, 1e3)))
+    dictionary = method.recipe(10).init(KEY, clean, None).decomposition
+    one, two = (total(reconstruction())(dictionary, batch, KEY) for batch in (clean, wild))
+    np.testing.assert_allclose(one[0], two[0], rtol=1e-6)
+    for name in ("l0", "smallest_code", "fired"):
+        np.testing.assert_allclose(one[1][name].value(), two[1][name].value(), rtol=1e-6, err_msg=name)
+    np.testing.assert_allclose(one[1]["l0"].value(), 3, atol=0.02)
+
+
+def test_total_works_on_decompositions_without_a_schedule(case):
+    _, batch = case
+    linear = LinearMap(jnp.eye(8), jnp.zeros(8), jnp.zeros(8), SITES)
+    objective = total(lambda d, batch, forward: (jnp.mean((forward.output - batch.targets) ** 2), {}))
+    assert float(objective(linear, batch, KEY)[0]) == 0
+
+
 def trained(dictionary):
     return eqx.tree_at(lambda d: d.tokens_since_fired, dictionary, jnp.zeros(20))
 
@@ -72,6 +95,8 @@ def test_l1_and_scale(case):
     later = eqx.tree_at(lambda b: b.step, batch, jnp.asarray(7))
     ramp = total(scale(l1(), lambda step: step / 10))
     np.testing.assert_allclose(ramp(dictionary, later, KEY)[0], 0.7 * mass, rtol=1e-5)
+    named = make_batch(batch.arrays, batch.weight, SITES, sparsity=0.5)
+    np.testing.assert_allclose(total(scale(l1(), "sparsity"))(dictionary, named, KEY)[0], 0.5 * mass, rtol=1e-5)
     assert Ratio(jnp.zeros(()), jnp.zeros(())).value() == 0
 
 
@@ -85,8 +110,7 @@ def test_auxk_trains_dead_features_and_nothing_else(case):
 
     def loss(trainables):
         decomposition = eqx.tree_at(lambda d: (d.encoder, d.decoder, d.decoder_bias), ageing, trainables)
-        codes = decomposition.encode(batch.inputs, k=None, training=True)
-        return term(decomposition, batch, codes, decomposition.decode(codes, batch.inputs))[0]
+        return total(term)(decomposition, batch, KEY)[0]
 
     value, (encoder, decoder, bias) = jax.value_and_grad(loss)((ageing.encoder, ageing.decoder, ageing.decoder_bias))
     assert float(value) > 0

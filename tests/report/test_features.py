@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from jaxinterp.data.batch import Sites
-from jaxinterp.decompositions.dictionary import Dictionary, ReLU, TopK
+from jaxinterp.decompositions.activations import ReLU, TopK
+from jaxinterp.decompositions.dictionary import Dictionary
 from jaxinterp.errors import UserError
 from jaxinterp.models.sites import run
 from jaxinterp.models.subject import Subject
@@ -63,7 +64,7 @@ def as_dictionary(subject: Subject, sites: Sites, activation: ReLU | TopK) -> Di
         output_mean=jnp.zeros(d),
         output_scale=jnp.ones(()),
         target_variance=jnp.ones(()),
-        threshold=jnp.zeros(()),
+        target_mean=jnp.zeros(d),
         tokens_since_fired=jnp.zeros(features, jnp.int32),
         activation=activation,
         sites=sites,

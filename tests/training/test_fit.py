@@ -1,16 +1,22 @@
 """The training loop: one program, resume, refusals. Invariants 8, 9 and 10."""
 
 import re
+from dataclasses import dataclass
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
+from jaxinterp.data.activations import Rows, harvest, shuffle_in
+from jaxinterp.data.batch import Sites, make_batch
 from jaxinterp.errors import UserError
-from jaxinterp.methods import SkipTranscoder, SparseAutoencoder, Transcoder
+from jaxinterp.methods import SkipTranscoder, SparseAutoencoder, Transcoder, gradient_method
 from jaxinterp.models.load import Subject
+from jaxinterp.models.sites import Add, run
+from jaxinterp.objectives import Ratio, l1, reconstruction, scale, total
 from jaxinterp.training.fit import fit
 from jaxinterp.training.mesh import make_mesh, parse_mesh
 from jaxinterp.training.state import make_step, start_state
@@ -19,6 +25,13 @@ from jaxinterp.trees import named_leaves
 METHOD = SkipTranscoder(features=64, k=4, learning_rate=3e-3)
 SIZES = {"site": "blocks/1/mlp", "steps": 20, "batch_size": 256, "buffer_batches": 4, "log_every": 5}
 TRAFFIC = re.compile(r"\b(infeed|outfeed|send|recv|custom-call[^\n]*callback)\b")
+
+
+def spoiled(decomposition, batch, key, *, model=None):
+    """An objective whose gradient is no number from step 12 on; the loss shows it a step later."""
+    loss, metrics = total(reconstruction())(decomposition, batch, key)
+    poison = jnp.where(batch.step >= 12, jnp.nan, 0.0) * jnp.sum(decomposition.decoder)
+    return loss + poison - jax.lax.stop_gradient(poison), metrics | {"loss": Ratio(loss, jnp.ones(()))}
 
 
 def same(first, second):
@@ -65,11 +78,9 @@ def compiled_step(subject, spy=None):
             return state, metrics
 
     windows = {"tokens": jnp.zeros((8, 32), jnp.int32), "weight": jnp.ones((8, 32))}
-    rows = {name: jnp.ones((1024, 64)) for name in sites.names()}
-    from jaxinterp.data.activations import Rows
-
+    buffer = Rows({name: jnp.ones((8, 128, 64)) for name in sites.names()}, jnp.ones((8, 128)))
     with jax.set_mesh(mesh):
-        state = eqx.filter_jit(start_state)(recipe, sites, Rows(rows, jnp.ones(1024)), 0)
+        state = eqx.filter_jit(start_state)(recipe, sites, mesh, subject.model, buffer, 0)
         lowered = jax.jit(step, donate_argnums=1).lower((subject.model, windows), state)
     return lowered.compile().as_text(), lowered.out_info
 
@@ -87,20 +98,22 @@ def test_harvest_and_step_are_one_program_without_a_way_out(subject):
     assert not any(tokens & set(leaf.shape) for leaf in outside_buffer.values())
 
 
-def test_the_buffer_gives_every_row_once():
-    from jaxinterp.data.activations import Rows, shuffle_in
-
+def test_the_buffer_gives_every_row_once_and_lanes_never_mix():
     def rows(start, count):
-        numbers = jnp.arange(start, start + count, dtype=jnp.float32)
-        return Rows({"x": numbers[:, None]}, numbers)
+        """Two lanes: numbers from `start`, and the same plus 1000."""
+        numbers = jnp.arange(start, start + count, dtype=jnp.float32) + jnp.array([[0.0], [1000.0]])
+        return Rows({"x": numbers[..., None]}, numbers)
 
     buffer, out = rows(0, 32), []
     for step in range(20):
         buffer, drawn = shuffle_in(buffer, rows(32 + 8 * step, 8), jax.random.key(step))
-        np.testing.assert_array_equal(drawn.arrays["x"][:, 0], drawn.weight)
-        out += drawn.weight.tolist()
-    assert sorted(out + buffer.weight.tolist()) == list(range(32 + 8 * 20))
-    assert out != sorted(out)
+        np.testing.assert_array_equal(drawn.arrays["x"][..., 0], drawn.weight)
+        out.append(np.asarray(drawn.weight))
+    lanes = np.concatenate([*out, np.asarray(buffer.weight)], axis=1)
+    for lane, shift in zip(lanes, (0, 1000), strict=True):
+        assert sorted(lane - shift) == list(range(32 + 8 * 20))
+        assert list(lane) != sorted(lane)
+    assert list(lanes[0]) != list(lanes[1] - 1000), "every lane has its own order"
 
 
 @pytest.mark.parametrize("stop", [5, 15])
@@ -126,7 +139,12 @@ def test_another_seed_is_another_run(subject, text):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"method": SkipTranscoder(features=64, k=8, learning_rate=3e-3)}, "made with k=4, not 8"),
+        ({"method": SkipTranscoder(features=64, k=8, learning_rate=3e-3)}, "made with method.k=4, not 8"),
+        (
+            {"method": SkipTranscoder(features=64, k=4, learning_rate=3e-3, objective=spoiled)},
+            "made with method.objective=",
+        ),
+        ({"schedules": {"k": lambda step: 1}}, "made with schedules="),
         ({"site": "blocks/2/mlp"}, "made with site='blocks/1/mlp', not 'blocks/2/mlp'"),
         ({"resume": False}, "already holds step 5"),
     ],
@@ -149,6 +167,7 @@ def test_a_checkpoint_of_another_run_is_refused_and_kept(subject, text, tmp_path
         ({"steps": 0}, "steps=0"),
         ({"buffer_batches": 0}, "buffer_batches=0"),
         ({"save_every": 7}, "save_every=7 must be a multiple of log_every=5"),
+        ({"stop_after": 7}, "stop_after=7 must be a multiple of log_every=5"),
     ],
 )
 def test_bad_values_are_refused_before_anything_runs(subject, text, change, words):
@@ -162,15 +181,95 @@ def test_nan_activations_are_named(subject, text):
         fit(METHOD, Subject(broken, None, "broken"), text, **SIZES)
 
 
-def test_a_diverging_run_stops_and_keeps_its_checkpoint(subject, text, tmp_path):
-    wild = SkipTranscoder(features=64, k=4, learning_rate=1e30)
-    with pytest.raises(UserError, match="lower the learning rate"):
-        fit(wild, subject, text, **SIZES, checkpoint=tmp_path / "run", save_every=5)
+def test_a_run_that_breaks_stops_and_keeps_its_last_good_checkpoint(subject, text, tmp_path):
+    method = SkipTranscoder(features=64, k=4, objective=spoiled)
+    sizes = SIZES | {"checkpoint": tmp_path / "run", "save_every": 5}
+    with pytest.raises(
+        UserError, match="not finite by step 15: lower the learning rate; the checkpoint of step 10 is kept"
+    ):
+        fit(method, subject, text, **sizes)
+    resumed = fit(method, subject, text, **sizes, resume=True, stop_after=10)
+    assert int(resumed.state.step) == 10
+    assert all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(resumed.decomposition))
 
 
-def test_k_of_a_schedule_is_not_recompiled(subject, text):
-    scheduled = fit(METHOD, subject, text, **SIZES, k=lambda step: jnp.where(step < 10, 4, 1))
-    assert scheduled.history[0]["l0"] > 3 and scheduled.history[-1]["l0"] <= 1
+def test_schedules_change_k_and_coefficients_within_one_program(subject, text):
+    traces = []
+
+    def objective(decomposition, batch, key, *, model=None):
+        traces.append(1)
+        return total(reconstruction(), scale(l1(), "sparsity"))(decomposition, batch, key)
+
+    method = SkipTranscoder(features=64, k=4, learning_rate=3e-3, objective=objective)
+    schedules = {"k": lambda step: jnp.where(step < 10, 4, 1), "sparsity": lambda step: 0.0 * step}
+    result = fit(method, subject, text, **SIZES, schedules=schedules)
+    assert result.history[0]["l0"] > 3 and result.history[-1]["l0"] <= 1
+    assert len(traces) == 1
+
+
+def only_reconstruction(decomposition, batch, key, *, model=None):
+    """An objective that reports nothing."""
+    return total(reconstruction())(decomposition, batch, key)[0], {}
+
+
+def test_an_objective_may_report_nothing(subject, text):
+    method = SkipTranscoder(features=64, k=4, objective=only_reconstruction)
+    row = fit(method, subject, text, **SIZES | {"steps": 5}).history[-1]
+    assert row.keys() == {"step", "tokens", "loss", "tokens_per_second"}
+
+
+def test_a_decomposition_without_parameters_is_refused():
+    recipe = gradient_method(lambda key, sample, model: jnp.zeros(3), only_reconstruction, optax.adam(1e-3))
+    batch = make_batch({"x": jnp.ones((4, 3))}, jnp.ones(4), Sites("x", "x"))
+    with pytest.raises(UserError, match="has nothing to train"):
+        recipe.init(jax.random.key(0), batch, None)
+
+
+@dataclass(frozen=True)
+class EveryMLP:
+    """A method that reads and writes the MLPs of all layers at once."""
+
+    def needs(self, site):
+        return Sites(tuple(f"{name}/in" for name in site), tuple(f"{name}/out" for name in site))
+
+    def recipe(self, steps):
+        return gradient_method(
+            lambda key, sample, model: tuple(jnp.zeros((64, 64)) for _ in sample.inputs),
+            self.objective,
+            optax.adam(1e-2),
+            trained=lambda maps: jax.tree.map(lambda _: True, maps),
+        )
+
+    @staticmethod
+    def objective(maps, batch, key, *, model=None):
+        errors = [jnp.mean((x @ m - y) ** 2) for m, x, y in zip(maps, batch.inputs, batch.targets, strict=True)]
+        return sum(errors), {}
+
+
+def test_a_method_may_take_several_layers(subject, text):
+    result = fit(EveryMLP(), subject, text, **SIZES | {"site": "blocks/*/mlp"})
+    assert len(result.decomposition) == 4
+    assert result.history[-1]["loss"] < 0.95 * result.history[0]["loss"]
+    with pytest.raises(UserError, match=r"no leaf of the model matches 'blocks/\*/mpl'"):
+        fit(EveryMLP(), subject, text, **SIZES | {"site": "blocks/*/mpl"})
+
+
+def test_gradients_are_harvested_beside_the_arrays(subject):
+    """Against finite differences of the next-token loss, for a whole array and for attention's z."""
+    windows = {"tokens": jnp.arange(24).reshape(2, 12), "weight": jnp.ones((2, 12)).at[:, 0].set(0)}
+    name = "blocks/1/mlp/out"
+    rows = harvest(subject.model, windows, (name, f"{name}/gradient", "blocks/1/attn/z"))
+    assert rows.arrays["blocks/1/attn/z"].shape == (2, 12, 64)
+    gradient = rows.arrays[f"{name}/gradient"]
+    assert gradient.shape == (2, 12, 64)
+
+    def loss(size):
+        logits = run(subject.model, windows["tokens"], edits={name: Add(size * gradient)}).logits
+        nll = -jnp.take_along_axis(jax.nn.log_softmax(logits[:, :-1]), windows["tokens"][:, 1:, None], -1)[..., 0]
+        return float(jnp.sum(nll * windows["weight"][:, :-1]))
+
+    step = 1e-3 / float(jnp.abs(gradient).max())
+    np.testing.assert_allclose((loss(step) - loss(-step)) / (2 * step), float(jnp.sum(gradient**2)), rtol=2e-2)
 
 
 @pytest.mark.parametrize("words", ["data=2,rows=4", "data", "data=x"])

@@ -1,0 +1,109 @@
+"""How pre-activations become codes. An activation is a small module: its own leaves, `codes` and `after_step`.
+
+    ReLU       z = max(a, 0)
+    TopK       z = max(a, 0) at the k largest a of each token
+    BatchTopK  z = max(a, 0) at the k * tokens largest a of the batch; outside training, where a exceeds a threshold
+
+with a = x E^T + b. A new activation is a new class with the same two methods; nothing else changes.
+"""
+
+from typing import Any, Protocol, runtime_checkable
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from jaxinterp.decompositions.base import STATE
+from jaxinterp.decompositions.codes import Codes, DenseCodes, SparseCodes
+from jaxinterp.errors import UserError
+from jaxinterp.kernels import encode_topk, kth_largest
+
+
+@runtime_checkable
+class Activation(Protocol):
+    """A pytree that turns inputs into codes, given the encoder's rows and biases."""
+
+    def codes(
+        self,
+        x: Float[Array, "*axes d"],
+        rows: Float[Array, "features d"],
+        bias: Float[Array, " features"],
+        *,
+        k: Int[Array, ""] | None,
+        weight: Float[Array, "*axes"] | None,
+        training: bool,
+    ) -> Codes:
+        """The codes of x. `k`: how many to keep, at most the activation's own; `weight`: which tokens count."""
+        ...
+
+    def after_step(self, metrics: Any, step: Int[Array, ""]) -> "Activation":
+        """The activation after a training step; its untrained leaves may change."""
+        ...
+
+
+class ReLU(eqx.Module):
+    """z = max(a, 0). Sparsity comes from a penalty on z."""
+
+    def codes(self, x: Array, rows: Array, bias: Array, *, k: Any, weight: Any, training: bool) -> DenseCodes:
+        return DenseCodes(jax.nn.relu(x @ rows.T + bias))
+
+    def after_step(self, metrics: Any, step: Array) -> "ReLU":
+        return self
+
+
+class TopK(eqx.Module):
+    """z = max(a, 0) at the k largest a of each token (Gao et al. 2024, arXiv 2406.04093)."""
+
+    k: int = eqx.field(static=True)
+
+    def __check_init__(self) -> None:
+        """Raises UserError where k is no positive number."""
+        check_k(self.k)
+
+    def codes(self, x: Array, rows: Array, bias: Array, *, k: Any, weight: Any, training: bool) -> SparseCodes:
+        values, indices = encode_topk(x, rows, bias, k=self.k)
+        values = jax.nn.relu(values)
+        if k is not None:  # a smaller k is a mask, so that a schedule needs no new program
+            values = jnp.where(jnp.arange(self.k) < k, values, 0.0)
+        return SparseCodes(values, indices, rows.shape[0])
+
+    def after_step(self, metrics: Any, step: Array) -> "TopK":
+        return self
+
+
+class BatchTopK(eqx.Module):
+    """z = max(a, 0) at the k * tokens largest a of the batch (Bussmann et al. 2024, arXiv 2412.06410).
+
+    Only tokens that have weight compete and count. Outside training other tokens must not matter: z = a where a reaches
+    `threshold`, a running mean (decay 0.99) of the smallest value kept in training.
+    """
+
+    k: int = eqx.field(static=True)
+    threshold: Float[Array, ""] = eqx.field(metadata=STATE, default_factory=lambda: jnp.zeros(()))
+
+    def __check_init__(self) -> None:
+        """Raises UserError where k is no positive number."""
+        check_k(self.k)
+
+    def codes(self, x: Array, rows: Array, bias: Array, *, k: Any, weight: Any, training: bool) -> DenseCodes:
+        values = jax.nn.relu(x @ rows.T + bias)
+        if not training:
+            return DenseCodes(jnp.where(values >= self.threshold, values, 0.0))
+        weight = jnp.ones(values.shape[:-1]) if weight is None else weight
+        competing = jax.lax.stop_gradient(values) * weight[..., None]
+        budget = jnp.round((self.k if k is None else k) * jnp.sum(weight)).astype(jnp.int32)
+        return DenseCodes(jnp.where(competing >= kth_largest(competing, budget), values * weight[..., None], 0.0))
+
+    def after_step(self, metrics: Any, step: Array) -> "BatchTopK":
+        if "smallest_code" not in metrics:
+            return self
+        decay = jnp.where(step == 0, 0.0, 0.99)
+        smallest = metrics["smallest_code"].value()
+        return BatchTopK(self.k, decay * self.threshold + (1 - decay) * smallest)
+
+
+def check_k(k: int) -> None:
+    """Raises UserError where k is no positive number."""
+    if k < 1:
+        raise UserError(f"k={k} must be at least 1.")

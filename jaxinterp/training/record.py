@@ -1,0 +1,46 @@
+"""What a run was made with, as plain JSON values: kept beside its checkpoints and compared when it is resumed."""
+
+import functools
+import hashlib
+import inspect
+from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+import grain
+import jax
+import numpy as np
+
+
+def describe(value: Any) -> Any:
+    """A JSON value that is the same for the same hyperparameters.
+
+    Dataclasses and modules by class name and fields; functions by name, by the numbers in their code and by what they
+    close over (so that `total(scale(l1(), 1e-3))` differs from `total(scale(l1(), 1e-2))`); arrays by a hash.
+    """
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, Mapping):
+        return {str(key): describe(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [describe(entry) for entry in value]
+    if isinstance(value, np.ndarray | np.generic | jax.Array):
+        array = np.asarray(value)
+        return [str(array.dtype), list(array.shape), hashlib.sha256(array.tobytes()).hexdigest()[:16]]
+    if isinstance(value, functools.partial):
+        return ["partial", describe(value.func), describe(value.args), describe(value.keywords)]
+    if is_dataclass(value) and not isinstance(value, type):
+        return {"class": type(value).__qualname__} | {f.name: describe(getattr(value, f.name)) for f in fields(value)}
+    if inspect.isfunction(value):
+        captured = inspect.getclosurevars(value).nonlocals
+        constants = [constant for constant in value.__code__.co_consts if isinstance(constant, int | float)]
+        return [f"{value.__module__}.{value.__qualname__}", constants, describe(captured)]
+    return getattr(value, "__qualname__", type(value).__qualname__)
+
+
+def fingerprint(windows: grain.MapDataset) -> str:
+    """A hash of the number of windows and of the first and the last: another text, another fingerprint."""
+    digest = hashlib.sha256(str(len(windows)).encode())
+    for index in (0, len(windows) - 1):
+        digest.update(np.asarray(windows[index]["tokens"], np.int32).tobytes())  # type: ignore[index]
+    return digest.hexdigest()[:16]

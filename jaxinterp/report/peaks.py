@@ -60,7 +60,7 @@ def token_codes(decomposition: Any, model: Any, batch: Mapping[str, Array]) -> F
     """The codes of every token, 0 where the token has no weight."""
     rows = harvest(model, batch, (decomposition.sites.reads,))
     codes = decomposition.encode(rows.arrays[decomposition.sites.reads]).dense()
-    return jnp.where(rows.weight[:, None] > 0, codes, 0.0).reshape(*batch["tokens"].shape, -1)
+    return jnp.where(rows.weight[..., None] > 0, codes, 0.0)
 
 
 @eqx.filter_jit

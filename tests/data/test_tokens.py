@@ -86,7 +86,7 @@ def try_split(corpus, fraction):
 
 @given(texts=TEXTS, fraction=st.floats(0.1, 0.9), random=st.randoms(use_true_random=False))
 def test_the_split_is_by_content_alone(texts, fraction, random):
-    """Disjoint, complete, the same in any order, and unmoved by other documents; copies stay together."""
+    """Invariant 12: disjoint, complete, the same in any order, and unmoved by other documents; copies stay together."""
     found = try_split(documents_of(*texts), fraction)
     if found is None:
         return

@@ -101,6 +101,7 @@ def test_a_memory_mapped_file_gives_the_same_windows(tmp_path):
     shuffle=st.booleans(),
 )
 def test_the_hosts_batches_make_up_the_global_batch(count, per_host, host_count, seed, shuffle):
+    """Invariant 11."""
     dataset = windows(make_corpus([4] * count), 4)
     batch_size = per_host * host_count
 

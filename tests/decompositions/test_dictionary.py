@@ -121,7 +121,7 @@ def test_codes_convert(seed):
 
 @pytest.mark.parametrize("reads", ["in", "hidden", "out"])
 def test_stand_in_equals_an_edit(reads):
-    """A decomposition in the leaf's place does what an edit of the array that it writes does."""
+    """Invariant 19: a decomposition in the leaf's place does what an edit of the array that it writes does."""
     model = planted_transformer(jax.random.key(0))
     tokens = jnp.arange(16).reshape(2, 8)
     width = 128 if reads == "hidden" else 64
@@ -171,6 +171,7 @@ def test_k_out_of_range_is_refused():
 
 
 def test_tokens_without_weight_neither_compete_nor_count_in_batch_topk():
+    """Invariant 17."""
     dictionary = random_dictionary(BatchTopK(4))
     x = jax.random.normal(jax.random.key(1), (30, 8))
     weight = jnp.ones(30).at[:3].set(0)

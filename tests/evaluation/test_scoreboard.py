@@ -112,6 +112,7 @@ def test_every_number_equals_its_definition(subject, heldout):
 
 
 def test_scores_do_not_depend_on_who_else_is_scored(subject, heldout):
+    """Invariant 20."""
     first, second = random_dictionary(TopK(4), d_in=64, d_out=64), random_dictionary(TopK(2), 1, d_in=64, d_out=64)
     means = {SITES.writes: jnp.full(64, 0.1)}
     both = scoreboard({"a": first, "b": second}, subject, heldout, means=means, **OPTIONS)

@@ -69,6 +69,7 @@ def test_a_run_leaves_a_scoreboard_a_report_and_a_dictionary(finished):
 
 
 def test_a_finished_folder_is_not_overwritten(finished, corpus, capsys):
+    """Invariant 21."""
     before = everything(finished)
     assert run(*SMALL, "--text", corpus, "--out", finished) == 2
     error = capsys.readouterr().err
@@ -103,6 +104,7 @@ def test_resuming_a_finished_run_scores_it_again_without_training(finished, corp
     ],
 )
 def test_a_mistake_gives_one_line_and_writes_nothing(tmp_path, corpus, capsys, arguments, words):
+    """Invariant 21."""
     out = tmp_path / "out"
     assert run(*SMALL, "--text", corpus, "--out", out, *arguments) == 2
     error = capsys.readouterr().err

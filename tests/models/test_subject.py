@@ -19,6 +19,7 @@ from jaxinterp.models.transformer import initialise
 @pytest.mark.parametrize("name", ["gpt2-untied", "llama-llama3", "qwen3-bias", "gemma2"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_own_form_round_trip(name: str, dtype: str, tmp_path: Path) -> None:
+    """Invariant 7."""
     subject = Subject(load(GOLDENS / name, dtype=dtype).model, None, name)
     save_subject(subject, tmp_path / "own")
     again = load(tmp_path / "own", dtype=dtype)

@@ -40,6 +40,7 @@ def test_reconstruction_is_the_unexplained_variance(case):
 
 
 def test_masked_tokens_do_not_count(case):
+    """Invariant 17."""
     dictionary, batch = case
     wild = jnp.where(batch.weight[:, None] > 0, batch.targets, 1e6)
     spoiled = eqx.tree_at(lambda b: b.arrays, batch, {"y": wild})
@@ -77,6 +78,7 @@ def trained(dictionary):
 
 
 def test_metrics_of_parts_add_to_the_metrics_of_the_whole(case):
+    """Invariant 13."""
     dictionary, batch = case
     objective = total(reconstruction(), l1())
     parts = [jax.tree.map(lambda a, s=s: a[s] if a.ndim else a, batch) for s in (slice(0, 24), slice(24, 64))]

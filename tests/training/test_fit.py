@@ -99,6 +99,8 @@ def test_harvest_and_step_are_one_program_without_a_way_out(subject):
 
 
 def test_the_buffer_gives_every_row_once_and_lanes_never_mix():
+    """Invariant 18."""
+
     def rows(start, count):
         """Two lanes: numbers from `start`, and the same plus 1000."""
         numbers = jnp.arange(start, start + count, dtype=jnp.float32) + jnp.array([[0.0], [1000.0]])

@@ -55,6 +55,7 @@ def test_a_new_objective_in_one_file_trains_on_eight_devices(subject, text):
     ],
 )
 def test_methods_are_the_same_on_a_mesh(subject, text, method):
+    """Invariant 5."""
     close(fit(method, subject, text, **SIZES), fit(method, subject, text, **SIZES, mesh=make_mesh(4, 2)))
 
 

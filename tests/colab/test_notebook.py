@@ -21,6 +21,8 @@ COLAB = Path(__file__).parents[2] / "colab"
 SOURCE, NOTEBOOK = COLAB / "first_steps.py", COLAB / "first_steps.ipynb"
 KERNEL = "jaxinterp-test"
 
+pytestmark = pytest.mark.slow
+
 
 def made_from(source):
     """The notebook that a percent-format source stands for: no outputs, cells numbered, metadata of the source only."""

@@ -57,7 +57,10 @@ class ProgressBar:
         self._progress.start()
         return self
 
-    def __exit__(self, *_: Any) -> None:
+    def __exit__(self, error: Any, *_: Any) -> None:
+        task = self._progress.tasks[0]
+        if error is None and not task.fields.get("row"):  # a finished run was resumed
+            self._progress.update(self._task, completed=task.total, row={}, description="already trained")
         self._progress.stop()
 
     def __call__(self, row: Mapping[str, Any]) -> None:
@@ -70,7 +73,7 @@ class _Numbers(ProgressColumn):
     def render(self, task: Any) -> Text:
         row = task.fields.get("row")
         if not row:
-            return Text("compiling")
+            return Text("compiling" if row is None else "")
         parts = [f"{row['tokens'] / 1e3:,.0f}k tokens", f"{row['tokens_per_second']:,.0f}/s"]
         parts += [f"{label} {row[name]:.3f}" for label, name in (("FVU", "fvu"), ("loss", "loss")) if name in row][:1]
         parts += [f"L0 {row['l0']:.1f}"] if "l0" in row else []

@@ -24,3 +24,6 @@ def test_the_bar_shows_tokens_rate_fvu_l0_and_dead_features():
         column = bar._progress.columns[3]
         assert str(column.render(task)) == "102k tokens  7,000/s  FVU 0.250  L0 32.0  dead 10.0%"
         assert task.percentage == 50
+    with ProgressBar(100) as idle:
+        assert str(idle._progress.columns[3].render(idle._progress.tasks[0])) == "compiling"
+    assert idle._progress.tasks[0].description == "already trained"

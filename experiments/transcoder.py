@@ -5,6 +5,9 @@ arXiv 2501.18823); TopK sparse autoencoders (Gao et al. 2024, arXiv 2406.04093).
 
 Command: python -m experiments.transcoder --out runs/demo            (SmolLM2-135M, blocks/1/mlp; what `make demo` runs)
          python -m experiments.transcoder --model tiny --out runs/tiny    (a planted model, nothing to download)
+
+Expected on SmolLM2: FVU 0.17 against 0.38 of the best baseline, cross-entropy 2.99 against 3.02 (clean 2.95); five to
+eight minutes on two cores, 3.6 GB. Options whose default is None take the value that the model's preset has.
 """
 
 import json
@@ -26,7 +29,7 @@ from jaxinterp.evaluation.baselines import baselines
 from jaxinterp.evaluation.scoreboard import scoreboard
 from jaxinterp.methods import Method, SkipTranscoder, SparseAutoencoder, Transcoder
 from jaxinterp.models.load import Subject, load
-from jaxinterp.models.sites import check_site
+from jaxinterp.models.sites import check_site, sites
 from jaxinterp.report.content import Report
 from jaxinterp.report.features import feature_pages
 from jaxinterp.report.page import write_report
@@ -130,7 +133,9 @@ def main(config: Config) -> None:
     started = time.perf_counter()
 
     subject = load(config.model)
-    check_site(subject.model, plan.site)
+    if not check_site(subject.model, plan.site).endswith("/mlp"):
+        leaves = ", ".join(sites(subject.model, "**/mlp")[:3])
+        raise UserError(f"site={plan.site!r} is no MLP: name the leaf itself, such as {leaves}.")
     train, heldout, facts = text_windows(config, plan, subject)
     out = open_folder(config.out, settings)
     console.print(f"{config.model}, {plan.site}; " + ", ".join(f"{name} {fact}" for name, fact in facts.items()))

@@ -154,7 +154,9 @@ def expand(model: Any, site: str) -> str | tuple[str, ...]:
       UserError: there is none.
     """
     if "*" not in site:
-        return check_site(model, site)
+        if not check_site(model, site).endswith(LEAVES):
+            raise UserError(f"site={site!r} is an array: name the leaf that it belongs to, such as blocks/0/mlp.")
+        return site
     found = tuple(name for name in sites(model, site) if name.endswith(LEAVES))
     if not found:
         raise UserError(f"no leaf of the model matches {site!r}.{suggest(site, sites(model))}")

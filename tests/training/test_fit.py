@@ -165,6 +165,7 @@ def test_a_checkpoint_of_another_run_is_refused_and_kept(subject, text, tmp_path
     ("change", "words"),
     [
         ({"site": "blocks/1/mlpp"}, "Did you mean 'blocks/1/mlp'"),
+        ({"site": "blocks/1/mlp/in"}, "is an array: name the leaf"),
         ({"batch_size": 100}, "batch_size=100 must be a multiple of the windows' length 32"),
         ({"steps": 0}, "steps=0"),
         ({"buffer_batches": 0}, "buffer_batches=0"),

@@ -1,6 +1,6 @@
 """Decompositions that need no training: what a learned one has to beat.
 
-neurons               the k largest |a_j| |w_j| of an MLP's neurons, the others at their training mean
+neurons               the k neurons of an MLP with the largest |a_j - mean_j| |w_j|, the others at their training mean
 principal components  y ≈ mean + (y - mean) V^T V, the k directions of largest variance of the output
 linear map            y ≈ mean_out + (x - mean_in) A
 """

@@ -7,7 +7,7 @@
 with a = x E^T + b. A new activation is a new class with the same two methods; nothing else changes.
 """
 
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import equinox as eqx
 import jax
@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, Int
 from jaxinterp.decompositions.base import STATE
 from jaxinterp.decompositions.codes import Codes, DenseCodes, SparseCodes
 from jaxinterp.errors import UserError
-from jaxinterp.kernels import encode_topk, kth_largest
+from jaxinterp.kernels import encode_topk, keep_largest
 
 
 @runtime_checkable
@@ -62,11 +62,8 @@ class TopK(eqx.Module):
         check_k(self.k)
 
     def codes(self, x: Array, rows: Array, bias: Array, *, k: Any, weight: Any, training: bool) -> SparseCodes:
-        values, indices = encode_topk(x, rows, bias, k=self.k)
-        values = jax.nn.relu(values)
-        if k is not None:  # a smaller k is a mask, so that a schedule needs no new program
-            values = jnp.where(jnp.arange(self.k) < k, values, 0.0)
-        return SparseCodes(values, indices, rows.shape[0])
+        values, indices = encode_topk(x, rows, bias, k=self.k, keep=k)
+        return SparseCodes(jax.nn.relu(values), indices, rows.shape[0])
 
     def after_step(self, metrics: Any, step: Array) -> "TopK":
         return self
@@ -75,9 +72,12 @@ class TopK(eqx.Module):
 class BatchTopK(eqx.Module):
     """z = max(a, 0) at the k * tokens largest a of the batch (Bussmann et al. 2024, arXiv 2412.06410).
 
-    Only tokens that have weight compete and count. Outside training other tokens must not matter: z = a where a reaches
-    `threshold`, a running mean (decay 0.99) of the smallest value kept in training.
+    Only tokens that have weight compete and count, each with its `CAP` k largest a: a token that would keep more loses
+    the smallest. Outside training other tokens must not matter: z = a where a reaches `threshold`, a running mean
+    (decay 0.99) of the smallest value kept in training.
     """
+
+    CAP: ClassVar[int] = 4
 
     k: int = eqx.field(static=True)
     threshold: Float[Array, ""] = eqx.field(metadata=STATE, default_factory=lambda: jnp.zeros(()))
@@ -86,14 +86,16 @@ class BatchTopK(eqx.Module):
         """Raises UserError where k is no positive number."""
         check_k(self.k)
 
-    def codes(self, x: Array, rows: Array, bias: Array, *, k: Any, weight: Any, training: bool) -> DenseCodes:
-        values = jax.nn.relu(x @ rows.T + bias)
+    def codes(self, x: Array, rows: Array, bias: Array, *, k: Any, weight: Any, training: bool) -> Codes:
         if not training:
+            values = jax.nn.relu(x @ rows.T + bias)
             return DenseCodes(jnp.where(values >= self.threshold, values, 0.0))
+        values, indices = encode_topk(x, rows, bias, k=min(self.CAP * self.k, rows.shape[0]))
         weight = jnp.ones(values.shape[:-1]) if weight is None else weight
-        competing = jax.lax.stop_gradient(values) * weight[..., None]
+        values = jax.nn.relu(values) * weight[..., None]
         budget = jnp.round((self.k if k is None else k) * jnp.sum(weight)).astype(jnp.int32)
-        return DenseCodes(jnp.where(competing >= kth_largest(competing, budget), values * weight[..., None], 0.0))
+        kept, _ = keep_largest(jax.lax.stop_gradient(values), budget)
+        return SparseCodes(jnp.where(kept > 0, values, 0.0), indices, rows.shape[0])
 
     def after_step(self, metrics: Any, step: Array) -> "BatchTopK":
         if "smallest_code" not in metrics:

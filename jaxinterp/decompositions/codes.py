@@ -5,9 +5,10 @@ A component is active where its value is not zero.
 """
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
+
+from jaxinterp.kernels import rank, select_topk, sum_by_feature
 
 
 class SparseCodes(eqx.Module):
@@ -28,9 +29,8 @@ class SparseCodes(eqx.Module):
 
     def sparse(self, k: int) -> "SparseCodes":
         """The k values of each token that are largest in size, whatever their sign."""
-        _, places = jax.lax.top_k(jnp.abs(self.values), min(k, self.values.shape[-1]))
-        values, indices = (jnp.take_along_axis(array, places, axis=-1) for array in (self.values, self.indices))
-        return SparseCodes(values, indices, self.features)
+        values, places = select_topk(self.values, k=min(k, self.values.shape[-1]), rank=rank.by_size())
+        return SparseCodes(values, jnp.take_along_axis(self.indices, places, axis=-1), self.features)
 
     def weighted(self, per_feature: Float[Array, " features"]) -> Float[Array, "*axes"]:
         """Per token, the sum of its values times a number of each feature."""
@@ -46,8 +46,7 @@ class SparseCodes(eqx.Module):
 
     def fired(self, weight: Float[Array, "*axes"]) -> Float[Array, " features"]:
         """How many tokens (by weight) each feature is active on."""
-        hits = (self.values != 0) * weight[..., None]
-        return jnp.zeros(self.features).at[self.indices.reshape(-1)].add(hits.reshape(-1))
+        return sum_by_feature((self.values != 0) * weight[..., None], self.indices, self.features)
 
 
 class DenseCodes(eqx.Module):
@@ -66,8 +65,7 @@ class DenseCodes(eqx.Module):
 
     def sparse(self, k: int) -> SparseCodes:
         """The k values of each token that are largest in size, whatever their sign."""
-        _, indices = jax.lax.top_k(jnp.abs(self.values), k)
-        return SparseCodes(jnp.take_along_axis(self.values, indices, axis=-1), indices, self.features)
+        return SparseCodes(*select_topk(self.values, k=k, rank=rank.by_size()), self.features)
 
     def weighted(self, per_feature: Float[Array, " features"]) -> Float[Array, "*axes"]:
         """Per token, the sum of its values times a number of each feature."""

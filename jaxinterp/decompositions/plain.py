@@ -8,14 +8,13 @@ linear map            y ≈ mean_out + (x - mean_in) A
 from typing import Any
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxinterp.data.batch import Sites
 from jaxinterp.decompositions.base import STATE
 from jaxinterp.decompositions.codes import DenseCodes, SparseCodes
-from jaxinterp.kernels import sparse_decode
+from jaxinterp.kernels import rank, select_topk, sparse_decode
 
 
 class Neurons(eqx.Module):
@@ -36,8 +35,8 @@ class Neurons(eqx.Module):
         """The k neurons that matter most for each token, as differences from their mean."""
         difference = self.mlp.hidden(x).astype(jnp.float32) - self.hidden_mean
         lengths = jnp.linalg.norm(self.mlp.down.weight.astype(jnp.float32), axis=1)
-        _, indices = jax.lax.top_k(jnp.abs(difference) * lengths, self.k)
-        return SparseCodes(jnp.take_along_axis(difference, indices, axis=-1), indices, self.hidden_mean.shape[0])
+        values, indices = select_topk(difference, k=self.k, rank=rank.by_size(lengths))
+        return SparseCodes(values, indices, self.hidden_mean.shape[0])
 
     def decode(self, codes: SparseCodes, x: Float[Array, "*axes d_in"]) -> Float[Array, "*axes d_out"]:
         """The kept differences written, on top of what the mean neurons write."""

@@ -1,11 +1,37 @@
 """The sparse top-k core: select, encode, decode and their backward passes.
 
-Four forward-only pieces (`pieces.py`), each run as it is on one device or under `shard_map` on a mesh (`sharded.py`),
-and two differentiable functions made of them (`topk.py`). Nothing here builds a `tokens x features` or a
-`tokens x k x d` array for the whole batch.
+    api          the differentiable functions, and the two passes that gradients are made of
+    rank         what a selection goes by: the value, its size, a threshold, another score
+    threshold    one threshold for a whole batch (BatchTopK)
+    sharded      the passes on a mesh: the only `shard_map`
+    dispatch     which implementation runs a pass: reference, xla, dense, pallas_tpu, pallas_gpu
+
+Nothing here (but the reference) builds a `tokens x features` or a `tokens x k x d` array for the whole batch.
 """
 
-from jaxinterp.kernels.threshold import kth_largest
-from jaxinterp.kernels.topk import encode_topk, sparse_decode
+from jaxinterp.kernels import rank
+from jaxinterp.kernels.api import (
+    encode_groups,
+    encode_ranked,
+    encode_topk,
+    sampled_dot,
+    select_topk,
+    sparse_decode,
+    sparse_outer,
+    sum_by_feature,
+)
+from jaxinterp.kernels.threshold import keep_largest, kth_largest
 
-__all__ = ["encode_topk", "kth_largest", "sparse_decode"]
+__all__ = [
+    "encode_groups",
+    "encode_ranked",
+    "encode_topk",
+    "keep_largest",
+    "kth_largest",
+    "rank",
+    "sampled_dot",
+    "select_topk",
+    "sparse_decode",
+    "sparse_outer",
+    "sum_by_feature",
+]

@@ -1,9 +1,9 @@
-"""The four sparse passes on a mesh: the only `shard_map` of the project.
+"""The sparse passes on a mesh: the only `shard_map` of the project.
 
 Dictionary rows lie over the mesh axis `feature`, tokens over `data`. Where the current mesh lacks one of these axes, or
-both have size 1, a pass is the single-device pass.
+both have size 1, a pass is the single-device pass that `dispatch` names; on a mesh each shard runs that on its part.
 
-    select      local top-k, gather of tokens * k * shards candidates over `feature`, top-k of those
+    encode      local top-k, gather of tokens * k * shards candidates over `feature`, top-k of those
     gather_sum  each shard sums the rows that it owns, one psum of [tokens, d] over `feature`
     sampled_dot likewise, one psum of [tokens, k]
     outer_sum   local rows only; one psum of [features / shards, d] over `data`, nothing over `feature`
@@ -13,85 +13,163 @@ so that ties still go to the lowest index. An explicit `shard_map` is needed eve
 gathers the whole array before a `top_k`.
 """
 
-from functools import partial
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import AbstractMesh
 from jax.sharding import PartitionSpec as P
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from jaxinterp.errors import UserError
-from jaxinterp.kernels import pieces
+from jaxinterp.kernels import dispatch, platforms, xla
+from jaxinterp.kernels.rank import Rank
+
+TOKENS, FEATURES = P("data"), P("feature")
+LANES = 128  # the narrowest block of columns that an accelerator handles well
 
 
-def select(
+def encode(
     x: Float[Array, "tokens d"],
     rows: Float[Array, "features d"],
     bias: Float[Array, " features"],
-    allowed: Bool[Array, " features"] | None,
     k: int,
+    implementation: str | None = None,
 ) -> tuple[Float[Array, "tokens k"], Int[Array, "tokens k"]]:
-    """`pieces.select` on the current mesh."""
-    mesh = _mesh()
-    if mesh is None:
-        return pieces.select(x, rows, bias, allowed, k)
-    _check_divides(mesh, x.shape[0], rows.shape[0])
-    allowed = jnp.ones(rows.shape[0], bool) if allowed is None else allowed
+    """The k largest of x W^T + b per token."""
 
-    def local(x: Array, rows: Array, bias: Array, allowed: Array) -> tuple[Array, Array]:
-        values, indices = pieces.select(x, rows, bias, allowed, min(k, rows.shape[0]))
-        indices = indices + jax.lax.axis_index("feature") * rows.shape[0]
-        values = jax.lax.all_gather(values, "feature", axis=1, tiled=True)
-        indices = jax.lax.all_gather(indices, "feature", axis=1, tiled=True)
-        values, winners = jax.lax.top_k(values, k)
-        return values, jnp.take_along_axis(indices, winners, axis=1)
+    def local(x: Array, rows: Array, bias: Array) -> tuple[Array, Array]:
+        of_shard = min(k, rows.shape[0])
+        run = _find(implementation, "encode", x.shape[0], rows, of_shard)
+        values, indices = run(x, rows, bias, of_shard)
+        return _merge(values, (values, indices), rows.shape[0], k)
 
-    specs = P("data"), P("feature"), P("feature"), P("feature")
-    return _over(mesh, local, specs, (P("data"), P("data")))(x, rows, bias, allowed)
+    return _spread(local, (TOKENS, FEATURES, FEATURES), (TOKENS, TOKENS), x.shape[0], rows.shape[0])(x, rows, bias)
+
+
+def encode_ranked(
+    x: Float[Array, "tokens d"], rows: Float[Array, "features d"], bias: Float[Array, " features"], k: int, rank: Rank
+) -> tuple[Float[Array, "tokens k"], Int[Array, "tokens k"], Int[Array, " tokens"]]:
+    """Values and features of the k best by `rank`, and how many features were not forbidden."""
+
+    def local(x: Array, rows: Array, bias: Array, tokens: Any, features: Any) -> tuple[Array, Array, Array]:
+        here = rank._replace(tokens=tokens, features=features)
+        scores, values, indices, count = xla.encode_ranked(x, rows, bias, min(k, rows.shape[0]), here)
+        return *_merge(scores, (values, indices), rows.shape[0], k), _summed(count)
+
+    specs = TOKENS, FEATURES, FEATURES, TOKENS, FEATURES
+    spread = _spread(local, specs, (TOKENS, TOKENS, TOKENS), x.shape[0], rows.shape[0])
+    return spread(x, rows, bias, rank.tokens, rank.features)
+
+
+def encode_groups(
+    x: Float[Array, "tokens d"], rows: Float[Array, "features d"], bias: Float[Array, " features"], groups: int
+) -> tuple[Float[Array, "tokens groups"], Int[Array, "tokens groups"]]:
+    """The largest of x W^T + b in each of `groups` groups of neighbouring features; each group lies on one shard."""
+
+    def local(x: Array, rows: Array, bias: Array) -> tuple[Array, Array]:
+        shards = _shards()
+        if groups % shards:
+            raise UserError(f"groups={groups} cannot be spread evenly over the mesh axis feature={shards}.")
+        values, indices = xla.encode_groups(x, rows, bias, groups // shards)
+        return _gathered((values, _global(indices, rows.shape[0])))
+
+    return _spread(local, (TOKENS, FEATURES, FEATURES), (TOKENS, TOKENS), x.shape[0], rows.shape[0])(x, rows, bias)
+
+
+def select(
+    pre: Float[Array, "tokens features"], k: int, rank: Rank | None
+) -> tuple[Float[Array, "tokens k"], Int[Array, "tokens k"], Int[Array, " tokens"]]:
+    """`encode_ranked` of pre-activations that are there already."""
+
+    def local(pre: Array, tokens: Any, features: Any) -> tuple[Array, Array, Array]:
+        here = Rank(_itself) if rank is None else rank._replace(tokens=tokens, features=features)
+        scores, values, indices, count = xla.ranked(pre, here, min(k, pre.shape[1]))
+        return *_merge(scores, (values, indices), pre.shape[1], k), _summed(count)
+
+    tokens, features = ((), ()) if rank is None else (rank.tokens, rank.features)
+    specs = P("data", "feature"), TOKENS, FEATURES
+    return _spread(local, specs, (TOKENS, TOKENS, TOKENS), *pre.shape)(pre, tokens, features)
 
 
 def gather_sum(
-    values: Float[Array, "tokens k"], indices: Int[Array, "tokens k"], rows: Float[Array, "features d"]
+    values: Float[Array, "tokens k"],
+    indices: Int[Array, "tokens k"],
+    rows: Float[Array, "features d"],
+    implementation: str | None = None,
 ) -> Float[Array, "tokens d"]:
-    """`pieces.gather_sum` on the current mesh."""
-    mesh = _mesh()
-    if mesh is None:
-        return pieces.gather_sum(values, indices, rows)
+    """Per token, the sum of the rows at its indices, weighted by its values."""
 
     def local(values: Array, indices: Array, rows: Array) -> Array:
-        return jax.lax.psum(pieces.gather_sum(values, _own(indices, rows.shape[0]), rows), "feature")
+        run = _find(implementation, "gather_sum", values.shape[0], rows, values.shape[1])
+        return _summed(run(values, _own(indices, rows.shape[0]), rows))
 
-    return _over(mesh, local, (P("data"), P("data"), P("feature")), P("data"))(values, indices, rows)
+    return _spread(local, (TOKENS, TOKENS, FEATURES), TOKENS, values.shape[0], rows.shape[0])(values, indices, rows)
 
 
 def sampled_dot(
-    g: Float[Array, "tokens d"], rows: Float[Array, "features d"], indices: Int[Array, "tokens k"]
+    g: Float[Array, "tokens d"],
+    rows: Float[Array, "features d"],
+    indices: Int[Array, "tokens k"],
+    implementation: str | None = None,
 ) -> Float[Array, "tokens k"]:
-    """`pieces.sampled_dot` on the current mesh."""
-    mesh = _mesh()
-    if mesh is None:
-        return pieces.sampled_dot(g, rows, indices)
+    """Per token, the inner products of g with the rows at its indices."""
 
     def local(g: Array, rows: Array, indices: Array) -> Array:
-        return jax.lax.psum(pieces.sampled_dot(g, rows, _own(indices, rows.shape[0])), "feature")
+        run = _find(implementation, "sampled_dot", g.shape[0], rows, indices.shape[1])
+        return _summed(run(g, rows, _own(indices, rows.shape[0])))
 
-    return _over(mesh, local, (P("data"), P("feature"), P("data")), P("data"))(g, rows, indices)
+    return _spread(local, (TOKENS, FEATURES, TOKENS), TOKENS, g.shape[0], rows.shape[0])(g, rows, indices)
 
 
 def outer_sum(
-    values: Float[Array, "tokens k"], indices: Int[Array, "tokens k"], g: Float[Array, "tokens d"], features: int
+    values: Float[Array, "tokens k"],
+    indices: Int[Array, "tokens k"],
+    g: Float[Array, "tokens d"],
+    features: int,
+    implementation: str | None = None,
 ) -> Float[Array, "features d"]:
-    """`pieces.outer_sum` on the current mesh."""
-    mesh = _mesh()
-    if mesh is None:
-        return pieces.outer_sum(values, indices, g, features)
-    owned = features // mesh.shape["feature"]
+    """The gradient of `gather_sum` in its rows."""
 
     def local(values: Array, indices: Array, g: Array) -> Array:
-        return jax.lax.psum(pieces.outer_sum(values, _own(indices, owned), g, owned), "data")
+        owned = features // _shards()
+        where = {"tokens": g.shape[0], "features": owned, "k": values.shape[1], "width": g.shape[1]}
+        run = dispatch.find(implementation, "outer_sum", **where)
+        total = run(values, _own(indices, owned), g, owned)
+        return total if _mesh() is None else jax.lax.psum(total, "data")
 
-    return _over(mesh, local, (P("data"), P("data"), P("data")), P("feature"))(values, indices, g)
+    return _spread(local, (TOKENS, TOKENS, TOKENS), FEATURES, g.shape[0], features)(values, indices, g)
+
+
+def outer_and_value_sum(
+    values: Float[Array, "tokens k"],
+    indices: Int[Array, "tokens k"],
+    g: Float[Array, "tokens d"],
+    features: int,
+    implementation: str | None = None,
+) -> tuple[Float[Array, "features d"], Float[Array, " features"]]:
+    """`outer_sum`, and per feature the sum of its values: the gradients of an encoder's rows and biases."""
+    if platforms.current() != "cpu":  # there a scatter of single numbers is slow: the sums become a column of the rows
+        columns = jnp.zeros((g.shape[0], LANES), g.dtype).at[:, 0].set(1)
+        both = outer_sum(values, indices, jnp.concatenate([g, columns], axis=1), features, implementation)
+        return both[:, : g.shape[1]], both[:, g.shape[1]]
+
+    sums = value_sum(values, indices, features)
+    return outer_sum(values, indices, g, features, implementation), sums
+
+
+def value_sum(
+    values: Float[Array, "tokens k"], indices: Int[Array, "tokens k"], features: int
+) -> Float[Array, " features"]:
+    """Per feature, the sum of its values."""
+
+    def local(values: Array, indices: Array) -> Array:
+        owned = features // _shards()
+        total = xla.value_sum(values, _own(indices, owned), owned)
+        return total if _mesh() is None else jax.lax.psum(total, "data")
+
+    return _spread(local, (TOKENS, TOKENS), FEATURES, values.shape[0], features)(values, indices)
 
 
 def _mesh() -> AbstractMesh | None:
@@ -102,21 +180,64 @@ def _mesh() -> AbstractMesh | None:
     return mesh if mesh.shape["data"] * mesh.shape["feature"] > 1 else None
 
 
-def _over(mesh: AbstractMesh, local, in_specs, out_specs):
-    # check_vma cannot prove that gathered candidates are the same on every shard.
-    return partial(jax.shard_map, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)(local)
+def _shards() -> int:
+    mesh = _mesh()
+    return 1 if mesh is None else mesh.shape["feature"]
 
 
-def _own(indices: Array, owned: int) -> Array:
-    """Indices into this shard's rows; those of other shards become `owned`, which stands for no row."""
-    here = indices - jax.lax.axis_index("feature") * owned
-    return jnp.where((here >= 0) & (here < owned), here, owned)
-
-
-def _check_divides(mesh: AbstractMesh, tokens: int, features: int) -> None:
+def _spread(local: Callable[..., Any], in_specs: Any, out_specs: Any, tokens: int, features: int) -> Callable[..., Any]:
+    """`local` on every shard of the current mesh, or as it is where there is none."""
+    mesh = _mesh()
+    if mesh is None:
+        return local
     for name, size, axis in (("batch_size", tokens, "data"), ("features", features, "feature")):
         if size % mesh.shape[axis]:
             raise UserError(
                 f"{name}={size} cannot be spread evenly over the mesh axis {axis}={mesh.shape[axis]}: "
                 f"take a multiple of {mesh.shape[axis]}."
             )
+    # check_vma cannot prove that gathered candidates are the same on every shard.
+    return jax.shard_map(local, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)
+
+
+def _find(implementation: str | None, of: str, tokens: int, rows: Array, k: int) -> Callable[..., Any]:
+    return dispatch.find(implementation, of, tokens=tokens, features=rows.shape[0], k=k, width=rows.shape[1])
+
+
+def _merge(scores: Array, of_shard: tuple[Array, Array], owned: int, k: int) -> tuple[Array, Array]:
+    """The k best of all shards by score: values and features."""
+    values, indices = of_shard
+    if _shards() == 1:
+        return values, indices
+    plain = scores is values
+    indices = _global(indices, owned)
+    scores, values, indices = _gathered((scores, None if plain else values, indices))
+    scores, winners = jax.lax.top_k(scores, k)
+    chosen = scores if plain else jnp.take_along_axis(values, winners, axis=1)
+    return chosen, jnp.take_along_axis(indices, winners, axis=1)
+
+
+def _gathered(of_shard: Any) -> Any:
+    """The columns of all shards, in the order of the shards."""
+    return jax.lax.all_gather(of_shard, "feature", axis=1, tiled=True) if _shards() > 1 else of_shard
+
+
+def _summed(of_shard: Array) -> Array:
+    return jax.lax.psum(of_shard, "feature") if _shards() > 1 else of_shard
+
+
+def _global(indices: Array, owned: int) -> Array:
+    """This shard's indices as indices into all rows."""
+    return indices + jax.lax.axis_index("feature") * owned if _shards() > 1 else indices
+
+
+def _own(indices: Array, owned: int) -> Array:
+    """Indices into this shard's rows; those of other shards become `owned`, which stands for no row."""
+    if _shards() == 1:
+        return indices
+    here = indices - jax.lax.axis_index("feature") * owned
+    return jnp.where((here >= 0) & (here < owned), here, owned)
+
+
+def _itself(pre: Array, tokens: Any, features: Any) -> Array:
+    return pre

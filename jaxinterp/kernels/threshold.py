@@ -21,3 +21,21 @@ def kth_largest(values: Float[Array, "..."], k: int | Int[Array, ""]) -> Float[A
         return jnp.where(jnp.sum(bits >= middle) >= k, middle, low)
 
     return jax.lax.bitcast_convert_type(jax.lax.fori_loop(0, 31, narrow, jnp.int32(0)), jnp.float32)
+
+
+def keep_largest(
+    values: Float[Array, "*axes k"], budget: int | Int[Array, ""]
+) -> tuple[Float[Array, "*axes k"], Float[Array, ""]]:
+    """The `budget` largest positive values of a batch; all others become 0. And the smallest one kept.
+
+    Exactly `budget` are kept where as many are positive: among values equal to the smallest, the first ones.
+    """
+    smallest = kth_largest(values, budget)
+    flat = jnp.maximum(values.reshape(-1, values.shape[-1]), 0)
+    above, tied = flat > smallest, flat == smallest
+    # Counted by token first: the running sum over a batch that is spread over devices is one of single numbers.
+    of_token = jnp.sum(tied, axis=-1)
+    before = jnp.cumsum(of_token) - of_token
+    place = before[:, None] + jnp.cumsum(tied, axis=-1)
+    kept = above | (tied & (place <= budget - jnp.sum(above)))
+    return jnp.where(kept, flat, 0).reshape(values.shape), smallest

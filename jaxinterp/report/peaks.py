@@ -10,13 +10,13 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
 from jaxinterp.data.activations import harvest
 from jaxinterp.errors import UserError
+from jaxinterp.kernels import rank, select_topk
 
 MOST_CODES = 2**24  # entries of a batch's dense codes: 64 MiB
 
@@ -74,12 +74,12 @@ def _update(peaks: Peaks, decomposition: Any, model: Any, batch: Mapping[str, Ar
         return jnp.concatenate([old, new.T.astype(old.dtype)], axis=1)
 
     every_value = joined(peaks.values, values)
-    # Of equal peaks top_k keeps the first, which is the one in the earlier window.
-    _, kept = jax.lax.top_k(jnp.abs(every_value), peaks.values.shape[1])
+    # Of equal peaks the first is kept, which is the one in the earlier window.
+    largest, kept = select_topk(every_value, k=peaks.values.shape[1], rank=rank.by_size())
     return Peaks(
         peaks.fired + jnp.sum(codes != 0, axis=(0, 1)),
         peaks.weight + jnp.sum(batch["weight"] > 0),
-        jnp.take_along_axis(every_value, kept, axis=1),
+        largest,
         jnp.take_along_axis(joined(peaks.windows, windows), kept, axis=1),
         jnp.take_along_axis(joined(peaks.places, places), kept, axis=1),
     )

@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 INSTALLED := $(VENV)/.installed
 DEMO_OUT ?= runs/demo
 
-.PHONY: demo tiny test lint format parity clean
+.PHONY: demo tiny test test-tpu lint format parity clean
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "jaxinterp needs Python 3.11 or newer: make PYTHON=/path/to/python3.11")'
@@ -35,7 +35,7 @@ format: $(INSTALLED)
 	$(BIN)/ruff check --fix .
 
 clean:
-	rm -rf $(VENV) runs
+	rm -rf $(VENV) $(PARITY) $(TPU) runs
 
 PARITY := .venv-parity
 TORCH := torch==2.13.0
@@ -49,3 +49,13 @@ parity:  ## remake the goldens with transformers and compare; fails with .no-cpu
 	  && $(PARITY)/bin/python -m pip install --quiet $(TORCH); } || { touch $(PARITY)/.no-cpu-torch; exit 2; }
 	$(PARITY)/bin/python -m pip install --quiet --constraint constraints.txt --editable ".[convert]"
 	JAX_PLATFORMS=cpu $(PARITY)/bin/python tests/parity/make_goldens.py --check
+
+TPU := .venv-tpu
+
+test-tpu:  ## compile every TPU kernel with the real TPU compiler, which needs no TPU; fails with .no-libtpu where it is not to be had
+	test -x $(TPU)/bin/python || $(PYTHON) -m venv $(TPU)
+	@rm -f $(TPU)/.no-libtpu
+	$(TPU)/bin/python -c 'import libtpu' 2>/dev/null \
+	  || $(TPU)/bin/python -m pip install --quiet --constraint constraints.txt libtpu || { touch $(TPU)/.no-libtpu; exit 2; }
+	$(TPU)/bin/python -m pip install --quiet --constraint constraints.txt --editable ".[tpu]"
+	$(TPU)/bin/python -m benchmarks.tpu_compile --quick

@@ -43,13 +43,14 @@ def step(parameters, x):
 
 @pytest.mark.parametrize("function", [forward, gradient, step])
 def test_on_a_cpu(function):
+    """Invariant 22."""
     compiled = jax.jit(function).lower(*arguments()).compile()
     assert largest(compiled.as_text()) <= xla.chunks.PRE_ACTIVATIONS * FEATURES < LIMIT
 
 
 @pytest.mark.parametrize("function", [forward, gradient])
 def test_lowered_for_a_gpu(function, monkeypatch):
-    """Plain XLA, in the form in which the GPU compiler gets it."""
+    """Invariant 22: plain XLA, in the form in which the GPU compiler gets it."""
     monkeypatch.setattr("jaxinterp.kernels.dispatch.refusal", lambda *args, **shape: None)
     monkeypatch.setattr("jaxinterp.kernels.dispatch.choose", lambda *args, **shape: "xla")
     with described("gpu"):

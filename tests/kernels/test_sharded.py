@@ -61,6 +61,7 @@ def test_selections_are_bit_identical(shape, name):
 
 @meshes
 def test_twenty_steps_of_adam_agree(shape):
+    """Invariant 5."""
     optimizer = optax.adam(1e-3)
 
     def train(parameters, x):

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
+from jaxinterp.data.batch import Names
 from jaxinterp.errors import UserError
 from jaxinterp.models.sites import Add, run
 
@@ -23,6 +24,10 @@ class Rows(eqx.Module):
 
     arrays: dict[str, Float[Array, "... _d"]]
     weight: Float[Array, "..."]
+
+    def at(self, names: Names) -> Any:
+        """The array of a name; a tuple of arrays for several."""
+        return self.arrays[names] if isinstance(names, str) else tuple(self.arrays[name] for name in names)
 
     def flat(self) -> "Rows":
         """The same with one leading axis: `[tokens, d]` and `[tokens]`."""

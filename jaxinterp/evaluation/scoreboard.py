@@ -64,7 +64,7 @@ def scoreboard(
     Returns:
       A row of plain numbers for each, in the order given; `method` is its name.
     """
-    sites = tuple(dict.fromkeys(name for d in decompositions.values() for name in (d.sites.reads, d.sites.writes)))
+    sites = tuple(dict.fromkeys(name for d in decompositions.values() for name in d.sites.names()))
     batches = take(heldout, tokens, seed=seed)
     centers = _heldout_means(subject.model, batches, sites)
     ablations = {d.sites.writes: d.target_mean for d in reversed(list(decompositions.values()))} | dict(means or {})
@@ -115,7 +115,7 @@ def _heldout_means(model: Any, batches: Iterable[Mapping[str, Any]], sites: tupl
 @eqx.filter_jit
 def _reconstruct(decomposition: Any, rows: Rows, center: Array) -> tuple[Array, dict[str, Array]]:
     """ŷ where there is weight and y elsewhere; per token: squared error, squared distance from the mean, active."""
-    x, y, weight = rows.arrays[decomposition.sites.reads], rows.arrays[decomposition.sites.writes], rows.weight
+    x, y, weight = rows.at(decomposition.sites.reads), rows.at(decomposition.sites.writes), rows.weight
     codes = decomposition.encode(x)
     output = decomposition.decode(codes, x)
     return jnp.where(weight[..., None] > 0, output, y), {

@@ -8,6 +8,8 @@ With N tokens, M features, rows `(M, d)` of a read or write matrix W, and per to
     outer_sum   dW[m]  = sum over (n, j) with i_nj = m of v_nj g_n
 
 An index equal to M stands for no row at all: it reads zeros and writes nothing. Every implementation has these four.
+Sums are float32; products of float32 operands are what the platform's matmul makes of them (TF32 on a GPU, bfloat16
+passes on a TPU) unless `jax_default_matmul_precision` says otherwise.
 """
 
 from typing import Any
@@ -148,11 +150,11 @@ def value_sum(
 def order(indices: Int[Array, "tokens k"]) -> tuple[Int[Array, " entries"], Int[Array, " entries"]]:
     """The features of all entries in rising order, and the entries in that order.
 
-    Two calls with the same indices compile to one sort.
+    Two calls with the same indices compile to one sort. Its keys are unsigned: for those XLA has a radix sort on a GPU.
     """
     entries = jnp.arange(indices.size, dtype=jnp.int32)
-    features, entries = jax.lax.sort((indices.reshape(-1), entries), num_keys=1, is_stable=True)
-    return features, entries
+    keys, entries = jax.lax.sort((indices.reshape(-1).astype(jnp.uint32), entries), num_keys=1, is_stable=True)
+    return keys.astype(jnp.int32), entries
 
 
 def _outer_by_token(values: Array, indices: Array, g: Array, features: int) -> Array:

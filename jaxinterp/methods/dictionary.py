@@ -75,7 +75,7 @@ class DictionaryHyperparameters:
 
 def dictionary_recipe(
     hyper: DictionaryHyperparameters,
-    init: Callable[[PRNGKeyArray, Batch, Any], Dictionary],
+    init: Callable[[PRNGKeyArray, Batch, Any], Any],
     steps: int,
     *,
     unit_norm: bool,
@@ -136,7 +136,7 @@ def unit_rows(rows: Array) -> Array:
     return rows / jnp.maximum(jnp.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
 
 
-def tangential(dictionary: Dictionary, gradient: Any) -> Any:
+def tangential(dictionary: Any, gradient: Any) -> Any:
     """The gradient without the part that would only lengthen a unit write vector: g_j - (g_j . D_j) D_j."""
     g, rows = gradient.decoder, dictionary.decoder
     along = jnp.sum(g * rows, axis=1, keepdims=True) * rows

@@ -1,0 +1,151 @@
+"""Planted problems: activations whose dictionary is known, and the training of a method on them, over seeds.
+
+    x = h V + noise
+
+V holds `features` unit rows in `width` dimensions; h has exactly `active` entries that are not zero (or `active` on
+average), uniform between `low` and `high`. Options make the plant harder in the ways that language models are:
+
+    exponent       feature j occurs with frequency ~ (j + 1)^-exponent
+    correlation    features 2j and 2j + 1 share their luck in this fraction of samples
+    children       every parent feature has so many children, which occur only where it does
+    independent    a random number of features is active (toy superposition)
+    noise          Gaussian, with this standard deviation per dimension
+
+A chosen set is the `active` largest of log-frequency + Gumbel noise: sampling without replacement.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from jaxinterp.data.batch import Batch, Sites, make_batch
+from jaxinterp.errors import UserError
+from jaxinterp.evaluation.recovery import mcc
+from jaxinterp.kernels import select_topk
+from jaxinterp.methods.base import Method
+from jaxinterp.models.tiny import unit_rows
+
+Draw = Callable[[PRNGKeyArray, int], dict[str, Array]]
+"""(key, samples) -> arrays by site name."""
+
+SAMPLE = 4096
+"""Rows that a method sees before it starts, for scales and means."""
+
+LATE = 200
+"""Steps at the end of training that metrics are averaged over."""
+
+
+@dataclass(frozen=True)
+class Plant:
+    """What is planted; the defaults are the reference problem of the thresholds in tests/methods."""
+
+    features: int = 48
+    width: int = 32
+    active: int = 3
+    low: float = 0.5
+    high: float = 1.5
+    exponent: float = 0.0
+    correlation: float = 0.0
+    children: int = 0
+    independent: bool = False
+    noise: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Raises UserError where a plant cannot be."""
+        if not 0 < self.active <= self.features:
+            raise UserError(f"active={self.active} must lie between 1 and features={self.features}.")
+        if not 0 <= self.correlation <= 1:
+            raise UserError(f"correlation={self.correlation} is a fraction: between 0 and 1.")
+        if self.children < 0 or self.features % (self.children + 1):
+            raise UserError(f"children={self.children}: families of 1 + children must fill features={self.features}.")
+
+    def rows(self, key: PRNGKeyArray) -> Float[Array, "features width"]:
+        """V: the planted dictionary."""
+        return unit_rows(key, self.features, self.width)
+
+    def codes(self, key: PRNGKeyArray, samples: int) -> Float[Array, "samples features"]:
+        """h: the planted codes."""
+        luck_key, shared_key, size_key, count_key = jax.random.split(key, 4)
+        luck = jax.random.gumbel(luck_key, (samples, self.features))
+        if self.correlation:
+            partner = luck[:, jnp.arange(self.features) // 2 * 2]
+            together = jax.random.bernoulli(shared_key, self.correlation, (samples, (self.features + 1) // 2))
+            luck = jnp.where(jnp.repeat(together, 2, axis=1)[:, : self.features], partner, luck)
+        score = luck - self.exponent * jnp.log1p(jnp.arange(self.features))
+        if self.children:
+            parents = self.features // (1 + self.children)
+            of_parent = score[:, jnp.arange(self.features) % parents]
+            score = jnp.where(jnp.arange(self.features) < parents, score, jnp.minimum(score, of_parent - 1e-3))
+        if self.independent:
+            rate = self.active / self.features
+            chosen = jax.random.bernoulli(count_key, rate, score.shape)
+        else:
+            places = select_topk(score, k=self.active)[1]
+            chosen = jnp.zeros(score.shape, bool).at[jnp.arange(samples)[:, None], places].set(True)
+        sizes = jax.random.uniform(size_key, score.shape, minval=self.low, maxval=self.high)
+        return jnp.where(chosen, sizes, 0.0)
+
+    def draw(self, rows: Float[Array, "features width"]) -> Draw:
+        """The function that draws samples of x, under the site name `x`."""
+
+        def samples(key: PRNGKeyArray, samples: int) -> dict[str, Array]:
+            code_key, noise_key = jax.random.split(key)
+            x = self.codes(code_key, samples) @ rows
+            return {"x": x + self.noise * jax.random.normal(noise_key, x.shape)}
+
+        return samples
+
+
+def train(
+    method: Method,
+    draws: Sequence[Draw],
+    sites: Sites,
+    *,
+    steps: int = 6000,
+    batch_size: int = 256,
+    seed: int = 0,
+) -> tuple[list[Any], list[dict[str, float]]]:
+    """Train a method on fresh samples, once for each entry of `draws`; each run is one compiled scan.
+
+    Returns:
+      The decompositions, and each run's mean metrics over its last `LATE` steps.
+    """
+    recipe = method.recipe(steps)
+
+    def run(draw: Draw, key: PRNGKeyArray) -> tuple[Any, Any]:
+        start_key, data_key = jax.random.split(key)
+
+        def batch(step: Array, size: int) -> Batch:
+            return make_batch(draw(jax.random.fold_in(data_key, step), size), jnp.ones(size), sites, step=step)
+
+        def body(state: Any, step: Array) -> tuple[Any, Any]:
+            state, metrics = recipe.step(state, batch(step, batch_size), jax.random.fold_in(start_key, step), None)
+            return state, {name: ratio.value() for name, ratio in metrics.items() if ratio.total.ndim == 0}
+
+        state = recipe.init(start_key, batch(jnp.int32(steps), SAMPLE), None)
+        state, history = jax.lax.scan(body, state, jnp.arange(steps))
+        return state, jax.tree.map(lambda values: jnp.mean(values[-LATE:]), history)
+
+    trained, metrics = [], []
+    for number, draw in enumerate(draws):
+        state, late = jax.jit(run, static_argnums=0)(draw, jax.random.key(1000 + seed + number))
+        trained.append(recipe.finish(state))
+        metrics.append({name: float(value) for name, value in late.items()})
+    return trained, metrics
+
+
+def stability(dictionaries: Sequence[Float[Array | np.ndarray, "features d"]]) -> float:
+    """The mean over pairs of seeds of the mean matched cosine of their rows: 1 where every seed finds the same.
+
+    Raises:
+      UserError: there are fewer than two.
+    """
+    if len(dictionaries) < 2:
+        raise UserError(f"stability compares seeds: {len(dictionaries)} dictionary given, at least 2 needed.")
+    pairs = [(a, b) for number, a in enumerate(dictionaries) for b in dictionaries[number + 1 :]]
+    return float(np.mean([mcc(a, b) for a, b in pairs]))

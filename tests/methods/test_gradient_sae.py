@@ -1,0 +1,116 @@
+"""The gradient SAE: its selection on planted loud and quiet features, its training, its place on a mesh and on disk."""
+
+from dataclasses import replace
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxinterp.data.batch import Sites, make_batch
+from jaxinterp.decompositions.activations import BatchTopK, TopK
+from jaxinterp.decompositions.by_effect import EffectDictionary
+from jaxinterp.errors import UserError
+from jaxinterp.methods.gradient_sparse_autoencoder import GradientSparseAutoencoder
+from jaxinterp.models.tiny import unit_rows
+
+D, LOUD, QUIET, ACTIVE, K = 32, 12, 12, 3, 4
+SITES = Sites(("x", "x/gradient"), "x")
+
+
+def plant(seed=0, samples=2000):
+    """Loud features that the loss does not see, and quiet ones that it is made of; 3 + 3 active."""
+    keys = jax.random.split(jax.random.key(seed), 6)
+    rows = unit_rows(keys[0], LOUD + QUIET, D)
+
+    def chosen(key, count):
+        places = jax.lax.top_k(jax.random.uniform(key, (samples, count)), ACTIVE)[1]
+        return jnp.zeros((samples, count)).at[jnp.arange(samples)[:, None], places].set(1.0)
+
+    loud = chosen(keys[1], LOUD) * jax.random.uniform(keys[2], (samples, LOUD), minval=1.5, maxval=2.5)
+    active = chosen(keys[3], QUIET)
+    quiet = active * jax.random.uniform(keys[4], (samples, QUIET), minval=0.3, maxval=0.6)
+    dual = jnp.linalg.pinv(rows)  # column j is orthogonal to every row but j
+    signs = jnp.where(jax.random.bernoulli(keys[5], shape=quiet.shape), 1.0, -1.0)
+    gradient = (active * signs) @ dual[:, LOUD:].T
+    return rows, jnp.concatenate([loud, quiet], axis=1) @ rows, gradient
+
+
+def true_dictionary(rows, own, strength):
+    """Read vectors that undo the write vectors exactly."""
+    method = GradientSparseAutoencoder(features=LOUD + QUIET, k=K, own=own, strength=strength, normalise=False)
+    sample = make_batch({"x": jnp.ones((4, D)), "x/gradient": jnp.ones((4, D))}, jnp.ones(4), SITES)
+    state = method.recipe(1).init(jax.random.key(0), sample, None)
+    where = lambda d: (d.dictionary.encoder, d.dictionary.decoder)
+    return eqx.tree_at(where, state.decomposition, (jnp.linalg.pinv(rows).T, rows))
+
+
+def picks(own, strength, alone=False):
+    """How many quiet features are chosen per token, and the first-order error in the loss."""
+    rows, x, gradient = plant()
+    dictionary = true_dictionary(rows, own, strength)
+    codes = dictionary.encode(x if alone else (x, gradient))
+    error = dictionary.decode(codes, x) - x
+    quiet = jnp.sum((codes.indices >= LOUD) & (codes.values > 0), axis=1)
+    return float(quiet.mean()), float(jnp.abs(jnp.sum(gradient * error, axis=1)).mean())
+
+
+@pytest.mark.parametrize(("own", "strength"), [(1.0, 20.0), (0.0, 1.0)])
+def test_effect_finds_the_quiet_features(own, strength):
+    quiet, effect = picks(own, strength)
+    assert quiet >= 2.99 and effect < 1e-3
+
+
+def test_size_alone_does_not():
+    """The controls: no gradient, and a strength of nothing."""
+    for quiet, effect in (picks(1.0, 20.0, alone=True), picks(1.0, 0.0)):
+        assert quiet < 1.5 and effect > 0.3
+
+
+def test_equal_effects_select_what_topk_selects():
+    """Where |D_j . g| is the same for all j, the score is the size."""
+    rows, x, _ = plant()
+    dictionary = true_dictionary(rows, 1.0, 1.0)
+    gradient = jnp.broadcast_to(jnp.linalg.pinv(rows) @ jnp.ones(LOUD + QUIET), x.shape)
+    for got, expected in zip(
+        jax.tree.leaves(dictionary.encode((x, gradient))), jax.tree.leaves(dictionary.encode(x)), strict=True
+    ):
+        np.testing.assert_allclose(got, expected, rtol=1e-5)
+
+
+def test_training_lowers_the_effect_of_the_error():
+    """The mixture leaves a smaller first-order error than TopK does, at some cost in variance."""
+
+    def late(strength):
+        method = GradientSparseAutoencoder(features=48, k=K, strength=strength, learning_rate=3e-3, auxk=0.0)
+        recipe = method.recipe(2000)
+        _, x, gradient = plant(samples=20_000)
+
+        def batch(key, step):
+            rows = jax.random.randint(key, (256,), 0, len(x))
+            return make_batch({"x": x[rows], "x/gradient": gradient[rows]}, jnp.ones(256), SITES, step=step)
+
+        @jax.jit
+        def train():
+            def body(state, step):
+                state, metrics = recipe.step(state, batch(jax.random.key(step), step), jax.random.key(1), None)
+                return state, (metrics["effect"].value(), metrics["fvu"].value())
+
+            state = recipe.init(jax.random.key(0), batch(jax.random.key(10**6), 0), None)
+            return jax.lax.scan(body, state, jnp.arange(2000))[1]
+
+        return [float(values[-100:].mean()) for values in train()]
+
+    mixture, plain = late(2.0), late(0.0)
+    assert mixture[0] < 0.95 * plain[0]
+    assert mixture[1] < 0.1
+
+
+def test_only_topk_selects_by_a_score():
+    rows, _, _ = plant(samples=8)
+    dictionary = true_dictionary(rows, 1.0, 1.0)
+    with pytest.raises(UserError, match="activation=BatchTopK does not select by a score: take TopK"):
+        replace(dictionary, dictionary=replace(dictionary.dictionary, activation=BatchTopK(4)))
+    assert isinstance(replace(dictionary, dictionary=dictionary.dictionary), EffectDictionary)
+    assert isinstance(dictionary.activation, TopK)

@@ -50,9 +50,10 @@ class SparseCodes(eqx.Module):
 
 
 class DenseCodes(eqx.Module):
-    """One value per feature."""
+    """One value per feature; `pre` are the pre-activations that decided, where a loss wants them."""
 
     values: Float[Array, "*axes features"]
+    pre: Float[Array, "*axes features"] | None = None
 
     @property
     def features(self) -> int:

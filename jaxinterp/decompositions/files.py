@@ -17,11 +17,14 @@ from safetensors.numpy import load_file, save_file
 
 from jaxinterp.data.batch import Sites
 from jaxinterp.decompositions.activations import Activation, BatchTopK, ReLU, TopK
+from jaxinterp.decompositions.adaptive import GroupBias, TopAFA
 from jaxinterp.decompositions.dictionary import Dictionary
+from jaxinterp.decompositions.gates import Gated, JumpReLU
 from jaxinterp.errors import UserError, suggest
 from jaxinterp.trees import named_leaves
 
 PREFIX = "activation/"
+KNOWN: tuple[type[Activation], ...] = (ReLU, TopK, BatchTopK, Gated, JumpReLU, TopAFA, GroupBias)
 
 
 def save_dictionary(dictionary: Dictionary, folder: str | Path) -> Path:
@@ -41,9 +44,7 @@ def save_dictionary(dictionary: Dictionary, folder: str | Path) -> Path:
     return folder
 
 
-def load_dictionary(
-    folder: str | Path, *, activations: Sequence[type[Activation]] = (ReLU, TopK, BatchTopK)
-) -> Dictionary:
+def load_dictionary(folder: str | Path, *, activations: Sequence[type[Activation]] = KNOWN) -> Dictionary:
     """Read a dictionary back.
 
     Args:
@@ -73,7 +74,11 @@ def load_dictionary(
     if set(leaves) - {"skip"} != expected:
         different = sorted(set(leaves) ^ expected - {"skip"})
         raise UserError(f"the dictionary in {folder} is damaged: arrays {different} are missing or unknown.")
-    return Dictionary(**{"skip": None, **leaves}, activation=known[kind](**settings, **own), sites=sites)
+    try:
+        activation = known[kind](**settings, **own)
+    except TypeError as error:
+        raise UserError(f"the dictionary in {folder} is damaged: {error}") from error
+    return Dictionary(**{"skip": None, **leaves}, activation=activation, sites=sites)
 
 
 def _static(field: Any) -> bool:

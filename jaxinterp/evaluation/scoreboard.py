@@ -66,9 +66,9 @@ def scoreboard(
     """
     sites = tuple(dict.fromkeys(name for d in decompositions.values() for name in d.sites.names()))
     batches = take(heldout, tokens, seed=seed)
-    centers = _heldout_means(subject.model, batches, sites)
+    centers = heldout_means(subject.model, batches, sites)
     ablations = {d.sites.writes: d.target_mean for d in reversed(list(decompositions.values()))} | dict(means or {})
-    tables = {name: _Table() for name in decompositions}
+    tables = {name: Table() for name in decompositions}
     seen = 0
     for batch in batches:
         on_device = {name: jnp.asarray(batch[name]) for name in ("tokens", "weight")}
@@ -80,12 +80,12 @@ def scoreboard(
         if seen < ce_tokens:
             effects = _effects(decompositions, outputs, ablations, subject.model, rows, on_device["tokens"])
             for name, columns in effects:
-                tables[name].add(next_document=batch["document"][:, :-1], counted=_counted(batch), **columns)
+                tables[name].add(next_document=batch["document"][:, :-1], counted=next_counts(batch), **columns)
         seen += batch["tokens"].size
-    return [_row(name, decompositions[name], table) for name, table in tables.items()]
+    return [row_of(name, decompositions[name], table) for name, table in tables.items()]
 
 
-class _Table:
+class Table:
     """Columns of one number a token, in parts; `fired` is summed."""
 
     def __init__(self) -> None:
@@ -102,7 +102,7 @@ class _Table:
         return np.sum(self.parts[name], axis=0)
 
 
-def _heldout_means(model: Any, batches: Iterable[Mapping[str, Any]], sites: tuple[str, ...]) -> dict[str, Array]:
+def heldout_means(model: Any, batches: Iterable[Mapping[str, Any]], sites: tuple[str, ...]) -> dict[str, Array]:
     """The mean of every array over the tokens that have weight."""
     sums, count = dict.fromkeys(sites, np.zeros(())), 0.0
     for batch in batches:
@@ -140,29 +140,31 @@ def _effects(
         site = decomposition.sites.writes
         if site not in by_site:
             y, counts = rows.arrays[site], rows.weight[..., None] > 0
-            clean = _logits(model, tokens, site, y)
-            zero = _logits(model, tokens, site, jnp.where(counts, 0.0, y))
-            mean = _logits(model, tokens, site, jnp.where(counts, ablations[site], y))
+            clean = logits_with(model, tokens, site, y)
+            zero = logits_with(model, tokens, site, jnp.where(counts, 0.0, y))
+            mean = logits_with(model, tokens, site, jnp.where(counts, ablations[site], y))
             by_site[site] = (
                 clean,
                 {
-                    "nll_clean": _compare(clean, clean, tokens)["nll"],
-                    "nll_zero": _compare(zero, clean, tokens)["nll"],
-                    "nll_mean": _compare(mean, clean, tokens)["nll"],
+                    "nll_clean": compare(clean, clean, tokens)["nll"],
+                    "nll_zero": compare(zero, clean, tokens)["nll"],
+                    "nll_mean": compare(mean, clean, tokens)["nll"],
                 },
             )
         clean, columns = by_site[site]
-        yield name, columns | _compare(_logits(model, tokens, site, outputs[name]), clean, tokens)
+        yield name, columns | compare(logits_with(model, tokens, site, outputs[name]), clean, tokens)
 
 
 @eqx.filter_jit
-def _logits(model: Any, tokens: Int[Array, "batch seq"], site: str, value: Array) -> Float[Array, "batch seq vocab"]:
+def logits_with(
+    model: Any, tokens: Int[Array, "batch seq"], site: str, value: Array
+) -> Float[Array, "batch seq vocab"]:
     """One program for every decomposition: the model with `value` at `site`."""
     return run(model, tokens, edits={site: SetTo(value)}).logits
 
 
 @jax.jit
-def _compare(logits: Array, clean: Array, tokens: Array) -> dict[str, Array]:
+def compare(logits: Array, clean: Array, tokens: Array) -> dict[str, Array]:
     """Per next token: its negative log-likelihood, KL(clean || logits), whether the most likely token agrees."""
     log_p, log_clean = jax.nn.log_softmax(logits[:, :-1]), jax.nn.log_softmax(clean[:, :-1])
     return {
@@ -172,13 +174,13 @@ def _compare(logits: Array, clean: Array, tokens: Array) -> dict[str, Array]:
     }
 
 
-def _counted(batch: Mapping[str, Any]) -> np.ndarray:
+def next_counts(batch: Mapping[str, Any]) -> np.ndarray:
     """1 where a next token counts."""
     weight, document = np.asarray(batch["weight"]), np.asarray(batch["document"])
     return weight[:, :-1] * weight[:, 1:] * (document[:, :-1] == document[:, 1:])
 
 
-def _row(name: str, decomposition: Any, table: _Table) -> Row:
+def row_of(name: str, decomposition: Any, table: Table) -> Row:
     weight, document = table["weight"], table["document"].astype(np.int64)
     count, spread = weight.sum(), table["spread"]
     counted, next_document = table["counted"], table["next_document"].astype(np.int64)

@@ -17,7 +17,6 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from jaxinterp.data.batch import Batch
-from jaxinterp.decompositions.codes import Codes
 
 
 class Ratio(eqx.Module):
@@ -52,7 +51,7 @@ class Objective(Protocol):
 class Forward(NamedTuple):
     """What was computed once for all terms."""
 
-    codes: Codes
+    codes: Any  # `Codes`; those of several layers, where the decomposition has them
     output: Any  # what `decode` returned, [tokens, d_out]
     key: PRNGKeyArray
     model: Any  # the frozen subject model, or None

@@ -1,0 +1,168 @@
+"""Activations that decide themselves how many features are active: by the input's norm, or by target frequencies.
+
+    TopAFA     z = max(a, 0) at the largest a, as many as bring the norm of z nearest to the norm of x
+    GroupBias  z = gain * a where a + b > 0; b is adapted so that each feature is active as often as its group should be
+
+with a = x E^T + bias. Both give dense codes (TopAFA on request sparse ones, with a cap).
+"""
+
+from functools import partial
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from jaxinterp.decompositions.activations import check_k
+from jaxinterp.decompositions.base import PARAMETER_ROWS, STATE, STATE_ROWS
+from jaxinterp.decompositions.codes import Codes, DenseCodes, SparseCodes
+from jaxinterp.errors import UserError
+from jaxinterp.kernels import encode_topk
+
+CLOSE = 1e-6
+"""TopAFA: norms that differ by less than this fraction are equal (float32 sums of many squares)."""
+
+DEAD = 1e-6
+"""GroupBias: a feature that is active on less than this fraction of tokens is revived."""
+
+
+class TopAFA(eqx.Module):
+    """z = max(a, 0) at the k* largest a, k* = argmin_k | |z_k| - |x| |, z_k the k largest (arXiv 2503.24277).
+
+    Read and write vectors of nearly orthogonal unit features give codes as long as their input: the norm of x tells how
+    many are active. It takes write vectors to be unit vectors, and x to be centred.
+    """
+
+    cap: int | None = eqx.field(static=True, default=None)
+    """None: dense codes. A number: sparse codes of at most so many features a token; the smallest are lost beyond."""
+
+    def __check_init__(self) -> None:
+        """Raises UserError where the cap is no positive number."""
+        if self.cap is not None:
+            check_k(self.cap)
+
+    def codes(self, x: Array, rows: Array, bias: Array, *, k: Any, weight: Any, training: bool) -> Codes:
+        norm = jnp.linalg.norm(x, axis=-1)
+        if self.cap is None:
+            return DenseCodes(nearest_norm(jax.nn.relu(x @ rows.T + bias), norm))
+        # One more than may be kept: the selection never keeps all that it is offered.
+        values, indices = encode_topk(x, rows, bias, k=min(self.cap + 1, rows.shape[0]))
+        return SparseCodes(nearest_norm(jax.nn.relu(values), norm), indices, rows.shape[0])
+
+    def after_step(self, metrics: Any, step: Array) -> "TopAFA":
+        return self
+
+
+def nearest_norm(values: Float[Array, "*axes n"], norm: Float[Array, "*axes"]) -> Float[Array, "*axes n"]:
+    """The k* largest of non-negative values, the others 0: those whose norm is nearest to `norm`.
+
+    Equation: c_k = sqrt(sum of the k largest squares); k* = argmin over 1 <= k < n of |c_k - norm|, the least of them.
+    Equal values are kept or dropped together. The gradient is that of the kept values.
+
+    Float32 numbers >= 0 are ordered as their bit patterns are: 31 rounds of bisection over the bits find the value at
+    which the growing norm reaches `norm`, within rounding (`CLOSE`). Sums add over shards; nothing is sorted.
+    """
+    fixed, goal = jax.lax.stop_gradient((values.astype(jnp.float32), norm.astype(jnp.float32)[..., None]))
+    bits = jax.lax.bitcast_convert_type(fixed, jnp.int32)
+    smallest, largest = jnp.min(bits, axis=-1, keepdims=True), jnp.max(bits, axis=-1, keepdims=True)
+
+    def length(chosen: Bool[Array, "..."]) -> Float[Array, "..."]:
+        return jnp.sqrt(jnp.sum(jnp.where(chosen, fixed**2, 0.0), axis=-1, keepdims=True))
+
+    reached = goal * (1 - CLOSE)
+
+    def narrow(step: Array, low: Array) -> Array:
+        middle = low | (jnp.int32(1) << (30 - step))
+        return jnp.where(length(bits >= middle) >= reached, middle, low)
+
+    place = jnp.minimum(jax.lax.fori_loop(0, 31, narrow, jnp.zeros(goal.shape, jnp.int32)), largest)
+    enough = length(bits > smallest) >= reached
+    # Where all of them fall short, all but the last are kept without asking how much each adds: that would turn on the
+    # rounding of a sum.
+    place = jnp.where(enough, place, smallest)
+    over, under = length(bits >= place), length(bits > place)
+    with_it = (enough & (jnp.abs(over - goal) < jnp.abs(under - goal))) | (place == largest)
+    return jnp.where((bits > place) | ((bits == place) & with_it), values, 0.0)
+
+
+class GroupBias(eqx.Module):
+    """z = gain * a where a + b > 0, else 0; b belongs to no gradient (arXiv 2506.14002).
+
+    Features m stand in `groups` groups of neighbours, whose target frequencies p fall geometrically from `highest` to
+    `lowest`. Every `every` steps, with f_m = the fraction of the tokens since the last time on which m was active,
+    r_m = max(0, max over those tokens of a_m + b_m), R = the mean of the positive r of m's group:
+
+        f_m > p:      b_m <- max(b_m - rate r_m, -1)
+        f_m < 1e-6:   b_m <- min(b_m + rate R, 0)
+
+    The objective must report `fired` and `largest`: r of its batch (see methods/group_bias_adaptation.py).
+    """
+
+    gain: Float[Array, " features"] = eqx.field(metadata=PARAMETER_ROWS)
+    adapted_bias: Float[Array, " features"] = eqx.field(metadata=STATE_ROWS)
+    hits: Float[Array, " features"] = eqx.field(metadata=STATE_ROWS)
+    largest: Float[Array, " features"] = eqx.field(metadata=STATE_ROWS)
+    seen: Float[Array, ""] = eqx.field(metadata=STATE)
+    groups: int = eqx.field(static=True)
+    highest: float = eqx.field(static=True)
+    lowest: float = eqx.field(static=True)
+    every: int = eqx.field(static=True)
+    rate: float = eqx.field(static=True)
+
+    @classmethod
+    def start(
+        cls, features: int, *, groups: int, highest: float, lowest: float, every: int, rate: float
+    ) -> "GroupBias":
+        """Gains of 1 and biases of 0: at first everything positive is active."""
+        zeros = jnp.zeros(features)
+        return cls(jnp.ones(features), zeros, zeros, zeros, jnp.zeros(()), groups, highest, lowest, every, rate)
+
+    def __check_init__(self) -> None:
+        """Raises UserError where groups, frequencies, the interval or the rate cannot be."""
+        if self.groups < 1 or self.gain.shape[0] % self.groups:
+            raise UserError(f"groups={self.groups} must divide features={self.gain.shape[0]}.")
+        if not 0 < self.lowest <= self.highest < 1:
+            raise UserError(f"frequencies must fall from highest={self.highest} to lowest={self.lowest} within (0, 1).")
+        if self.every < 1 or self.rate < 0:
+            raise UserError(f"every={self.every} must be at least 1, and rate={self.rate} not negative.")
+
+    def targets(self) -> Float[Array, " features"]:
+        """p: the target frequency of every feature."""
+        frequencies = jnp.geomspace(self.highest, self.lowest, self.groups, dtype=jnp.float32)
+        return jnp.repeat(frequencies, self.gain.shape[0] // self.groups)
+
+    def codes(self, x: Array, rows: Array, bias: Array, *, k: Any, weight: Any, training: bool) -> DenseCodes:
+        pre = x @ rows.T + bias
+        return DenseCodes(jnp.where(pre + self.adapted_bias > 0, self.gain * pre, 0.0))
+
+    def after_step(self, metrics: Any, step: Array) -> "GroupBias":
+        if not {"fired", "largest"} <= set(metrics):
+            raise UserError(
+                "GroupBias needs the metrics 'fired' and 'largest': add largest() to the objective's terms."
+            )
+        fired = metrics["fired"]
+        counted = eqx.tree_at(
+            lambda a: (a.hits, a.seen, a.largest),
+            self,
+            (
+                self.hits + fired.total,
+                self.seen + fired.count[0],
+                jnp.maximum(self.largest, metrics["largest"].total),
+            ),
+        )
+        return jax.tree.map(partial(jnp.where, (step + 1) % self.every == 0), counted.adapt(), counted)
+
+    def adapt(self) -> "GroupBias":
+        """The module's equation applied, and counting begun anew."""
+        frequency = self.hits / jnp.maximum(self.seen, 1.0)
+        by_group = self.largest.reshape(self.groups, -1)
+        mean = jnp.sum(by_group, axis=1) / jnp.maximum(jnp.sum(by_group > 0, axis=1), 1)
+        lower = jnp.maximum(self.adapted_bias - self.rate * self.largest, -1.0)
+        raised = jnp.repeat(mean, by_group.shape[1])
+        higher = jnp.minimum(self.adapted_bias + self.rate * raised, 0.0)
+        bias = jnp.where(frequency < DEAD, higher, self.adapted_bias)
+        bias = jnp.where(frequency > self.targets(), lower, bias)
+        nothing = jnp.zeros_like(self.hits)
+        changes = (bias, nothing, nothing, jnp.zeros_like(self.seen))
+        return eqx.tree_at(lambda a: (a.adapted_bias, a.hits, a.largest, a.seen), self, changes)

@@ -1,0 +1,54 @@
+"""The exact transcoder of a ReLU MLP: a dictionary made of its own weights, one feature a neuron.
+
+    relu(x W_up + b_up) W_down + b_down  =  relu(x E^T + b_E) D + b_D,    E = W_up^T, D = W_down
+
+Nothing is lost: FVU 0, and the model's logits with it in the MLP's place are those of the model. It is what every
+measurement of a replaced model is tested on, and the truth that a learned transcoder of a planted MLP is held against.
+"""
+
+from typing import Any
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from jaxinterp.data.batch import Sites
+from jaxinterp.decompositions.activations import ReLU
+from jaxinterp.decompositions.dictionary import Dictionary
+from jaxinterp.errors import UserError
+
+
+def exact_transcoder(
+    mlp: Any, site: str = "blocks/0/mlp", *, target_mean: Float[Array, " d_model"] | None = None
+) -> Dictionary:
+    """The dictionary that is this MLP.
+
+    Args:
+      mlp: a dense ReLU MLP, `model.blocks[3].mlp`.
+      site: its name in the model, `blocks/3/mlp`.
+      target_mean: the mean of its output over training tokens, for mean ablation; default: 0.
+    Raises:
+      UserError: the MLP is gated or its activation is no ReLU: a neuron is then no feature of a transcoder.
+    """
+    if getattr(mlp, "gate", None) is not None or getattr(mlp, "activation", None) != "relu":
+        raise UserError(
+            f"the MLP at {site!r} is gated or has activation={getattr(mlp, 'activation', None)!r}: only a dense ReLU "
+            "MLP is a transcoder of its own neurons."
+        )
+    encoder, decoder = mlp.up.weight.T, mlp.down.weight
+    (features, d_in), d_out = encoder.shape, decoder.shape[1]
+    return Dictionary(
+        encoder=encoder,
+        encoder_bias=jnp.zeros(features) if mlp.up.bias is None else mlp.up.bias,
+        decoder=decoder,
+        decoder_bias=jnp.zeros(d_out) if mlp.down.bias is None else mlp.down.bias,
+        skip=None,
+        input_mean=jnp.zeros(d_in),
+        input_scale=jnp.ones(()),
+        output_mean=jnp.zeros(d_out),
+        output_scale=jnp.ones(()),
+        target_mean=jnp.zeros(d_out) if target_mean is None else target_mean,
+        target_variance=jnp.ones(()),
+        tokens_since_fired=jnp.zeros(features, jnp.int32),
+        activation=ReLU(),
+        sites=Sites(f"{site}/in", f"{site}/out"),
+    )

@@ -1,0 +1,9 @@
+"""Measurements: each module is a command that prints a table and writes JSON.
+
+    python -m benchmarks.topk           the sparse top-k core on a CPU, beside other libraries (peers.py)
+    python -m benchmarks.gpu            every kernel on a GPU: right or not, and how far from the roofline
+    python -m benchmarks.tpu_compile    every TPU kernel through the real TPU compiler; no TPU needed
+
+What a compiler can say (memory, shapes, collectives) is checked and decides the exit code; times are printed as ratios
+of one interleaved run, and decide nothing.
+"""

@@ -10,6 +10,7 @@ tokens x k x width, or more temporary memory than below; the step sorts twice; c
     encode            temporary memory <= 5 % of tokens x features x 4 bytes
     gradient, passes  temporary memory <= outputs + 512 x features x 4 bytes + 64 MiB
     encode on a mesh  collectives: tokens x k x shards x 8 bytes for the tokens of a data shard, and nothing else
+    encode on v5e     bundles of a grid step against the plain matmul's: `benchmarks.tpu_bundles`; not in --quick
 
 Inputs and rows are bfloat16, parameters, gradients and Adam's moments float32. A step whose state does not fit one chip
 is spread over the feature axis of the topology's four, and the table says so. Every chip has a process of its own.
@@ -73,6 +74,8 @@ def main() -> int:
     results = []
     for chip in ["v5e"] if arguments.quick else arguments.chips:
         results += in_process(chip, arguments.quick, arguments.only)
+    if not (arguments.quick or arguments.only):
+        results += bundles(arguments.chips)
     if arguments.json:
         arguments.json.write_text(json.dumps(results, indent=1) + "\n")
     broken = [(result, limit) for result in results for limit in result["broken"]]
@@ -96,6 +99,24 @@ def in_process(chip: str, quick: bool, only: list[str] | None) -> list[dict[str,
     if process.returncode:
         why = [f"the process of {chip} ended with code {process.returncode}"]
         results.append({"chip": chip, "shape": [], "name": "all", "broken": why})
+    return results
+
+
+def bundles(chips: list[str]) -> list[dict[str, Any]]:
+    """The scheduled bundles of the fused encoder, as a multiple of those of the plain matmul of the same tiles."""
+    from benchmarks import tpu_bundles
+
+    results = []
+    for chip in chips:
+        for shape in SHAPES:
+            counts = tpu_bundles.one(chip, shape)
+            ratio, limit = counts["steady"] / counts["plain"], tpu_bundles.LIMITS[shape[0]]
+            over = [f"{ratio:.3f} x the bundles, limit {limit}"] if chip == "v5e" and ratio > limit else []
+            results.append({**counts, "shape": list(shape), "name": "encode's bundles", "broken": over})
+            print(
+                f"{chip:5}{', '.join(map(str, shape)):>19}  encode's bundles: {ratio:.3f} x the plain matmul's",
+                flush=True,
+            )
     return results
 
 
@@ -142,7 +163,7 @@ def programs(chip: str, devices: Any, width: int, features: int, k: int) -> list
     x, rows = array((TOKENS, width), jnp.bfloat16), array((features, width), jnp.bfloat16)
     values, indices = array((TOKENS, k), jnp.float32), array((TOKENS, k), jnp.int32)
     bias = array((features,), jnp.float32)
-    ours = {"implementation": "pallas_tpu"}
+    ours: dict[str, Any] = {"implementation": "pallas_tpu"}
     encode, outer = partial(encode_topk, k=k, **ours), partial(sparse_outer, features=features, **ours)
     small = TOKENS * features * 4 * 0.05
     spare = 512 * features * 4 + 2**26

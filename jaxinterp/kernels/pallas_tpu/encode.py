@@ -2,7 +2,7 @@
 
     v_n, i_n = the k largest of a_n = x_n W^T + b, greatest first, ties to the lowest index
 
-The pre-activations a (N x M) never leave the core. Feature m belongs to bucket m mod L; while tiles of W stream by, each
+Pre-activations a (N x M) never leave the core. Feature m belongs to bucket m mod L; while tiles of W stream by, each
 bucket of each token keeps its best two or three values, the tiles they came from, and the greatest value it dropped:
 ten vector operations for each register of 1,024 pre-activations and two kept values, which stand in the same block of
 code as the matmul of the next columns and hide in its empty slots (`pending` carries the last columns of a tile over
@@ -45,6 +45,9 @@ LARGEST_K = 128  # more take longer to merge than to multiply
 VMEM = 48 * 2**20  # what a kernel may ask for; v5p has 64 MiB
 REDONE = 64  # tokens that are selected again at a time: on a v5e, W takes as long to read as 240 to multiply
 GROUP = 128  # features in a group of the two-stage selection of those: a row of registers
+
+Lists = tuple[Array, ...]
+"""Values and places [levels, ...], sorted from level 0 down: a list in each element."""
 
 
 class Plan(NamedTuple):
@@ -207,9 +210,10 @@ def _fused(
 
 
 def _kernel(
-    x, rows, bias, values, indices, best, tiles, dropped, lists, lost, pending, *others, plan: Plan, k: int, end: int, chunk: int
+    x, rows, bias, values, indices, best, tiles, dropped, lists, lost, pending, *others,
+    plan: Plan, k: int, end: int, chunk: int,
 ) -> None:  # fmt: skip
-    """One tile of features for STEP tokens. `best`, `tiles` [depth, tokens, L] and `dropped` [tokens, L]: the buckets."""
+    """One tile of features for STEP tokens. Buckets: `best`, `tiles` [depth, tokens, L] and `dropped` [tokens, L]."""
     tile, step = pl.program_id(1), pl.program_id(2)
     own = pl.ds(pl.multiple_of(step * STEP, STEP), STEP)
     x, best, tiles, dropped, pending = x.at[own], best.at[:, own], tiles.at[:, own], dropped.at[own], pending.at[own]
@@ -220,7 +224,9 @@ def _kernel(
     def absorb(part: int, tile: Array) -> None:
         """The pre-activations of some columns of a tile into their buckets."""
         first = part * plan.columns
-        at = first % BUCKETS + (pl.multiple_of(jax.lax.rem(tile, turns) * plan.features, plan.features) if turns > 1 else 0)
+        at = first % BUCKETS + (
+            pl.multiple_of(jax.lax.rem(tile, turns) * plan.features, plan.features) if turns > 1 else 0
+        )
         number = jax.lax.div(tile, turns) if turns > 1 else tile * (plan.features // BUCKETS) + first // BUCKETS
         for row in range(0, STEP, chunk):
             here = pl.ds(row, chunk), pl.ds(at, plan.columns)
@@ -269,14 +275,14 @@ def _fold(best, tiles, dropped, lists, lost, step: Array, _: None, *, k: int) ->
 
 
 def _take(lists, lost, values, indices, k: int) -> None:
-    """The k best of the lists, by rank in the rows of `values` and `indices`; row k of values is the best of the rest."""
-    across = [jnp.stack([lists[i, level].T for level in range(lists.shape[1])]) for i in (0, 1)]
-    across, gone = _merged(tuple(across), lost[...].T, ROWS, 0, k)
+    """The k best of the lists, by rank in the rows of `values` and `indices`; row k of values: the best of the rest."""
+    both = tuple(jnp.stack([lists[i, level].T for level in range(lists.shape[1])]) for i in (0, 1))
+    across, gone = _merged(both, lost[...].T, ROWS, 0, k)
     enough = min(_enough(k, ROWS), len(across[0]))
     if enough < len(across[0]):
         gone = jnp.maximum(gone, across[0][enough])
 
-    def take(rank: Array, lists: tuple[Array, Array]) -> tuple[Array, Array]:
+    def take(rank: Array, lists: Lists) -> Lists:
         value, place = lists[0][0], lists[1][0]
         greatest = jnp.max(value, axis=0, keepdims=True)
         winner = jnp.min(jnp.where(value == greatest, place, 2.0**30), axis=0, keepdims=True)
@@ -293,9 +299,7 @@ def _take(lists, lost, values, indices, k: int) -> None:
     values[k:, :] = jnp.broadcast_to(rest, (values.shape[0] - k, STEP))
 
 
-def _merged(
-    lists: tuple[Array, Array], gone: Array, width: int, axis: int, k: int
-) -> tuple[tuple[Array, Array], Array]:
+def _merged(lists: Lists, gone: Array, width: int, axis: int, k: int) -> tuple[Lists, Array]:
     """Lists, one for each place on an axis, merged two by two until `width` are left, and the greatest value dropped.
 
     Values and places [levels, ...], sorted from level 0 down. Bitonic merges: whole levels are compared at a time.
@@ -326,7 +330,7 @@ def _merged(
     return lists, gone
 
 
-def _sorted(lists: tuple[Array, Array], distance: int) -> tuple[Array, Array]:
+def _sorted(lists: Lists, distance: int) -> Lists:
     """The last rounds of a bitonic sort: levels at a distance are compared, then at half of it, and so on."""
     while distance:
         shape = lists[0].shape
@@ -337,7 +341,7 @@ def _sorted(lists: tuple[Array, Array], distance: int) -> tuple[Array, Array]:
     return lists
 
 
-def _compared(a: Any, b: Any) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
+def _compared(a: Any, b: Any) -> tuple[Lists, Lists]:
     """The greater and the smaller of two (value, place); NaN goes into both."""
     first = a[0] >= b[0]
     high = jnp.maximum(a[0], b[0]), jnp.where(first, a[1], b[1])
@@ -387,7 +391,7 @@ def _again(x: Array, rows: Array, bias: Array, failed: Array, values: Array, ind
         start, values, indices = state
         some = jax.lax.dynamic_slice(failing, (start,), (REDONE,))
         pre = _product(x.at[some].get(mode="fill", fill_value=0), rows) + bias
-        new_values, new_indices = _largest(pre, k)
+        new_values, new_indices = _largest(jnp.where(jnp.isnan(pre), jnp.nan, pre), k)  # whatever its sign bit
         return (
             start + REDONE,
             values.at[some].set(new_values, mode="drop"),
@@ -401,7 +405,8 @@ def _again(x: Array, rows: Array, bias: Array, failed: Array, values: Array, ind
 def _largest(pre: Array, k: int) -> tuple[Array, Array]:
     """`lax.top_k`, which sorts whole rows on a TPU, by way of the k groups of greatest maximum (see `xla.largest`)."""
     if pre.shape[1] < 4 * GROUP * k:
-        return tuple(jax.lax.top_k(pre, k))
+        values, indices = jax.lax.top_k(pre, k)
+        return values, indices
     padded = jnp.pad(pre, ((0, 0), (0, -pre.shape[1] % GROUP)), constant_values=-jnp.inf)
     grouped = padded.reshape(pre.shape[0], -1, GROUP)
     groups = jax.lax.top_k(grouped.max(-1), k)[1]

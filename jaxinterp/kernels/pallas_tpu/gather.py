@@ -231,7 +231,7 @@ def _row(words: Array, halves: Array, packed: bool) -> Array:
     return jax.lax.bitcast_convert_type((words << shift) & keep, jnp.float32)
 
 
-def _slices(width: int, size: int) -> list[pl.Slice]:
+def _slices(width: int, size: int) -> list[Any]:
     return [pl.ds(start, min(size, width - start)) for start in range(0, width, size)]
 
 

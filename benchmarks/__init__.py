@@ -3,6 +3,7 @@
     python -m benchmarks.topk           the sparse top-k core on a CPU, beside other libraries (peers.py)
     python -m benchmarks.gpu            every kernel on a GPU: right or not, and how far from the roofline
     python -m benchmarks.tpu_compile    every TPU kernel through the real TPU compiler; no TPU needed
+    python -m benchmarks.tpu_bundles    how many instructions the fused TPU encoder takes, beside the plain matmul
 
 What a compiler can say (memory, shapes, collectives) is checked and decides the exit code; times are printed as ratios
 of one interleaved run, and decide nothing.

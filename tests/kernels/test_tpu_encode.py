@@ -1,4 +1,4 @@
-"""The fused TPU encoder, interpreted, against float64: exact where its buckets vouch for a token and where they do not."""
+"""The fused TPU encoder, interpreted, against float64: where its buckets vouch for a token and where they do not."""
 
 import importlib
 
@@ -67,7 +67,7 @@ def test_every_tiling_selects_alike(width):
 
 @modes
 def test_tokens_whose_best_share_one_bucket_are_redone(interpret):
-    """Features 7, 7 + 1024, ... win for even tokens: a bucket keeps two or three of the ten. Odd tokens are harmless."""
+    """Features 7, 7 + 1024, ... win for even tokens: a bucket keeps two or three of ten. Odd tokens are harmless."""
     features, k = 10 * kernel.BUCKETS + 100, 10
     x, rows, bias = problem(70, 24, features, integers=True)
     crowded = np.arange(10) * kernel.BUCKETS + 7

@@ -140,12 +140,12 @@ def recovered(method: Method, config: Config) -> dict[str, float]:
     started = time.perf_counter()
     planted = [PLANT.rows(jax.random.key(seed)) for seed in range(config.seeds)]
     # The last run is a second start on the last plant: what two seeds have in common.
-    draws = [PLANT.draw(rows) for rows in (*planted, planted[-1])]
-    dictionaries, metrics = train(method, draws, Sites("x", "x"), steps=config.steps)
+    runs = [*planted, planted[-1]]
+    dictionaries, metrics = train(method, PLANT.draw, runs, Sites("x", "x"), steps=config.steps)
     decoders = [np.asarray(dictionary.decoder) for dictionary in dictionaries]
     found = list(zip(planted, decoders, strict=False))
     own = dictionaries[: config.seeds]
-    dead = [dead_fraction(dictionary, PLANT.draw(rows)) for dictionary, rows in zip(own, planted, strict=True)]
+    dead = [dead_fraction(dictionary, rows) for dictionary, rows in zip(own, planted, strict=True)]
     return {
         "mcc": float(np.mean([mcc(rows, decoder) for rows, decoder in found])),
         "frr": float(np.mean([frr(rows, decoder) for rows, decoder in found])),
@@ -157,9 +157,9 @@ def recovered(method: Method, config: Config) -> dict[str, float]:
     }
 
 
-def dead_fraction(dictionary: Any, draw: Any) -> float:
+def dead_fraction(dictionary: Any, rows: Any) -> float:
     """Rows that are active on none of 16,384 fresh samples."""
-    samples = draw(jax.random.key(77), 16_384)["x"]
+    samples = PLANT.draw(rows, jax.random.key(77), 16_384)["x"]
     fired = dictionary.encode(samples).fired(np.ones(len(samples), np.float32))
     return float(np.mean(np.asarray(fired) == 0))
 

@@ -30,8 +30,8 @@ from jaxinterp.kernels import select_topk
 from jaxinterp.methods.base import Method
 from jaxinterp.models.tiny import unit_rows
 
-Draw = Callable[[PRNGKeyArray, int], dict[str, Array]]
-"""(key, samples) -> arrays by site name."""
+Draw = Callable[[Any, PRNGKeyArray, int], dict[str, Array]]
+"""(what is planted, key, samples) -> arrays by site name."""
 
 SAMPLE = 4096
 """Rows that a method sees before it starts, for scales and means."""
@@ -90,38 +90,38 @@ class Plant:
         sizes = jax.random.uniform(size_key, score.shape, minval=self.low, maxval=self.high)
         return jnp.where(chosen, sizes, 0.0)
 
-    def draw(self, rows: Float[Array, "features width"]) -> Draw:
-        """The function that draws samples of x, under the site name `x`."""
-
-        def samples(key: PRNGKeyArray, samples: int) -> dict[str, Array]:
-            code_key, noise_key = jax.random.split(key)
-            x = self.codes(code_key, samples) @ rows
-            return {"x": x + self.noise * jax.random.normal(noise_key, x.shape)}
-
-        return samples
+    def draw(
+        self, rows: Float[Array, "features width"], key: PRNGKeyArray, samples: int
+    ) -> dict[str, Float[Array, "samples width"]]:
+        """Samples of x, under the site name `x`."""
+        code_key, noise_key = jax.random.split(key)
+        x = self.codes(code_key, samples) @ rows
+        return {"x": x + self.noise * jax.random.normal(noise_key, x.shape)}
 
 
 def train(
     method: Method,
-    draws: Sequence[Draw],
+    draw: Draw,
+    planted: Sequence[Any],
     sites: Sites,
     *,
     steps: int = 6000,
     batch_size: int = 256,
     seed: int = 0,
 ) -> tuple[list[Any], list[dict[str, float]]]:
-    """Train a method on fresh samples, once for each entry of `draws`; each run is one compiled scan.
+    """Train a method on fresh samples, once for each entry of `planted`; one compiled scan serves all.
 
     Returns:
       The decompositions, and each run's mean metrics over its last `LATE` steps.
     """
     recipe = method.recipe(steps)
 
-    def run(draw: Draw, key: PRNGKeyArray) -> tuple[Any, Any]:
+    @jax.jit
+    def run(truth: Any, key: PRNGKeyArray) -> tuple[Any, Any]:
         start_key, data_key = jax.random.split(key)
 
         def batch(step: Array, size: int) -> Batch:
-            return make_batch(draw(jax.random.fold_in(data_key, step), size), jnp.ones(size), sites, step=step)
+            return make_batch(draw(truth, jax.random.fold_in(data_key, step), size), jnp.ones(size), sites, step=step)
 
         def body(state: Any, step: Array) -> tuple[Any, Any]:
             state, metrics = recipe.step(state, batch(step, batch_size), jax.random.fold_in(start_key, step), None)
@@ -132,8 +132,8 @@ def train(
         return state, jax.tree.map(lambda values: jnp.mean(values[-LATE:]), history)
 
     trained, metrics = [], []
-    for number, draw in enumerate(draws):
-        state, late = jax.jit(run, static_argnums=0)(draw, jax.random.key(1000 + seed + number))
+    for number, truth in enumerate(planted):
+        state, late = run(truth, jax.random.key(1000 + seed + number))
         trained.append(recipe.finish(state))
         metrics.append({name: float(value) for name, value in late.items()})
     return trained, metrics

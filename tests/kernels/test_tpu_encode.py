@@ -134,10 +134,10 @@ def test_rows_of_negative_values_are_selected_alike():
 @modes
 @pytest.mark.parametrize("k", [1, 6])
 def test_nan_counts_as_the_greatest_number(k, interpret):
-    """In one token, in one feature's bias, and infinities beside them."""
+    """In one token, and in the bias of two features."""
     x, rows, bias = problem(12, 16, 1500)
     x = x.at[3].set(jnp.nan)
-    bias = bias.at[jnp.array([1200, 77])].set(jnp.nan).at[500].set(jnp.inf)
+    bias = bias.at[jnp.array([1200, 77])].set(jnp.nan)
     values, indices, redone = run(x, rows, bias, k, interpret)
     expected_values, expected_indices = oracle.topk(oracle.pre_activations(x, rows, bias), k)
     np.testing.assert_array_equal(indices, expected_indices)

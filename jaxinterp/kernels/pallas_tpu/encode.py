@@ -412,7 +412,9 @@ def _largest(pre: Array, k: int) -> tuple[Array, Array]:
         return values, indices
     padded = jnp.pad(pre, ((0, 0), (0, -pre.shape[1] % GROUP)), constant_values=-jnp.inf)
     grouped = padded.reshape(pre.shape[0], -1, GROUP)
-    groups = jax.lax.top_k(grouped.max(-1), k)[1]
+    # Said, for a maximum over an axis loses NaN on a CPU (jaxlib 0.10.2).
+    best = jnp.where(jnp.any(jnp.isnan(grouped), axis=-1), jnp.nan, grouped.max(-1))
+    groups = jax.lax.top_k(best, k)[1]
     groups = _placed(groups, jnp.sum(groups[:, None, :] < groups[:, :, None], axis=2))  # in rising order
     candidates = jnp.take_along_axis(grouped, groups[:, :, None], axis=1).reshape(pre.shape[0], -1)
     values, places = jax.lax.top_k(candidates, k)

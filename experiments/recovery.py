@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from rich import box
 from rich.console import Console
@@ -79,7 +80,7 @@ def methods() -> dict[str, Entry]:
         "matryoshka": Entry(
             MatryoshkaSparseAutoencoder(features=ROWS, k=3, prefixes=(24, 48, 96), learning_rate=1e-2, auxk=0.0), 0.90
         ),
-        "top_afa": Entry(TopAFASparseAutoencoder(features=ROWS, learning_rate=1e-2, auxk=0.0), 0.94),
+        "top_afa": Entry(TopAFASparseAutoencoder(features=ROWS, learning_rate=1e-2, auxk=0.0), 0.96),
         "group_bias": Entry(
             GroupBiasAdaptation(features=ROWS, groups=4, highest=0.1, lowest=0.01, learning_rate=1e-2), 0.94
         ),
@@ -160,7 +161,7 @@ def recovered(method: Method, config: Config) -> dict[str, float]:
 def dead_fraction(dictionary: Any, rows: Any) -> float:
     """Rows that are active on none of 16,384 fresh samples."""
     samples = PLANT.draw(rows, jax.random.key(77), 16_384)["x"]
-    fired = dictionary.encode(samples).fired(np.ones(len(samples), np.float32))
+    fired = dictionary.encode(samples).fired(jnp.ones(len(samples)))
     return float(np.mean(np.asarray(fired) == 0))
 
 

@@ -181,6 +181,7 @@ def next_counts(batch: Mapping[str, Any]) -> np.ndarray:
 
 
 def row_of(name: str, decomposition: Any, table: Table) -> Row:
+    """The row of the scoreboard that a table of columns adds up to."""
     weight, document = table["weight"], table["document"].astype(np.int64)
     count, spread = weight.sum(), table["spread"]
     counted, next_document = table["counted"], table["next_document"].astype(np.int64)

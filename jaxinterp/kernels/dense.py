@@ -10,9 +10,6 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from jaxinterp.kernels import chunks
-from jaxinterp.kernels.xla import encode, value_sum
-
-__all__ = ["encode", "gather_sum", "outer_sum", "sampled_dot", "value_sum"]
 
 
 def gather_sum(

@@ -16,14 +16,14 @@ from importlib import import_module
 from typing import Any
 
 from jaxinterp.errors import UserError, suggest
-from jaxinterp.kernels import platforms
+from jaxinterp.kernels import platforms, xla
 
 NAMES = ("reference", "xla", "dense", "pallas_tpu", "pallas_gpu")
 PASSES = ("encode", "gather_sum", "sampled_dot", "outer_sum")
 
-BREAK_EVEN = {"cpu": 1 / 60, "gpu": 1 / 184, "tpu": 1 / 240}
+BREAK_EVEN = {"cpu": 1 / 40, "gpu": 1 / 184, "tpu": 1 / 240}
 """k / M above which a dense pass is faster. cpu: measured (benchmarks/topk.py: a sparse pass at k 32 of 12,288 takes
-.09 to .19 of a dense one). gpu, tpu: bytes / operations per second of an H200 and a v5e, computed and not measured."""
+.08 to .10 of a matmul). gpu, tpu: bytes / operations per second of an H200 and a v5e, computed and not measured."""
 
 FUSED_FROM = 2**26
 """Pre-activations (tokens x features) from which the fused TPU encoder is taken; computed, not measured."""
@@ -45,7 +45,11 @@ def find(name: str | None, of: str, *, tokens: int, features: int, k: int, width
     reason = refusal(chosen, of, platform, tokens=tokens, features=features, k=k, width=width)
     if reason:
         raise UserError(f"implementation={name!r} cannot run {of}: {reason}")
-    function = getattr(_module(base), of, None) or getattr(_module("xla"), of)
+    function = getattr(_module(base), of, None)
+    if function is None and of == "outer_and_value_sum":
+        shape = {"tokens": tokens, "features": features, "k": k, "width": width + xla.LANES}
+        return partial(xla.outer_and_value_sum, outer_sum=find(chosen, "outer_sum", **shape))
+    function = function or getattr(xla, of)
     own = function.__module__.startswith(_module(base).__name__)
     return partial(function, interpret=True) if mode and own else function
 

@@ -38,13 +38,6 @@ def outer_sum(
     return _product(_codes(values, indices, features).T, g)
 
 
-def value_sum(
-    values: Float[Array, "tokens k"], indices: Int[Array, "tokens k"], features: int
-) -> Float[Array, " features"]:
-    """Per feature, the sum of its values."""
-    return jnp.sum(_codes(values, indices, features), axis=0)
-
-
 def _codes(values: Array, indices: Array, features: int) -> Array:
     tokens = jnp.arange(values.shape[0])[:, None]
     return jnp.zeros((values.shape[0], features), values.dtype).at[tokens, indices].add(values, mode="drop")

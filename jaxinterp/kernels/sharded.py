@@ -23,11 +23,10 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int
 
 from jaxinterp.errors import UserError
-from jaxinterp.kernels import dispatch, platforms, xla
+from jaxinterp.kernels import dispatch, xla
 from jaxinterp.kernels.rank import Rank
 
 TOKENS, FEATURES = P("data"), P("feature")
-LANES = 128  # the narrowest block of columns that an accelerator handles well
 
 
 def encode(
@@ -150,13 +149,16 @@ def outer_and_value_sum(
     implementation: str | None = None,
 ) -> tuple[Float[Array, "features d"], Float[Array, " features"]]:
     """`outer_sum`, and per feature the sum of its values: the gradients of an encoder's rows and biases."""
-    if platforms.current() != "cpu":  # there a scatter of single numbers is slow: the sums become a column of the rows
-        columns = jnp.zeros((g.shape[0], LANES), g.dtype).at[:, 0].set(1)
-        both = outer_sum(values, indices, jnp.concatenate([g, columns], axis=1), features, implementation)
-        return both[:, : g.shape[1]], both[:, g.shape[1]]
 
-    sums = value_sum(values, indices, features)
-    return outer_sum(values, indices, g, features, implementation), sums
+    def local(values: Array, indices: Array, g: Array) -> tuple[Array, Array]:
+        owned = features // _shards()
+        where = {"tokens": g.shape[0], "features": owned, "k": values.shape[1], "width": g.shape[1]}
+        run = dispatch.find(implementation, "outer_and_value_sum", **where)
+        both = run(values, _own(indices, owned), g, owned)
+        return both if _mesh() is None else jax.lax.psum(both, "data")
+
+    spread = _spread(local, (TOKENS, TOKENS, TOKENS), (FEATURES, FEATURES), g.shape[0], features)
+    return spread(values, indices, g)
 
 
 def value_sum(

@@ -12,6 +12,7 @@ Sums are float32; products of float32 operands are what the platform's matmul ma
 passes on a TPU) unless `jax_default_matmul_precision` says otherwise.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -23,6 +24,7 @@ from jaxinterp.kernels.rank import Rank
 
 GATHERED = {"cpu": 2**19, "gpu": 2**24, "tpu": 2**24}  # numbers gathered at a time; on a CPU they fit its cache
 GROUP = 16  # features in a group of the two-stage selection
+LANES = 128  # the narrowest block of columns that an accelerator handles well
 ENTRIES = 256  # sorted entries that one small matmul sums on an accelerator
 
 
@@ -73,7 +75,7 @@ def largest(pre: Float[Array, "tokens features"], k: int) -> tuple[Float[Array, 
     # The NaN of x86 has its sign bit set, and top_k, which goes by the bits, would put it last.
     pre = jnp.where(jnp.isnan(pre), jnp.nan, pre)
     tokens, features = pre.shape
-    # Measured (benchmarks/topk.py): .68 of the time at k 32 of 12,288, .48 of 24,576, .31 at k 64 of 131,072.
+    # Where it is faster: benchmarks/selection.py.
     if platforms.current() == "tpu" or features < 256 * k or features < 8192:
         values, indices = jax.lax.top_k(pre, k)
         return values, indices
@@ -131,6 +133,25 @@ def outer_sum(
     """The gradient of `gather_sum` in its rows; float32."""
     by_platform = _outer_by_token if platforms.current() == "cpu" else _outer_sorted
     return by_platform(values, indices, g, features)
+
+
+def outer_and_value_sum(
+    values: Float[Array, "tokens k"],
+    indices: Int[Array, "tokens k"],
+    g: Float[Array, "tokens d"],
+    features: int,
+    *,
+    outer_sum: Callable[..., Array] = outer_sum,
+) -> tuple[Float[Array, "features d"], Float[Array, " features"]]:
+    """`outer_sum` by any implementation, and per feature the sum of its values.
+
+    Where a scatter of single numbers is slow, which is everywhere but on a CPU, the sums are one more column of g.
+    """
+    if platforms.current() == "cpu":
+        return outer_sum(values, indices, g, features), value_sum(values, indices, features)
+    columns = jnp.zeros((g.shape[0], LANES), g.dtype).at[:, 0].set(1)
+    both = outer_sum(values, indices, jnp.concatenate([g, columns], axis=1), features)
+    return both[:, : g.shape[1]], both[:, g.shape[1]]
 
 
 def value_sum(

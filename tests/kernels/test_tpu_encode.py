@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from jax.experimental.pallas import tpu as pltpu
 
 from jaxinterp.errors import UserError
+from jaxinterp.kernels.pallas_tpu import merge
 from tests.kernels import oracle
 
 kernel = importlib.import_module("jaxinterp.kernels.pallas_tpu.encode")  # the package has a function of this name
@@ -161,7 +162,7 @@ def test_as_many_tokens_fail_as_the_formula_says(buckets, k, depth):
     rng = np.random.default_rng(0)
     thrown = np.sort(rng.integers(0, buckets, (40000, k)), axis=1)
     failed = (thrown[:, depth:] == thrown[:, :-depth]).any(1).mean()
-    bound = kernel._lost(k, buckets, depth)
+    bound = merge.lost(k, buckets, depth)
     assert failed <= 1.3 * bound and bound < 0.005
 
 
@@ -180,5 +181,5 @@ def test_what_it_cannot_do_is_refused_before_compute(asked, said):
 def test_plans_fit_and_seldom_fail(k, width, itemsize):
     plan = kernel.encode_plan(tokens=8192, features=131072, k=k, width=width, itemsize=itemsize)
     assert kernel._vmem(plan, width * itemsize, k) <= kernel.VMEM
-    assert kernel._lost(k, kernel.BUCKETS, plan.depth) < 0.005
+    assert merge.lost(k, kernel.BUCKETS, plan.depth) < 0.005
     assert jax.tree.all(jax.tree.map(lambda size: size % kernel.LANES == 0, list(plan[:3])))

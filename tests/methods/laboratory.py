@@ -1,12 +1,29 @@
-"""Planted problems, trained through the methods' own recipes in one compiled scan."""
+"""What the tests of every method share: planted samples, the same fit on a mesh, on disk and in the leaf's place."""
 
+from functools import cache
+
+import grain
 import jax
 import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec as P
 
-from jaxinterp.data.batch import Sites, make_batch
+from jaxinterp.data.batch import Sites
+from jaxinterp.decompositions.base import StandIn
+from jaxinterp.decompositions.files import load_dictionary, save_dictionary
+from jaxinterp.evaluation import laboratory
+from jaxinterp.evaluation.recovery import mcc
+from jaxinterp.evaluation.scoreboard import score
+from jaxinterp.models.load import load
+from jaxinterp.models.sites import replace, run
 from jaxinterp.models.tiny import unit_rows
+from jaxinterp.training.fit import fit
+from jaxinterp.training.mesh import make_mesh
+from jaxinterp.trees import named_leaves
 
 FEATURES, D, ACTIVE = 48, 32, 3
+SITE = "blocks/1/mlp"
 
 
 def planted_dictionary(seed, samples=65_536):
@@ -21,23 +38,10 @@ def planted_dictionary(seed, samples=65_536):
 
 def train(method, draw, sites, *, steps, batch_size, seed):
     """Train on fresh batches from `draw(key, size) -> arrays by site`; returns (decomposition, mean late metrics)."""
-    recipe = method.recipe(steps)
-    start_key, data_key = jax.random.split(jax.random.key(1000 + seed))
-
-    @jax.jit
-    def run():
-        sample = make_batch(draw(jax.random.fold_in(data_key, steps), 4096), jnp.ones(4096), sites)
-
-        def body(state, step):
-            arrays = draw(jax.random.fold_in(data_key, step), batch_size)
-            batch = make_batch(arrays, jnp.ones(batch_size), sites, step=step)
-            state, metrics = recipe.step(state, batch, start_key, None)
-            return state, {name: metrics[name].value() for name in ("fvu", "l0")}
-
-        return jax.lax.scan(body, recipe.init(start_key, sample, None), jnp.arange(steps))
-
-    state, history = run()
-    return recipe.finish(state), {name: float(values[-200:].mean()) for name, values in history.items()}
+    trained, metrics = laboratory.train(
+        method, lambda _, key, size: draw(key, size), [None], sites, steps=steps, batch_size=batch_size, seed=seed
+    )
+    return trained[0], metrics[0]
 
 
 def train_on_samples(method, samples, seed, *, steps=6000, batch_size=256):
@@ -47,3 +51,64 @@ def train_on_samples(method, samples, seed, *, steps=6000, batch_size=256):
         return {"x": samples[jax.random.randint(key, (size,), 0, len(samples))]}
 
     return train(method, draw, Sites("x", "x"), steps=steps, batch_size=batch_size, seed=seed)
+
+
+@cache
+def recovered(method, seed=0, steps=3000):
+    """(mean matched cosine with the plant, dictionary, late metrics)."""
+    rows, samples = planted_dictionary(seed)
+    dictionary, metrics = train_on_samples(method, samples, seed, steps=steps)
+    return mcc(rows, dictionary.decoder), dictionary, metrics
+
+
+@cache
+def subject():
+    return load("tiny")
+
+
+@cache
+def text():
+    """256 windows of 32 random tokens."""
+    tokens = np.random.default_rng(0).integers(0, 256, (256, 32)).astype(np.int32)
+    weight = np.ones((256, 32), np.float32)
+    weight[:, 0] = 0
+    columns = zip(tokens, weight, np.arange(256, dtype=np.int32), strict=True)
+    return grain.MapDataset.source([{"tokens": t, "weight": w, "document": np.full(32, i)} for t, w, i in columns])
+
+
+def fitted(method, mesh=None):
+    """20 steps at an MLP of the tiny model."""
+    sizes = {"steps": 20, "batch_size": 256, "buffer_batches": 4, "log_every": 1}
+    return fit(method, subject(), text(), site=SITE, **sizes, **({} if mesh is None else {"mesh": mesh}))
+
+
+def is_the_same_on_a_mesh(method, tolerance=1e-5):
+    """Invariant 5: (data, feature) = (2, 4) against one device. Returns the decomposition of one device."""
+    one, many = fitted(method), fitted(method, make_mesh(2, 4))
+    assert many.decomposition.encoder.sharding.spec == P("feature")
+    leaves = named_leaves(many.decomposition)
+    for name, leaf in named_leaves(one.decomposition).items():
+        np.testing.assert_allclose(np.asarray(leaves[name]), leaf, rtol=0, atol=tolerance, err_msg=name)
+    for first, second in zip(one.history, many.history, strict=True):
+        assert first["loss"] == pytest.approx(second["loss"], abs=tolerance)
+    assert one.history[-1]["fvu"] < one.history[0]["fvu"]
+    return one.decomposition
+
+
+def is_kept_on_disk(dictionary, folder, activation):
+    """Invariant 7."""
+    loaded = load_dictionary(save_dictionary(dictionary, folder), activations=[activation])
+    assert jax.tree.structure(loaded) == jax.tree.structure(dictionary)
+    for name, leaf in named_leaves(dictionary).items():
+        np.testing.assert_array_equal(leaf, named_leaves(loaded)[name], err_msg=name)
+
+
+def stands_in_and_scores(dictionary):
+    """In its leaf's place it does what an edit of the array does; its row of the scoreboard is finite."""
+    model, tokens = subject().model, jnp.arange(16).reshape(2, 8)
+    there = replace(model, {SITE: StandIn(model.blocks[1].mlp, dictionary)})
+    edited = run(model, tokens, edits={dictionary.sites.writes: lambda value: dictionary(value)})
+    np.testing.assert_allclose(run(there, tokens).logits, edited.logits, rtol=1e-4, atol=1e-3)
+    assert float(jnp.abs(edited.logits - run(model, tokens).logits).max()) > 1e-3
+    row = score(dictionary, subject(), text(), tokens=1024, ce_tokens=1024)
+    assert 0 < row["fvu"] < 1.5 and row["l0"] > 0 and np.isfinite(row["ce_replaced"])

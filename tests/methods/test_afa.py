@@ -23,7 +23,7 @@ from jaxinterp.methods.afa import TopAFASparseAutoencoder, norm_difference
 from jaxinterp.models.tiny import unit_rows
 from jaxinterp.objectives import reconstruction, total
 from tests.decompositions.test_dictionary import random_dictionary
-from tests.methods.test_matryoshka import is_kept_on_disk, is_the_same_on_a_mesh, recovered, stands_in_and_scores
+from tests.methods.laboratory import is_kept_on_disk, is_the_same_on_a_mesh, recovered, stands_in_and_scores
 
 PLANTED = TopAFASparseAutoencoder(features=96, afa=1 / 32, learning_rate=1e-2, auxk=0.0)
 

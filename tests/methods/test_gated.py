@@ -8,33 +8,31 @@ from dataclasses import replace as change
 
 import grain
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import PartitionSpec as P
 
 from jaxinterp.data.batch import Sites
-from jaxinterp.decompositions.base import StandIn
-from jaxinterp.decompositions.files import load_dictionary, save_dictionary
 from jaxinterp.decompositions.gates import Gated
 from jaxinterp.errors import UserError
 from jaxinterp.evaluation.recovery import mcc
-from jaxinterp.evaluation.scoreboard import score
 from jaxinterp.methods.gated import GatedSparseAutoencoder
 from jaxinterp.methods.transcoder import Transcoder
 from jaxinterp.models.load import load
-from jaxinterp.models.sites import replace, run
+from jaxinterp.models.sites import replace
 from jaxinterp.objectives import reconstruction, scale, total
 from jaxinterp.objectives.gates import gate_auxiliary, gate_l1
-from jaxinterp.training.fit import fit
-from jaxinterp.training.mesh import make_mesh
-from jaxinterp.trees import named_leaves
-from tests.methods.laboratory import planted_dictionary, train, train_on_samples
+from tests.methods.laboratory import (
+    is_kept_on_disk,
+    is_the_same_on_a_mesh,
+    planted_dictionary,
+    stands_in_and_scores,
+    train,
+    train_on_samples,
+)
 
 VARIANCE = 3.2  # of the planted samples, about: the reference's coefficient is in units of squared error
 PLANTED = GatedSparseAutoencoder(features=96, l1=0.8 / VARIANCE, learning_rate=1e-3, normalise=False)
 THRESHOLD = 0.97
-SIZES = {"site": "blocks/1/mlp", "steps": 20, "batch_size": 256, "buffer_batches": 4, "log_every": 1}
 
 
 def recovery(method, seeds):
@@ -82,33 +80,13 @@ def text():
     )
 
 
-def test_a_mesh_changes_nothing_and_the_autoencoder_takes_its_leaf_s_place(subject, text, tmp_path):
-    """Invariants 5 and 7."""
-    method = GatedSparseAutoencoder(features=64, learning_rate=3e-3, penalty_warmup=10)
-    one = fit(method, subject, text, **SIZES)
-    many = fit(method, subject, text, **SIZES, mesh=make_mesh(2, 4))
-    for name, leaf in named_leaves(one.decomposition).items():
-        other = np.asarray(named_leaves(many.decomposition)[name])
-        np.testing.assert_allclose(other, leaf, rtol=0, atol=1e-5, err_msg=name)
-    learned = one.decomposition
+def test_mesh_files_and_leaf(tmp_path):
+    learned = is_the_same_on_a_mesh(GatedSparseAutoencoder(features=64, learning_rate=3e-3, penalty_warmup=10))
     gated = learned.activation
     assert gated.gate_bias.any() and gated.log_scale.any() and gated.size_bias.any()
     assert not learned.encoder_bias.any(), "the paper's encoder has no bias of its own"
-    assert many.decomposition.activation.gate_bias.sharding.spec == P("feature")
-    assert one.history[-1]["fvu"] < 0.8 * one.history[0]["fvu"]
-
-    again = load_dictionary(save_dictionary(learned, tmp_path / "d"), activations=[Gated])
-    assert jax.tree.structure(again) == jax.tree.structure(learned)
-    jax.tree.map(np.testing.assert_array_equal, again, learned)
-    tokens = jnp.arange(64).reshape(2, 32)
-    mlp = subject.model.blocks[1].mlp
-    spliced = run(replace(subject.model, {"blocks/1/mlp": StandIn(mlp, again)}), tokens)
-    clean = run(subject.model, tokens)
-    written = again(clean["blocks/1/mlp/out"])
-    np.testing.assert_allclose(spliced["blocks/1/mlp/out"], written, rtol=1e-4, atol=1e-4)
-    assert float(abs(spliced.logits - clean.logits).max()) > 1e-3
-    row = score(learned, subject, text, tokens=2048, ce_tokens=1024)
-    assert 0 < row["fvu"] < 1 and 0 < row["l0"] < 64 and np.isfinite(row["ce_replaced"])
+    is_kept_on_disk(learned, tmp_path / "d", Gated)
+    stands_in_and_scores(learned)
 
 
 def test_a_gated_transcoder_is_an_activation_and_an_objective(subject):

@@ -20,7 +20,7 @@ from jaxinterp.errors import UserError
 from jaxinterp.methods.group_bias_adaptation import GroupBiasAdaptation, largest, tie, tied_gradient
 from jaxinterp.models.tiny import unit_rows
 from jaxinterp.objectives import Ratio, reconstruction, total
-from tests.methods.test_matryoshka import is_kept_on_disk, is_the_same_on_a_mesh, recovered, stands_in_and_scores
+from tests.methods.laboratory import is_kept_on_disk, is_the_same_on_a_mesh, recovered, stands_in_and_scores
 
 PLANTED = GroupBiasAdaptation(features=96, groups=4, highest=0.1, lowest=0.01, learning_rate=1e-2)
 STEPS = 6000

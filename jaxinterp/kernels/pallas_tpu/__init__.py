@@ -16,7 +16,7 @@ from jaxinterp.kernels.pallas_tpu.outer import BLOCK, CHUNK, order, outer_and_va
 __all__ = ["encode", "gather_sum", "order", "outer_and_value_sum", "outer_sum", "refusal", "sampled_dot"]
 
 MOST_K = 1024
-MOST_WIDTH = 8192 + 128  # the gradient of an encoder carries 128 more columns, for its bias
+MOST_WIDTH = 8192
 MOST_FEATURES = 2**24 - 1  # features pass through float32 on their way from lanes to sublanes
 MOST_STEPS = 2**16  # of outer_sum: their chunks and blocks lie in the small scalar memory
 

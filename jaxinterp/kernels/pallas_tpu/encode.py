@@ -8,7 +8,7 @@ ten vector operations for each register of 1,024 pre-activations and two kept va
 code as the matmul of the next columns and hide in its empty slots (`pending` carries the last columns of a tile over
 to the next grid step). After the last tile the buckets, which are sorted lists, are merged two by two: into 128 (one
 per lane), then, transposed, into 8 (one per sublane), and k rounds take the greatest head. Merging keeps as many of a
-list as matter (`_kept`) and remembers the greatest value dropped.
+list as matter (`merge.kept_levels`) and remembers the greatest value dropped.
 
 Certificate: a token is exact if its k-th value is greater than all that it dropped or left over. Buckets lose one of
 the k best where depth + 1 of them share a bucket: C(k, depth + 1) / L^depth of the tokens, if features fall into
@@ -29,7 +29,6 @@ of those of x W^T + b written as bfloat16 with the same tiles; whole: with the m
 """
 
 from functools import partial
-from math import comb
 from typing import Any, NamedTuple
 
 import jax
@@ -39,6 +38,8 @@ from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float, Int
 
 from jaxinterp.errors import UserError
+from jaxinterp.kernels.pallas_tpu import merge
+from jaxinterp.kernels.pallas_tpu.merge import Lists
 
 LANES, ROWS = 128, 8  # of a vector register
 STEP = 256  # tokens of one grid step
@@ -48,9 +49,6 @@ LARGEST_K = 128  # more take longer to merge than to multiply
 VMEM = 48 * 2**20  # what a kernel may ask for; v5p has 64 MiB
 REDONE = 64  # tokens that are selected again at a time: on a v5e, W takes as long to read as 240 to multiply
 GROUP = 128  # features in a group of the two-stage selection of those: a row of registers
-
-Lists = tuple[Array, ...]
-"""Values and places [levels, ...], sorted from level 0 down: a list in each element."""
 
 
 class Plan(NamedTuple):
@@ -132,7 +130,7 @@ def _plans(tokens: int, features: int, k: int, row_bytes: int) -> list[Plan]:
     """Tiles that may be had, the best first (measured: benchmarks/tpu_bundles.py)."""
     wide = row_bytes > 2048
     depth = 3 if wide else 2
-    while _lost(k, BUCKETS, depth) > 0.005:
+    while merge.lost(k, BUCKETS, depth) > 0.005:
         depth += 1
     tiles = [(1024, 512), (512, 256), (256, 256)] if wide else [(2048, 512), (1024, 512), (512, 256)]
     if row_bytes > 6144:
@@ -150,27 +148,12 @@ def _vmem(plan: Plan, row_bytes: int, k: int) -> int:
     return 2 * (plan.tokens + plan.features) * row_bytes + 4 * (buckets + columns + lists + results)
 
 
-def _lost(k: int, buckets: int, depth: int) -> float:
-    """The expected number of sets of depth + 1 of the k best in one bucket, at most the share of tokens that fail."""
-    return comb(k, depth + 1) / buckets**depth
-
-
-def _enough(k: int, buckets: int) -> int:
-    """How many values of each of so many lists are kept: fewer would lose one in a thousand tokens."""
-    return next(depth for depth in range(1, k + 1) if _lost(k, buckets, depth) < 1e-3)
-
-
-def _kept(k: int, buckets: int) -> int:
-    """`_enough` while lists are merged: bitonic merges want powers of two."""
-    return _power(_enough(k, buckets))
-
-
 def _levels(depth: int, k: int) -> int:
     """Values of a list when the buckets are merged into one for each lane."""
-    levels, buckets = _power(depth), BUCKETS
+    levels, buckets = merge.power(depth), BUCKETS
     while buckets > LANES:
         buckets //= 2
-        levels = 2 * levels if _kept(k, buckets) > levels else _kept(k, buckets)
+        levels = 2 * levels if merge.kept_levels(k, buckets) > levels else merge.kept_levels(k, buckets)
     return levels
 
 
@@ -273,15 +256,15 @@ def _fold(best, tiles, dropped, lists, lost, step: Array, _: None, *, k: int) ->
     here = pl.ds(pl.multiple_of(step * ROWS, ROWS), ROWS)
     features = tiles[:, here, :] * BUCKETS + jax.lax.broadcasted_iota(jnp.int32, (1, ROWS, BUCKETS), 2)
     held = best[:, here, :], features.astype(jnp.float32)
-    (values, places), lost[here, :] = _merged(held, dropped[here, :], LANES, 1, k)
+    (values, places), lost[here, :] = merge.merged(held, dropped[here, :], LANES, 1, k)
     lists[0, :, here, :], lists[1, :, here, :] = values, places
 
 
 def _take(lists, lost, values, indices, k: int) -> None:
     """The k best of the lists, by rank in the rows of `values` and `indices`; row k of values: the best of the rest."""
     both = tuple(jnp.stack([lists[i, level].T for level in range(lists.shape[1])]) for i in (0, 1))
-    across, gone = _merged(both, lost[...].T, ROWS, 0, k)
-    enough = min(_enough(k, ROWS), len(across[0]))
+    across, gone = merge.merged(both, lost[...].T, ROWS, 0, k)
+    enough = min(merge.enough(k, ROWS), len(across[0]))
     if enough < len(across[0]):
         gone = jnp.maximum(gone, across[0][enough])
 
@@ -300,59 +283,6 @@ def _take(lists, lost, values, indices, k: int) -> None:
     left, _ = jax.lax.fori_loop(0, k, take, across)
     rest = jnp.max(jnp.maximum(gone, left[0]), axis=0, keepdims=True)
     values[k:, :] = jnp.broadcast_to(rest, (values.shape[0] - k, STEP))
-
-
-def _merged(lists: Lists, gone: Array, width: int, axis: int, k: int) -> tuple[Lists, Array]:
-    """Lists, one for each place on an axis, merged two by two until `width` are left, and the greatest value dropped.
-
-    Values and places [levels, ...], sorted from level 0 down. Bitonic merges: whole levels are compared at a time.
-    """
-    padding = [(0, _power(len(lists[0])) - len(lists[0])), (0, 0), (0, 0)]
-    lists = tuple(jnp.pad(array, padding, constant_values=-jnp.inf) for array in lists) if padding[0][1] else lists
-    while gone.shape[axis] > width:
-        levels, half = len(lists[0]), gone.shape[axis] // 2
-        halves = [
-            [jax.lax.slice_in_dim(array, start, start + half, axis=axis + 1) for array in lists] for start in (0, half)
-        ]
-        one, other = (
-            halves[0],
-            [jnp.concatenate([array[i : i + 1] for i in reversed(range(levels))]) for array in halves[1]],
-        )
-        high, low = _compared(one, other)
-        gone = jnp.maximum(
-            jax.lax.slice_in_dim(gone, 0, half, axis=axis), jax.lax.slice_in_dim(gone, half, 2 * half, axis=axis)
-        )
-        kept = _kept(k, half)
-        if kept > levels:
-            lists = tuple(jnp.concatenate(pair) for pair in zip(high, low, strict=True))
-        else:
-            lists, gone = high, jnp.maximum(gone, jnp.max(low[0], axis=0))
-        lists = _sorted(lists, levels // 2)
-        if kept < levels:
-            lists, gone = tuple(array[:kept] for array in lists), jnp.maximum(gone, lists[0][kept])
-    return lists, gone
-
-
-def _sorted(lists: Lists, distance: int) -> Lists:
-    """The last rounds of a bitonic sort: levels at a distance are compared, then at half of it, and so on."""
-    while distance:
-        shape = lists[0].shape
-        pairs = [array.reshape(-1, 2, distance, *shape[1:]) for array in lists]
-        both = _compared([array[:, 0] for array in pairs], [array[:, 1] for array in pairs])
-        lists = tuple(jnp.stack(arrays, axis=1).reshape(shape) for arrays in zip(*both, strict=True))
-        distance //= 2
-    return lists
-
-
-def _compared(a: Any, b: Any) -> tuple[Lists, Lists]:
-    """The greater and the smaller of two (value, place); NaN goes into both."""
-    first = a[0] >= b[0]
-    high = jnp.maximum(a[0], b[0]), jnp.where(first, a[1], b[1])
-    return high, (jnp.minimum(a[0], b[0]), jnp.where(first, b[1], a[1]))
-
-
-def _power(number: int) -> int:
-    return 1 << (number - 1).bit_length()
 
 
 def _product(x: Array, rows: Array) -> Array:

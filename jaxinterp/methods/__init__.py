@@ -11,6 +11,7 @@ from jaxinterp.methods.matryoshka import MatryoshkaSparseAutoencoder
 from jaxinterp.methods.per_layer_transcoders import PerLayerTranscoders
 from jaxinterp.methods.skip_transcoder import SkipTranscoder
 from jaxinterp.methods.sparse_autoencoder import SparseAutoencoder
+from jaxinterp.methods.together import Together
 from jaxinterp.methods.transcoder import Transcoder
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "Recipe",
     "SkipTranscoder",
     "SparseAutoencoder",
+    "Together",
     "TopAFASparseAutoencoder",
     "Transcoder",
     "gradient_method",

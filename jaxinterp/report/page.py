@@ -1,11 +1,6 @@
-"""The report as one HTML file: no network, no assets beside it, complete without JavaScript.
-
-A content security policy in the file forbids every outside request, so that a mistake shows as something missing here
-and not as a request from the reader's machine.
-"""
+"""The report as one HTML file: no network, no assets beside it, complete without JavaScript."""
 
 import math
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,10 +12,8 @@ from jaxinterp.report.content import Report
 from jaxinterp.report.feature_html import feature_section
 from jaxinterp.report.plots import Reference, bar_chart, line_chart
 from jaxinterp.report.scoreboard import dot_plots, summary, table, tiles
-from jaxinterp.report.style import EARLY_SCRIPT, SCRIPT, STYLE
-from jaxinterp.report.text import Number, count, finite, number, percent, plain, power_of_ten, short_count
-
-_POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:"
+from jaxinterp.report.shell import card, document, facts_list, save
+from jaxinterp.report.text import Number, count, finite, number, percent, power_of_ten, short_count
 
 _DEFINITIONS = (
     (
@@ -73,12 +66,7 @@ def write_report(content: Report, path: str | Path) -> Path:
 
     Folders on the way are created. The text is UTF-8; nothing in it depends on the time or the place of writing.
     """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.unfinished")
-    unfinished.write_text(render(content), encoding="utf-8")
-    os.replace(unfinished, path)
-    return path
+    return save(render(content), path)
 
 
 def render(content: Report) -> str:
@@ -89,21 +77,14 @@ def render(content: Report) -> str:
         ("density", "Density", _density(content)),
         ("features", "Features", _features(content)),
         ("read", "How to read this", _read()),
-        ("run", "The run", _run(content.facts)),
+        ("run", "The run", facts_list(content.facts)),
     )
-    links = "".join(f'<a href="#{name}">{title}</a>' for name, title, _ in sections)
-    body = "".join(f'<section id="{name}"><h2>{title}</h2>{text}</section>' for name, title, text in sections)
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width,initial-scale=1">'
-        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
-        f"<title>{plain(content.title)}</title><style>{STYLE}</style><script>{EARLY_SCRIPT}</script></head>\n<body>"
-        f'<header class="top"><div class="kicker">jaxinterp report</div><h1>{plain(content.title)}</h1>'
-        f'<p class="subtitle">{plain(content.subtitle)}</p><p class="summary">{summary(content.scoreboard)}</p>'
-        f'<div class="tiles">{tiles(content.scoreboard, content.curves, len(content.densities))}</div></header>'
-        f'<nav class="bar" aria-label="Sections"><div>{links}</div></nav>\n<main>{body}</main>'
-        "<footer>Written by jaxinterp. This file is complete in itself: it loads nothing.</footer>"
-        f"<script>{SCRIPT}</script></body></html>\n"
+    return document(
+        sections,
+        title=content.title,
+        subtitle=content.subtitle,
+        summary=summary(content.scoreboard),
+        tiles=tiles(content.scoreboard, content.curves, len(content.densities)),
     )
 
 
@@ -113,8 +94,8 @@ def _scoreboard(content: Report) -> str:
         '<p class="lede">Every row stands where the MLP stood and is measured on the same held-out text. The first row '
         "was trained in this run; the others are baselines. Best values are bold; ↓ and ↑ say which way is better.</p>"
         f"{table(content.scoreboard)}"
-        f'<div class="two">{_card("Unexplained variance", "FVU, lower is better", fvu)}'
-        f"{_card('Cross-entropy with the MLP replaced', 'nats per token, lower is better', entropy)}</div>"
+        f'<div class="two">{card("Unexplained variance", "FVU, lower is better", fvu)}'
+        f"{card('Cross-entropy with the MLP replaced', 'nats per token, lower is better', entropy)}</div>"
         '<p class="note">Dots are means over the held-out tokens, bars are 95\u202f% intervals over documents. Dashed '
         "lines: the unchanged model (clean), and the MLP's output replaced by its training mean or by zero.</p>"
     )
@@ -146,7 +127,7 @@ def _training(content: Report) -> str:
             reference=reference,
             x_labels=lambda ticks: tuple(map(short_count, ticks)),
         )
-        cards.append(_card(title, ", ".join(filter(None, (note, "log scale" if log else ""))), chart))
+        cards.append(card(title, ", ".join(filter(None, (note, "log scale" if log else ""))), chart))
     return f'<div class="two">{"".join(cards)}</div>'
 
 
@@ -213,20 +194,6 @@ def _features(content: Report) -> str:
 def _read() -> str:
     entries = "".join(f"<div><dt>{name}</dt><dd>{text}</dd></div>" for name, text in _DEFINITIONS)
     return f'<dl class="read card">{entries}</dl>'
-
-
-def _run(facts: Mapping[str, str]) -> str:
-    if not facts:
-        return '<p class="empty">Nothing was recorded about the run.</p>'
-    entries = "".join(
-        f"<div{' class=wide' if name == 'command' else ''}><dt>{plain(name)}</dt><dd>{plain(value)}</dd></div>"
-        for name, value in facts.items()
-    )
-    return f'<dl class="run card">{entries}</dl>'
-
-
-def _card(title: str, note: str, body: str) -> str:
-    return f'<div class="card"><h3>{title}<small>{note}</small></h3>{body}</div>'
 
 
 def _column(rows: Sequence[Mapping[str, Any]], key: str) -> list[Number | None]:

@@ -54,12 +54,12 @@ def line_chart(
     """A line through the points (x, y), broken where y is not finite; on a log axis also where it is not positive."""
     known = [(a, b) for a, b in zip(x, y, strict=True) if finite(a) and finite(b) and (not log_y or b > 0)]
     if not known:
-        return _nothing(title)
+        return nothing(title)
     compared = [reference.value] if reference and finite(reference.value) else []
     xs = fit_scale([a for a, _ in known], 58, width - 14, margin=0.0)
     ys = fit_scale([*(b for _, b in known), *compared], height - 46, 14, log=log_y, include=include)
     y_labels = y_labels or (log_labels if log_y else tick_labels)
-    parts = [_y_axis(ys, xs.start, xs.stop, y_labels), _x_axis(xs, height - 46, x_labels, x_label)]
+    parts = [y_axis(ys, xs.start, xs.stop, y_labels), x_axis(xs, height - 46, x_labels, x_label)]
 
     points = [
         (xs(a), ys(b)) if finite(a) and finite(b) and (not log_y or b > 0) else None for a, b in zip(x, y, strict=True)
@@ -70,19 +70,19 @@ def line_chart(
         at = ys(compared[0])
         above = at - 6 if at > 30 else at + 14
         text = f"{plain(reference.label)} {number(reference.value)}"
-        parts.append(f'<path class="reference" d="M{_px(xs.start)} {_px(at)}H{_px(xs.stop)}"/>')
-        parts.append(f'<text class="reference-label" x="{_px(xs.start + 6)}" y="{_px(above)}">{text}</text>')
+        parts.append(f'<path class="reference" d="M{px(xs.start)} {px(at)}H{px(xs.stop)}"/>')
+        parts.append(f'<text class="reference-label" x="{px(xs.start + 6)}" y="{px(above)}">{text}</text>')
 
     hovers = [known[index] for index in _thinned(len(known), _MOST_HOVERS)]
     strip = (xs.stop - xs.start) / len(hovers)
     for a, b in hovers:
         across, down = xs(a), ys(b)
         parts.append(
-            f'<g class="hover"><rect x="{_px(across - strip / 2)}" y="14" width="{_px(strip)}" height="{height - 60}"/>'
-            f'<circle cx="{_px(across)}" cy="{_px(down)}" r="3.5"/>'
+            f'<g class="hover"><rect x="{px(across - strip / 2)}" y="14" width="{px(strip)}" height="{height - 60}"/>'
+            f'<circle cx="{px(across)}" cy="{px(down)}" r="3.5"/>'
             f"<title>{x_labels([a])[0]}: {number(b, 4)}</title></g>"
         )
-    return _svg(width, height, title, parts)
+    return svg(width, height, title, parts)
 
 
 def bar_chart(
@@ -106,7 +106,7 @@ def bar_chart(
     With `log_y` the axis begins below one, so that a count of one can be seen. `hover=False` draws one path for all.
     """
     if not sum(counts) and not (apart and apart[1]):
-        return _nothing(title)
+        return nothing(title)
     if len(edges) < 2 or not all(map(finite, edges)) or edges[0] >= edges[-1]:
         edges, counts = (0.0, 1.0), (0,)
     base = height - (48 if x_label else 28)
@@ -118,7 +118,7 @@ def bar_chart(
 
     y_labels = log_labels if log_y else tick_labels
     ticks = [tick for tick in ys.ticks(4) if tick == int(tick)]
-    parts = [_y_axis(ys, 46.0, xs.stop, y_labels, ticks), _x_axis(xs, base, x_labels, x_label)]
+    parts = [y_axis(ys, 46.0, xs.stop, y_labels, ticks), x_axis(xs, base, x_labels, x_label)]
     if y_label:
         parts.append(f'<text class="axis-label" x="46" y="12">{plain(y_label)}</text>')
     boxes = [
@@ -131,17 +131,17 @@ def bar_chart(
             _bar(across, wide, min(ys(amount), base - 1.2), base, "bar", text) for across, wide, amount, text in boxes
         ]
     else:
-        outline = "".join(f"M{_px(a)} {_px(base)}V{_px(ys(n))}h{_px(w)}V{_px(base)}z" for a, w, n, _ in boxes)
+        outline = "".join(f"M{px(a)} {px(base)}V{px(ys(n))}h{px(w)}V{px(base)}z" for a, w, n, _ in boxes)
         parts.append(f'<path class="bar" d="{outline}"/>')
     if apart:
         label, amount = apart
         parts.append(_bar(58.0, 30.0, ys(amount) if amount else base, base, "bar apart", f"{label}: {amount:,}"))
         parts.append(f'<text class="tick below" x="73" y="{base + 9}">{plain(label)}</text>')
         parts.append(f'<path class="grid" d="M98 {top}V{base}"/>')
-    marks = "".join(f"M{_px(xs(value))} {base + 1}v5" for value in rug if finite(value) and xs.holds(value))
+    marks = "".join(f"M{px(xs(value))} {base + 1}v5" for value in rug if finite(value) and xs.holds(value))
     if marks:
         parts.append(f'<path class="rug" d="{marks}"/>')
-    return _svg(width, height, title, parts)
+    return svg(width, height, title, parts)
 
 
 def dot_plot(
@@ -158,7 +158,7 @@ def dot_plot(
     """
     values = [value for row in rows if finite(row.value) for value in (row.value, *_ends(row))]
     if not values:
-        return _nothing(title)
+        return nothing(title)
     near, far = _sorted_out(
         values, [(one.value, _reference_text(one, show)) for one in references if finite(one.value)]
     )
@@ -169,24 +169,24 @@ def dot_plot(
     # Room for two lanes at least, so that two charts side by side most often begin at the same height.
     top = 16.0 * max(max(lanes, default=0) + 1 + bool(far), 2) + 8 if references else 8.0
     bottom = top + 30 * len(rows)
-    parts = [_x_axis(xs, bottom, tick_labels, "", grid_from=top)]
+    parts = [x_axis(xs, bottom, tick_labels, "", grid_from=top)]
     for lane, (value, text) in zip(lanes, near, strict=True):
         at, down = xs(value), 12 + 16 * lane
         inside = min(max(at, gutter + _text_width(text) / 2), width - _text_width(text) / 2)
-        parts.append(f'<path class="reference" d="M{_px(at)} {_px(down + 4)}V{_px(bottom)}"/>')
+        parts.append(f'<path class="reference" d="M{px(at)} {px(down + 4)}V{px(bottom)}"/>')
         parts.append(
-            f'<text class="reference-label" x="{_px(inside)}" y="{_px(down)}" text-anchor="middle">{plain(text)}</text>'
+            f'<text class="reference-label" x="{px(inside)}" y="{px(down)}" text-anchor="middle">{plain(text)}</text>'
         )
     if far:
         right = " · ".join(text for value, text in far if value > xs.high)
         left = " · ".join(text for value, text in far if value < xs.low)
         for text, at, anchor in ((f"{right} →", width - 4, "end"), (f"← {left}", gutter, "start")):
             if len(text) > 2:
-                where = f'x="{_px(at)}" y="{_px(top - 12)}" text-anchor="{anchor}"'
+                where = f'x="{px(at)}" y="{px(top - 12)}" text-anchor="{anchor}"'
                 parts.append(f'<text class="reference-label" {where}>{plain(text)}</text>')
     for index, row in enumerate(rows):
         parts.append(_dot_row(row, xs, top + 30 * index + 15, gutter, width, show))
-    return _svg(width, round(bottom + 26), title, parts)
+    return svg(width, round(bottom + 26), title, parts)
 
 
 def _dot_row(
@@ -195,18 +195,18 @@ def _dot_row(
     tone = "strong" if row.emphasis else "soft"
     room = int((gutter - 12) / _CHARACTER)
     name = row.label if len(row.label) <= room else row.label[: room - 1] + "…"
-    line = f'y="{_px(middle + 4)}" text-anchor="end"'
+    line = f'y="{px(middle + 4)}" text-anchor="end"'
     parts = [
-        f'<text class="name {tone}" x="{_px(gutter - 12)}" {line}>{plain(name)}</text>',
+        f'<text class="name {tone}" x="{px(gutter - 12)}" {line}>{plain(name)}</text>',
         f'<text class="value {tone}" x="{width - 4}" {line}>{show(row.value)}</text>',
     ]
     said = f"{row.label}: {number(row.value, 4)}"
     if finite(row.value):
         if ends := _ends(row):
-            low, high = (_px(xs(end)) for end in ends)
-            parts.append(f'<path class="interval {tone}" d="M{low} {_px(middle)}H{high}"/>')
+            low, high = (px(xs(end)) for end in ends)
+            parts.append(f'<path class="interval {tone}" d="M{low} {px(middle)}H{high}"/>')
             said += f" (95 % interval {number(ends[0], 4)} to {number(ends[1], 4)})"
-        parts.append(f'<circle class="dot {tone}" cx="{_px(xs(row.value))}" cy="{_px(middle)}" r="4.5"/>')
+        parts.append(f'<circle class="dot {tone}" cx="{px(xs(row.value))}" cy="{px(middle)}" r="4.5"/>')
     return f"<g>{''.join(parts)}<title>{plain(said)}</title></g>"
 
 
@@ -246,33 +246,35 @@ def _ends(row: Dot) -> tuple[Number, ...]:
     return ends if len(ends) == 2 else ()
 
 
-def _y_axis(ys: Scale, left: Number, right: Number, labels: Labels, ticks: Sequence[Number] | None = None) -> str:
+def y_axis(ys: Scale, left: Number, right: Number, labels: Labels, ticks: Sequence[Number] | None = None) -> str:
+    """Grid lines and labels of a vertical axis."""
     ticks = ys.ticks() if ticks is None else ticks
-    lines = "".join(f"M{_px(left)} {_px(ys(tick))}H{_px(right)}" for tick in ticks)
+    lines = "".join(f"M{px(left)} {px(ys(tick))}H{px(right)}" for tick in ticks)
     texts = "".join(
-        f'<text class="tick aside" x="{_px(left - 8)}" y="{_px(ys(tick) + 4)}">{text}</text>'
+        f'<text class="tick aside" x="{px(left - 8)}" y="{px(ys(tick) + 4)}">{text}</text>'
         for tick, text in zip(ticks, labels(ticks), strict=True)
     )
     return f'<path class="grid" d="{lines}"/>{texts}'
 
 
-def _x_axis(xs: Scale, base: Number, labels: Labels, label: str, grid_from: Number | None = None) -> str:
+def x_axis(xs: Scale, base: Number, labels: Labels, label: str, grid_from: Number | None = None) -> str:
+    """The line, ticks and name of a horizontal axis, with grid lines from a height on where one is given."""
     ticks = xs.ticks(max(2, round((xs.stop - xs.start) / 90)))
-    grid = "" if grid_from is None else "".join(f"M{_px(xs(tick))} {_px(grid_from)}V{_px(base)}" for tick in ticks)
+    grid = "" if grid_from is None else "".join(f"M{px(xs(tick))} {px(grid_from)}V{px(base)}" for tick in ticks)
     texts = "".join(
-        f'<text class="tick below" x="{_px(xs(tick))}" y="{_px(base + 9)}">{text}</text>'
+        f'<text class="tick below" x="{px(xs(tick))}" y="{px(base + 9)}">{text}</text>'
         for tick, text in zip(ticks, labels(ticks), strict=True)
     )
-    name = f'<text class="axis-label" x="{_px(xs.stop)}" y="{_px(base + 38)}" text-anchor="end">{plain(label)}</text>'
+    name = f'<text class="axis-label" x="{px(xs.stop)}" y="{px(base + 38)}" text-anchor="end">{plain(label)}</text>'
     return (
         (f'<path class="grid" d="{grid}"/>' if grid else "")
-        + f'<path class="axis" d="M{_px(xs.start)} {_px(base)}H{_px(xs.stop)}"/>{texts}'
+        + f'<path class="axis" d="M{px(xs.start)} {px(base)}H{px(xs.stop)}"/>{texts}'
         + (name if label else "")
     )
 
 
 def _bar(across: Number, wide: Number, top: Number, base: Number, name: str, text: str) -> str:
-    size = f'x="{_px(across)}" y="{_px(top)}" width="{_px(wide)}" height="{_px(max(base - top, 0))}"'
+    size = f'x="{px(across)}" y="{px(top)}" width="{px(wide)}" height="{px(max(base - top, 0))}"'
     return f'<rect class="{name}" {size}><title>{plain(text)}</title></rect>'
 
 
@@ -290,19 +292,22 @@ def _path(points: Sequence[tuple[Number, Number] | None]) -> str:
             pen = "M"
             continue
         # A stroke of no length behind every move: a lone point between two gaps is drawn as a dot.
-        pieces.append(f"{pen}{_px(point[0])} {_px(point[1])}" + ("h0" if pen == "M" else ""))
+        pieces.append(f"{pen}{px(point[0])} {px(point[1])}" + ("h0" if pen == "M" else ""))
         pen = "L"
     return "".join(pieces)
 
 
-def _px(value: Number) -> str:
+def px(value: Number) -> str:
+    """A coordinate, to a tenth of a pixel."""
     return f"{value:.1f}".removesuffix(".0") if math.isfinite(value) else "0"
 
 
-def _svg(width: int, height: int, title: str, parts: Sequence[str]) -> str:
+def svg(width: int, height: int, title: str, parts: Sequence[str]) -> str:
+    """The whole chart."""
     body = "".join(parts)
     return f'<svg class="plot" viewBox="0 0 {width} {height}" role="img" aria-label="{plain(title)}">{body}</svg>'
 
 
-def _nothing(title: str) -> str:
+def nothing(title: str) -> str:
+    """What stands where there is nothing to draw."""
     return f'<p class="empty">{plain(title)}: nothing to draw.</p>'

@@ -71,6 +71,8 @@ th:first-child,td:first-child{text-align:left}
 .board tr.first td:first-child{background:var(--tint)}
 .board td:last-child,.board th:last-child{padding-right:16px}
 .board .same{color:var(--faint)}
+.board td.words{text-align:left}
+.wide{margin-top:16px}
 .board th i{font-style:normal;color:var(--faint)}
 
 svg.plot{display:block;width:100%;height:auto;font-family:var(--sans);overflow:visible}
@@ -97,6 +99,17 @@ stroke-linejoin:round}
 .plot .name{font-size:12.5px}
 .plot .value{font-size:12px}
 .plot .name.strong,.plot .value.strong{fill:var(--ink);font-weight:600}
+.plot .series{stroke:var(--hue);stroke-width:1.6;stroke-linejoin:round;stroke-linecap:round;opacity:.8}
+.plot .series.dashed{stroke-dasharray:5 4}
+.plot .mark{fill:var(--hue);stroke:var(--card);stroke-width:1}
+.plot .cloud{stroke:var(--hue);stroke-width:3;stroke-linecap:round;opacity:.35}
+.plot .leader{stroke:var(--hue);stroke-width:.8;opacity:.5}
+.plot .legend-name{font-size:12px;fill:var(--ink)}
+.plot .strong .series{stroke-width:2.6;opacity:1}
+.plot .strong .legend-name{font-weight:600}
+.h0{--hue:#1d5c8f}.h1{--hue:#c2571a}.h2{--hue:#2f7d4f}.h3{--hue:#8a4d9e}.h4{--hue:#a3851c}.h5{--hue:#5f6673}
+@media (prefers-color-scheme:dark){
+.h0{--hue:#7db8ea}.h1{--hue:#f09a5d}.h2{--hue:#72c795}.h3{--hue:#cf9be0}.h4{--hue:#dcc05a}.h5{--hue:#a9aeb8}}
 .plot .hover rect{fill:transparent}
 .plot .hover circle{fill:var(--accent);opacity:0}
 .plot .hover:hover circle{opacity:1}

@@ -31,6 +31,8 @@ from typing import Any, NamedTuple
 TOPOLOGIES = {"v5e": "v5e:2x2", "v5p": "v5p:2x2x1", "v6e": "v6e:2x2"}
 MEMORY = {"v5e": 16, "v5p": 95, "v6e": 32}  # GiB of a chip
 SHAPES = ((768, 24576, 32), (2304, 65536, 64), (4096, 131072, 64))  # width, features, k
+ODD = ((576, 24576, 32), (640, 24576, 32), (1152, 24576, 30), (1600, 24576, 33))  # registers that are not full
+ODD_PASSES = ["gather_sum", "sampled_dot"]
 TOKENS = 8192
 SECONDS = 60
 BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "s16": 2, "u16": 2, "f32": 4, "s32": 4, "u32": 4}
@@ -62,7 +64,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--json", type=Path, help="also write the numbers to this file")
     parser.add_argument("--chips", nargs="+", choices=TOPOLOGIES, default=list(TOPOLOGIES))
-    parser.add_argument("--quick", action="store_true", help="only v5e and the smallest shape")
+    parser.add_argument(
+        "--quick", action="store_true", help="only v5e, the smallest shape and widths that are no multiple of 512"
+    )
     parser.add_argument("--only", nargs="+", help="only programs of these names")
     parser.add_argument("--here", choices=TOPOLOGIES, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -70,6 +74,10 @@ def main() -> int:
     if arguments.here:
         for shape in shapes:
             compile_all(arguments.here, *shape, only=arguments.only)
+        for shape in ODD:
+            compile_all(
+                arguments.here, *shape, only=[name for name in arguments.only or ODD_PASSES if name in ODD_PASSES]
+            )
         return 0
     results = []
     for chip in ["v5e"] if arguments.quick else arguments.chips:
@@ -141,7 +149,7 @@ def compile_all(chip: str, width: int, features: int, k: int, only: list[str] | 
 
     devices = topologies.get_topology_desc(platform="tpu", topology_name=TOPOLOGIES[chip]).devices
     for program in programs(chip, devices, width, features, k):
-        if not only or program.name.split(" ")[0] in only:
+        if only is None or program.name.split(" ")[0] in only:
             result = {"chip": chip, "shape": [width, features, k], "tokens": TOKENS, "name": program.name}
             print(json.dumps(result | compiled(program, width, features, k)), flush=True)
 

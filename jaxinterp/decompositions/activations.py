@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, Int
 from jaxinterp.decompositions.base import STATE
 from jaxinterp.decompositions.codes import Codes, DenseCodes, SparseCodes
 from jaxinterp.errors import UserError
-from jaxinterp.kernels import encode_topk, keep_largest
+from jaxinterp.kernels import encode_ranked, encode_topk, keep_largest, rank
 
 
 @runtime_checkable
@@ -72,9 +72,10 @@ class TopK(eqx.Module):
 class BatchTopK(eqx.Module):
     """z = max(a, 0) at the k * tokens largest a of the batch (Bussmann et al. 2024, arXiv 2412.06410).
 
-    Only tokens that have weight compete and count, each with its `CAP` k largest a: a token that would keep more loses
-    the smallest. Outside training other tokens must not matter: z = a where a reaches `threshold`, a running mean
-    (decay 0.99) of the smallest value kept in training.
+    Only tokens that have weight compete and count. Outside training other tokens must not matter: z = a where a exceeds
+    `threshold`, a running mean (decay 0.99) of the smallest value kept in training. In both, a token keeps at most its
+    `CAP` k largest a, which bounds the memory of a batch; `at_cap` among the metrics of an objective is the fraction of
+    tokens that reached it. It should be small: where it is not, take a larger k, or TopK.
     """
 
     CAP: ClassVar[int] = 4
@@ -87,15 +88,18 @@ class BatchTopK(eqx.Module):
         check_k(self.k)
 
     def codes(self, x: Array, rows: Array, bias: Array, *, k: Any, weight: Any, training: bool) -> Codes:
+        features = rows.shape[0]
+        cap = min(self.CAP * self.k, features)
         if not training:
-            values = jax.nn.relu(x @ rows.T + bias)
-            return DenseCodes(jnp.where(values >= self.threshold, values, 0.0))
-        values, indices = encode_topk(x, rows, bias, k=min(self.CAP * self.k, rows.shape[0]))
+            above = rank.above(jnp.broadcast_to(jnp.maximum(self.threshold, 0.0), (features,)))
+            values, indices, _ = encode_ranked(x, rows, bias, above, k=cap)
+            return SparseCodes(jax.nn.relu(values), indices, features, capped=True)
+        values, indices = encode_topk(x, rows, bias, k=cap)
         weight = jnp.ones(values.shape[:-1]) if weight is None else weight
         values = jax.nn.relu(values) * weight[..., None]
         budget = jnp.round((self.k if k is None else k) * jnp.sum(weight)).astype(jnp.int32)
         kept, _ = keep_largest(jax.lax.stop_gradient(values), budget)
-        return SparseCodes(jnp.where(kept > 0, values, 0.0), indices, rows.shape[0])
+        return SparseCodes(jnp.where(kept != 0, values, 0.0), indices, features, capped=True)
 
     def after_step(self, metrics: Any, step: Array) -> "BatchTopK":
         if "smallest_code" not in metrics:

@@ -12,11 +12,15 @@ from jaxinterp.kernels import rank, select_topk, sum_by_feature
 
 
 class SparseCodes(eqx.Module):
-    """k values per token and the features that they belong to; a padded slot has the value 0."""
+    """k values per token and the features that they belong to; a padded slot has the value 0.
+
+    `capped`: k is a limit that tokens should not reach, as those that do have lost their smallest values.
+    """
 
     values: Float[Array, "*axes k"]
     indices: Int[Array, "*axes k"]
     features: int = eqx.field(static=True)
+    capped: bool = eqx.field(static=True, default=False)
 
     def dense(self) -> Float[Array, "*axes features"]:
         """One value per feature."""
@@ -39,6 +43,10 @@ class SparseCodes(eqx.Module):
     def active(self) -> Float[Array, "*axes"]:
         """The number of active features of each token."""
         return jnp.sum(self.values != 0, axis=-1).astype(jnp.float32)
+
+    def at_cap(self) -> Float[Array, "*axes"]:
+        """1 for a token that uses all its k slots."""
+        return jnp.all(self.values != 0, axis=-1).astype(jnp.float32)
 
     def smallest(self) -> Float[Array, ""]:
         """The smallest positive value, 0 where there is none."""

@@ -12,7 +12,8 @@ encoder matmuls more. `sampled_dot` and `sparse_outer` are the passes that the g
 
 Everywhere: values are float32, best first, ties to the lowest index; NaN counts as the greatest number, so that it
 shows. Where fewer than k features may be chosen, the last values are -inf (a ReLU makes zeros of them) and their
-indices are those of features all the same. An index equal to the number of features stands for no row.
+indices are those of features all the same. An index that is negative or at least the number of features stands for no
+row.
 """
 
 from collections.abc import Callable
@@ -121,7 +122,7 @@ def sparse_decode(
     implementation: str | None = None,
 ) -> Float[Array, "*axes d"]:
     """Per token, the sum of the rows at its indices, weighted by its values; float32."""
-    return _as(values, _decode(_flat(values), _flat(indices), rows, implementation))
+    return _as(values, _decode(_flat(values), _places(indices, rows.shape[0]), rows, implementation))
 
 
 def sampled_dot(
@@ -132,7 +133,8 @@ def sampled_dot(
     implementation: str | None = None,
 ) -> Float[Array, "*axes k"]:
     """Per token, the inner products of g with the rows at its indices; float32. Not differentiable."""
-    return _as(g, sharded.sampled_dot(_flat(g), rows, _flat(indices), implementation))
+    dots = sharded.sampled_dot(_flat(g), rows, _places(indices, rows.shape[0]), implementation)
+    return _as(g, _constant(dots, "sampled_dot"))
 
 
 def sparse_outer(
@@ -144,7 +146,8 @@ def sparse_outer(
     implementation: str | None = None,
 ) -> Float[Array, "features d"]:
     """Per feature, the sum over its tokens of value times g: the gradient of `sparse_decode`. Not differentiable."""
-    return sharded.outer_sum(_flat(values), _flat(indices), _flat(g), features, implementation)
+    sums = sharded.outer_sum(_flat(values), _places(indices, features), _flat(g), features, implementation)
+    return _constant(sums, "sparse_outer")
 
 
 def sum_by_feature(
@@ -155,7 +158,7 @@ def sum_by_feature(
     On accelerators exact for whole numbers, whose sum is below 2^24, and within float32 rounding of the whole batch's
     sum otherwise. Not differentiable.
     """
-    return sharded.value_sum(_flat(values), _flat(indices), features)
+    return _constant(sharded.value_sum(_flat(values), _places(indices, features), features), "sum_by_feature")
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(3, 4))
@@ -257,6 +260,16 @@ def _check_k(k: int, features: int) -> None:
         raise UserError(f"k={k} must lie between 1 and features={features}.")
 
 
+@partial(jax.custom_jvp, nondiff_argnums=(1,))
+def _constant(result: Array, name: str) -> Array:
+    return result
+
+
+@_constant.defjvp
+def _no_derivative(name: str, primals: Any, tangents: Any) -> Any:
+    raise UserError(f"{name} has no derivative: differentiate sparse_decode, or stop the gradient of what goes in.")
+
+
 def _kept(values: Array, keep: Array | int | None) -> Array:
     if keep is None:
         return values
@@ -271,6 +284,12 @@ def _split(rank: Rank, axes: int) -> tuple[Callable[..., Array], Any]:
 
 def _flat(array: Array) -> Array:
     return array.reshape(-1, array.shape[-1])
+
+
+def _places(indices: Array, rows: int) -> Array:
+    """Indices with one leading axis; `rows` for all that stand for no row: kernels read wherever they are told to."""
+    flat = _flat(indices)
+    return jnp.where(flat < 0, rows, jnp.minimum(flat, rows))
 
 
 def _as(like: Array, array: Array) -> Array:

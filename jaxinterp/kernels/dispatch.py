@@ -31,47 +31,47 @@ FUSED_FROM = 2**26
 _log = logging.getLogger("jaxinterp.kernels")
 
 
-def find(name: str | None, of: str, *, tokens: int, features: int, k: int, width: int) -> Callable[..., Any]:
-    """The function that runs pass `of`.
+def find(name: str | None, of: str, **shape: int) -> Callable[..., Any]:
+    """The function that runs pass `of`; shape: tokens, features, k, width, and itemsize: bytes of an entry of the rows.
 
     Raises:
       UserError: `name` is unknown, or cannot run on this platform, with the installed jax or at this shape.
     """
     platform = platforms.current()
-    chosen = name or choose(of, platform, tokens=tokens, features=features, k=k, width=width)
+    chosen = name or choose(of, platform, **shape)
     base, _, mode = chosen.partition(":")
     if base not in NAMES or mode not in (("", "interpret") if base.startswith("pallas") else ("",)):
         raise UserError(f"implementation={name!r} is not known: {suggest(base, NAMES)}")
-    reason = refusal(chosen, of, platform, tokens=tokens, features=features, k=k, width=width)
+    reason = refusal(chosen, of, platform, **shape)
     if reason:
         raise UserError(f"implementation={name!r} cannot run {of}: {reason}")
     function = getattr(_module(base), of, None)
     if function is None and of == "outer_and_value_sum":
-        shape = {"tokens": tokens, "features": features, "k": k, "width": width + xla.LANES}
-        return partial(xla.outer_and_value_sum, outer_sum=find(chosen, "outer_sum", **shape))
+        wider = shape | {"width": shape["width"] + xla.LANES}
+        return partial(xla.outer_and_value_sum, outer_sum=find(chosen, "outer_sum", **wider))
     function = function or getattr(xla, of)
     own = function.__module__.startswith(_module(base).__name__)
     return partial(function, interpret=True) if mode and own else function
 
 
 @cache
-def choose(of: str, platform: str, *, tokens: int, features: int, k: int, width: int) -> str:
+def choose(of: str, platform: str, **shape: int) -> str:
     """The name of the implementation for a pass and a shape; says so once, to the logger `jaxinterp.kernels`."""
     kernels = {"tpu": "pallas_tpu", "gpu": "pallas_gpu"}.get(platform)
     if of == "encode":
-        wanted = "pallas_tpu" if platform == "tpu" and tokens * features >= FUSED_FROM else "xla"
-    elif k / features > BREAK_EVEN.get(platform, 1):
+        wanted = "pallas_tpu" if platform == "tpu" and shape["tokens"] * shape["features"] >= FUSED_FROM else "xla"
+    elif shape["k"] / shape["features"] > BREAK_EVEN.get(platform, 1):
         wanted = "dense"
     else:
         wanted = kernels or "xla"
-    reason = refusal(wanted, of, platform, tokens=tokens, features=features, k=k, width=width)
+    reason = refusal(wanted, of, platform, **shape)
     chosen = "xla" if reason else wanted
-    shape = f"{tokens} tokens, {features} features, k {k}, width {width}"
-    _log.info("%s on %s (%s): %s%s", of, platform, shape, chosen, f", because {wanted}: {reason}" if reason else "")
+    said = ", ".join(f"{name} {size}" for name, size in shape.items())
+    _log.info("%s on %s (%s): %s%s", of, platform, said, chosen, f", because {wanted}: {reason}" if reason else "")
     return chosen
 
 
-def refusal(chosen: str, of: str, platform: str, *, tokens: int, features: int, k: int, width: int) -> str | None:
+def refusal(chosen: str, of: str, platform: str, **shape: int) -> str | None:
     """Why an implementation cannot run a pass; None where it can."""
     base, _, mode = chosen.partition(":")
     if not base.startswith("pallas"):
@@ -81,7 +81,7 @@ def refusal(chosen: str, of: str, platform: str, *, tokens: int, features: int, 
         return (
             f"it needs a {needed.upper()}, and this is a {platform.upper()}: leave implementation out, or take 'xla'."
         )
-    return _module(base).refusal(of, tokens=tokens, features=features, k=k, width=width)
+    return _module(base).refusal(of, **shape)
 
 
 def _module(name: str) -> Any:

@@ -57,7 +57,7 @@ def available() -> str | None:
     return None
 
 
-def refusal(of: str, *, tokens: int, features: int, k: int, width: int) -> str | None:
+def refusal(of: str, *, tokens: int, features: int, k: int, width: int, itemsize: int = 4) -> str | None:
     """Why a pass cannot run at a shape; None where it can."""
     if max(tokens, features) + tokens * k >= 2**31:
         return f"{tokens} tokens with k={k} have more entries than 32 bits count: take fewer tokens."

@@ -1,6 +1,8 @@
-"""The platform that a computation is being traced for."""
+"""The platform that a computation is being traced for, and the precision of its products."""
 
 import jax
+import jax.numpy as jnp
+from jaxtyping import Array
 
 
 def current() -> str:
@@ -13,3 +15,12 @@ def current() -> str:
     name = described.platform if described is not None else getattr(device, "platform", device)
     name = name or jax.default_backend()
     return "gpu" if name in ("cuda", "rocm") else name
+
+
+def precision(*operands: Array) -> jax.lax.Precision | None:
+    """That of float32 products where the operands are float32: without it a GPU rounds them to TF32, a TPU to bfloat16.
+
+    None, which leaves it to the configuration, where one operand is narrower or `jax_default_matmul_precision` is set.
+    """
+    wide = all(operand.dtype == jnp.float32 for operand in operands)
+    return jax.lax.Precision.HIGHEST if wide and jax.config.jax_default_matmul_precision is None else None  # type: ignore[attr-defined]

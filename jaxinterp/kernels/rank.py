@@ -28,7 +28,7 @@ def _size(pre: Array, tokens: Any, scale: Array | tuple[()]) -> Array:
 
 
 def _above(pre: Array, tokens: Any, threshold: Array) -> Array:
-    return jnp.where(pre > threshold, pre, -jnp.inf)
+    return jnp.where(pre <= threshold, -jnp.inf, pre)  # NaN is not forbidden, so that it shows
 
 
 def _effect(pre: Array, tokens: tuple[Array, Array], decoder: Array) -> Array:

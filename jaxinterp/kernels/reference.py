@@ -12,7 +12,8 @@ def encode(
     x: Float[Array, "tokens d"], rows: Float[Array, "features d"], bias: Float[Array, " features"], k: int
 ) -> tuple[Float[Array, "tokens k"], Int[Array, "tokens k"]]:
     """The k largest of x W^T + b per token, greatest first, ties to the lowest index."""
-    values, indices = jax.lax.top_k(_product(x, rows.T) + bias, k)
+    pre = _product(x, rows.T) + bias
+    values, indices = jax.lax.top_k(jnp.where(jnp.isnan(pre), jnp.nan, pre), k)
     return values, indices
 
 

@@ -80,7 +80,10 @@ def encode_groups(
 def select(
     pre: Float[Array, "tokens features"], k: int, rank: Rank | None
 ) -> tuple[Float[Array, "tokens k"], Int[Array, "tokens k"], Int[Array, " tokens"]]:
-    """`encode_ranked` of pre-activations that are there already."""
+    """`encode_ranked` of pre-activations that are there already; on one shard where they cannot be spread evenly.
+
+    What is selected from may also be windows of text or the k values of a code: an axis of any size.
+    """
 
     def local(pre: Array, tokens: Any, features: Any) -> tuple[Array, Array, Array]:
         here = Rank(_itself) if rank is None else rank._replace(tokens=tokens, features=features)
@@ -88,6 +91,9 @@ def select(
         return *_merge(scores, (values, indices), pre.shape[1], k), _summed(count)
 
     tokens, features = ((), ()) if rank is None else (rank.tokens, rank.features)
+    mesh = _mesh()
+    if mesh is not None and (pre.shape[0] % mesh.shape["data"] or pre.shape[1] % mesh.shape["feature"]):
+        return xla.ranked(pre, Rank(_itself) if rank is None else rank, k)[1:]
     specs = P("data", "feature"), TOKENS, FEATURES
     return _spread(local, specs, (TOKENS, TOKENS, TOKENS), *pre.shape)(pre, tokens, features)
 
@@ -192,7 +198,7 @@ def _spread(local: Callable[..., Any], in_specs: Any, out_specs: Any, tokens: in
     mesh = _mesh()
     if mesh is None:
         return local
-    for name, size, axis in (("batch_size", tokens, "data"), ("features", features, "feature")):
+    for name, size, axis in (("tokens", tokens, "data"), ("features", features, "feature")):
         if size % mesh.shape[axis]:
             raise UserError(
                 f"{name}={size} cannot be spread evenly over the mesh axis {axis}={mesh.shape[axis]}: "
@@ -203,7 +209,8 @@ def _spread(local: Callable[..., Any], in_specs: Any, out_specs: Any, tokens: in
 
 
 def _find(implementation: str | None, of: str, tokens: int, rows: Array, k: int) -> Callable[..., Any]:
-    return dispatch.find(implementation, of, tokens=tokens, features=rows.shape[0], k=k, width=rows.shape[1])
+    shape = {"tokens": tokens, "features": rows.shape[0], "k": k, "width": rows.shape[1]}
+    return dispatch.find(implementation, of, **shape, itemsize=rows.dtype.itemsize)
 
 
 def _merge(scores: Array, of_shard: tuple[Array, Array], owned: int, k: int) -> tuple[Array, Array]:

@@ -8,8 +8,8 @@ With N tokens, M features, rows `(M, d)` of a read or write matrix W, and per to
     outer_sum   dW[m]  = sum over (n, j) with i_nj = m of v_nj g_n
 
 An index equal to M stands for no row at all: it reads zeros and writes nothing. Every implementation has these four.
-Sums are float32; products of float32 operands are what the platform's matmul makes of them (TF32 on a GPU, bfloat16
-passes on a TPU) unless `jax_default_matmul_precision` says otherwise.
+Sums are float32, and so are products of float32 operands on every platform (`platforms.precision`), so that all
+implementations choose the same features; `jax_default_matmul_precision` may trade that for TF32 or bfloat16 passes.
 """
 
 from collections.abc import Callable
@@ -34,7 +34,7 @@ def encode(
     """The k largest of x W^T + b per token, in float32. A feature with bias -inf comes after all others."""
 
     def chunk(x: Array) -> tuple[Array, Array]:
-        return largest(jnp.matmul(x, rows.T, preferred_element_type=jnp.float32) + bias, k)
+        return largest(_product(x, rows) + bias, k)
 
     return chunks.mapped(chunk, x, chunks.PRE_ACTIVATIONS)
 
@@ -46,7 +46,7 @@ def encode_ranked(
 
     def chunk(arrays: tuple[Array, Any]) -> tuple[Array, Array, Array, Array]:
         x, tokens = arrays
-        pre = jnp.matmul(x, rows.T, preferred_element_type=jnp.float32) + bias
+        pre = _product(x, rows) + bias
         return ranked(pre, rank._replace(tokens=tokens), k)
 
     return chunks.mapped(chunk, (x, rank.tokens), chunks.PRE_ACTIVATIONS)
@@ -59,7 +59,7 @@ def encode_groups(
     size = rows.shape[0] // groups
 
     def chunk(x: Array) -> tuple[Array, Array]:
-        pre = jnp.matmul(x, rows.T, preferred_element_type=jnp.float32) + bias
+        pre = _product(x, rows) + bias
         grouped = pre.reshape(-1, groups, size)
         return grouped.max(-1), grouped.argmax(-1).astype(jnp.int32) + jnp.arange(groups, dtype=jnp.int32) * size
 
@@ -72,8 +72,8 @@ def largest(pre: Float[Array, "tokens features"], k: int) -> tuple[Float[Array, 
     The k groups of greatest maximum hold the k largest. Ordered by their place, they leave ties to the lowest index:
     the lowest of tied groups are taken, and each holds an entry that comes before all entries of those left out.
     """
-    # The NaN of x86 has its sign bit set, and top_k, which goes by the bits, would put it last.
-    pre = jnp.where(jnp.isnan(pre), jnp.nan, pre)
+    # The NaN of x86 has its sign bit set: top_k, which goes by the bits, would put it last.
+    pre = jnp.where(jnp.isnan(pre), jnp.nan, jnp.where(pre == 0, 0.0, pre))  # and -0.0 after 0.0
     tokens, features = pre.shape
     # Where it is faster: benchmarks/selection.py.
     if platforms.current() == "tpu" or features < 256 * k or features < 8192:
@@ -110,7 +110,7 @@ def gather_sum(
 
     def chunk(arrays: tuple[Array, Array]) -> Array:
         values, indices = arrays
-        return jnp.einsum("nk,nkd->nd", values, _take(rows, indices), preferred_element_type=jnp.float32)
+        return _sum("nk,nkd->nd", values, _take(rows, indices))
 
     return chunks.mapped(chunk, (values, indices), _at_a_time(indices.shape[1] * rows.shape[1]))
 
@@ -122,7 +122,7 @@ def sampled_dot(
 
     def chunk(arrays: tuple[Array, Array]) -> Array:
         g, indices = arrays
-        return jnp.einsum("nd,nkd->nk", g, _take(rows, indices), preferred_element_type=jnp.float32)
+        return _sum("nd,nkd->nk", g, _take(rows, indices))
 
     return chunks.mapped(chunk, (g, indices), _at_a_time(indices.shape[1] * rows.shape[1]))
 
@@ -211,6 +211,14 @@ def _outer_sorted(values: Array, indices: Array, g: Array, features: int) -> Arr
     padded = jnp.pad(sorted_features, padding, constant_values=features), jnp.pad(entries, padding)
     steps = padded[0].reshape(-1, blocks, ENTRIES), padded[1].reshape(-1, blocks, ENTRIES)
     return jax.lax.scan(add, jnp.zeros((features, width), jnp.float32), steps)[0]
+
+
+def _product(x: Array, rows: Array) -> Array:
+    return jnp.matmul(x, rows.T, precision=platforms.precision(x, rows), preferred_element_type=jnp.float32)
+
+
+def _sum(equation: str, a: Array, b: Array) -> Array:
+    return jnp.einsum(equation, a, b, precision=platforms.precision(a, b), preferred_element_type=jnp.float32)
 
 
 def _take(rows: Array, indices: Array) -> Array:

@@ -73,7 +73,8 @@ def total(*terms: Term) -> Objective:
     """The objective that encodes and decodes once and adds the terms up.
 
     Its metrics are those of the terms, and `l0` (active features per token), `fired` (per feature: the
-    fraction of tokens that it is active on) and `smallest_code` (the smallest that is active).
+    fraction of tokens that it is active on), `smallest_code` (the smallest that is active) and, of codes with a cap,
+    `at_cap` (the fraction of tokens that reached it).
     """
 
     def objective(
@@ -88,6 +89,8 @@ def total(*terms: Term) -> Objective:
             "fired": Ratio(codes.fired(batch.weight), jnp.broadcast_to(count, (codes.features,))),
             "smallest_code": Ratio(codes.smallest(), jnp.ones(())),
         }
+        if getattr(codes, "capped", False):
+            metrics["at_cap"] = ratio(codes.at_cap(), batch.weight)
         for term in terms:
             value, more = term(decomposition, batch, forward)
             loss, metrics = loss + value, metrics | more

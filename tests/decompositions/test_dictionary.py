@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxinterp.data.batch import Sites
+from jaxinterp.data.batch import Sites, make_batch
 from jaxinterp.decompositions.activations import BatchTopK, ReLU, TopK
 from jaxinterp.decompositions.base import StandIn, per_feature, trainable
 from jaxinterp.decompositions.codes import DenseCodes, SparseCodes
@@ -19,6 +19,7 @@ from jaxinterp.decompositions.files import load_dictionary, save_dictionary
 from jaxinterp.errors import UserError
 from jaxinterp.models.sites import replace, run
 from jaxinterp.models.tiny import planted_transformer
+from jaxinterp.objectives import reconstruction, total
 from jaxinterp.trees import named_leaves
 
 SITES = Sites("blocks/1/mlp/in", "blocks/1/mlp/out")
@@ -73,6 +74,30 @@ def test_batch_topk_keeps_k_per_token_on_average_and_no_more():
     assert float(jnp.std(codes.active())) > 0
     fewer = dictionary.encode(x, k=jnp.asarray(2), training=True)
     assert int(jnp.sum(fewer.values > 0)) == 2 * 30
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_nan_shows_in_batch_topk(training):
+    """It must: a feature that silently dies would train on."""
+    dictionary = random_dictionary(BatchTopK(4, jnp.asarray(0.3)))
+    broken = eqx.tree_at(lambda d: d.encoder_bias, dictionary, dictionary.encoder_bias.at[5].set(jnp.nan))
+    codes = broken.encode(jax.random.normal(jax.random.key(1), (30, 8)), training=training)
+    assert jnp.isnan(codes.dense()[:, 5]).all()
+
+
+def test_tokens_that_reach_the_cap_of_batch_topk_are_counted():
+    """Eight loud tokens of 64 want nearly the whole budget: they get 4 k each, and the rest goes to the others."""
+    dictionary = random_dictionary(BatchTopK(1))
+    x = jax.random.normal(jax.random.key(1), (64, 8)) * jnp.where(jnp.arange(64) < 8, 100.0, 1.0)[:, None]
+    codes = dictionary.encode(x, training=True)
+    assert float(codes.active().max()) == 4 and int(codes.active().sum()) == 64
+    loud = np.asarray(dictionary.normalise(x) @ dictionary.encoder.T + dictionary.encoder_bias)[:8]
+    wanted = (np.sum(loud > 0, axis=1) >= 4).sum()
+    batch = make_batch({"x": x, "y": jnp.zeros((64, dictionary.decoder.shape[1]))}, jnp.ones(64), Sites("x", "y"))
+    _, metrics = total(reconstruction())(dictionary, batch, jax.random.key(0))
+    assert float(metrics["at_cap"].value()) == pytest.approx(float(jnp.mean(codes.at_cap())))
+    assert wanted <= float(codes.at_cap().sum()) < 32
+    assert "at_cap" not in total(reconstruction())(random_dictionary(TopK(4)), batch, jax.random.key(0))[1]
 
 
 def test_a_smaller_k_is_a_mask():

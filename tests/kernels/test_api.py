@@ -8,7 +8,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxinterp.errors import UserError
-from jaxinterp.kernels import encode_topk, keep_largest, kth_largest, sampled_dot, sparse_decode, sparse_outer
+from jaxinterp.kernels import (
+    encode_topk,
+    keep_largest,
+    kth_largest,
+    sampled_dot,
+    select_topk,
+    sparse_decode,
+    sparse_outer,
+    sum_by_feature,
+)
 from jaxinterp.kernels.dispatch import choose
 
 
@@ -143,7 +152,7 @@ def test_the_choice_is_said_once(caplog):
         encode_topk(x, encoder, bias, k=4)
         encode_topk(x + 1, encoder, bias, k=4)
     said = [record.getMessage() for record in caplog.records]
-    assert said == ["encode on cpu (71 tokens, 48 features, k 4, width 20): xla"]
+    assert said == ["encode on cpu (tokens 71, features 48, k 4, width 20, itemsize 4): xla"]
 
 
 def test_a_large_share_of_features_goes_through_matmuls():
@@ -172,3 +181,60 @@ def test_keep_largest_keeps_the_first_of_tied_values(seed, budget):
     kept, smallest = keep_largest(jnp.asarray(values), budget)
     np.testing.assert_array_equal(kept, expected.reshape(6, 10))
     assert smallest == (expected[order].min() if budget <= 60 else 0)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 2**31), st.integers(1, 70), st.integers(1, 4))
+def test_nan_is_the_greatest_number_for_a_threshold_too(seed, budget, count):
+    """Whatever its sign bit: arithmetic of x86 sets it."""
+    rng = np.random.default_rng(seed)
+    values = rng.normal(size=(6, 10)).astype(np.float32)
+    values.ravel()[rng.choice(60, count, replace=False)] = rng.choice([np.nan, -np.nan], count)
+    infinite = np.where(np.isnan(values), np.inf, values)
+    kept, smallest = keep_largest(jnp.asarray(values), budget)
+    expected, least = keep_largest(jnp.asarray(infinite), budget)
+    np.testing.assert_array_equal(np.isnan(kept), np.isinf(expected))
+    np.testing.assert_array_equal(np.where(np.isnan(kept), np.inf, kept), expected)
+    assert bool(jnp.isnan(smallest)) == bool(jnp.isinf(least)) == (budget <= count)
+
+
+def test_a_budget_of_nothing_keeps_nothing():
+    kept, smallest = keep_largest(jnp.array([[1.0, 2.0, np.nan]]), 0)
+    assert not kept.any() and jnp.isinf(smallest)
+
+
+def test_zeros_of_either_sign_are_tied():
+    for values in ([-0.0, 0.0, -0.0], [0.0, -0.0, 0.0]):
+        np.testing.assert_array_equal(select_topk(jnp.array([values]), k=2)[1], [[0, 1]])
+    wide = jnp.full((1, 10_000), -0.0).at[0, 9_000].set(0.0)  # in two stages
+    np.testing.assert_array_equal(select_topk(wide, k=2)[1], [[0, 1]])
+
+
+def test_an_index_of_no_row_reads_zeros_and_writes_nothing():
+    _, _, _, rows = problem()
+    values, g = jnp.ones((1, 4)), jnp.ones((1, 12))
+    indices = jnp.array([[-1, 48, 1000, 3]])
+    np.testing.assert_array_equal(sparse_decode(values, indices, rows)[0], rows[3])
+    np.testing.assert_array_equal(sampled_dot(g, rows, indices)[0, :3], 0)
+    for sums in (sparse_outer(values, indices, g, 48), sum_by_feature(values, indices, 48)):
+        assert (sums[3] == 1).all() and float(jnp.sum(jnp.abs(sums))) == sums[3].size
+
+
+def test_passes_without_a_derivative_say_so():
+    _, _, _, rows = problem()
+    indices = jnp.array([[0, 1]])
+    losses = {
+        "sampled_dot": lambda a: sampled_dot(a * jnp.ones((1, 12)), rows, indices),
+        "sparse_outer": lambda a: sparse_outer(a * jnp.ones((1, 2)), indices, jnp.ones((1, 12)), 48),
+        "sum_by_feature": lambda a: sum_by_feature(a * jnp.ones((1, 2)), indices, 48),
+    }
+    for name, loss in losses.items():
+        with pytest.raises(UserError, match=f"{name} has no derivative"):
+            jax.grad(lambda a, loss=loss: jnp.sum(loss(a)))(1.0)
+
+
+def test_narrow_rows_are_told_to_the_table():
+    """In bfloat16 the fused encoder has room for rows that are too wide in float32."""
+    shape = {"tokens": 8192, "features": 24576, "k": 32, "width": 12288}
+    assert choose("encode", "tpu", **shape, itemsize=2) == "pallas_tpu"
+    assert choose("encode", "tpu", **shape, itemsize=4) == "xla"

@@ -157,3 +157,9 @@ def test_a_nan_that_arithmetic_makes_comes_first(features):
     rows = jnp.ones((features, 2)).at[:, 1].set(jnp.where(jnp.arange(features) == 33, -1.0, 1.0))
     values, indices = encode_topk(jnp.full((3, 2), jnp.inf), rows, jnp.zeros(features), k=4)
     assert (indices[:, 0] == 33).all() and jnp.isnan(values[:, 0]).all() and jnp.isposinf(values[:, 1:]).all()
+
+
+def test_a_threshold_lets_nan_through():
+    x, rows, bias = problem()
+    values, indices, count = encode_ranked(x, rows, bias.at[7].set(jnp.nan), rank.above(jnp.full(60, 2.0)), k=4)
+    assert jnp.isnan(values[:, 0]).all() and (indices[:, 0] == 7).all() and (count >= 1).all()

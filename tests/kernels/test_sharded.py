@@ -122,7 +122,33 @@ def test_what_does_not_divide_is_refused():
         x, rows, bias = integers(TOKENS, WIDTH), integers(FEATURES, WIDTH), integers(FEATURES)
         with pytest.raises(UserError, match="features=63 cannot be spread evenly over the mesh axis feature=4"):
             encode_topk(x, rows[:63], bias[:63], k=K)
-        with pytest.raises(UserError, match="batch_size=47 cannot be spread evenly over the mesh axis data=2"):
+        with pytest.raises(UserError, match="tokens=47 cannot be spread evenly over the mesh axis data=2"):
             encode_topk(x[:47], rows, bias, k=K)
         with pytest.raises(UserError, match="groups=2 cannot be spread evenly over the mesh axis feature=4"):
             encode_groups(x, rows, bias, k=2)
+
+
+@meshes
+def test_what_cannot_be_spread_is_selected_all_the_same(shape):
+    """The axis need not be one of features: windows of a text, the six values of a code."""
+    scores = integers(9, 6)
+    expected = select_topk(scores, k=4)
+    with jax.set_mesh(mesh_of(shape)):
+        got = jax.jit(lambda scores: select_topk(scores, k=4))(scores)
+    for ours, right in zip(got, expected, strict=True):
+        np.testing.assert_array_equal(ours, right)
+
+
+@meshes
+def test_real_numbers_choose_the_same_features_outside_rounding(shape):
+    """A shard's matmul has other sizes than the whole: its sums may differ in their last bits."""
+    rng = np.random.default_rng(0)
+    x, rows, bias = (jnp.asarray(rng.normal(size=s), jnp.float32) for s in [(TOKENS, 96), (512, 96), (512,)])
+    values, indices = encode_topk(x, rows, bias, k=K)
+    with jax.set_mesh(mesh_of(shape)):
+        got_values, got = jax.jit(lambda *arrays: encode_topk(*arrays, k=K))(x, rows, bias)
+    np.testing.assert_allclose(got_values, values, rtol=1e-5)
+    pre = np.sort(np.asarray(x @ rows.T + bias), axis=1)[:, ::-1]
+    clear = (pre[:, :K] - pre[:, 1 : K + 1]).min(axis=1) > 1e-4
+    assert clear.mean() > 0.9
+    np.testing.assert_array_equal(got[clear], indices[clear])

@@ -21,10 +21,10 @@ MOST_FEATURES = 2**24 - 1  # features pass through float32 on their way from lan
 MOST_STEPS = 2**16  # of outer_sum: their chunks and blocks lie in the small scalar memory
 
 
-def refusal(of: str, *, tokens: int, features: int, k: int, width: int) -> str | None:
+def refusal(of: str, *, tokens: int, features: int, k: int, width: int, itemsize: int = 4) -> str | None:
     """Why a pass cannot run at a shape; None where it can."""
     if of == "encode":
-        return encode_refusal(of, tokens=tokens, features=features, k=k, width=width)
+        return encode_refusal(of, tokens=tokens, features=features, k=k, width=width, itemsize=itemsize)
     if of not in __all__:
         return None
     if k > MOST_K:

@@ -16,6 +16,7 @@ would save those, and cost a temporary array of the size of W. An odd number of 
 
 from collections.abc import Callable
 from functools import partial
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import jax
@@ -29,6 +30,7 @@ RING = 4  # units in VMEM: a copy takes about as long as starting the next 150 d
 SCALARS = 2**14  # indices per grid step, at most: they lie in the small scalar memory
 BLOCK_BYTES = 4 * 2**20  # of the tokens of a grid step, at most
 COLUMNS = 512  # columns that one partial sum holds in registers
+LANES = 128  # of a vector register
 VMEM = 48 * 2**20  # what a kernel may ask for; v5p has 64 MiB
 
 
@@ -68,7 +70,7 @@ def gather_sum(
         weights, out = refs
         weight = _column(weights[0, pl.ds(unit, 1), :])
         for token in range(plan.together):
-            for columns in _slices(width, COLUMNS):
+            for columns in _slices(width):
                 total = jnp.zeros((8, columns.size), jnp.float32)
                 for first in range(token * plan.group, (token + 1) * plan.group, 8):
                     total += weight[first : first + 8] * row(first, columns)
@@ -101,7 +103,7 @@ def sampled_dot(
             place = pl.ds(unit // plan.parts * plan.together + token, 1)
             for first in range(token * plan.group, (token + 1) * plan.group, 8):
                 total = jnp.zeros((8, 1), jnp.float32)
-                for columns in _slices(width, COLUMNS):
+                for columns in _slices(width):
                     total += jnp.sum(row(first, columns) * g[place, columns], axis=1, keepdims=True)
                 products.append(total)
         out[0, pl.ds(unit, 1), :] = _lanes(jnp.concatenate(products))
@@ -169,8 +171,14 @@ def _call(
                 jax.lax.fori_loop(0, plan.k, partial(one, token), None, unroll=1 if interpret else plan.k)
 
         def wait(slot: Array | int) -> None:
-            whole = ring.at[slot, pl.ds(0, plan.together * plan.k)]  # only the number of bytes matters
-            pltpu.make_async_copy(whole, whole, arrived.at[slot]).wait()
+            moved = plan.together * plan.k
+            for size in [
+                moved // 8 * 8,
+                *[1] * (moved % 8),
+            ]:  # whole tiles, then single rows: no other slice is allowed
+                if size:
+                    part = ring.at[slot, pl.ds(0, size)]  # only the number of bytes matters
+                    pltpu.make_async_copy(part, part, arrived.at[slot]).wait()
 
         def use(unit: Array, slot: Array | int) -> None:
             half = _column(halves[0, pl.ds(unit, 1), :])
@@ -231,8 +239,15 @@ def _row(words: Array, halves: Array, packed: bool) -> Array:
     return jax.lax.bitcast_convert_type((words << shift) & keep, jnp.float32)
 
 
-def _slices(width: int, size: int) -> list[Any]:
-    return [pl.ds(start, min(size, width - start)) for start in range(0, width, size)]
+def _slices(width: int) -> list[Any]:
+    """Slices of `COLUMNS` columns; a rest of one register or less goes to the slice before it.
+
+    The compiler broadcasts along such a rest over its whole row of registers, and then cannot place it (libtpu 0.0.42).
+    """
+    starts = list(range(0, width, COLUMNS))
+    if len(starts) > 1 and width - starts[-1] <= LANES:
+        starts.pop()
+    return [pl.ds(start, stop - start) for start, stop in pairwise([*starts, width])]
 
 
 def _diagonal(size: int) -> Array:

@@ -112,11 +112,19 @@ class GroupBias(eqx.Module):
 
     @classmethod
     def start(
-        cls, features: int, *, groups: int, highest: float, lowest: float, every: int, rate: float
+        cls,
+        features: int,
+        *,
+        groups: int,
+        highest: float,
+        lowest: float,
+        every: int,
+        rate: float,
+        gain: float = 1.0,
     ) -> "GroupBias":
-        """Gains of 1 and biases of 0: at first everything positive is active."""
+        """Equal gains and biases of 0: at first everything positive is active."""
         zeros = jnp.zeros(features)
-        return cls(jnp.ones(features), zeros, zeros, zeros, jnp.zeros(()), groups, highest, lowest, every, rate)
+        return cls(jnp.full(features, gain), zeros, zeros, zeros, jnp.zeros(()), groups, highest, lowest, every, rate)
 
     def __check_init__(self) -> None:
         """Raises UserError where groups, frequencies, the interval or the rate cannot be."""

@@ -9,6 +9,8 @@ average), uniform between `low` and `high`. Options make the plant harder in the
     correlation    features 2j and 2j + 1 share their luck in this fraction of samples
     children       every parent feature has so many children, which occur only where it does
     independent    a random number of features is active (toy superposition)
+    also_active    every second sample has so many active features instead (samples of unequal sparsity)
+    unit           every sample's codes are divided by their length
     noise          Gaussian, with this standard deviation per dimension
 
 A chosen set is the `active` largest of log-frequency + Gumbel noise: sampling without replacement.
@@ -25,7 +27,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from jaxinterp.data.batch import Batch, Sites, make_batch
 from jaxinterp.errors import UserError
-from jaxinterp.evaluation.recovery import mcc
+from jaxinterp.evaluation.stability import compare_seeds
 from jaxinterp.kernels import select_topk
 from jaxinterp.methods.base import Method
 from jaxinterp.models.tiny import unit_rows
@@ -54,11 +56,18 @@ class Plant:
     children: int = 0
     independent: bool = False
     noise: float = 0.0
+    also_active: int = 0
+    unit: bool = False
 
     def __post_init__(self) -> None:
         """Raises UserError where a plant cannot be."""
         if not 0 < self.active <= self.features:
             raise UserError(f"active={self.active} must lie between 1 and features={self.features}.")
+        if not 0 <= self.also_active <= self.features or (self.also_active and self.independent):
+            raise UserError(
+                f"also_active={self.also_active} must lie between 0 and features={self.features}, and be 0 where "
+                "independent."
+            )
         if not 0 <= self.correlation <= 1:
             raise UserError(f"correlation={self.correlation} is a fraction: between 0 and 1.")
         if self.children < 0 or self.features % (self.children + 1):
@@ -85,10 +94,15 @@ class Plant:
             rate = self.active / self.features
             chosen = jax.random.bernoulli(count_key, rate, score.shape)
         else:
-            places = select_topk(score, k=self.active)[1]
-            chosen = jnp.zeros(score.shape, bool).at[jnp.arange(samples)[:, None], places].set(True)
+            places = select_topk(score, k=max(self.active, self.also_active))[1]
+            inside: Any = True
+            if self.also_active:
+                counts = jnp.where(jnp.arange(samples) % 2 == 1, self.also_active, self.active)
+                inside = jnp.arange(places.shape[1]) < counts[:, None]
+            chosen = jnp.zeros(score.shape, bool).at[jnp.arange(samples)[:, None], places].set(inside)
         sizes = jax.random.uniform(size_key, score.shape, minval=self.low, maxval=self.high)
-        return jnp.where(chosen, sizes, 0.0)
+        codes = jnp.where(chosen, sizes, 0.0)
+        return codes / jnp.maximum(jnp.linalg.norm(codes, axis=1, keepdims=True), 1e-12) if self.unit else codes
 
     def draw(
         self, rows: Float[Array, "features width"], key: PRNGKeyArray, samples: int
@@ -145,7 +159,4 @@ def stability(dictionaries: Sequence[Float[Array | np.ndarray, "features d"]]) -
     Raises:
       UserError: there are fewer than two.
     """
-    if len(dictionaries) < 2:
-        raise UserError(f"stability compares seeds: {len(dictionaries)} dictionary given, at least 2 needed.")
-    pairs = [(a, b) for number, a in enumerate(dictionaries) for b in dictionaries[number + 1 :]]
-    return float(np.mean([mcc(a, b) for a, b in pairs]))
+    return compare_seeds(dictionaries).cosine

@@ -9,6 +9,8 @@ from jaxinterp.methods.group_bias_adaptation import GroupBiasAdaptation
 from jaxinterp.methods.jumprelu import JumpReLUSparseAutoencoder
 from jaxinterp.methods.matryoshka import MatryoshkaSparseAutoencoder
 from jaxinterp.methods.per_layer_transcoders import PerLayerTranscoders
+from jaxinterp.methods.resampling import Resampling
+from jaxinterp.methods.seeds import Seeds
 from jaxinterp.methods.skip_transcoder import SkipTranscoder
 from jaxinterp.methods.sparse_autoencoder import SparseAutoencoder
 from jaxinterp.methods.together import Together
@@ -24,6 +26,8 @@ __all__ = [
     "Method",
     "PerLayerTranscoders",
     "Recipe",
+    "Resampling",
+    "Seeds",
     "SkipTranscoder",
     "SparseAutoencoder",
     "Together",

@@ -58,6 +58,8 @@ class GroupBiasAdaptation(SparseAutoencoder):
     """Steps between adaptations."""
     rate: float = 0.01
     """How far a bias moves, as a fraction of its neuron's largest value (of its group's mean one, upwards)."""
+    gain: float = 1.0
+    """All gains at the start. 1 overshoots by features / (2 d): large dictionaries want less: experiments/gba.py."""
 
     def __post_init__(self) -> None:
         """Raises UserError where a hyperparameter cannot be."""
@@ -75,6 +77,7 @@ class GroupBiasAdaptation(SparseAutoencoder):
             lowest=self.lowest,
             every=self.every,
             rate=self.rate,
+            gain=self.gain,
         )
 
     def make_objective(self) -> Objective:

@@ -5,6 +5,7 @@ loss, metrics = objective(decomposition, batch, key)
 """
 
 from jaxinterp.objectives.compose import Forward, Metrics, Objective, Ratio, Term, ratio, scale, total
+from jaxinterp.objectives.ghost import ghost
 from jaxinterp.objectives.terms import auxk, l1, reconstruction
 
 __all__ = [
@@ -14,6 +15,7 @@ __all__ = [
     "Ratio",
     "Term",
     "auxk",
+    "ghost",
     "l1",
     "ratio",
     "reconstruction",

@@ -46,13 +46,26 @@ def test_independent_features_vary_in_number():
     assert abs(count.mean() - 3) < 0.05 and count.std() > 1
 
 
+def test_every_second_sample_has_another_number_of_features():
+    found = active(also_active=20)
+    assert (found[::2].sum(1) == 3).all() and (found[1::2].sum(1) == 20).all()
+    np.testing.assert_array_equal(found[::2], active()[::2])
+
+
+def test_unit_codes_have_length_one():
+    lengths = jnp.linalg.norm(Plant(unit=True).codes(jax.random.key(0), 100), axis=1)
+    np.testing.assert_allclose(lengths, 1, rtol=1e-5)
+
+
 def test_noise_is_added_to_the_samples():
     rows, key = Plant().rows(jax.random.key(1)), jax.random.key(2)
     clean, noisy = (Plant(noise=noise).draw(rows, key, 4000)["x"] for noise in (0.0, 0.1))
     assert float(jnp.std(noisy - clean)) == pytest.approx(0.1, rel=0.02)
 
 
-@pytest.mark.parametrize(("field", "value"), [("active", 0), ("active", 49), ("correlation", 1.5), ("children", 4)])
+@pytest.mark.parametrize(
+    ("field", "value"), [("active", 0), ("active", 49), ("correlation", 1.5), ("children", 4), ("also_active", 49)]
+)
 def test_a_plant_that_cannot_be_is_refused(field, value):
     with pytest.raises(UserError, match=f"{field}={value}"):
         Plant(**{field: value})

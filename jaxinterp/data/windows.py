@@ -25,6 +25,10 @@ READ_AHEAD = grain.ReadOptions(num_threads=2, prefetch_buffer_size=8)
 """Grain's own default reads 500 batches ahead, which is gigabytes at pod sizes."""
 
 
+ENDLESS = 2**30
+"""Epochs; Grain's own endless repeat has a length that overflows in batches of one window."""
+
+
 class PackedWindows:
     """Random access to the windows of a corpus: a data source for Grain. The tail that fills no window is dropped."""
 
@@ -140,7 +144,7 @@ def batches(
     if shuffle:
         # Grain shuffles epoch e with seed + e, so seeds 0 and 1 would share their orders: spread the seeds first.
         dataset = dataset.shuffle(int(np.random.SeedSequence(seed).generate_state(1)[0]))
-    rows = HostRows(dataset.repeat(epochs), batch_size, host_index, host_count)
+    rows = HostRows(dataset.repeat(epochs or ENDLESS), batch_size, host_index, host_count)
     return grain.MapDataset.source(rows).batch(rows.rows).to_iter_dataset(READ_AHEAD)
 
 

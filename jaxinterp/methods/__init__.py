@@ -1,8 +1,10 @@
 """Methods: one paper, one file."""
 
 from jaxinterp.methods.afa import TopAFASparseAutoencoder
+from jaxinterp.methods.attention_sparse_autoencoder import AttentionSparseAutoencoder, AttentionStandIn
 from jaxinterp.methods.base import Method, Recipe, gradient_method
 from jaxinterp.methods.cross_layer_transcoder import CrossLayerTranscoder
+from jaxinterp.methods.discrete_codes import DiscreteCodes
 from jaxinterp.methods.gated import GatedSparseAutoencoder
 from jaxinterp.methods.gradient_sparse_autoencoder import GradientSparseAutoencoder
 from jaxinterp.methods.group_bias_adaptation import GroupBiasAdaptation
@@ -17,7 +19,10 @@ from jaxinterp.methods.together import Together
 from jaxinterp.methods.transcoder import Transcoder
 
 __all__ = [
+    "AttentionSparseAutoencoder",
+    "AttentionStandIn",
     "CrossLayerTranscoder",
+    "DiscreteCodes",
     "GatedSparseAutoencoder",
     "GradientSparseAutoencoder",
     "GroupBiasAdaptation",

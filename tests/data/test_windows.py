@@ -208,3 +208,10 @@ def test_sizes_that_do_not_fit_are_refused(settings, message):
     dataset = windows(make_corpus([4] * 5), 4)
     with pytest.raises(UserError, match=message):
         batches(dataset, **{"seed": 0} | settings)
+
+
+def test_a_batch_may_be_one_window():
+    """Without end, which Grain counts as the greatest length that there is."""
+    text = windows(make_corpus([30, 20]), 8)
+    first, second = (next(iter(batches(text, 1, seed=0)))["tokens"] for _ in range(2))
+    assert first.shape == (1, 8) and (first == second).all()

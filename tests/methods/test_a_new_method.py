@@ -1,4 +1,4 @@
-"""A method that is defined in one file of 30 lines is trained, spread, saved, scored, swept and compared as any other."""
+"""A method that is defined in one file of 30 lines is trained, spread, saved, scored and swept as any other."""
 
 import jax
 import jax.numpy as jnp
@@ -30,8 +30,8 @@ def found(method):
 
 def test_it_recovers_what_it_was_made_for_and_topk_of_one_sign_does_not():
     sizes = {"features": 64, "k": 3, "learning_rate": 3e-3, "auxk": 0.0}
-    assert found(SignedSparseAutoencoder(**sizes)) > 0.95
-    assert found(SparseAutoencoder(**sizes)) < 0.9
+    assert found(SignedSparseAutoencoder(**sizes)) > 0.96
+    assert found(SparseAutoencoder(**sizes)) < 0.95
 
 
 def test_it_is_trained_spread_saved_and_scored_as_any_other(tmp_path):

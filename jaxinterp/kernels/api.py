@@ -248,6 +248,7 @@ _decode.defvjp(_decode_forward, _decode_backward)
 def _encoder_gradients(residuals, g: Array, implementation: str | None) -> tuple[Array, Array, Array]:
     x, rows, bias, values, indices = residuals
     g = jnp.where(values == -jnp.inf, 0, g)
+    indices = _places(indices, rows.shape[0])  # as in `sparse_decode`, so that one sort serves both weight gradients
     d_rows, d_bias = sharded.outer_and_value_sum(g, indices, x, rows.shape[0], implementation)
     d_x = sharded.gather_sum(g, indices, rows, implementation).astype(
         x.dtype

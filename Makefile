@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 INSTALLED := $(VENV)/.installed
 DEMO_OUT ?= runs/demo
 
-.PHONY: demo tiny test test-tpu lint format parity clean
+.PHONY: demo tiny test test-slow test-tpu lint format parity clean
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "jaxinterp needs Python 3.11 or newer: make PYTHON=/path/to/python3.11")'
@@ -22,8 +22,11 @@ demo: $(INSTALLED)  ## decompose an MLP of SmolLM2-135M; the report is in runs/d
 tiny: $(INSTALLED)  ## the same on a planted model, in under a minute
 	$(BIN)/python -m experiments.transcoder --model tiny --out runs/tiny --resume
 
-test: $(INSTALLED) lint  ## everything but benchmarks
-	$(BIN)/python -m pytest --numprocesses 2
+test: $(INSTALLED) lint  ## everything but benchmarks and the slow proofs
+	$(BIN)/python -m pytest --numprocesses 2 -m "not slow"
+
+test-slow: $(INSTALLED)  ## the slow proofs: planted trainings, whole experiments, Pallas interpreters
+	$(BIN)/python -m pytest --numprocesses 2 -m slow
 
 lint: $(INSTALLED)
 	$(BIN)/ruff format --check .

@@ -74,10 +74,9 @@ def main() -> int:
     if arguments.here:
         for shape in shapes:
             compile_all(arguments.here, *shape, only=arguments.only)
+        passes = [name for name in arguments.only or ODD_PASSES if name in ODD_PASSES]
         for shape in ODD:
-            compile_all(
-                arguments.here, *shape, only=[name for name in arguments.only or ODD_PASSES if name in ODD_PASSES]
-            )
+            compile_all(arguments.here, *shape, only=passes, limited=False)  # rows may be copied to be padded
         return 0
     results = []
     for chip in ["v5e"] if arguments.quick else arguments.chips:
@@ -143,14 +142,15 @@ def row(result: dict[str, Any], first: bool) -> str:
     return f"{title}\n{text}" if first else text
 
 
-def compile_all(chip: str, width: int, features: int, k: int, only: list[str] | None) -> None:
-    """Compile all programs of one shape for one chip, and print a line of JSON for each."""
+def compile_all(chip: str, width: int, features: int, k: int, only: list[str] | None, limited: bool = True) -> None:
+    """Compile all programs of one shape for one chip, and print a line of JSON for each; `limited`: in their memory."""
     from jax.experimental import topologies
 
     devices = topologies.get_topology_desc(platform="tpu", topology_name=TOPOLOGIES[chip]).devices
     for program in programs(chip, devices, width, features, k):
         if only is None or program.name.split(" ")[0] in only:
             result = {"chip": chip, "shape": [width, features, k], "tokens": TOKENS, "name": program.name}
+            program = program if limited else program._replace(temporary=None)
             print(json.dumps(result | compiled(program, width, features, k)), flush=True)
 
 

@@ -18,6 +18,7 @@ from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
+from statistics import NormalDist
 from typing import Any, Literal
 
 import jax.numpy as jnp
@@ -77,7 +78,7 @@ class Config:
     """The MLP leaf."""
     only: str = ""
     """Names of methods, joined by commas; none: all of them."""
-    l0: int = 32
+    l0: int = 64
     """The number of active features at which methods are compared; half and twice as many are trained too."""
     features: int | None = None
     """Size of every dictionary."""
@@ -106,15 +107,16 @@ class Config:
 def methods(features: int, l0: int, learning_rate: float, dead_after: int) -> dict[str, dict[str, Method]]:
     """By name and setting: at half of `l0`, at `l0` and at twice of it, or at coefficients that enclose it."""
     shared: dict[str, Any] = {"features": features, "learning_rate": learning_rate, "dead_after": dead_after}
+    faster = {"learning_rate": 5 * learning_rate}  # penalties work through biases, which have far to go in a short run
     counts = tuple(max(1, count) for count in (l0 // 2, l0, 2 * l0))
 
     def by_k(method: Any, **more: Any) -> dict[str, Method]:
         return {f"k {k}": method(k=k, **shared, **more) for k in counts}
 
     def by_coefficient(method: Any, name: str, values: tuple[float, ...], **more: Any) -> dict[str, Method]:
-        # Calibrated at L0 32; fewer active features want a proportionally larger coefficient.
-        scaled = [value * 32 / l0 for value in values]
-        return {f"{name} {value:.3g}": method(**{name: value}, **shared, **more) for value in scaled}
+        # Calibrated at L0 64; fewer active features want a proportionally larger coefficient.
+        scaled = [value * 64 / l0 for value in values]
+        return {f"{name} {value:.3g}": method(**{name: value}, **(shared | more)) for value in scaled}
 
     # Target frequencies of ten groups, a factor of a hundred apart, that add up to the L0 asked for.
     share = float(jnp.mean(jnp.geomspace(1.0, 0.01, 10)))
@@ -127,7 +129,8 @@ def methods(features: int, l0: int, learning_rate: float, dead_after: int) -> di
             highest=min(0.9, count / features / share),
             lowest=min(0.9, count / features / share) / 100,
             every=4,
-            rate=0.03,
+            rate=0.06,
+            gain=0.2,
             **shared,
         )
         for count in counts
@@ -135,13 +138,16 @@ def methods(features: int, l0: int, learning_rate: float, dead_after: int) -> di
     return {
         "skip transcoder": by_k(SkipTranscoder),
         "transcoder": by_k(Transcoder),
-        "transcoder L1": by_coefficient(Transcoder, "l1", L1_TRANSCODER, activation="relu", auxk=0.0),
+        "transcoder L1": by_coefficient(Transcoder, "l1", L1_TRANSCODER, activation="relu", auxk=0.0, **faster),
         "topk": by_k(SparseAutoencoder),
         "batch topk": by_k(SparseAutoencoder, activation="batch_topk"),
-        "relu L1": by_coefficient(SparseAutoencoder, "l1", L1, activation="relu", auxk=0.0),
-        "gated": by_coefficient(GatedSparseAutoencoder, "l1", L1_GATED),
+        "relu L1": by_coefficient(SparseAutoencoder, "l1", L1, activation="relu", auxk=0.0, **faster),
+        "gated": by_coefficient(GatedSparseAutoencoder, "l1", L1_GATED, **faster),
         "jumprelu": {
-            f"target {count}": JumpReLUSparseAutoencoder(target_l0=float(count), l0=1.0, **shared) for count in counts
+            f"target {count}": JumpReLUSparseAutoencoder(
+                target_l0=float(count), l0=1.0, threshold=NormalDist().inv_cdf(1 - 2 * count / features), **shared
+            )
+            for count in counts
         },
         "matryoshka": by_k(MatryoshkaSparseAutoencoder),
         "top-AFA": by_coefficient(TopAFASparseAutoencoder, "afa", AFA, cap=min(8 * l0, features - 1)),
@@ -149,10 +155,10 @@ def methods(features: int, l0: int, learning_rate: float, dead_after: int) -> di
     }
 
 
-L1_TRANSCODER = (0.0005, 0.001, 0.002, 0.004)
-L1 = (0.0005, 0.001, 0.002, 0.004)
-L1_GATED = (0.0005, 0.001, 0.002, 0.004)
-AFA = (0.03, 0.3, 3.0)
+L1_TRANSCODER = (0.002, 0.006, 0.018)
+L1 = (0.002, 0.006, 0.018)
+L1_GATED = (0.002, 0.006, 0.018)
+AFA = (1.0, 10.0, 100.0)
 
 
 def main(config: Config) -> None:
@@ -251,10 +257,11 @@ def reading(rows: list[Row], rivals: list[Row], l0: int) -> list[str]:
             f"({by_ce[-1]['ce_replaced']:.3f}; unchanged {by_ce[0]['ce_clean']:.3f})."
         )
         agree = [row["method"] for row in by_fvu] == [row["method"] for row in by_ce]
-        said.append(
-            f"The two orders of the {kind} are {'the same' if agree else 'not the same'}: variance explained "
-            f"{'and' if agree else 'does not decide'} what the model's predictions need."
-        )
+        if len(own) > 1:
+            said.append(
+                f"By cross-entropy the {kind} stand in {'the same order' if agree else 'another order'}: variance "
+                f"explained {'goes with' if agree else 'does not decide'} what the model's predictions need."
+            )
         rival = next((row for row in rivals if row["method"] == ("pca" if reads == "out" else "neurons")), None)
         if rival:
             behind = [row["method"] for row in own if row["fvu"] >= rival["fvu"]]

@@ -14,6 +14,8 @@ from jaxinterp.decompositions.activations import TopK
 from jaxinterp.errors import UserError
 from jaxinterp.methods import SparseAutoencoder
 
+pytestmark = pytest.mark.slow
+
 SMALL = {
     "model": "tiny", "features": 96, "k": 4, "afa": (1 / 32,), "tokens": 5120, "seq": 64, "batch_size": 256,
     "heldout_tokens": 2048, "ce_tokens": 512, "learning_rate": 1e-2,

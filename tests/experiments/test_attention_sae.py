@@ -8,6 +8,8 @@ import pytest
 from experiments.attention_sae import Config, main, summarise
 from jaxinterp.errors import UserError
 
+pytestmark = pytest.mark.slow
+
 SMALL = {
     "model": "tiny",
     "site": "blocks/0/attn",

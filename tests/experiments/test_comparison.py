@@ -63,6 +63,7 @@ def test_mistakes_are_told_before_anything_is_computed(tmp_path):
     assert not (tmp_path / "r").exists()
 
 
+@pytest.mark.slow
 def test_transcoders_are_compared_with_autoencoders(tmp_path, capsys):
     transcoder_vs_sae.main(transcoder_vs_sae.Config(out=tmp_path / "r", ks=(2, 8), ce_tokens=2048, **SMALL))
     rows = json.loads((tmp_path / "r" / "results.json").read_text())
@@ -73,6 +74,7 @@ def test_transcoders_are_compared_with_autoencoders(tmp_path, capsys):
     assert (tmp_path / "r" / "report.html").stat().st_size > 20_000
 
 
+@pytest.mark.slow
 def test_gradient_saes_are_scored_with_and_without_the_gradient(tmp_path):
     gradient_sae.main(gradient_sae.Config(out=tmp_path / "r", k=4, steered=4, site="blocks/3/mlp", **SMALL))
     rows = {row["method"]: row for row in json.loads((tmp_path / "r" / "results.json").read_text())}

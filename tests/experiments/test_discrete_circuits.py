@@ -23,6 +23,8 @@ from jaxinterp.methods.discrete_codes import DiscreteCodes
 from jaxinterp.models.load import load
 from jaxinterp.models.tokenizer import Tokenizer
 
+pytestmark = pytest.mark.slow
+
 WRITING = (1, 6, 9, 15)  # of 4 layers x 4 heads
 
 

@@ -9,6 +9,8 @@ import pytest
 from experiments.gba import PLANT, Config, entries, main, reading
 from jaxinterp.errors import UserError
 
+pytestmark = pytest.mark.slow
+
 SMALL = {"neurons": 160, "steps": 600, "batch_size": 128, "seeds": 1}
 
 

@@ -15,14 +15,21 @@ SHAPES = [(3, 20, 48, 5), (33, 96, 130, 1), (7, 64, 64, 64), (17, 576, 1000, 32)
 """Tokens, width, features, k: multiples of nothing, k = 1 and k = M, widths that are no power of two."""
 
 DTYPES = [jnp.float32, jnp.bfloat16]
+
+
+def marks(name):
+    """Interpreters are slow."""
+    return [pytest.mark.slow] if ":" in name else []
+
+
 CASES = [
-    pytest.param(name, shape, dtype, id=f"{name}-{shape}-{dtype.__name__}")
+    pytest.param(name, shape, dtype, id=f"{name}-{shape}-{dtype.__name__}", marks=marks(name))
     for name in NAMES
     for number, shape in enumerate(SHAPES)
     for dtype in (DTYPES if ":" not in name else DTYPES[number % 2 : number % 2 + 1])  # interpreters are slow
 ]
 
-every = pytest.mark.parametrize("name", NAMES)
+every = pytest.mark.parametrize("name", [pytest.param(name, marks=marks(name)) for name in NAMES])
 cases = pytest.mark.parametrize(("name", "shape", "dtype"), CASES)
 
 

@@ -14,6 +14,8 @@ from jaxinterp.errors import UserError
 from jaxinterp.kernels.pallas_tpu import merge
 from tests.kernels import oracle
 
+pytestmark = pytest.mark.slow
+
 kernel = importlib.import_module("jaxinterp.kernels.pallas_tpu.encode")  # the package has a function of this name
 
 modes = pytest.mark.parametrize("interpret", [True, pltpu.InterpretParams()], ids=["jax", "tpu"])

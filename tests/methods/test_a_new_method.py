@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from jaxinterp.data.batch import Sites
 from jaxinterp.evaluation.laboratory import Plant, train
@@ -28,6 +29,7 @@ def found(method):
     return mcc(rows, np.concatenate([dictionary.decoder, -dictionary.decoder]))
 
 
+@pytest.mark.slow
 def test_it_recovers_what_it_was_made_for_and_topk_of_one_sign_does_not():
     sizes = {"features": 64, "k": 3, "learning_rate": 3e-3, "auxk": 0.0}
     assert found(SignedSparseAutoencoder(**sizes)) > 0.96

@@ -116,12 +116,14 @@ def test_the_penalty_is_its_equation_and_has_the_same_meaning_in_any_units():
     assert float(value) == pytest.approx(float(unit * np.sum(weight * difference**2) / weight.sum()), rel=1e-4)
 
 
+@pytest.mark.slow
 def test_the_plant_is_recovered():
     runs = [recovered(PLANTED, seed) for seed in (0, 1, 2)]
     assert np.mean([score for score, _, _ in runs]) > 0.96
     assert 18 < np.mean([metrics["l0"] for _, _, metrics in runs]) < 26
 
 
+@pytest.mark.slow
 def test_a_penalty_that_is_too_weak_does_not_recover_it_though_its_loss_is_lower():
     """The reference's own control: more features are active, and more variance is explained."""
     score, _, metrics = recovered(change(PLANTED, afa=1 / 1024))
@@ -129,6 +131,7 @@ def test_a_penalty_that_is_too_weak_does_not_recover_it_though_its_loss_is_lower
     assert metrics["l0"] > 30 and metrics["fvu"] < 0.025
 
 
+@pytest.mark.slow
 def test_a_penalty_of_the_wrong_sign_does_not_recover_it():
     assert recovered(change(PLANTED, afa=-1 / 32))[0] < 0.90
 

@@ -49,6 +49,7 @@ def scores(rows, decoder):
     return pairs.cosine.mean(), np.abs(own[pairs.planted, 0] - found[pairs.learned, 0]).mean()
 
 
+@pytest.mark.slow
 def test_a_mixture_of_two_heads_is_recovered_with_its_shares():
     """And fails: a decoder that was not trained, heads in the wrong order, k three times too large."""
     plants = [planted(seed) for seed in range(3)]

@@ -66,12 +66,14 @@ def without_later_gradient(cross, gradient):
     return eqx.tree_at(places, gradient, [g.at[:, 1:].set(0) for g in places(gradient)])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", [JUMP, TOP])
 def test_planted_write_vectors_are_found_across_layers(method):
     """Measured over three seeds: 0.99 (JumpReLU) and 0.99 (TopK)."""
     assert recovered(method.recipe(STEPS), (0, 1, 2)) > 0.95
 
 
+@pytest.mark.slow
 def test_the_controls_fail_the_same_threshold():
     """The diagonal mask, and later decoders that are not trained. Measured: 0.85 and 0.86; random rows 0.31."""
     assert recovered(dataclasses.replace(TOP, reach=1).recipe(STEPS), (0,)) < 0.9

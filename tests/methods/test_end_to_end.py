@@ -94,16 +94,19 @@ def trained(subject, heldout):
     return found
 
 
+@pytest.mark.slow
 def test_training_on_kl_beats_reconstruction_in_kl(trained):
     """Measured over three seeds: 0.66 to 0.69 of it."""
     assert trained["kl"][0] < 0.8 * trained["reconstruction"][0]
 
 
+@pytest.mark.slow
 def test_training_on_cross_entropy_beats_reconstruction_in_cross_entropy(trained):
     """Measured: 4.20 against 4.41 nats."""
     assert trained["ce"][1] < trained["reconstruction"][1] - 0.1
 
 
+@pytest.mark.slow
 def test_the_flipped_sign_fails(trained):
     """The negative control of the same threshold; measured: 500 times as much."""
     assert trained["flipped"][0] > 10 * trained["reconstruction"][0]

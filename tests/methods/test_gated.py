@@ -45,12 +45,14 @@ def recovery(method, seeds):
     return np.mean(scores), np.mean(actives)
 
 
+@pytest.mark.slow
 def test_the_plant_is_recovered():
     score, active = recovery(PLANTED, (0, 1, 2))
     assert score > THRESHOLD
     assert 2.7 < active < 4.5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "terms",
     [

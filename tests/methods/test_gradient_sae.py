@@ -79,6 +79,7 @@ def test_equal_effects_select_what_topk_selects():
         np.testing.assert_allclose(got, expected, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_training_lowers_the_effect_of_the_error():
     """The mixture leaves a smaller first-order error than TopK does, at some cost in variance."""
 

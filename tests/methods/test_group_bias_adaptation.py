@@ -211,12 +211,14 @@ def test_it_stays_tied_and_no_gradient_reaches_the_bias():
         assert float(jnp.abs(leaf(after) - leaf(before)).max()) > 1e-4
 
 
+@pytest.mark.slow
 def test_the_plant_is_recovered():
     runs = [recovered(PLANTED, seed, STEPS) for seed in (0, 1, 2)]
     assert np.mean([score for score, _, _ in runs]) > 0.94
     assert 3.5 < np.mean([metrics["l0"] for _, _, metrics in runs]) < 5.0
 
 
+@pytest.mark.slow
 def test_biases_that_are_never_adapted_do_not_recover_it_though_the_loss_is_perfect():
     score, dictionary, metrics = recovered(change(PLANTED, rate=0.0), 0, STEPS)
     assert score < 0.6

@@ -47,12 +47,14 @@ def recovery(method, seeds):
     return np.mean(scores), np.mean(actives)
 
 
+@pytest.mark.slow
 def test_the_plant_is_recovered():
     score, active = recovery(PLANTED, (0, 1, 2))
     assert score > THRESHOLD
     assert 2.7 < active < 3.3
 
 
+@pytest.mark.slow
 def test_thresholds_that_start_too_low_are_trained_up_to_where_the_plant_is_recovered():
     """From θ = 0.3 even thresholds that are never trained recover the plant: from 0.1 they must move."""
     low = change(PLANTED, threshold=0.1)
@@ -61,10 +63,12 @@ def test_thresholds_that_start_too_low_are_trained_up_to_where_the_plant_is_reco
     assert recovery(never_trained, (0,))[0] < THRESHOLD - 0.2
 
 
+@pytest.mark.slow
 def test_a_flipped_penalty_does_not_recover_it():
     assert recovery(change(PLANTED, l0=-0.05 / VARIANCE), (0,))[0] < THRESHOLD - 0.2
 
 
+@pytest.mark.slow
 def test_theta_itself_with_a_target_for_l0_recovers_it_too():
     score, active = recovery(change(PLANTED, parametrisation="raw", target_l0=3.0, l0=0.3), (0,))
     assert score > THRESHOLD and 2.7 < active < 3.3

@@ -55,10 +55,12 @@ def test_the_loss_is_the_mean_over_prefixes_decoded_one_by_one(activation):
     np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_plant_is_recovered():
     assert np.mean([recovered(PLANTED, seed)[0] for seed in (0, 1, 2)]) > 0.90
 
 
+@pytest.mark.slow
 def test_a_k_three_times_too_large_does_not_recover_it():
     assert recovered(change(PLANTED, k=9))[0] < 0.85
 
@@ -71,6 +73,7 @@ def first(dictionary, size):
     return float(metrics[f"fvu_first_{size}"].value())
 
 
+@pytest.mark.slow
 def test_the_first_features_explain_more_than_those_of_one_whole_dictionary():
     """Without smaller prefixes no feature is before any other: half of them explain about half."""
     _, nested, _ = recovered(PLANTED)

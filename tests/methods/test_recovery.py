@@ -39,6 +39,7 @@ def test_topk_recovers_the_plant(topk):
     assert topk[0] >= 0.99
 
 
+@pytest.mark.slow
 def test_relu_with_l1_recovers_the_plant():
     method = SparseAutoencoder(
         features=96, activation="relu", l1=0.2 / VARIANCE, learning_rate=1e-3, auxk=0.0, normalise=False
@@ -46,6 +47,7 @@ def test_relu_with_l1_recovers_the_plant():
     assert recovery(method)[0] >= 0.97
 
 
+@pytest.mark.slow
 def test_batch_topk_recovers_the_plant_and_its_threshold_stands_in_for_the_batch():
     method = SparseAutoencoder(features=96, k=3, activation="batch_topk", learning_rate=3e-3, auxk=0.0)
     assert recovery(method)[0] >= 0.94
@@ -77,6 +79,7 @@ def planted_transcoder_data(seed, linear=None):
     return mlp, draw
 
 
+@pytest.mark.slow
 def test_a_transcoder_finds_both_sides_of_a_planted_mlp():
     decoder_scores, encoder_scores = [], []
     for seed in SEEDS:
@@ -92,6 +95,7 @@ def test_a_transcoder_finds_both_sides_of_a_planted_mlp():
     assert np.mean(encoder_scores) >= 0.98
 
 
+@pytest.mark.slow
 def test_the_skip_path_takes_the_linear_part():
     low_rank = unit_rows(jax.random.key(7), 32, 4) @ unit_rows(jax.random.key(8), 4, 32)
     mlp, draw = planted_transcoder_data(0, linear=low_rank)

@@ -175,6 +175,7 @@ def with_ghost(method):
     return change(method, objective=total(*terms))
 
 
+@pytest.mark.slow
 def test_relu_features_far_below_zero_are_revived_by_ghosts_and_resampling():
     nothing, _ = outcome(HalfDead(RELU))
     assert nothing == 1
@@ -182,6 +183,7 @@ def test_relu_features_far_below_zero_are_revived_by_ghosts_and_resampling():
         assert outcome(method)[0] <= limit
 
 
+@pytest.mark.slow
 def test_topk_features_below_zero_are_revived_by_each_policy():
     nothing, matched = outcome(HalfDead(TOPK, -3.0))
     assert nothing > 0.9 and matched < 0.95

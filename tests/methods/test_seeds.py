@@ -78,6 +78,7 @@ def test_the_model_runs_once_for_all_seeds():
     assert one == three > 0
 
 
+@pytest.mark.slow
 def test_seeds_are_the_same_on_a_mesh_saved_and_resumed(tmp_path):
     method = Seeds(Transcoder(features=96, k=4, learning_rate=3e-3), 2)
     one = fit(method, subject(), text(), **SIZES, checkpoint=tmp_path / "c", save_every=6, stop_after=6)
@@ -114,6 +115,7 @@ def planted_stability(k):
     return compare_seeds([np.asarray(each.decoder)[own] for each, own in zip(trained, live, strict=True)])
 
 
+@pytest.mark.slow
 def test_seeds_agree_where_k_is_that_of_the_plant_and_not_where_it_is_not():
     right, wrong = planted_stability(2), planted_stability(6)
     assert right.cosine > wrong.cosine + 0.05 and right.share > wrong.share + 0.2

@@ -9,7 +9,7 @@ forward passes and have experiments of their own.
 Command: python -m experiments.compare_dictionaries --out runs/dictionaries
          python -m experiments.compare_dictionaries --out runs/small --preset small
 
-Expected on SmolLM2 (blocks/1/mlp): EXPECTED
+Not yet measured at full size on SmolLM2 (blocks/1/mlp).
 """
 
 import json

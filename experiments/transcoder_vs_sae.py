@@ -6,7 +6,7 @@ path. Here: TopK in all of them, the same dictionary size, text, steps and start
 
 Command: python -m experiments.transcoder_vs_sae --out runs/transcoder_vs_sae
 
-Expected on SmolLM2 (blocks/1/mlp): EXPECTED
+Not yet measured at full size on SmolLM2 (blocks/1/mlp).
 """
 
 import json

@@ -10,7 +10,8 @@ both have size 1, a pass is the single-device pass that `dispatch` names; on a m
 
 Every global winner is a winner of its shard, so the selection is exact; candidates arrive in the order of the shards,
 so that ties still go to the lowest index. An explicit `shard_map` is needed even over `data` alone: XLA's CPU backend
-gathers the whole array before a `top_k`.
+gathers the whole array before a `top_k`. A shard's matmul may round otherwise than the whole's: where pre-activations
+differ in their last bits only, another of them may be chosen.
 """
 
 from collections.abc import Callable

@@ -145,7 +145,10 @@ def methods(features: int, l0: int, learning_rate: float, dead_after: int) -> di
         "gated": by_coefficient(GatedSparseAutoencoder, "l1", L1_GATED, **faster),
         "jumprelu": {
             f"target {count}": JumpReLUSparseAutoencoder(
-                target_l0=float(count), l0=1.0, threshold=NormalDist().inv_cdf(1 - 2 * count / features), **shared
+                target_l0=float(count),
+                l0=1.0,
+                threshold=NormalDist().inv_cdf(1 - min(0.45, 2 * count / features)),
+                **shared,
             )
             for count in counts
         },

@@ -85,6 +85,7 @@ def test_implementations_take_the_same_step():
         assert losses[name] == pytest.approx(losses[None], rel=1e-2)
 
 
+@pytest.mark.slow
 def test_everything_about_a_shape_becomes_a_table():
     result = gpu.run(TINY, 2, "/no/such/python", ("xla",))
     json.dumps(result)

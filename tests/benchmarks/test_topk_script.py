@@ -36,6 +36,7 @@ def echo(shape=SHAPE):
     return Worker("echo", [sys.executable, "-c", ECHO], shape)
 
 
+@pytest.mark.slow
 def test_command_measures_every_part_and_names_a_peer_that_is_missing(tmp_path, capsys):
     """Run as a user runs it, with an interpreter that lacks the peers."""
     without_peers = subprocess.run([sys.executable, "-c", "import sparsify"], capture_output=True).returncode

@@ -32,6 +32,7 @@ def test_a_near_setting_is_taken_as_it_is_and_a_far_one_is_not_compared():
     assert at_l0(rows_at((0.0, 1.0), (90.0, 0.5)), 32.0)["how"] == "nearest", "nothing active is no setting"
 
 
+@pytest.mark.slow
 def test_all_dictionaries_are_compared(tmp_path, capsys):
     config = compare_dictionaries.Config(
         out=tmp_path / "r", only="topk, group bias, skip transcoder", l0=8, ce_tokens=2048, **SMALL

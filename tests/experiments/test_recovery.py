@@ -8,6 +8,7 @@ from experiments.recovery import Config, main, methods
 from jaxinterp.errors import UserError
 
 
+@pytest.mark.slow
 def test_a_short_run_writes_its_rows_and_fails_by_its_exit_code(tmp_path, capsys):
     config = Config(out=tmp_path / "r", only="topk", seeds=1, steps=100)
     with pytest.raises(SystemExit) as stopped:

@@ -160,6 +160,7 @@ def test_splicing_is_replacing_the_leaf(subject, heldout):
     np.testing.assert_array_equal(nowhere, run(subject.model, tokens).logits)
 
 
+@pytest.mark.slow
 def test_any_dictionary_method_trains_end_to_end_and_the_same_on_a_mesh(subject):
     """Invariant 5, with the model in the loop: an autoencoder of the hidden activations, and a transcoder with L1."""
     sizes = SIZES | {"steps": 20, "log_every": 1}

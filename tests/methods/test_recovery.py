@@ -35,6 +35,7 @@ def topk():
     return recovery(TOPK)
 
 
+@pytest.mark.slow
 def test_topk_recovers_the_plant(topk):
     assert topk[0] >= 0.99
 
@@ -56,6 +57,7 @@ def test_batch_topk_recovers_the_plant_and_its_threshold_stands_in_for_the_batch
     assert 2.7 < float(dictionary.encode(samples[:4096]).active().mean()) < 3.3
 
 
+@pytest.mark.slow
 def test_a_k_three_times_too_large_is_a_worse_dictionary_with_no_worse_loss(topk):
     """The negative control: recovery is judged by MCC, never by the loss."""
     score, fvu = recovery(SparseAutoencoder(features=96, k=9, learning_rate=3e-3, auxk=0.0))

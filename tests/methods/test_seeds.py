@@ -91,6 +91,7 @@ def test_seeds_are_the_same_on_a_mesh_saved_and_resumed(tmp_path):
         fit(Seeds(method.method, 3), subject(), text(), **SIZES, checkpoint=tmp_path / "c", resume=True)
 
 
+@pytest.mark.slow
 def test_seeds_of_methods_of_several_layers():
     method = Seeds(PerLayerTranscoders(Transcoder(features=16, k=4, learning_rate=3e-3)), 2)
     first, second = fit(method, subject(), text(), **SIZES | {"site": "blocks/*/mlp", "steps": 2}).decomposition

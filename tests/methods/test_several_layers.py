@@ -52,6 +52,7 @@ SIZES = {"site": "blocks/*/mlp", "steps": 20, "batch_size": 256, "buffer_batches
 SMALL = CrossLayerTranscoder(features=32, k=4, learning_rate=3e-3, pre_activation=1e-4, dead_after=500)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "method",
     [
@@ -138,6 +139,7 @@ def test_in_the_model_later_layers_read_what_earlier_ones_made(subject, text, tm
     np.testing.assert_allclose(spliced(each, model, tokens), run(leaves, tokens).logits, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_all_layers_train_end_to_end_at_once_and_have_scores(subject, text):
     method = dataclasses.replace(SMALL, activation="topk", learning_rate=1e-2, objective=total(divergence()))
     result = fit(method, subject, text, **SIZES)

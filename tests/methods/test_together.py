@@ -23,6 +23,7 @@ def same(one, other, tolerance):
         np.testing.assert_allclose(np.asarray(leaves[name]), leaf, rtol=0, atol=tolerance, err_msg=name)
 
 
+@pytest.mark.slow
 def test_each_learns_what_it_learns_alone_and_on_a_mesh():
     together = fitted(Together(METHODS))
     spread = fitted(Together(METHODS), make_mesh(2, 4))

@@ -25,7 +25,18 @@ import jax.numpy as jnp
 from rich.console import Console
 
 from experiments.command import check_folder, command, open_folder
-from experiments.comparison import Row, ahead, at_l0, check_mlp, comparable, pareto, print_rows, read_text, shown
+from experiments.comparison import (
+    Row,
+    ahead,
+    at_l0,
+    check_mlp,
+    comparable,
+    pareto,
+    print_rows,
+    read_text,
+    shown,
+    train_together,
+)
 from jaxinterp.errors import UserError, suggest
 from jaxinterp.evaluation.baselines import baselines
 from jaxinterp.evaluation.scoreboard import scoreboard
@@ -37,15 +48,13 @@ from jaxinterp.methods import (
     Method,
     SkipTranscoder,
     SparseAutoencoder,
-    Together,
     TopAFASparseAutoencoder,
     Transcoder,
 )
 from jaxinterp.models.load import load
 from jaxinterp.report.sections import Section, write_page
-from jaxinterp.training.fit import check_sizes, fit
+from jaxinterp.training.fit import check_sizes
 from jaxinterp.training.mesh import parse_mesh
-from jaxinterp.training.tracking import JsonLines, ProgressBar
 
 
 @dataclass(frozen=True)
@@ -189,21 +198,7 @@ def main(config: Config) -> None:
     )
     out = open_folder(config.out, record)
     console.print(f"{len(wanted)} methods at {len(settings)} settings, {steps} steps of {config.batch_size} tokens")
-    with ProgressBar(steps) as bar:
-        trained = fit(
-            Together(settings),
-            subject,
-            train,
-            site=config.site,
-            steps=steps,
-            batch_size=config.batch_size,
-            seed=config.seed,
-            mesh=mesh,
-            checkpoint=out / "checkpoints",
-            save_every=max(10, steps // 40 * 10),
-            resume=config.resume,
-            track=(JsonLines(out / "log.jsonl", resume=config.resume), bar),
-        )
+    trained = train_together(settings, subject, train, config, out, tokens=plan.tokens)
     console.print(f"{time.perf_counter() - clock:.0f} s so far; scoring on held-out text ...")
     free = baselines(subject, train, config.site, k=config.l0, features=plan.features, seed=config.seed)
     own = {f"neurons, k {k}": replace(free["neurons"], k=k) for k in (config.l0 // 2, config.l0 * 2) if k}

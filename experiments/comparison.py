@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import grain
@@ -12,10 +13,14 @@ from rich.table import Table
 
 from jaxinterp.data.text import load_text
 from jaxinterp.errors import UserError
+from jaxinterp.methods import Method, Together
 from jaxinterp.models.load import Subject
 from jaxinterp.models.sites import check_site, sites
 from jaxinterp.report.scatter import Series, xy_chart
 from jaxinterp.report.sections import Chart
+from jaxinterp.training.fit import Fit, fit
+from jaxinterp.training.mesh import parse_mesh
+from jaxinterp.training.tracking import JsonLines, ProgressBar
 
 Row = dict[str, Any]
 
@@ -31,6 +36,31 @@ def read_text(
 ) -> tuple[grain.MapDataset, grain.MapDataset]:
     """Training and held-out windows of a text, of which a tenth is held out by document."""
     return load_text(text, subject.tokenizer, seq=seq, max_tokens=2 * (tokens + 10 * heldout_tokens))
+
+
+def train_together(
+    methods: Mapping[str, Method], subject: Subject, train: grain.MapDataset, config: Any, out: Path, *, tokens: int
+) -> Fit:
+    """All methods in one run, with checkpoints and a log in `out`.
+
+    `config` has site, batch_size, seed, mesh and resume, as every experiment of this kind does.
+    """
+    steps = tokens // config.batch_size
+    with ProgressBar(steps) as bar:
+        return fit(
+            Together(methods),
+            subject,
+            train,
+            site=config.site,
+            steps=steps,
+            batch_size=config.batch_size,
+            seed=config.seed,
+            mesh=parse_mesh(config.mesh),
+            checkpoint=out / "checkpoints",
+            save_every=max(10, steps // 40 * 10),
+            resume=config.resume,
+            track=(JsonLines(out / "log.jsonl", resume=config.resume), bar),
+        )
 
 
 def check_mlp(model: Any, site: str) -> str:

@@ -26,19 +26,18 @@ from jaxtyping import Array, Float, Int
 from rich.console import Console
 
 from experiments.command import check_folder, command, open_folder
-from experiments.comparison import Row, check_mlp, read_text
+from experiments.comparison import Row, check_mlp, read_text, train_together
 from jaxinterp.data.batch import Sites
 from jaxinterp.data.text import take
 from jaxinterp.errors import UserError
 from jaxinterp.evaluation.scoreboard import compare, scoreboard
-from jaxinterp.methods import GradientSparseAutoencoder, Method, Together
+from jaxinterp.methods import GradientSparseAutoencoder, Method
 from jaxinterp.models.load import load
 from jaxinterp.models.sites import Add, run
 from jaxinterp.report.plots import Dot, dot_plot
 from jaxinterp.report.sections import Chart, Section, write_page
-from jaxinterp.training.fit import check_sizes, fit
+from jaxinterp.training.fit import check_sizes
 from jaxinterp.training.mesh import parse_mesh
-from jaxinterp.training.tracking import JsonLines, ProgressBar
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "topk": {"own": 1.0, "strength": 0.0},
@@ -111,21 +110,7 @@ def main(config: Config) -> None:
         config.text, subject, tokens=config.tokens, heldout_tokens=config.heldout_tokens, seq=config.seq
     )
     out = open_folder(config.out, record)
-    with ProgressBar(steps) as bar:
-        trained = fit(
-            Together(methods),
-            subject,
-            train,
-            site=config.site,
-            steps=steps,
-            batch_size=config.batch_size,
-            seed=config.seed,
-            mesh=mesh,
-            checkpoint=out / "checkpoints",
-            save_every=max(10, steps // 40 * 10),
-            resume=config.resume,
-            track=(JsonLines(out / "log.jsonl", resume=config.resume), bar),
-        )
+    trained = train_together(methods, subject, train, config, out, tokens=config.tokens)
     console.print(f"{time.perf_counter() - clock:.0f} s so far; scoring on held-out text ...")
     entries: dict[str, Any] = {}
     for name, dictionary in trained.decomposition.items():

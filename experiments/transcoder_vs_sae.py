@@ -19,15 +19,14 @@ from typing import Any
 from rich.console import Console
 
 from experiments.command import check_folder, command, open_folder
-from experiments.comparison import Row, check_mlp, pareto, read_text
+from experiments.comparison import Row, check_mlp, pareto, read_text, train_together
 from jaxinterp.errors import UserError
 from jaxinterp.evaluation.scoreboard import scoreboard
-from jaxinterp.methods import Method, SkipTranscoder, SparseAutoencoder, Together, Transcoder
+from jaxinterp.methods import Method, SkipTranscoder, SparseAutoencoder, Transcoder
 from jaxinterp.models.load import load
 from jaxinterp.report.sections import Section, write_page
-from jaxinterp.training.fit import check_sizes, fit
+from jaxinterp.training.fit import check_sizes
 from jaxinterp.training.mesh import parse_mesh
-from jaxinterp.training.tracking import JsonLines, ProgressBar
 
 KINDS: dict[str, Any] = {
     "autoencoder": SparseAutoencoder,
@@ -97,21 +96,7 @@ def main(config: Config) -> None:
         config.text, subject, tokens=config.tokens, heldout_tokens=config.heldout_tokens, seq=config.seq
     )
     out = open_folder(config.out, record)
-    with ProgressBar(steps) as bar:
-        trained = fit(
-            Together(methods),
-            subject,
-            train,
-            site=config.site,
-            steps=steps,
-            batch_size=config.batch_size,
-            seed=config.seed,
-            mesh=mesh,
-            checkpoint=out / "checkpoints",
-            save_every=max(10, steps // 40 * 10),
-            resume=config.resume,
-            track=(JsonLines(out / "log.jsonl", resume=config.resume), bar),
-        )
+    trained = train_together(methods, subject, train, config, out, tokens=config.tokens)
     console.print(f"{time.perf_counter() - clock:.0f} s so far; scoring on held-out text ...")
     board = scoreboard(
         trained.decomposition, subject, heldout, tokens=config.heldout_tokens, ce_tokens=config.ce_tokens

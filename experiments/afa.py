@@ -36,20 +36,19 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments.command import check_folder, command, open_folder, print_scoreboard
-from experiments.comparison import at_l0, check_mlp, read_text
+from experiments.comparison import at_l0, check_mlp, read_text, train_together
 from jaxinterp.data.activations import harvest_jit
 from jaxinterp.data.text import take
 from jaxinterp.decompositions.dictionary import Dictionary
 from jaxinterp.errors import UserError
 from jaxinterp.evaluation.quasi_orthogonality import afa_norm, coherence, epsilon_lbo, zf_points
 from jaxinterp.evaluation.scoreboard import Row, scoreboard
-from jaxinterp.methods import Method, SparseAutoencoder, Together, TopAFASparseAutoencoder
+from jaxinterp.methods import Method, SparseAutoencoder, TopAFASparseAutoencoder
 from jaxinterp.models.load import Subject, load
 from jaxinterp.report.scatter import Series, xy_chart
 from jaxinterp.report.sections import Chart, Section, write_page
-from jaxinterp.training.fit import check_sizes, fit
+from jaxinterp.training.fit import check_sizes
 from jaxinterp.training.mesh import parse_mesh
-from jaxinterp.training.tracking import JsonLines, ProgressBar
 
 CLOSE = 0.05
 """A median |f|/|z| this near to 1 is on the line."""
@@ -137,21 +136,7 @@ def main(config: Config) -> None:
     )
     out = open_folder(config.out, record)
     console.print(f"{len(trained_by)} methods, {steps} steps of {config.batch_size} tokens, {config.site}/out")
-    with ProgressBar(steps) as bar:
-        trained = fit(
-            Together(trained_by),
-            subject,
-            train,
-            site=config.site,
-            steps=steps,
-            batch_size=config.batch_size,
-            seed=config.seed,
-            mesh=mesh,
-            checkpoint=out / "checkpoints",
-            save_every=max(10, steps // 40 * 10),
-            resume=config.resume,
-            track=(JsonLines(out / "log.jsonl", resume=config.resume), bar),
-        )
+    trained = train_together(trained_by, subject, train, config, out, tokens=config.tokens)
     console.print(f"{time.perf_counter() - clock:.0f} s so far; scoring on held-out text ...")
     board = scoreboard(
         trained.decomposition, subject, heldout, tokens=config.heldout_tokens, ce_tokens=config.ce_tokens

@@ -27,7 +27,6 @@ from rich.console import Console
 
 from experiments.command import check_folder, command, open_folder
 from experiments.comparison import Row, check_mlp, read_text, train_together
-from jaxinterp.data.batch import Sites
 from jaxinterp.data.text import take
 from jaxinterp.errors import UserError
 from jaxinterp.evaluation.scoreboard import compare, scoreboard
@@ -114,8 +113,8 @@ def main(config: Config) -> None:
     console.print(f"{time.perf_counter() - clock:.0f} s so far; scoring on held-out text ...")
     entries: dict[str, Any] = {}
     for name, dictionary in trained.decomposition.items():
-        array = dictionary.sites.writes
-        entries |= {name: dictionary, f"{name}, no gradient": replace(dictionary, sites=Sites(array, array))}
+        alone = replace(dictionary, sites=dictionary.sites.without_gradients)
+        entries |= {name: dictionary, f"{name}, no gradient": alone}
     board = scoreboard(entries, subject, heldout, tokens=config.heldout_tokens, ce_tokens=config.heldout_tokens)
     late = trained.history[-1]
     rows: list[Row] = []

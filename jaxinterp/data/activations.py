@@ -12,11 +12,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from jaxinterp.data.batch import Names
+from jaxinterp.data.batch import GRADIENT, Names
 from jaxinterp.errors import UserError
 from jaxinterp.models.sites import Add, run
-
-GRADIENT = "/gradient"
 
 
 class Rows(eqx.Module):

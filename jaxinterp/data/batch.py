@@ -9,13 +9,15 @@ from jaxtyping import Array, Float, Int
 
 Names = str | tuple[str, ...]
 
+GRADIENT = "/gradient"
+"""The end of a name that means the gradient of the model's own next-token loss by the array named before it."""
+
 
 @dataclass(frozen=True)
 class Sites:
     """The arrays that a decomposition reads and writes, by name: `blocks/3/mlp/in` and `blocks/3/mlp/out`.
 
-    A tuple of names where it reads or writes several arrays at once. `<name>/gradient` is the gradient of the model's
-    own next-token loss by that array.
+    A tuple of names where it reads or writes several arrays at once. A name may end in GRADIENT.
     """
 
     reads: Names
@@ -24,6 +26,12 @@ class Sites:
     def names(self) -> tuple[str, ...]:
         """The names, each once."""
         return tuple(dict.fromkeys((*several(self.reads), *several(self.writes))))
+
+    @property
+    def without_gradients(self) -> "Sites":
+        """What a forward pass alone can give: gradients are left out, and one name is no tuple."""
+        reads = tuple(name for name in several(self.reads) if not name.endswith(GRADIENT))
+        return Sites(reads[0] if len(reads) == 1 else reads, self.writes)
 
     @property
     def leaf(self) -> str:

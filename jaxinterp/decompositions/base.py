@@ -84,14 +84,14 @@ class StandIn(eqx.Module):
     """A decomposition of something inside an MLP, as a callable that can stand where the whole MLP stood.
 
     It reads the MLP's input; where the decomposition reads or writes an array further in, the original MLP computes
-    the way there and the way on.
+    the way there and the way on. One that can read a gradient beside its array does without it here.
     """
 
     mlp: Any
     decomposition: Any
 
     def __call__(self, x: Float[Array, "*axes d_model"]) -> Float[Array, "*axes d_model"]:
-        sites, mlp = self.decomposition.sites, self.mlp
+        sites, mlp = self.decomposition.sites.without_gradients, self.mlp
         readers: dict[str, Callable[[Any], Any]] = {"in": lambda x: x, "hidden": mlp.hidden, "out": mlp}
         writers: dict[str, Callable[[Any], Any]] = {"in": mlp, "hidden": mlp.write, "out": lambda y: y}
         for name in (sites.reads, sites.writes):

@@ -1,7 +1,7 @@
 """A dictionary on disk: `dictionary.json` (what is static) beside `dictionary.safetensors` (every leaf by its name).
 
 Activation, k and sites are saved with the arrays, because a dictionary loaded with another activation or at another
-site gives wrong numbers without an error.
+site gives wrong numbers without an error. So is how it chooses its features, where that is by their effect.
 """
 
 import json
@@ -18,6 +18,7 @@ from safetensors.numpy import load_file, save_file
 from jaxinterp.data.batch import Sites
 from jaxinterp.decompositions.activations import Activation, BatchTopK, ReLU, TopK
 from jaxinterp.decompositions.adaptive import GroupBias, TopAFA
+from jaxinterp.decompositions.by_effect import EffectDictionary
 from jaxinterp.decompositions.dictionary import Dictionary
 from jaxinterp.decompositions.gates import Gated, JumpReLU
 from jaxinterp.errors import UserError, suggest
@@ -27,24 +28,31 @@ PREFIX = "activation/"
 KNOWN: tuple[type[Activation], ...] = (ReLU, TopK, BatchTopK, Gated, JumpReLU, TopAFA, GroupBias)
 
 
-def save_dictionary(dictionary: Dictionary, folder: str | Path) -> Path:
+def save_dictionary(dictionary: Dictionary | EffectDictionary, folder: str | Path) -> Path:
     """Write a dictionary into a folder, which is made if it is not there."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
+    by_effect = None
+    if isinstance(dictionary, EffectDictionary):
+        by_effect = {name: getattr(dictionary, name) for name in ("own", "strength")}
+        by_effect["sites"] = asdict(dictionary.sites)
+        dictionary = dictionary.dictionary
     activation = dictionary.activation
     settings = {field.name: getattr(activation, field.name) for field in fields(activation) if _static(field)}  # type: ignore[arg-type]
     static = {
         "format": 1,
         "activation": {"kind": type(activation).__name__, **settings},
         "sites": asdict(dictionary.sites),
-    }
+    } | ({"by_effect": by_effect} if by_effect else {})
     arrays = {name: np.asarray(leaf) for name, leaf in named_leaves(dictionary).items()}
     save_file(arrays, folder / "dictionary.safetensors")
     (folder / "dictionary.json").write_text(json.dumps(static, indent=2) + "\n")
     return folder
 
 
-def load_dictionary(folder: str | Path, *, activations: Sequence[type[Activation]] = KNOWN) -> Dictionary:
+def load_dictionary(
+    folder: str | Path, *, activations: Sequence[type[Activation]] = KNOWN
+) -> Dictionary | EffectDictionary:
     """Read a dictionary back.
 
     Args:
@@ -60,7 +68,10 @@ def load_dictionary(folder: str | Path, *, activations: Sequence[type[Activation
         static = json.loads((folder / "dictionary.json").read_text())
         arrays = {name: jnp.asarray(array) for name, array in load_file(folder / "dictionary.safetensors").items()}
         settings = dict(static["activation"])
-        kind, sites = settings.pop("kind"), Sites(**static["sites"])
+        kind, sites = settings.pop("kind"), _sites(static["sites"])
+        by_effect = static.get("by_effect")
+        if by_effect is not None:
+            by_effect = dict(by_effect, sites=_sites(by_effect["sites"]))
     except (SafetensorError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"the dictionary in {folder} is damaged: {error}") from error
     known = {activation.__name__: activation for activation in activations}
@@ -78,7 +89,18 @@ def load_dictionary(folder: str | Path, *, activations: Sequence[type[Activation
         activation = known[kind](**settings, **own)
     except TypeError as error:
         raise UserError(f"the dictionary in {folder} is damaged: {error}") from error
-    return Dictionary(**{"skip": None, **leaves}, activation=activation, sites=sites)
+    dictionary = Dictionary(**{"skip": None, **leaves}, activation=activation, sites=sites)
+    if by_effect is None:
+        return dictionary
+    try:
+        return EffectDictionary(dictionary, **by_effect)
+    except TypeError as error:
+        raise UserError(f"the dictionary in {folder} is damaged: {error}") from error
+
+
+def _sites(names: dict[str, Any]) -> Sites:
+    # JSON knows no tuples.
+    return Sites(**{port: tuple(name) if isinstance(name, list) else name for port, name in names.items()})
 
 
 def _static(field: Any) -> bool:

@@ -14,7 +14,8 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array
 
-from jaxinterp.data.activations import GRADIENT, check_finite, harvest, harvest_jit
+from jaxinterp.data.activations import check_finite, harvest, harvest_jit
+from jaxinterp.data.batch import GRADIENT
 from jaxinterp.data.windows import batches
 from jaxinterp.errors import UserError, suggest
 from jaxinterp.methods.base import Method

@@ -76,21 +76,25 @@ def text():
     return grain.MapDataset.source([{"tokens": t, "weight": w, "document": np.full(32, i)} for t, w, i in columns])
 
 
-def fitted(method, mesh=None):
-    """20 steps at an MLP of the tiny model."""
+def fitted(method, mesh=None, site=SITE):
+    """20 steps at a sublayer of the tiny model."""
     sizes = {"steps": 20, "batch_size": 256, "buffer_batches": 4, "log_every": 1}
-    return fit(method, subject(), text(), site=SITE, **sizes, **({} if mesh is None else {"mesh": mesh}))
+    return fit(method, subject(), text(), site=site, **sizes, **({} if mesh is None else {"mesh": mesh}))
 
 
-def is_the_same_on_a_mesh(method, tolerance=1e-5):
-    """Invariant 5: (data, feature) = (2, 4) against one device. Returns the decomposition of one device."""
-    one, many = fitted(method), fitted(method, make_mesh(2, 4))
+def is_the_same_on_a_mesh(method, site=SITE):
+    """Invariant 5: (data, feature) = (2, 4) against one device. Returns the decomposition of one device.
+
+    Losses to 1e-5. Weights to a hundredth of one of Adam's steps at the learning rate of these tests (3e-3): Adam
+    divides by the gradient's own size, so where a gradient is next to nothing its rounding moves the weight.
+    """
+    one, many = fitted(method, site=site), fitted(method, make_mesh(2, 4), site)
     assert many.decomposition.encoder.sharding.spec == P("feature")
     leaves = named_leaves(many.decomposition)
     for name, leaf in named_leaves(one.decomposition).items():
-        np.testing.assert_allclose(np.asarray(leaves[name]), leaf, rtol=0, atol=tolerance, err_msg=name)
+        np.testing.assert_allclose(np.asarray(leaves[name]), leaf, rtol=0, atol=3e-5, err_msg=name)
     for first, second in zip(one.history, many.history, strict=True):
-        assert first["loss"] == pytest.approx(second["loss"], abs=tolerance)
+        assert first["loss"] == pytest.approx(second["loss"], abs=1e-5)
     assert one.history[-1]["fvu"] < one.history[0]["fvu"]
     return one.decomposition
 

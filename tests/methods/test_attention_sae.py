@@ -90,11 +90,10 @@ def test_what_it_takes_apart():
 
 
 @pytest.mark.parametrize("array", ["z", "out"])
-def test_mesh_files_and_leaf(tmp_path, monkeypatch, array):
+def test_mesh_files_and_leaf(tmp_path, array):
     """Invariants 5 and 7. The stand-in, an edit and a splice are the same; the row of the scoreboard is finite."""
-    monkeypatch.setattr(laboratory, "SITE", SITE)
     method = AttentionSparseAutoencoder(features=64, k=4, learning_rate=3e-3, dead_after=500, array=array)
-    dictionary = laboratory.is_the_same_on_a_mesh(method)
+    dictionary = laboratory.is_the_same_on_a_mesh(method, SITE)
     laboratory.is_kept_on_disk(dictionary, tmp_path / "d", type(dictionary.activation))
 
     model, tokens = laboratory.subject().model, jnp.arange(16).reshape(2, 8)

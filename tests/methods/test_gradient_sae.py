@@ -11,9 +11,11 @@ import pytest
 from jaxinterp.data.batch import Sites, make_batch
 from jaxinterp.decompositions.activations import BatchTopK, TopK
 from jaxinterp.decompositions.by_effect import EffectDictionary
+from jaxinterp.decompositions.files import load_dictionary
 from jaxinterp.errors import UserError
 from jaxinterp.methods.gradient_sparse_autoencoder import GradientSparseAutoencoder
 from jaxinterp.models.tiny import unit_rows
+from tests.methods.laboratory import is_kept_on_disk, is_the_same_on_a_mesh, stands_in_and_scores
 
 D, LOUD, QUIET, ACTIVE, K = 32, 12, 12, 3, 4
 SITES = Sites(("x", "x/gradient"), "x")
@@ -115,3 +117,15 @@ def test_only_topk_selects_by_a_score():
         replace(dictionary, dictionary=replace(dictionary.dictionary, activation=BatchTopK(4)))
     assert isinstance(replace(dictionary, dictionary=dictionary.dictionary), EffectDictionary)
     assert isinstance(dictionary.activation, TopK)
+
+
+def test_mesh_files_and_leaf(tmp_path):
+    """Invariants 5 and 7; in its leaf's place it sees no gradient, in the scoreboard it does."""
+    method = GradientSparseAutoencoder(features=64, k=4, strength=2.0, learning_rate=3e-3, dead_after=500)
+    dictionary = is_the_same_on_a_mesh(method)
+    is_kept_on_disk(dictionary, tmp_path / "d", TopK)
+    stands_in_and_scores(dictionary)
+    saved = tmp_path / "d" / "dictionary.json"
+    saved.write_text(saved.read_text().replace("strength", "strenght"))
+    with pytest.raises(UserError, match=r"damaged.*strenght"):
+        load_dictionary(tmp_path / "d")

@@ -66,7 +66,7 @@ def test_methods_are_the_same_on_a_mesh(subject, text, method):
     many = fit(method, subject, text, **SIZES, mesh=make_mesh(2, 4))
     for name, leaf in named_leaves(one.decomposition).items():
         other = np.asarray(named_leaves(many.decomposition)[name])
-        np.testing.assert_allclose(other, leaf, rtol=0, atol=2e-5, err_msg=name)
+        np.testing.assert_allclose(other, leaf, rtol=0, atol=3e-5, err_msg=name)
     assert one.history[-1]["fvu"] < one.history[0]["fvu"]
     assert isinstance(method, Method)
     spread = {name: leaf.sharding.spec for name, leaf in named_leaves(many.decomposition).items()}

@@ -25,9 +25,10 @@ SIZES = {"site": "blocks/1/mlp", "steps": 20, "batch_size": 256, "buffer_batches
 
 
 def close(one, many):
+    """Losses to 1e-5, weights to a hundredth of Adam's step: see tests/methods/laboratory.py."""
     for name, leaf in named_leaves(one.decomposition).items():
         np.testing.assert_allclose(
-            np.asarray(named_leaves(many.decomposition)[name]), leaf, rtol=0, atol=1e-5, err_msg=name
+            np.asarray(named_leaves(many.decomposition)[name]), leaf, rtol=0, atol=3e-5, err_msg=name
         )
     for first, second in zip(one.history, many.history, strict=True):
         assert first["loss"] == pytest.approx(second["loss"], abs=1e-5)

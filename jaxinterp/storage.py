@@ -1,19 +1,30 @@
 """Checkpoints of training: the only Orbax code of the project.
 
-A checkpoint holds everything that changes (one pytree, by leaf name) beside the data iterator, so that a run can be
-resumed bit for bit. The configuration of the run stands in the folder and is compared on restore: a run is never
-resumed with another k or site.
+A checkpoint holds everything that changes (one pytree, by leaf name), the position in the data, and a checksum of every
+leaf, so that a run can be resumed bit for bit and a damaged checkpoint is noticed. The configuration of the run stands
+in the folder and is compared on restore: a run is never resumed with another k or site. One run at a time writes to a
+folder.
 """
 
+import contextlib
+import fcntl
+import os
+import socket
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
+import jax.numpy as jnp
+from jaxtyping import Array, UInt32
 from orbax.checkpoint import v1 as ocp
 
 from jaxinterp.errors import UserError
 from jaxinterp.trees import fill_leaves, named_leaves
+
+Position = dict[str, int]
+"""Where the data iterator stands; the same on every host."""
 
 
 class Checkpoints:
@@ -22,22 +33,45 @@ class Checkpoints:
     Args:
       config: plain JSON values; written on creation, compared with what is there on resume.
       keep: how many of the latest checkpoints are kept.
+      on_failed_save: what a full disk does: "stop" the run, or "continue" it with a warning.
     Raises:
-      UserError: the folder holds checkpoints of another configuration (the first differing field is named), or it
-        holds checkpoints and `resume` is False.
+      UserError: the folder cannot be written; another run writes to it; it holds checkpoints of another configuration
+        (the first differing field is named); or it holds checkpoints and `resume` is False.
     """
 
-    def __init__(self, folder: str | Path, config: Mapping[str, Any], *, resume: bool, keep: int = 2):
+    def __init__(
+        self,
+        folder: str | Path,
+        config: Mapping[str, Any],
+        *,
+        resume: bool,
+        keep: int = 2,
+        on_failed_save: Literal["stop", "continue"] = "stop",
+    ):
         self.folder = Path(folder).absolute()
-        policy = ocp.training.preservation_policies.LatestN(keep)
-        self._orbax = ocp.training.Checkpointer(
-            self.folder, preservation_policy=policy, custom_metadata={"config": dict(config)}
-        )
+        self.on_failed_save = on_failed_save
+        self._pending: tuple[int, Any] | None = None
+        self._lock = _locked(self.folder)
+        self._keep, self._config = keep, dict(config)
+        try:
+            self._orbax = self._open()
+        except OSError as error:
+            _unlock(self._lock)
+            raise UserError(f"checkpoint folder {self.folder} cannot be written: {error}") from error
         try:
             self._check(config, resume)
         except UserError:
             self._orbax.close()
+            _unlock(self._lock)
             raise
+
+    def _open(self) -> ocp.training.Checkpointer:
+        return ocp.training.Checkpointer(
+            self.folder,
+            preservation_policy=ocp.training.preservation_policies.LatestN(self._keep),
+            custom_metadata={"config": self._config},
+            cleanup_tmp_directories=True,
+        )
 
     def _check(self, config: Mapping[str, Any], resume: bool) -> None:
         if self.latest is None:
@@ -61,25 +95,167 @@ class Checkpoints:
         """The step of the newest checkpoint, None where there is none."""
         return None if self._orbax.latest is None else self._orbax.latest.step
 
-    def save(self, step: int, state: Any, data: Any) -> None:
-        """Write the state and the data iterator's position; returns when the copy off the devices is done."""
-        self._orbax.save_checkpointables_async(step, {"state": _stored(named_leaves(state)), "data": data}, force=True)
+    def save(self, step: int, state: Any, position: Position) -> None:
+        """Write the state and the position in the data; returns when the copy off the devices is done.
 
-    def restore(self, template: Any, data: Any) -> Any:
-        """The newest state, in the shapes and shardings of `template`; moves the data iterator to its position.
+        Raises:
+          UserError: this save or the one before it failed, and `on_failed_save` is "stop".
+        """
+        self._settle()
+        arrays = _stored(named_leaves(state))
+        sums = {name: int(total) for name, total in jax.device_get(_checksums(arrays)).items()}
+        try:
+            response = self._orbax.save_checkpointables_async(
+                step, {"state": arrays, "data": position}, force=True, custom_metadata={"checksums": sums}
+            )
+        except (OSError, ValueError) as error:
+            self._failed(step, error)
+        else:
+            self._pending = step, response
+
+    def restore(self, template: Any) -> tuple[Any, Position]:
+        """The newest state that is whole, in the shapes and shardings of `template`, and its position in the data.
+
+        Newer checkpoints that are damaged are reported, and moved aside once an older one has been read.
 
         Args:
           template: the state as `jax.ShapeDtypeStruct`s (with shardings).
+        Raises:
+          UserError: no checkpoint can be read.
         """
         shapes = _stored(named_leaves(template))
-        loaded = self._orbax.load_checkpointables(self.latest, {"state": shapes, "data": data})
-        return fill_leaves(template, {name.replace(".", "/"): leaf for name, leaf in loaded["state"].items()})
+        damaged: dict[int, Exception] = {}
+        for checkpoint in reversed(self._orbax.checkpoints):
+            try:
+                loaded = self._orbax.load_checkpointables(checkpoint.step, {"state": shapes, "data": None})
+                self._verify(checkpoint.step, loaded["state"])
+            except Exception as error:  # whatever Orbax makes of damaged files
+                damaged[checkpoint.step] = error
+                continue
+            for step, error in damaged.items():
+                warnings.warn(
+                    f"the checkpoint of step {step} in {self.folder} is damaged ({_first_line(error)}): it is put "
+                    f"aside, and the run continues from step {checkpoint.step}.",
+                    stacklevel=2,
+                )
+            self._put_aside(damaged)
+            state = fill_leaves(template, {name.replace(".", "/"): leaf for name, leaf in loaded["state"].items()})
+            return state, {name: int(value) for name, value in loaded["data"].items()}
+        first = next(iter(damaged.values()))
+        raise UserError(
+            f"none of the checkpoints in {self.folder} (steps {', '.join(map(str, sorted(damaged)))}) can be read: "
+            f"{_first_line(first)}"
+        ) from first
+
+    def _verify(self, step: int, arrays: Mapping[str, Any]) -> None:
+        expected = (self._orbax.metadata(step).custom_metadata or {}).get("checksums", {})
+        for name, total in jax.device_get(_checksums(dict(arrays))).items():
+            if int(total) != expected.get(name):
+                raise ValueError(f"array {name.replace('.', '/')} differs from what was saved")
+
+    def _put_aside(self, steps: Mapping[int, Any]) -> None:
+        if not steps:
+            return
+        if jax.process_index() == 0:
+            aside = self.folder.with_name(f"{self.folder.name}-damaged")
+            aside.mkdir(exist_ok=True)
+            for step in steps:
+                os.replace(self.folder / str(step), _unused(aside / str(step)))
+        self._orbax.reload()
+
+    def _settle(self) -> None:
+        """Wait for the save that is under way."""
+        if self._pending is None:
+            return
+        (step, response), self._pending = self._pending, None
+        try:
+            response.result()
+        except Exception as error:  # a full disk comes as whatever the writing library raises
+            self._failed(step, error)
+
+    def _failed(self, step: int, error: Exception) -> None:
+        kept = "no earlier one is there" if self.latest is None else f"that of step {self.latest} is kept"
+        words = f"the checkpoint of step {step} could not be written to {self.folder} ({_first_line(error)}); {kept}"
+        if self.on_failed_save == "stop":
+            raise UserError(f"{words}: make room and resume.") from error
+        warnings.warn(f"{words}: the run continues.", stacklevel=2)
+        with contextlib.suppress(Exception):  # the same failure, told once more
+            self._orbax.close()
+        self._orbax = self._open()
 
     def __enter__(self) -> "Checkpoints":
         return self
 
-    def __exit__(self, *_: Any) -> None:
-        self._orbax.close()
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        try:
+            if error is None:
+                self._settle()
+        finally:
+            with contextlib.suppress(Exception):  # a failed save, which has been told
+                self._orbax.close()
+            _unlock(self._lock)
+
+
+@jax.jit
+def _checksums(arrays: dict[str, Array]) -> dict[str, UInt32[Array, ""]]:
+    """The sum of every array's bits, modulo 2^32: the same on every mesh."""
+
+    def checksum(array: Array) -> Array:
+        if jax.dtypes.issubdtype(array.dtype, jax.dtypes.prng_key):
+            array = jax.random.key_data(array)
+        if array.dtype == jnp.bool_:
+            array = array.astype(jnp.uint8)
+        unsigned = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}.get(array.dtype.itemsize)
+        bits = array if unsigned is None else jax.lax.bitcast_convert_type(array, unsigned)
+        return jnp.sum(bits.astype(jnp.uint32), dtype=jnp.uint32)
+
+    return {name: checksum(array) for name, array in arrays.items()}
+
+
+def _locked(folder: Path) -> Any:
+    """An open file that only one process at a time can hold; the operating system lets go of it at any death.
+
+    Raises:
+      UserError: another run holds it, or it cannot be written.
+    """
+    if jax.process_index() != 0:
+        return None
+    path = folder.with_name(f"{folder.name}.lock")
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("a+")
+    except OSError as error:
+        raise UserError(f"checkpoint folder {folder} cannot be written: {error}") from error
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        file.seek(0)
+        owner = file.read().strip() or "another process"
+        file.close()
+        raise UserError(
+            f"checkpoint folder {folder} is being written by {owner}: wait for it or stop it, or choose another folder."
+        ) from error
+    file.seek(0)
+    file.truncate()
+    file.write(f"process {os.getpid()} on {socket.gethostname()}")
+    file.flush()
+    return file
+
+
+def _unlock(file: Any) -> None:
+    if file is not None:
+        file.close()
+
+
+def _unused(path: Path) -> Path:
+    number = 0
+    while path.with_name(f"{path.name}.{number}").exists():
+        number += 1
+    return path.with_name(f"{path.name}.{number}")
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".splitlines()[0][:200]
 
 
 def first_difference(saved: Any, asked: Any, field: str = "") -> tuple[str, Any, Any] | None:

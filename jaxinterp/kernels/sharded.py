@@ -6,7 +6,8 @@ both have size 1, a pass is the single-device pass that `dispatch` names; on a m
     encode      local top-k, gather of tokens * k * shards candidates over `feature`, top-k of those
     gather_sum  each shard sums the rows that it owns, one psum of [tokens, d] over `feature`
     sampled_dot likewise, one psum of [tokens, k]
-    outer_sum   local rows only; one psum of [features / shards, d] over `data`, nothing over `feature`
+    outer_sum   local rows only; one sum of [features / shards, d] over `data`, nothing over `feature`; every data
+                shard keeps its part of the sum (a reduce-scatter), where an optimizer's moments lie too
 
 Every global winner is a winner of its shard, so the selection is exact; candidates arrive in the order of the shards,
 so that ties still go to the lowest index. An explicit `shard_map` is needed even over `data` alone: XLA's CPU backend
@@ -19,7 +20,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import AbstractMesh
+from jax.sharding import AbstractMesh, Mesh
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int
 
@@ -27,7 +28,7 @@ from jaxinterp.errors import UserError
 from jaxinterp.kernels import dispatch, xla
 from jaxinterp.kernels.rank import Rank
 
-TOKENS, FEATURES = P("data"), P("feature")
+TOKENS, FEATURES, SPREAD = P("data"), P("feature"), P(("feature", "data"))
 
 
 def encode(
@@ -142,10 +143,9 @@ def outer_sum(
         owned = features // _shards()
         where = {"tokens": g.shape[0], "features": owned, "k": values.shape[1], "width": g.shape[1]}
         run = dispatch.find(implementation, "outer_sum", **where)
-        total = run(values, _own(indices, owned), g, owned)
-        return total if _mesh() is None else jax.lax.psum(total, "data")
+        return _over_data(run(values, _own(indices, owned), g, owned), owned)
 
-    return _spread(local, (TOKENS, TOKENS, TOKENS), FEATURES, g.shape[0], features)(values, indices, g)
+    return _spread(local, (TOKENS, TOKENS, TOKENS), _summed_rows(features), g.shape[0], features)(values, indices, g)
 
 
 def outer_and_value_sum(
@@ -161,11 +161,10 @@ def outer_and_value_sum(
         owned = features // _shards()
         where = {"tokens": g.shape[0], "features": owned, "k": values.shape[1], "width": g.shape[1]}
         run = dispatch.find(implementation, "outer_and_value_sum", **where)
-        both = run(values, _own(indices, owned), g, owned)
-        return both if _mesh() is None else jax.lax.psum(both, "data")
+        return _over_data(run(values, _own(indices, owned), g, owned), owned)
 
-    spread = _spread(local, (TOKENS, TOKENS, TOKENS), (FEATURES, FEATURES), g.shape[0], features)
-    return spread(values, indices, g)
+    lies = _summed_rows(features)
+    return _spread(local, (TOKENS, TOKENS, TOKENS), (lies, lies), g.shape[0], features)(values, indices, g)
 
 
 def value_sum(
@@ -175,10 +174,9 @@ def value_sum(
 
     def local(values: Array, indices: Array) -> Array:
         owned = features // _shards()
-        total = xla.value_sum(values, _own(indices, owned), owned)
-        return total if _mesh() is None else jax.lax.psum(total, "data")
+        return _over_data(xla.value_sum(values, _own(indices, owned), owned), owned)
 
-    return _spread(local, (TOKENS, TOKENS), FEATURES, values.shape[0], features)(values, indices)
+    return _spread(local, (TOKENS, TOKENS), _summed_rows(features), values.shape[0], features)(values, indices)
 
 
 def _mesh() -> AbstractMesh | None:
@@ -234,6 +232,26 @@ def _gathered(of_shard: Any) -> Any:
 
 def _summed(of_shard: Array) -> Array:
     return jax.lax.psum(of_shard, "feature") if _shards() > 1 else of_shard
+
+
+def spread_evenly(rows: int, mesh: AbstractMesh | Mesh) -> bool:
+    """Whether the rows of every feature shard can be spread over `data` as well."""
+    return rows % (mesh.shape["feature"] * mesh.shape["data"]) == 0
+
+
+def _summed_rows(features: int) -> P:
+    mesh = _mesh()
+    return SPREAD if mesh is not None and spread_evenly(features, mesh) else FEATURES
+
+
+def _over_data(of_shard: Any, owned: int) -> Any:
+    """Sums of rows over `data`; each shard keeps its part where they can be cut evenly."""
+    mesh = _mesh()
+    if mesh is None:
+        return of_shard
+    if owned % mesh.shape["data"]:
+        return jax.lax.psum(of_shard, "data")
+    return jax.lax.psum_scatter(of_shard, "data", tiled=True)
 
 
 def _global(indices: Array, owned: int) -> Array:

@@ -43,7 +43,7 @@ def load(source: str | Path, *, dtype: Any = None, sharding: Shardings = None) -
       source: a known name, a directory or a file (see the module's docstring).
       dtype: of all weights; by default float32 on CPU and bfloat16 on TPU and GPU.
       sharding: where the weights go: None (the default device), one `jax.sharding.Sharding` for every leaf, or a
-        function from a leaf's name (`blocks/0/mlp/up/weight`) to its sharding.
+        function from a leaf's name (`blocks/0/mlp/up/weight`) and shape to its sharding.
     Raises:
       UserError: there is no such source, or its files are damaged, of an unsupported family, or contradict each other.
     """
@@ -137,7 +137,7 @@ def _load_gguf(path: Path, name: str, dtype: Any, sharding: Shardings) -> Subjec
 def _load_tiny(dtype: Any, sharding: Shardings) -> Subject:
     subject = tiny_subject()
     leaves = {
-        name: jax.device_put(leaf.astype(dtype), sharding_of(name, sharding))
+        name: jax.device_put(leaf.astype(dtype), sharding_of(name, leaf.shape, sharding))
         for name, leaf in named_leaves(subject.model).items()
     }
     return Subject(fill_leaves(subject.model, leaves), subject.tokenizer, TINY)

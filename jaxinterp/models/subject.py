@@ -82,16 +82,8 @@ def load_own(directory: Path, dtype: Any, sharding: Shardings = None) -> Subject
     Raises:
       UserError: a file is missing or damaged, or the configuration has an unknown, missing or malformed field.
     """
-    where = directory / OWN_FORM
-    description = read_json(where)
-    for name in ("version", "name", "config"):
-        if name not in description:
-            raise UserError(f"{where}: field {name!r} is missing.")
-    if description["version"] != VERSION:
-        raise UserError(f"{where}: version={description['version']!r} is not supported; supported: {VERSION}.")
-    if not isinstance(description["config"], dict) or not isinstance(description["name"], str):
-        raise UserError(f"{where}: config should be an object and name a string.")
-    config = _read_dataclass(TransformerConfig, description["config"], f"{where}: config")
+    description = _read_description(directory)
+    config = read_own_config(directory)
     model = load_model(config, open_directory(directory), None, where=directory, dtype=dtype, sharding=sharding)
     tokenizer = None
     if isinstance(ends := description.get("tokenizer"), dict):
@@ -99,6 +91,29 @@ def load_own(directory: Path, dtype: Any, sharding: Shardings = None) -> Subject
             tokenizer_from_file(directory / "tokenizer.json"), begin=ends.get("begin"), end=ends.get("end")
         )
     return Subject(model, tokenizer, description["name"])
+
+
+def read_own_config(directory: Path) -> TransformerConfig:
+    """The configuration of a subject that `save_subject` wrote.
+
+    Raises:
+      UserError: as `load_own`.
+    """
+    fields = _read_description(directory)["config"]
+    return _read_dataclass(TransformerConfig, fields, f"{directory / OWN_FORM}: config")
+
+
+def _read_description(directory: Path) -> dict[str, Any]:
+    where = directory / OWN_FORM
+    description: dict[str, Any] = read_json(where)
+    for name in ("version", "name", "config"):
+        if name not in description:
+            raise UserError(f"{where}: field {name!r} is missing.")
+    if description["version"] != VERSION:
+        raise UserError(f"{where}: version={description['version']!r} is not supported; supported: {VERSION}.")
+    if not isinstance(description["config"], dict) or not isinstance(description["name"], str):
+        raise UserError(f"{where}: config should be an object and name a string.")
+    return description
 
 
 def _read_dataclass(kind: type, fields: dict[str, Any], where: str) -> Any:

@@ -22,8 +22,9 @@ from jaxinterp.trees import fill_leaves, named_leaves
 
 Rows = slice | np.ndarray
 Sharding = jax.sharding.Sharding
-Shardings = Sharding | Callable[[str], Sharding] | None
-"""None: the default device. A sharding: for every leaf. A function: from a leaf's name to its sharding."""
+Shardings = Sharding | Callable[[str, tuple[int, ...]], Sharding] | None
+"""None: the default device. A sharding: for every leaf. A function: from a leaf's name and shape to its
+sharding."""
 
 
 @dataclass(frozen=True)
@@ -113,13 +114,14 @@ def check_leaf(stored: StoredTensor, layout: Layout, shape: tuple[int, ...]) -> 
         raise UserError(f"{stored.file}: tensor {stored.name!r} {stored.refusal}")
 
 
-def _skeleton(config: TransformerConfig) -> Transformer:
+def skeleton(config: TransformerConfig) -> Transformer:
+    """The model that `config` describes, made of shapes."""
     return jax.eval_shape(partial(initialise, config), jax.random.key(0))
 
 
 def leaf_shapes(config: TransformerConfig) -> dict[str, tuple[int, ...]]:
     """The name and shape of every leaf of the model that `config` describes."""
-    return {name: leaf.shape for name, leaf in named_leaves(_skeleton(config)).items()}
+    return {name: leaf.shape for name, leaf in named_leaves(skeleton(config)).items()}
 
 
 def load_model(
@@ -141,14 +143,14 @@ def load_model(
       where: the file or directory, for messages.
       buffers: a regular expression for tensors that carry no weights (masks, rotary frequencies).
       dtype: of every leaf.
-      sharding: one sharding for all leaves, a function from leaf name to sharding, or None.
+      sharding: one sharding for all leaves, a function from a leaf's name and shape to its sharding, or None.
     Raises:
       UserError: a tensor is missing, unknown, of the wrong shape or of a type that holds no plain numbers.
     """
     if config.layers > len(tensors):
         raise UserError(f"{where}: the configuration has layers={config.layers}, but there are {len(tensors)} tensors.")
-    skeleton = _skeleton(config)
-    shapes = {name: leaf.shape for name, leaf in named_leaves(skeleton).items()}
+    whole = skeleton(config)
+    shapes = {name: leaf.shape for name, leaf in named_leaves(whole).items()}
     sources: dict[str, tuple[StoredTensor, Layout]] = {}
     used = set()
     for name, shape in shapes.items():
@@ -161,9 +163,9 @@ def load_model(
         _check_sharding(name, shape, sharding)
     refuse_unknown(tensors, used, buffers, where)
     return fill_leaves(
-        skeleton,
+        whole,
         {
-            name: _place(*sources[name], shape, config.head_dim, dtype, sharding_of(name, sharding))
+            name: _place(*sources[name], shape, config.head_dim, dtype, sharding_of(name, shape, sharding))
             for name, shape in shapes.items()
         },
     )
@@ -188,18 +190,18 @@ def refuse_unknown(tensors: Collection[str], used: Collection[str], buffers: str
 
 def default_dtype(sharding: Shardings = None) -> Any:
     """float32 on CPU (XLA's CPU bfloat16 is slower), bfloat16 on TPU and GPU."""
-    example = sharding_of("embedding/token", sharding)
+    example = sharding_of("embedding/token", (), sharding)
     device: Any = jax.devices()[0] if example is None else next(iter(example.device_set))
     return jnp.float32 if device.platform == "cpu" else jnp.bfloat16
 
 
-def sharding_of(name: str, sharding: Shardings) -> Sharding | None:
+def sharding_of(name: str, shape: tuple[int, ...], sharding: Shardings) -> Sharding | None:
     """The sharding of the leaf called `name`."""
-    return sharding if sharding is None or isinstance(sharding, Sharding) else sharding(name)
+    return sharding if sharding is None or isinstance(sharding, Sharding) else sharding(name, shape)
 
 
 def _check_sharding(name: str, shape: tuple[int, ...], sharding: Shardings) -> None:
-    wanted = sharding_of(name, sharding)
+    wanted = sharding_of(name, shape, sharding)
     if wanted is not None:
         try:
             wanted.shard_shape(shape)

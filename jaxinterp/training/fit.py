@@ -1,34 +1,28 @@
-"""The loop: one for every method, on one core or a mesh."""
+"""`fit`: one for every method, on one core or a mesh."""
 
-import time
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-import equinox as eqx
 import grain
 import jax
-import jax.numpy as jnp
-import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array
 
-from jaxinterp.data.activations import check_finite, harvest, harvest_jit
 from jaxinterp.data.batch import GRADIENT
 from jaxinterp.data.windows import batches
 from jaxinterp.errors import UserError, suggest
 from jaxinterp.methods.base import Method
 from jaxinterp.models.load import Subject
 from jaxinterp.models.sites import LEAVES, check_site, sites
-from jaxinterp.objectives import Metrics
 from jaxinterp.storage import Checkpoints
-from jaxinterp.training.mesh import check_spread, make_mesh, over_data, place_model, state_shardings
+from jaxinterp.training.guard import Losses
+from jaxinterp.training.loop import Run, Tracker
+from jaxinterp.training.mesh import check_spread, host_rows, make_mesh, over_data, place_model
+from jaxinterp.training.program import Program
 from jaxinterp.training.record import describe, fingerprint
-from jaxinterp.training.state import Schedules, TrainState, all_finite, make_step, start_state
-
-Tracker = Callable[[Mapping[str, Any]], None]
-"""Called with one row of plain numbers every `log_every` steps."""
+from jaxinterp.training.state import Schedules, TrainState
 
 
 @dataclass(frozen=True)
@@ -58,6 +52,8 @@ def fit(
     stop_after: int | None = None,
     track: Iterable[Tracker] = (),
     log_every: int = 10,
+    spike: float | None = 100.0,
+    on_failed_save: Literal["stop", "continue"] = "stop",
 ) -> Fit:
     """Train a decomposition of one MLP, or of several at once.
 
@@ -75,12 +71,16 @@ def fit(
       mesh: from `make_mesh`; default: one device.
       checkpoint: folder for checkpoints; None: none are written.
       save_every: steps between checkpoints, a multiple of `log_every`; None: only the last step is saved.
-      resume: continue from the newest checkpoint, bit for bit.
+      resume: continue from the newest checkpoint that is whole: bit for bit on the same mesh; on another mesh or number
+        of processes with the same data order, and sums that round otherwise.
       stop_after: leave (with a checkpoint) after this step, a multiple of `log_every`, as a preempted run would.
-      track: called with a row of numbers every `log_every` steps.
+      track: called with a row of numbers every `log_every` steps, in the first process.
+      spike: a loss that is so many times the usual one ends the run; None: any finite loss is good.
+      on_failed_save: what a full disk does: "stop" the run, or "continue" it with a warning.
     Raises:
-      UserError: before any training where a value cannot be; during training where a number is not finite, the last
-        checkpoint before being kept.
+      UserError: before any training where a value cannot be; during training where a number is not finite or the loss
+        leaps: the last checkpoint before is kept, and the batch lies beside the checkpoints.
+      Preempted: SIGTERM came, and the state is saved.
     """
     mesh = mesh or make_mesh()
     first: Any = tokens[0]
@@ -91,45 +91,35 @@ def fit(
     for name in needed.names():
         check_site(subject.model, name.removesuffix(GRADIENT))
 
-    data = iter(batches(tokens, batch_size // seq, seed=seed))
     model = place_model(subject.model, mesh)
-    recipe = method.recipe(steps)
-    step = eqx.filter_jit(make_step(recipe, needed, mesh, schedules), donate="all-except-first")
-    start = eqx.filter_jit(lambda model, buffer: start_state(recipe, needed, mesh, model, buffer, seed))
+    program = Program(method.recipe(steps), needed, mesh, batch_size, seq, buffer_batches, seed, schedules)
+    part, parts = host_rows(mesh)
+    data = iter(batches(tokens, batch_size // seq, seed=seed, host_index=part, host_count=parts))
 
     def next_windows() -> dict[str, Array]:
-        return {name: jax.device_put(array, over_data(mesh)) for name, array in next(data).items()}
+        shape = batch_size // seq, seq
+        return {
+            name: jax.make_array_from_process_local_data(over_data(mesh), array, shape)
+            for name, array in next(data).items()
+        }
 
     def first_state() -> TrainState:
-        filled = [harvest_jit(model, next_windows(), needed.names()) for _ in range(buffer_batches)]
-        buffer = jax.tree.map(lambda *parts: jnp.concatenate(parts, axis=1), *filled)
-        check_finite(buffer)
-        return start(model, buffer)
+        return program.first_state(model, iter(next_windows, None))
 
-    def template() -> Any:
-        """The state's shapes and shardings, without computing it."""
-        shape = batch_size // seq, seq
-        windows = {
-            "tokens": jax.ShapeDtypeStruct(shape, jnp.int32),
-            "weight": jax.ShapeDtypeStruct(shape, jnp.float32),
-        }
-        rows = eqx.filter_eval_shape(harvest, model, windows, needed.names())
-
-        def filled(shape: Any) -> Any:
-            return jax.ShapeDtypeStruct((shape.shape[0], buffer_batches * seq, *shape.shape[2:]), jnp.float32)
-
-        buffer = jax.tree.map(filled, rows)
-        state = eqx.filter_eval_shape(start_state, recipe, needed, mesh, model, buffer, seed)
-        return jax.tree.map(
-            lambda leaf, lies: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=lies),
-            state,
-            state_shardings(state, mesh),
-        )
-
-    run = _Run(step, model, next_windows, min(stop_after or steps, steps), log_every, save_every, tuple(track))
+    folder = None if checkpoint is None else Path(checkpoint)
+    run = Run(
+        program.jit_step(),
+        model,
+        next_windows,
+        min(stop_after or steps, steps),
+        log_every,
+        save_every,
+        tuple(track) if jax.process_index() == 0 else (),
+        Losses(spike, None if folder is None else folder.parent),
+    )
     with jax.set_mesh(mesh):
-        if checkpoint is None:
-            state = run.from_state(first_state(), lambda state: None, saved=None)
+        if folder is None:
+            state = run.from_state(first_state())
         else:
             config = {
                 "method": describe(method),
@@ -141,11 +131,16 @@ def fit(
                 "subject": subject.name,
                 "text": fingerprint(tokens),
             }
-            with Checkpoints(checkpoint, config, resume=resume) as checkpoints:
-                saved = checkpoints.latest
-                state = first_state() if saved is None else checkpoints.restore(template(), data)
-                state = run.from_state(state, lambda state: checkpoints.save(int(state.step), state, data), saved=saved)
-    return Fit(recipe.finish(state.method), run.history, state)
+            with Checkpoints(folder, config, resume=resume, on_failed_save=on_failed_save) as checkpoints:
+                run.save = lambda state: checkpoints.save(int(state.step), state, data.get_state())
+                if checkpoints.latest is None:
+                    state = first_state()
+                else:
+                    state, position = checkpoints.restore(program.abstract_state(model))
+                    data.set_state(position)
+                    run.saved = int(state.step)
+                state = run.from_state(state)
+    return Fit(program.recipe.finish(state.method), run.history, state)
 
 
 def expand(model: Any, site: str) -> str | tuple[str, ...]:
@@ -162,57 +157,6 @@ def expand(model: Any, site: str) -> str | tuple[str, ...]:
     if not found:
         raise UserError(f"no leaf of the model matches {site!r}.{suggest(site, sites(model))}")
     return found
-
-
-@dataclass
-class _Run:
-    """The loop itself."""
-
-    step: Any
-    model: Any
-    next_windows: Callable[[], dict[str, Array]]
-    last: int
-    log_every: int
-    save_every: int | None
-    track: tuple[Tracker, ...]
-    history: list[dict[str, Any]] = field(default_factory=list)
-
-    def from_state(self, state: TrainState, save: Callable[[TrainState], None], saved: int | None) -> TrainState:
-        """Step until `last`, logging and saving on the way; `saved` is the step of the newest checkpoint."""
-        window: Metrics | None = None
-        clock = time.perf_counter()
-        for done in range(int(state.step) + 1, self.last + 1):
-            windows = self.next_windows()
-            state, metrics = self.step((self.model, windows), state)
-            window = metrics if window is None else jax.tree.map(jnp.add, window, metrics)
-            if done % self.log_every and done != self.last:
-                continue
-            row = _row(done, windows["tokens"].size * done, window)
-            if not (np.isfinite(row["loss"]) and bool(all_finite(state.method))):
-                kept = "nothing was saved before" if saved is None else f"the checkpoint of step {saved} is kept"
-                raise UserError(
-                    f"loss={row['loss']:.3g}, numbers are not finite by step {done}: lower the learning rate; {kept}."
-                )
-            tokens = windows["tokens"].size * ((done - 1) % self.log_every + 1)
-            row["tokens_per_second"] = tokens / (time.perf_counter() - clock)
-            window, clock = None, time.perf_counter()
-            self.history.append(row)
-            for tracker in self.track:
-                tracker(row)
-            if done == self.last or (self.save_every and done % self.save_every == 0):
-                save(state)
-                saved = done
-        return state
-
-
-def _row(step: int, tokens: int, window: Metrics) -> dict[str, Any]:
-    """Plain numbers for one logging interval; `dead_fraction` counts features that fired on none of its tokens."""
-    values = {name: metric.value() for name, metric in window.items()}
-    row: dict[str, Any] = {"step": step, "tokens": tokens}
-    row |= {name: float(value) for name, value in values.items() if value.ndim == 0}
-    if "fired" in values:
-        row["dead_fraction"] = float(jnp.mean(values["fired"] == 0))
-    return row
 
 
 def check_sizes(

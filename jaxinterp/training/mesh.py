@@ -1,50 +1,80 @@
-"""The mesh: which devices, which axes, and where each leaf of the training state lies. The one file that knows.
+"""The mesh: which devices, which axes, and where each leaf of the model and of the training state lies.
 
-Axes: `data` (tokens) and `feature` (dictionary rows). Methods and objectives see whole arrays.
+The one file that knows. Axes:
+
+    data      tokens; the buffer's lanes; and, beside `feature`, the optimizer's moments
+    feature   dictionary rows
+    model     the subject model's weights, where they do not fit on one device
+
+Methods and objectives see whole arrays.
 """
 
+import re
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jaxinterp.decompositions.base import per_feature
 from jaxinterp.errors import UserError
+from jaxinterp.kernels.sharded import SPREAD, spread_evenly
 from jaxinterp.trees import named_leaves, path_name
 
+AXES = ("data", "feature", "model")
 
-def make_mesh(data: int = 1, feature: int = 1) -> Mesh:
-    """A mesh of data * feature devices.
 
+def make_mesh(data: int = 1, feature: int = 1, model: int = 1, *, devices: Sequence[Any] | None = None) -> Mesh:
+    """A mesh of data * feature * model devices.
+
+    Args:
+      devices: default: those of this run, of all its processes; others for compiling only.
     Raises:
-      UserError: there are fewer devices.
+      UserError: there are fewer devices, or processes would be left without one.
     """
-    devices = jax.devices()
-    if data * feature > len(devices) or data < 1 or feature < 1:
+    sizes = {"data": data, "feature": feature, "model": model}
+    wanted = ",".join(f"{axis}={size}" for axis, size in sizes.items())
+    given = jax.devices() if devices is None else list(devices)
+    count = data * feature * model
+    if count > len(given) or min(sizes.values()) < 1:
+        raise UserError(f"mesh {wanted} needs {count} devices, but there are {len(given)}.")
+    if devices is None and jax.process_count() > 1 and count != len(given):
         raise UserError(
-            f"mesh data={data},feature={feature} needs {data * feature} devices, but there are {len(devices)}."
+            f"mesh {wanted} has {count} devices, but the processes of this run have {len(given)}: with several "
+            "processes all devices take part."
         )
     # Auto axes: explicit ones refuse operations of third-party layers.
-    return jax.make_mesh(
-        (data, feature), ("data", "feature"), axis_types=(AxisType.Auto,) * 2, devices=devices[: data * feature]
-    )
+    types = (AxisType.Auto,) * len(AXES)
+    return jax.make_mesh(tuple(sizes.values()), AXES, axis_types=types, devices=given[:count])
+
+
+def mesh_sizes(text: str) -> dict[str, int]:
+    """The axes' sizes from `data=2,feature=4`; an axis that is not named has size 1.
+
+    Raises:
+      UserError: not of this form, or an unknown axis.
+    """
+    sizes = dict.fromkeys(AXES, 1)
+    for part in filter(None, text.split(",")):
+        axis, _, size = part.strip().partition("=")
+        if axis not in AXES or not size.isdigit():
+            raise UserError(f"mesh {text!r}: write it as data=2,feature=4 (axes {', '.join(AXES)}; whole numbers).")
+        sizes[axis] = int(size)
+    return sizes
 
 
 def parse_mesh(text: str) -> Mesh:
     """A mesh from `data=2,feature=4`.
 
     Raises:
-      UserError: not of this form, or an unknown axis.
+      UserError: not of this form, an unknown axis, or too few devices.
     """
-    sizes: dict[str, int] = {}
-    for part in filter(None, text.split(",")):
-        axis, _, size = part.partition("=")
-        if axis not in ("data", "feature") or not size.isdigit():
-            raise UserError(f"mesh {text!r}: write it as data=2,feature=4 (axes data and feature, whole numbers).")
-        sizes[axis] = int(size)
-    return make_mesh(**sizes)
+    return make_mesh(**mesh_sizes(text))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -55,6 +85,27 @@ def replicated(mesh: Mesh) -> NamedSharding:
 def over_data(mesh: Mesh) -> NamedSharding:
     """The leading axis is spread over `data`."""
     return NamedSharding(mesh, P("data"))
+
+
+def host_rows(mesh: Mesh) -> tuple[int, int]:
+    """Which part of every global batch this process reads, of how many: (part, parts).
+
+    Processes whose devices lie at the same places of `data` read the same rows.
+
+    Raises:
+      UserError: the processes' devices do not cut `data` into equal stretches.
+    """
+    places: dict[int, set[int]] = {}
+    for index, device in np.ndenumerate(mesh.devices):
+        places.setdefault(device.process_index, set()).add(index[mesh.axis_names.index("data")])
+    own = sorted(places[jax.process_index()])
+    parts = mesh.shape["data"] // len(own)
+    if own != list(range(own[0], own[0] + len(own))) or any(len(each) != len(own) for each in places.values()):
+        raise UserError(
+            f"mesh data={mesh.shape['data']}: the devices of a process must lie side by side along it: take a number "
+            f"of which the {jax.process_count()} processes are a divisor or a multiple."
+        )
+    return own[0] // len(own), parts
 
 
 def check_spread(field: str, value: int, pieces: int, mesh: Mesh, axis: str) -> None:
@@ -68,9 +119,11 @@ def check_spread(field: str, value: int, pieces: int, mesh: Mesh, axis: str) -> 
 
 
 def state_shardings(state: Any, mesh: Mesh) -> Any:
-    """Where each leaf of a `TrainState` lies: dictionary rows over `feature`, buffer lanes over `data`, the rest whole.
+    """Where each leaf of a `TrainState` lies.
 
-    An optimizer's moments lie as the parameters that they belong to, found by their common name and shape.
+    Dictionary rows lie over `feature`, buffer lanes over `data`, the rest on every device. An optimizer's moments lie
+    as the parameters that they belong to, found by their common name and shape, and are spread over `data` besides
+    where they can be cut evenly: each device updates its part of them, and the updated parameters are gathered.
 
     Raises:
       UserError: the dictionary's rows cannot be spread evenly.
@@ -85,19 +138,66 @@ def state_shardings(state: Any, mesh: Mesh) -> Any:
             return over_data(mesh)
         if any(name.endswith(f"/{row}") and leaf.shape == shape for row, shape in rows.items()):
             check_spread("features", leaf.shape[0], leaf.shape[0], mesh, "feature")
-            return NamedSharding(mesh, P("feature"))
+            moment = "optimizer/" in name and spread_evenly(leaf.shape[0], mesh)
+            return NamedSharding(mesh, SPREAD if moment else P("feature"))
         return replicated(mesh)
 
     return jax.tree_util.tree_map_with_path(place, state)
 
 
-def place_model(model: Any, mesh: Mesh) -> Any:
-    """The model on the mesh: leaves that lie on it already stay where they are, the others go to every device."""
+COLUMNS = r"(^|/)(query|key|value|gate|up|unembedding)/(weight|bias)$"
+"""Leaves whose last axis is cut: a layer's outputs."""
 
-    def place(leaf: Any) -> Any:
+ROWS = r"(/(attn/out|down)/weight|^embedding/token)$"
+"""Leaves whose first axis is cut: a layer's inputs, and tokens of the vocabulary."""
+
+
+def model_shardings(mesh: Mesh) -> Callable[[str, tuple[int, ...]], NamedSharding]:
+    """Where a leaf of a subject model lies, by its name and shape: cut over `model` as its layer allows.
+
+    Attention heads and hidden activations of an MLP are cut, so that a layer needs one sum at its end (Megatron-LM,
+    Shoeybi et al. 2019, arXiv 1909.08053). A leaf of a model of another make is cut along its largest axis; what does
+    not divide, norms and biases lie on every device.
+    """
+    size = mesh.shape["model"]
+
+    def place(name: str, shape: tuple[int, ...]) -> NamedSharding:
+        if size == 1 or not shape:
+            return replicated(mesh)
+        if re.search(COLUMNS, name):
+            axis = len(shape) - 1
+        elif re.search(ROWS, name):
+            axis = 0
+        elif len(shape) > 1:
+            axis = max(range(len(shape)), key=lambda axis: shape[axis])
+        else:
+            return replicated(mesh)
+        if shape[axis] % size:
+            return replicated(mesh)
+        return NamedSharding(mesh, P(*(("model" if each == axis else None) for each in range(len(shape)))))
+
+    return place
+
+
+def place_model(model: Any, mesh: Mesh) -> Any:
+    """The model on the mesh: leaves that lie on it already stay where they are, the others go where they belong."""
+    wanted = model_shardings(mesh)
+
+    def place(path: tuple[Any, ...], leaf: Any) -> Any:
         if not eqx.is_array(leaf):
             return leaf
         lies = isinstance(leaf, jax.Array) and isinstance(leaf.sharding, NamedSharding) and leaf.sharding.mesh == mesh
-        return leaf if lies else jax.device_put(leaf, replicated(mesh))
+        return leaf if lies else jax.device_put(leaf, wanted(path_name(path), leaf.shape))
 
-    return jax.tree.map(place, model)
+    return jax.tree_util.tree_map_with_path(place, model)
+
+
+def fetch(tree: Any) -> Any:
+    """Every array of the tree on this process's first device, whole; all processes must call it together."""
+
+    def whole(leaf: Any) -> Any:
+        if not isinstance(leaf, jax.Array) or leaf.is_fully_addressable:
+            return leaf
+        return jnp.asarray(leaf if leaf.is_fully_replicated else multihost_utils.process_allgather(leaf, tiled=True))
+
+    return jax.tree.map(whole, tree)

@@ -82,7 +82,7 @@ def test_twenty_steps_of_adam_agree(shape):
 
 
 def test_collectives_of_a_gradient():
-    """Over `feature`: candidates and one [tokens, d] sum forward, one [tokens, k] sum backward; weights over `data`."""
+    """Over `feature`: candidates, one [tokens, d] sum forward, one [tokens, k] sum backward; weights over `data`."""
     mesh = mesh_of((2, 4))
     with jax.set_mesh(mesh):
         parameters = spread(programs.parameters(FEATURES, WIDTH), mesh)
@@ -97,12 +97,12 @@ def test_collectives_of_a_gradient():
             f"all-gather s32[{of_data},{candidates}]",
             f"all-reduce f32[{of_data},{WIDTH}]",
             f"all-reduce f32[{of_data},{K}]",
-            f"all-reduce f32[{owned},{WIDTH}]",
-            f"all-reduce f32[{owned}]",
+            f"reduce-scatter f32[{owned // 2},{WIDTH}]",
+            f"reduce-scatter f32[{owned // 2}]",
             f"all-reduce f32[{WIDTH}]",
         }
     )
-    assert found.count(f"all-reduce f32[{owned},{WIDTH}]") == 2, "one for each matrix"
+    assert found.count(f"reduce-scatter f32[{owned // 2},{WIDTH}]") == 2, "one for each matrix"
 
 
 def test_the_bytes_of_the_candidates():

@@ -187,10 +187,10 @@ def test_nan_activations_are_named(subject, text):
 def test_a_run_that_breaks_stops_and_keeps_its_last_good_checkpoint(subject, text, tmp_path):
     method = SkipTranscoder(features=64, k=4, objective=spoiled)
     sizes = SIZES | {"checkpoint": tmp_path / "run", "save_every": 5}
-    with pytest.raises(
-        UserError, match="not finite by step 15: lower the learning rate; the checkpoint of step 10 is kept"
-    ):
+    with pytest.raises(UserError, match=r"loss=nan at step 14 is not finite: .*; the checkpoint of step 10 is kept"):
         fit(method, subject, text, **sizes)
+    refused = np.load(next(tmp_path.glob("refused_batch_step14*.npz")))
+    assert refused["tokens"].shape == (8, 32) and np.isnan(refused["loss"])
     resumed = fit(method, subject, text, **sizes, resume=True, stop_after=10)
     assert int(resumed.state.step) == 10
     assert all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(resumed.decomposition))

@@ -2,6 +2,7 @@
 
 import pathlib
 import re
+from collections import Counter
 
 import equinox as eqx
 import jax
@@ -16,9 +17,11 @@ from jaxinterp.errors import UserError
 from jaxinterp.methods import SkipTranscoder, SparseAutoencoder, Transcoder
 from jaxinterp.methods.base import MethodState
 from jaxinterp.training.fit import fit
-from jaxinterp.training.mesh import make_mesh, over_data, state_shardings
+from jaxinterp.training.mesh import make_mesh, model_shardings, over_data, place_model, replicated, state_shardings
+from jaxinterp.training.program import Program
 from jaxinterp.training.state import TrainState, make_step, start_state
 from jaxinterp.trees import named_leaves
+from tests.kernels import programs
 from tests.training import objective_in_one_file
 
 SIZES = {"site": "blocks/1/mlp", "steps": 20, "batch_size": 256, "buffer_batches": 4, "log_every": 1}
@@ -60,17 +63,71 @@ def test_methods_are_the_same_on_a_mesh(subject, text, method):
     close(fit(method, subject, text, **SIZES), fit(method, subject, text, **SIZES, mesh=make_mesh(4, 2)))
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("shape", [(8, 1, 1), (2, 4, 1), (2, 2, 2)])
+def test_the_demo_is_the_same_on_every_mesh(subject, text, shape):
+    """The skip transcoder of the demo, with AuxK. With the model's weights cut, a product rounds otherwise."""
+    method = SkipTranscoder(features=64, k=4, dead_after=500, learning_rate=3e-3)
+    one, many = fit(method, subject, text, **SIZES), fit(method, subject, text, **SIZES, mesh=make_mesh(*shape))
+    close(one, many)
+
+
+def test_the_model_is_cut_by_the_names_of_its_leaves(subject):
+    """Outputs of a layer's first matrices, inputs of its last; a model of another make along its largest axis."""
+    mesh = make_mesh(1, 1, 8)
+    placed = place_model(subject.model, mesh)
+    specs = {name: leaf.sharding.spec for name, leaf in named_leaves(placed).items()}
+    assert specs["blocks/1/mlp/up/weight"] == P(None, "model") and specs["blocks/1/mlp/up/bias"] == P("model")
+    assert specs["blocks/1/mlp/down/weight"] == P("model", None) and specs["blocks/1/mlp/down/bias"] == P()
+    assert specs["blocks/1/attn/query/weight"] == P(None, "model")
+    assert specs["blocks/1/attn/out/weight"] == P("model", None) and specs["blocks/1/mlp_norm/weight"] == P()
+    assert specs["embedding/token"] == P(), "257 tokens do not divide"
+    other = model_shardings(mesh)
+    assert other("encoder/kernel", (24, 64)).spec == P(None, "model") and other("encoder/kernel", (3, 9)).spec == P()
+    again = place_model(placed, mesh)
+    assert all(first is second for first, second in zip(jax.tree.leaves(placed), jax.tree.leaves(again), strict=True))
+
+
+def test_collectives_of_the_whole_step(subject):
+    """Over `data`: weight gradients once, scattered, and the updated parameters; over `feature`: candidates and sums.
+
+    d 64, 768 features, 256 tokens, k 4 on (data, feature) = (2, 4): a shard has 192 features and 128 tokens. That no
+    program holds tokens x features at all is shown at larger sizes in tests/kernels/test_programs.py.
+    """
+    mesh = make_mesh(2, 4)
+    method = Transcoder(features=768, k=4, auxk=0.0)
+    program = Program(method.recipe(20), method.needs("blocks/1/mlp"), mesh, 256, 32, 4, seed=0)
+    model = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=replicated(mesh)), subject.model
+    )
+    text = program.compile(model, "cpu").as_text()
+    found = Counter(f"{kind} {shape}" for kind, shapes in programs.collectives(text) for shape in shapes)
+    numbers = {name: sum(programs.elements(shape) for shape in programs.shapes(name)) for name in found}
+    large = {name: found[name] for name in found if numbers[name] > 128 * 4}
+    assert large == {
+        "reduce-scatter f32[96,64]": 2,  # the two matrices' gradients
+        "all-gather f32[192,64]": 2,  # the two matrices
+        "all-gather f32[128,16]": 1,  # candidates: values and indices
+        "all-gather s32[128,16]": 1,
+        "all-reduce f32[128,64]": 1,  # the sum of the decoded rows
+    }
+    whole = {256 * 768, 128 * 768}
+    assert not whole & {programs.elements(shape) for shape in programs.shapes(text)}, "tokens x features"
+
+
 def test_every_leaf_of_the_state_lies_where_it_should(subject, text):
+    """The optimizer's moments lie over both axes."""
     result = fit(SkipTranscoder(features=64, k=4), subject, text, **SIZES | {"steps": 2}, mesh=make_mesh(2, 4))
     rows = ("encoder", "encoder_bias", "decoder", "tokens_since_fired")
     seen = set()
     for name, leaf in named_leaves(result.state).items():
         last = name.rpartition("/")[2]
-        expected = P("data") if name.startswith("buffer/") else P("feature") if last in rows else P()
+        of_rows = P(("feature", "data")) if "/optimizer/" in name else P("feature")
+        expected = P("data") if name.startswith("buffer/") else of_rows if last in rows else P()
         if not jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
             assert leaf.sharding.spec == expected, name
             seen.add(expected)
-    assert seen == {P("data"), P("feature"), P()}
+    assert seen == {P("data"), P("feature"), P(("feature", "data")), P()}
     moments = [
         name for name in named_leaves(result.state) if name.endswith("mu/encoder") or name.endswith("nu/encoder")
     ]
@@ -110,7 +167,7 @@ def test_moments_that_are_not_shaped_like_their_parameter_are_not_spread(subject
         leaf = named_leaves(whole)[name]
         if name.startswith("method/optimizer"):
             shape = {"encoder": (256, 64), "encoder_bias": (256,)}.get(name.rpartition("/")[2])
-            assert sharding.spec == (P("feature") if leaf.shape == shape else P()), name
+            assert sharding.spec == (P(("feature", "data")) if leaf.shape == shape else P()), name
 
 
 def test_a_dictionary_that_does_not_divide_is_refused(subject, text):

@@ -1,0 +1,94 @@
+"""Start an experiment as several processes on this machine, as a pod would run it on several hosts.
+
+Command: python -m experiments.launch 2 experiments.transcoder --model tiny --mesh data=2 --out runs/two
+         (each process has as many devices as it sees: for virtual ones, set XLA_FLAGS)
+
+The first process writes to the terminal, the others to `<out>` of theirs only in files under the temporary folder. When
+one ends with an error, the others are stopped, one line says so, and the exit code is not 0. SIGTERM is passed on, so
+that the run saves itself; its exit code is then 75, and --resume continues it.
+"""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from jaxinterp.training.guard import PREEMPTED
+from jaxinterp.training.hosts import VARIABLE
+
+PATIENCE = 10
+"""Seconds that the others have to end by themselves."""
+
+
+def main(arguments: list[str]) -> int:
+    """The exit code of the whole run."""
+    if len(arguments) < 2 or not arguments[0].isdigit() or int(arguments[0]) < 1:
+        print(__doc__)
+        return 0 if arguments[:1] == ["--help"] else 2
+    count, command = int(arguments[0]), arguments[1:]
+    folder = Path(tempfile.mkdtemp(prefix="jaxinterp-launch-"))
+    address = f"localhost:{_free_port()}"
+    processes = [_start(command, f"{address},{count},{index}", folder, index) for index in range(count)]
+    told: list[int] = []
+
+    def stop(number: int, _: Any) -> None:
+        told.append(number)
+        for process in processes:
+            process.send_signal(number)
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, stop)
+    while all(process.poll() is None for process in processes):
+        time.sleep(0.2)
+    first = next(index for index, process in enumerate(processes) if process.poll() is not None)
+    code = processes[first].returncode
+    if code in (0, PREEMPTED):  # the others are about to end too
+        codes = [process.wait() for process in processes]
+        return max(codes, key=abs)
+    _end(processes)
+    how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
+    logs = "" if first == 0 else f"; its output is in {_log(folder, first)}"
+    print(
+        f"launch: process {first} of {count} {how}, and the others were stopped{logs}. What was saved is kept: "
+        "continue with --resume.",
+        file=sys.stderr,
+    )
+    return code if code > 0 else 128 - code
+
+
+def _start(command: list[str], hosts: str, folder: Path, index: int) -> subprocess.Popen[bytes]:
+    environment = os.environ | {VARIABLE: hosts}
+    arguments = [sys.executable, "-m", *command]
+    if index == 0:
+        return subprocess.Popen(arguments, env=environment)
+    with _log(folder, index).open("wb") as log:
+        return subprocess.Popen(arguments, env=environment, stdout=log, stderr=subprocess.STDOUT)
+
+
+def _end(processes: list[subprocess.Popen[bytes]]) -> None:
+    until = time.monotonic() + PATIENCE
+    for process in processes:
+        try:
+            process.wait(max(0.0, until - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def _log(folder: Path, index: int) -> Path:
+    return folder / f"process{index}.log"
+
+
+def _free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("localhost", 0))
+        return listener.getsockname()[1]
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

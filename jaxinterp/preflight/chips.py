@@ -1,0 +1,98 @@
+"""What a chip can do at most: the one table of peak figures, and devices that are described, not present.
+
+Sources: Google Cloud's pages of the TPU versions v4, v5e, v5p, v6e and TPU7x (cloud.google.com/tpu/docs, read in 2026):
+bf16 FLOP/s, memory and its bandwidth, interconnect bandwidth of a chip, all links together. `clock` is what the peak
+and the matrix units give: FLOP/s / (2 * rows * columns * units).
+"""
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+
+from jaxinterp.errors import UserError, suggest
+
+
+@dataclass(frozen=True)
+class Chip:
+    """Peak figures of one device: FLOP/s, bytes, bytes/s; `clock` in Hz turns the compiler's cycles into seconds."""
+
+    name: str
+    flops: float
+    memory: float
+    memory_bandwidth: float
+    interconnect: float
+    clock: float | None = None
+
+
+GB = 1e9
+CHIPS = {
+    chip.name: chip
+    for chip in (
+        Chip("v4", 275e12, 32 * 2**30, 1228 * GB, 300 * GB, 1.05e9),
+        Chip("v5e", 197e12, 16 * 2**30, 819 * GB, 200 * GB, 1.5e9),
+        Chip("v5p", 459e12, 95 * 2**30, 2765 * GB, 600 * GB, 1.75e9),
+        Chip("v6e", 918e12, 32 * 2**30, 1640 * GB, 448 * GB, 1.75e9),
+        Chip("tpu7x", 2307e12, 192 * 2**30, 7380 * GB, 1200 * GB),
+    )
+}
+
+AXES = {"v4": 3, "v5e": 2, "v5p": 3, "v6e": 2, "tpu7x": 3}
+
+
+@dataclass(frozen=True)
+class Target:
+    """Devices to compile for, and what one of them can do; `chip` None: measure it, the devices are here."""
+
+    text: str
+    devices: tuple[Any, ...]
+    chip: Chip | None
+
+
+def find(text: str) -> Target:
+    """The devices that a target names: `v5p:4x4x4`, `cpu:8`, or `auto` for those that are present.
+
+    Raises:
+      UserError: an unknown chip, a shape that it does not come in, no TPU compiler, or too few CPU devices.
+    """
+    if text == "auto":
+        devices = tuple(jax.devices())
+        kind = devices[0].device_kind.lower()
+        known = {"tpu v4": "v4", "tpu v5 lite": "v5e", "tpu v5p": "v5p", "tpu v5": "v5p", "tpu v6 lite": "v6e"}
+        return Target(text, devices, CHIPS.get(known.get(kind, "")))
+    name, _, shape = text.partition(":")
+    if name == "cpu":
+        return _cpu(text, shape)
+    if name not in CHIPS:
+        raise UserError(f"preflight={text!r}: unknown chip {name!r}.{suggest(name, [*CHIPS, 'cpu', 'auto'])}")
+    if not re.fullmatch("x".join([r"[1-9]\d*"] * AXES[name]), shape):
+        example = "x".join(["4"] * AXES[name])
+        raise UserError(f"preflight={text!r}: {name} comes in {AXES[name]} dimensions, such as {name}:{example}.")
+    return Target(text, _described(name, shape), CHIPS[name])
+
+
+def _cpu(text: str, count: str) -> Target:
+    if not count.isdigit() or int(count) < 1:
+        raise UserError(f"preflight={text!r}: write it as cpu:8, with the number of virtual devices.")
+    devices = jax.devices("cpu")
+    if int(count) > len(devices):
+        raise UserError(
+            f"preflight={text!r} needs {count} virtual devices, but there are {len(devices)}: set "
+            f"XLA_FLAGS=--xla_force_host_platform_device_count={count}."
+        )
+    return Target(text, tuple(devices[: int(count)]), None)
+
+
+def _described(name: str, shape: str) -> tuple[Any, ...]:
+    """The devices of a topology, from the TPU compiler: no TPU is needed."""
+    from jax.experimental import topologies
+
+    try:
+        return tuple(topologies.get_topology_desc(platform="tpu", topology_name=f"{name}:{shape}").devices)
+    except Exception as error:  # a missing library and an unknown shape come in many types
+        words = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(
+            f"preflight={name}:{shape}: the TPU compiler does not describe it ({words}). It is in the wheel libtpu: "
+            "pip install 'jaxinterp[tpu]'; shapes are those in which the chips are rented."
+        ) from error

@@ -1,0 +1,63 @@
+"""Several processes as one run: how they find each other. Nothing here is needed by a run of one process.
+
+On Cloud TPU and under Slurm the processes find each other; elsewhere each is told ADDRESS:PORT,COUNT,INDEX, by hand or
+by `python -m experiments.launch`, which starts several on this machine. A process that dies takes the others with it
+after at most HEARTBEAT seconds; what is saved stays, and the run is resumed.
+"""
+
+import importlib.util
+import os
+from pathlib import Path
+
+import jax
+
+from jaxinterp.errors import UserError
+
+HEARTBEAT = 30
+"""Seconds without a sign of life after which a process counts as lost."""
+
+VARIABLE = "JAXINTERP_HOSTS"
+"""What the launcher sets for every process that it starts."""
+
+
+def join(hosts: str = "auto") -> None:
+    """Become part of a run of several processes; to be called before anything asks for a device.
+
+    Args:
+      hosts: "auto" (join where Cloud TPU, Slurm or the launcher started several; otherwise stay alone), "alone", or
+        ADDRESS:PORT,COUNT,INDEX: where process 0 listens, how many processes there are, which one this is.
+    Raises:
+      UserError: `hosts` is none of these, or the other processes are not found within five minutes.
+    """
+    if hosts == "auto":
+        hosts = os.environ.get(VARIABLE, "auto")
+    if hosts == "alone" or (hosts == "auto" and not _started_by_a_cluster()) or jax.distributed.is_initialized():
+        return
+    try:
+        if hosts == "auto":
+            jax.distributed.initialize(heartbeat_timeout_seconds=HEARTBEAT)
+        else:
+            address, count, index = _parsed(hosts)
+            jax.distributed.initialize(address, count, index, heartbeat_timeout_seconds=HEARTBEAT)
+    except RuntimeError as error:
+        raise UserError(f"hosts={hosts}: the processes of this run did not find each other: {error}") from error
+
+
+def _parsed(hosts: str) -> tuple[str, int, int]:
+    address, count, index = [*hosts.split(","), "", "", ""][:3]
+    host, colon, port = address.rpartition(":")
+    well_formed = host and colon and port.isdigit() and count.isdigit() and index.isdigit() and hosts.count(",") == 2
+    if not well_formed or not int(index) < int(count):
+        raise UserError(
+            f"hosts={hosts!r}: write it as ADDRESS:PORT,COUNT,INDEX, such as 10.0.0.2:8476,4,0 for the first of four "
+            "processes, or auto, or alone."
+        )
+    return address, int(count), int(index)
+
+
+def _started_by_a_cluster() -> bool:
+    """Whether JAX can find the other processes by itself."""
+    if int(os.environ.get("SLURM_STEP_NUM_TASKS", os.environ.get("SLURM_NTASKS", "1"))) > 1:
+        return "SLURM_PROCID" in os.environ
+    on_tpu = any(Path("/dev").glob("accel*")) or Path("/dev/vfio/0").exists()
+    return on_tpu and importlib.util.find_spec("libtpu") is not None

@@ -1,0 +1,93 @@
+"""The loop itself: step, log, check, save."""
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from jaxinterp.errors import UserError
+from jaxinterp.objectives import Metrics
+from jaxinterp.training.guard import Losses, Preempted, Preemption
+from jaxinterp.training.state import TrainState, all_finite
+
+Tracker = Callable[[Mapping[str, Any]], None]
+"""Called with one row of plain numbers every `log_every` steps."""
+
+
+@dataclass
+class Run:
+    """One run of a compiled step over windows of text.
+
+    save: called with a state that is to be kept; None: none is. saved: the step of the newest checkpoint.
+    """
+
+    step: Any
+    model: Any
+    next_windows: Callable[[], dict[str, Array]]
+    last: int
+    log_every: int
+    save_every: int | None
+    track: tuple[Tracker, ...]
+    losses: Losses
+    save: Callable[[TrainState], None] | None = None
+    saved: int | None = None
+    history: list[dict[str, Any]] = field(default_factory=list)
+
+    def from_state(self, state: TrainState) -> TrainState:
+        """Step until `last`, logging, checking and saving on the way.
+
+        Raises:
+          UserError: a number is not finite or the loss leaps; the newest checkpoint is kept.
+          Preempted: SIGTERM came; the state is saved.
+        """
+        window: Metrics | None = None
+        clock, logged_at = time.perf_counter(), int(state.step)
+        with Preemption() as preemption:
+            for done in range(int(state.step) + 1, self.last + 1):
+                windows = self.next_windows()
+                state, metrics = self.step((self.model, windows), state)
+                window = metrics if window is None else jax.tree.map(jnp.add, window, metrics)
+                self.losses.add(done, metrics["loss"], windows)
+                logged = done % self.log_every == 0 or done == self.last
+                preempted = done < self.last and preemption.asked(together=logged)
+                if not logged and not preempted:
+                    continue
+                self._check(state, done)
+                if logged:
+                    row = _row(done, windows["tokens"].size * done, window)
+                    tokens = windows["tokens"].size * (done - logged_at)
+                    row["tokens_per_second"] = tokens / (time.perf_counter() - clock)
+                    window, clock, logged_at = None, time.perf_counter(), done
+                    self.history.append(row)
+                    for tracker in self.track:
+                        tracker(row)
+                if preempted or done == self.last or (self.save_every and done % self.save_every == 0):
+                    self._save(state, done)
+                if preempted:
+                    raise Preempted(done, saved=self.save is not None)
+        return state
+
+    def _check(self, state: TrainState, done: int) -> None:
+        kept = "nothing was saved before" if self.saved is None else f"the checkpoint of step {self.saved} is kept"
+        self.losses.check(kept)
+        if not bool(all_finite(state.method)):
+            raise UserError(f"numbers are not finite by step {done}: lower the learning rate; {kept}.")
+
+    def _save(self, state: TrainState, done: int) -> None:
+        if self.save is not None:
+            self.save(state)
+            self.saved = done
+
+
+def _row(step: int, tokens: int, window: Metrics) -> dict[str, Any]:
+    """Plain numbers for one logging interval; `dead_fraction` counts features that fired on none of its tokens."""
+    values = {name: metric.value() for name, metric in window.items()}
+    row: dict[str, Any] = {"step": step, "tokens": tokens}
+    row |= {name: float(value) for name, value in values.items() if value.ndim == 0}
+    if "fired" in values:
+        row["dead_fraction"] = float(jnp.mean(values["fired"] == 0))
+    return row

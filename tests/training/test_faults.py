@@ -1,0 +1,175 @@
+"""What can go wrong while a run saves and is resumed: nothing that was saved is lost. Invariant 9."""
+
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxinterp.errors import UserError
+from jaxinterp.methods import SkipTranscoder
+from jaxinterp.objectives import Ratio, reconstruction, total
+from jaxinterp.storage import Checkpoints
+from jaxinterp.training.fit import fit
+from jaxinterp.training.guard import Preempted
+from jaxinterp.training.mesh import make_mesh
+from jaxinterp.trees import named_leaves
+from tests.training.test_fit import METHOD, SIZES, same
+
+SHAPES = {"numbers": jax.ShapeDtypeStruct((4096,), jnp.float32), "flags": jax.ShapeDtypeStruct((3,), jnp.bool_)}
+
+
+def numbers(seed):
+    return {"numbers": jax.random.normal(jax.random.key(seed), (4096,)), "flags": jnp.array([True, False, True])}
+
+
+def saved(folder, steps=(1, 2)):
+    with Checkpoints(folder, {"k": 1}, resume=True) as checkpoints:
+        for step in steps:
+            checkpoints.save(step, numbers(step), {"next_index": 10 * step})
+
+
+def restored(folder):
+    with Checkpoints(folder, {"k": 1}, resume=True) as checkpoints:
+        return checkpoints.restore(SHAPES), checkpoints.latest
+
+
+def test_the_position_in_the_data_is_saved_with_the_state(tmp_path):
+    saved(tmp_path / "run")
+    (state, position), latest = restored(tmp_path / "run")
+    np.testing.assert_array_equal(state["numbers"], numbers(2)["numbers"])
+    np.testing.assert_array_equal(state["flags"], [True, False, True])
+    assert position == {"next_index": 20} and latest == 2
+
+
+def spoil(folder, how):
+    """The newest checkpoint, damaged in the file that holds most of its numbers."""
+    largest = max((path for path in (folder / "2").rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
+    data = bytearray(largest.read_bytes())
+    if how == "a bit":
+        data[len(data) // 2] ^= 1
+        largest.write_bytes(data)
+    elif how == "a tail":
+        largest.write_bytes(data[: len(data) // 2])
+    elif how == "a file":
+        largest.unlink()
+    else:
+        shutil.rmtree(folder / "2" / "state")
+
+
+@pytest.mark.parametrize("how", ["a bit", "a tail", "a file", "a folder"])
+def test_a_damaged_checkpoint_is_reported_put_aside_and_passed_over(tmp_path, how):
+    saved(tmp_path / "run")
+    spoil(tmp_path / "run", how)
+    with pytest.warns(UserWarning, match=r"checkpoint of step 2 .* is damaged .* continues from step 1"):
+        (state, position), latest = restored(tmp_path / "run")
+    np.testing.assert_array_equal(state["numbers"], numbers(1)["numbers"])
+    assert position == {"next_index": 10} and latest == 1
+    assert (tmp_path / "run-damaged" / "2.0").is_dir()
+    saved(tmp_path / "run", steps=(2,))
+    assert restored(tmp_path / "run")[0][1] == {"next_index": 20}
+
+
+def test_where_none_can_be_read_nothing_is_touched(tmp_path):
+    saved(tmp_path / "run", steps=(2,))
+    spoil(tmp_path / "run", "a bit")
+    with pytest.raises(UserError, match=r"none of the checkpoints in .* \(steps 2\) can be read"):
+        restored(tmp_path / "run")
+    assert (tmp_path / "run" / "2").is_dir() and not (tmp_path / "run-damaged").exists()
+
+
+def test_a_second_writer_is_refused(tmp_path):
+    words = rf"is being written by process {os.getpid()} on .*: wait for it"
+    with Checkpoints(tmp_path / "run", {"k": 1}, resume=True), pytest.raises(UserError, match=words):
+        Checkpoints(tmp_path / "run", {"k": 1}, resume=True)
+    saved(tmp_path / "run")
+
+
+@pytest.mark.parametrize("on_failed_save", ["stop", "continue"])
+def test_a_full_disk(tmp_path, on_failed_save):
+    """No file may grow beyond a kilobyte: the run stops as told or goes on, and the older checkpoint is there."""
+    saved(tmp_path / "run", steps=(1,))
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    words = r"checkpoint of step 2 could not be written .*; that of step 1 is kept"
+    told = (
+        pytest.raises(UserError, match=f"{words}: make room and resume")
+        if on_failed_save == "stop"
+        else pytest.warns(UserWarning, match=f"{words}: the run continues")
+    )
+    options = {"resume": True, "on_failed_save": on_failed_save}
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1024, hard))
+        with told, Checkpoints(tmp_path / "run", {"k": 1}, **options) as checkpoints:
+            checkpoints.save(2, numbers(2), {"next_index": 20})
+            checkpoints._settle()
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+            checkpoints.save(3, numbers(3), {"next_index": 30})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, before)
+    (state, _), latest = restored(tmp_path / "run")
+    assert latest == (1 if on_failed_save == "stop" else 3)
+    np.testing.assert_array_equal(state["numbers"], numbers(latest)["numbers"])
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot be written"):
+        Checkpoints(tmp_path / "file" / "run", {}, resume=False)
+
+
+def test_sigterm_saves_and_the_resumed_run_is_the_uninterrupted_one(subject, text, tmp_path):
+    """To the last bit, though it stopped between two logged steps."""
+
+    def stop(row):
+        if row["step"] == 5:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    sizes = SIZES | {"checkpoint": tmp_path / "parts"}
+    with pytest.raises(Preempted, match="after step 6; everything is saved") as stopped:
+        fit(METHOD, subject, text, **sizes, track=(stop,))
+    assert stopped.value.step == 6
+    whole = fit(METHOD, subject, text, **SIZES)
+    same(whole.state, fit(METHOD, subject, text, **sizes, resume=True).state)
+
+
+def test_a_resumed_run_may_have_another_mesh(subject, text, tmp_path):
+    whole = fit(METHOD, subject, text, **SIZES)
+    sizes = SIZES | {"checkpoint": tmp_path / "run", "save_every": 10}
+    fit(METHOD, subject, text, **sizes, stop_after=10, mesh=make_mesh(2, 4))
+    moved = fit(METHOD, subject, text, **sizes, resume=True, mesh=make_mesh(4, 2))
+    for name, leaf in named_leaves(whole.decomposition).items():
+        np.testing.assert_allclose(np.asarray(named_leaves(moved.decomposition)[name]), leaf, atol=3e-5, err_msg=name)
+    assert whole.history[-1]["loss"] == pytest.approx(moved.history[-1]["loss"], abs=1e-5)
+
+
+def leaping(decomposition, batch, key, *, model=None):
+    """An objective whose reported loss is a thousand times as large at step 14."""
+    loss, metrics = total(reconstruction())(decomposition, batch, key)
+    return loss, metrics | {"loss": Ratio(jnp.where(batch.step == 13, 1000.0, 1.0) * loss, jnp.ones(()))}
+
+
+def test_a_loss_that_leaps_ends_the_run(subject, text, tmp_path):
+    method = SkipTranscoder(features=64, k=4, objective=leaping)
+    sizes = SIZES | {"checkpoint": tmp_path / "run", "save_every": 5}
+    with pytest.raises(UserError, match=r"at step 14 is \d+ times the usual .*; the checkpoint of step 10 is kept"):
+        fit(method, subject, text, **sizes)
+    assert fit(method, subject, text, **SIZES, spike=None).history[-1]["step"] == 20
+
+
+def test_an_unread_lock_is_let_go_by_death(tmp_path):
+    """SIGKILL leaves nothing that keeps the next run out."""
+    program = (
+        "import os, signal, sys; from jaxinterp.storage import Checkpoints; "
+        "Checkpoints(sys.argv[1], {'k': 1}, resume=True); os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    done = subprocess.run([sys.executable, "-c", program, str(tmp_path / "run")], env=os.environ)
+    assert done.returncode == -signal.SIGKILL
+    saved(tmp_path / "run")

@@ -1,0 +1,129 @@
+"""Several real processes on this machine: the same answer as one, an end that everybody notices, a resumed run."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from jaxinterp.errors import UserError
+from jaxinterp.models.load import load
+from jaxinterp.training.fit import fit
+from jaxinterp.training.hosts import join
+from jaxinterp.trees import named_leaves
+from tests.training.hosted import METHOD, SIZES, text
+
+
+def launch(processes, out, mesh, steps=20, **options):
+    """`experiments.launch` of the worker, eight virtual devices in all."""
+    flags = f"--xla_force_host_platform_device_count={8 // processes}"
+    command = [sys.executable, "-m", "experiments.launch", str(processes), "tests.training.host_worker"]
+    out.mkdir(exist_ok=True)
+    return subprocess.Popen(
+        [*command, str(out), mesh, str(steps)],
+        env=os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        **options,
+    )
+
+
+@pytest.fixture(scope="module")
+def alone():
+    return fit(METHOD, load("tiny"), text(), **SIZES)
+
+
+def is_the_same(alone, out):
+    """Losses to 1e-5, weights to a hundredth of one of Adam's steps, as on a mesh of one process."""
+    found = np.load(out / "result.npz")
+    for name, leaf in named_leaves(alone.decomposition).items():
+        np.testing.assert_allclose(found[name.replace("/", ".")], leaf, rtol=0, atol=3e-5, err_msg=name)
+    rows = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [row["step"] for row in alone.history]
+    for one, row in zip(alone.history, rows, strict=True):
+        assert row["loss"] == pytest.approx(one["loss"], abs=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("processes", "mesh"), [(2, "data=2,feature=4"), (4, "data=2,feature=4"), (2, "data=2,feature=2,model=2")]
+)
+def test_several_processes_are_one(alone, tmp_path, processes, mesh):
+    """With four processes, two read the same rows of every batch; the logs and the result are the first one's."""
+    run = launch(processes, tmp_path / "run", mesh)
+    out, error = run.communicate(timeout=300)
+    assert run.returncode == 0, error
+    assert f"{processes} processes, 8 devices" in out
+    is_the_same(alone, tmp_path / "run")
+
+
+@pytest.mark.slow
+def test_a_killed_process_ends_the_run_and_resume_continues_it(alone, tmp_path):
+    """Everything is over within a minute; one line says what happened; a run of another number of processes goes on."""
+    out = tmp_path / "run"
+    run = launch(2, out, "data=2,feature=4", steps=100_000)
+    until = time.monotonic() + 200
+    while not any((out / "checkpoints").glob("[1-9]0")) and time.monotonic() < until:
+        assert run.poll() is None, run.communicate()[1]
+        time.sleep(0.1)
+    workers = children(run.pid)
+    assert len(workers) == 2
+    os.kill(workers[1], signal.SIGKILL)
+    killed = time.monotonic()
+    _, error = run.communicate(timeout=60)
+    assert time.monotonic() - killed < 60 and run.returncode != 0
+    assert "launch: process 1 of 2 was ended by SIGKILL, and the others were stopped" in error
+    assert not any(alive(worker) for worker in workers)
+
+
+@pytest.mark.slow
+def test_another_number_of_processes_continues(alone, tmp_path):
+    first = launch(2, tmp_path / "run", "data=2,feature=4", steps=20)
+    deadline = time.monotonic() + 200
+    while not (tmp_path / "run" / "checkpoints" / "10").is_dir() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    for worker in children(first.pid):
+        os.kill(worker, signal.SIGKILL)
+    first.communicate(timeout=60)
+    second = launch(4, tmp_path / "run", "data=4,feature=2")
+    out, error = second.communicate(timeout=300)
+    assert second.returncode == 0 and "4 processes" in out, error
+    is_the_same(alone, tmp_path / "run")
+
+
+@pytest.mark.slow
+def test_sigterm_saves_everywhere(tmp_path):
+    """The launcher passes it on; the exit code says that the run wants to be resumed."""
+    out = tmp_path / "run"
+    run = launch(2, out, "data=2,feature=4", steps=100_000)
+    until = time.monotonic() + 200
+    while not any((out / "checkpoints").glob("[1-9]0")) and time.monotonic() < until:
+        time.sleep(0.1)
+    run.send_signal(signal.SIGTERM)
+    _, error = run.communicate(timeout=100)
+    assert run.returncode not in (0, None)
+    assert "Preempted" in error
+
+
+def children(process):
+    listed = subprocess.run(["ps", "--ppid", str(process), "-o", "pid="], capture_output=True, text=True).stdout
+    return [int(child) for child in listed.split()]
+
+
+def alive(process):
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize("hosts", ["localhost", "localhost:99,2", "localhost:99,2,2", "localhost:x,2,0", "somewhere"])
+def test_words_that_name_no_hosts_are_refused(hosts):
+    with pytest.raises(UserError, match="ADDRESS:PORT,COUNT,INDEX"):
+        join(hosts)

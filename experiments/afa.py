@@ -8,22 +8,22 @@ Command: python -m experiments.afa --out runs/afa                  (SmolLM2-135M
 
 TopK at several k, ReLU with an L1 penalty and top-AFA at several λ are trained in one run, on the same tokens. For each
 held-out token |z|, the length of the normalised input about the decoder's bias, stands against |f|, the length of its
-codes. If atoms were orthogonal and reconstruction exact, all points would lie on the identity line. Three numbers say
-why they do not: coherence of the atoms, ε_LBO (what coherence the gap would need at least), and a control, in which the
-same codes are given to other features of the same dictionary at random: what is left of the gap there is due to the
-number of dimensions, the rest to features that are active together having related directions.
+codes. If atoms were orthogonal and reconstruction exact, all points would lie on the identity line. |f|/|z| is reported
+with its two factors: |f|/|fD| (fD: what the codes write), which is below 1 where features that are active together have
+related directions, and |fD|/|z|, below 1 where something is not reconstructed. A control gives the same codes to other
+features of the same dictionary at random: what |f|/|fD| lacks then is due to the number of dimensions. Beside them: the
+coherence of the atoms, and ε_LBO, what coherence the gap would need at least.
 
-Expected on SmolLM2 (6 minutes of processor time; 2.7 GB): every dictionary but top-AFA's writes codes too short for
-nearly all tokens, median |f|/|z| 0.63, 0.61, 0.68 (TopK at 32, 128, 512), 0.38 (ReLU + L1) and 1.00 (top-AFA); with the
-same codes at random features 0.99 to 1.09: the gap is not one of dimensions. top-AFA pays for its lengths: at the 555
-features a token that it chooses (0.96 a dimension) FVU 0.128 against TopK's 0.088, at λ = 1 and 400 features 0.234
-against 0.102; cross-entropies 2.951 and 2.975 against 2.946 and 2.945 (clean 2.936).
+Measured (2304 features, 160,000 tokens): median |f|/|z| 0.63, 0.61, 0.68 (TopK at 32, 128, 512), 0.38 (ReLU + L1) and
+1.00 (top-AFA); its two factors: not yet measured; with the same codes at random features 0.99 to 1.09.
+Measured: top-AFA pays for its lengths: at the 555 features a token that it chooses (0.96 a dimension) FVU 0.128 against
+TopK's 0.088, at λ = 1 and 400 features 0.234 against 0.102; cross-entropies 2.951 and 2.975 against 2.946 and 2.945
+(clean 2.936). 6 minutes of processor time; 2.7 GB.
 """
 
-import json
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,70 +31,49 @@ import grain
 import jax
 import jax.numpy as jnp
 import numpy as np
-from rich import box
-from rich.console import Console
-from rich.table import Table
 
-from experiments.command import check_folder, command, open_folder, print_scoreboard
-from experiments.comparison import at_l0, check_mlp, read_text, train_together
+from experiments.command import (
+    Columns,
+    check_distinct,
+    command,
+    measured_on,
+    print_scoreboard,
+    print_table,
+    say,
+    write_json,
+)
+from experiments.comparison import at_l0
+from experiments.on_text import OnText, Prepared, prepared, train_together
 from jaxinterp.data.activations import harvest_jit
 from jaxinterp.data.text import take
-from jaxinterp.decompositions.dictionary import Dictionary
 from jaxinterp.errors import UserError
-from jaxinterp.evaluation.quasi_orthogonality import afa_norm, coherence, epsilon_lbo, zf_points
+from jaxinterp.evaluation.quasi_orthogonality import Lengths, code_lengths
 from jaxinterp.evaluation.scoreboard import Row, scoreboard
 from jaxinterp.methods import Method, SparseAutoencoder, TopAFASparseAutoencoder
-from jaxinterp.models.load import Subject, load
+from jaxinterp.models.load import Subject
 from jaxinterp.report.scatter import Series, xy_chart
 from jaxinterp.report.sections import Chart, Section, write_page
-from jaxinterp.training.fit import check_sizes
-from jaxinterp.training.mesh import parse_mesh
 
 CLOSE = 0.05
-"""A median |f|/|z| this near to 1 is on the line."""
+"""A ratio of lengths this near to 1 counts as 1."""
 
 POINTS = 500
 """Tokens of each method in the ZF plot."""
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(OnText):
     """Where, how large, how long."""
 
-    out: Path
-    """Folder for the results; must be empty or absent unless --resume."""
-    model: str = "smollm2-135m"
-    """A known name (smollm2-135m, tiny), a Hugging Face directory, a .gguf file, or a saved jaxinterp model."""
-    site: str = "blocks/1/mlp"
-    """The MLP leaf whose output is taken apart."""
-    features: int = 2304
-    """Size of every dictionary."""
     k: int = 32
     """TopK is trained at this k, and at 4 and 16 times it."""
     afa: tuple[float, ...] = (1 / 32, 1.0)
     """λ: top-AFA is trained at each."""
     l1: float = 0.002
     """Coefficient of the L1 penalty of the ReLU autoencoder."""
-    learning_rate: float = 2e-3
-    """Peak learning rate of Adam, of every method."""
-    text: str = "docs"
-    """Training text: docs, kjv, shakespeare, several joined by +, or a path."""
     tokens: int = 160_000
-    """Training tokens."""
     heldout_tokens: int = 16_384
-    """Held-out tokens for FVU, L0 and the ZF plot."""
     ce_tokens: int = 2048
-    """How many of them the cross-entropies are measured on."""
-    seq: int = 256
-    """Length of a window of text, in tokens."""
-    batch_size: int = 1024
-    """Tokens a step."""
-    seed: int = 0
-    """Of the data order and the start values, which all methods share."""
-    mesh: str = "data=1,feature=1"
-    """Devices along each axis."""
-    resume: bool = False
-    """Continue the run in the output folder."""
 
 
 def methods(config: Config) -> dict[str, Method]:
@@ -105,8 +84,9 @@ def methods(config: Config) -> dict[str, Method]:
     """
     if not config.afa or min(config.afa) <= 0 or config.l1 <= 0:
         raise UserError(f"afa={config.afa} and l1={config.l1} must be positive, afa with at least one number.")
-    if not 1 <= config.k <= config.features // 16:
-        raise UserError(f"k={config.k} must lie between 1 and a sixteenth of features={config.features}.")
+    if not 2 <= config.k <= config.features // 16:
+        raise UserError(f"k={config.k} must lie between 2 and a sixteenth of features={config.features}.")
+    check_distinct("afa", [f"{value:.3g}" for value in config.afa])
     shared: dict[str, Any] = {
         "features": config.features,
         "learning_rate": config.learning_rate,
@@ -121,40 +101,39 @@ def methods(config: Config) -> dict[str, Method]:
 
 def main(config: Config) -> None:
     """Train, score, measure, report."""
-    console, clock = Console(), time.perf_counter()
-    trained_by, mesh = methods(config), parse_mesh(config.mesh)
-    steps = config.tokens // config.batch_size
-    check_sizes(steps=steps, batch_size=config.batch_size, seq=config.seq, mesh=mesh)
-    record = {name: value for name, value in asdict(config).items() if name not in ("out", "resume")}
-    record["afa"] = list(config.afa)
-    check_folder(config.out, record, resume=config.resume)
-
-    subject = load(config.model)
-    check_mlp(subject.model, config.site)
-    train, heldout = read_text(
-        config.text, subject, tokens=config.tokens, heldout_tokens=config.heldout_tokens, seq=config.seq
-    )
-    out = open_folder(config.out, record)
-    console.print(f"{len(trained_by)} methods, {steps} steps of {config.batch_size} tokens, {config.site}/out")
-    trained = train_together(trained_by, subject, train, config, out, tokens=config.tokens)
-    console.print(f"{time.perf_counter() - clock:.0f} s so far; scoring on held-out text ...")
+    clock = time.perf_counter()
+    trained_by = methods(config)
+    ready = prepared(config)
+    say(f"{len(trained_by)} methods, {config.steps} steps of {config.batch_size} tokens, {config.site}/out")
+    trained = train_together(trained_by, ready, config)
+    say(f"{time.perf_counter() - clock:.0f} s so far; scoring on held-out text ...")
     board = scoreboard(
-        trained.decomposition, subject, heldout, tokens=config.heldout_tokens, ce_tokens=config.ce_tokens
+        trained.decomposition, ready.subject, ready.heldout, tokens=config.heldout_tokens, ce_tokens=config.ce_tokens
     )
-    x = outputs(subject, heldout, config)
-    lengths, clouds = {}, {}
-    for name, dictionary in trained.decomposition.items():
-        lengths[name], clouds[name] = measured(dictionary, x, config.seed)
+    x = outputs(ready.subject, ready.heldout, config)
+    found = {name: code_lengths(one, x, jax.random.key(config.seed)) for name, one in trained.decomposition.items()}
+    lengths = {name: one.numbers for name, one in found.items()}
     rivals = at_their_l0(board)
-    sentences = reading(board, lengths, rivals, x.shape[1])
-    results = {"scoreboard": board, "lengths": lengths, "top-AFA against TopK": rivals, "reading": sentences}
-    (out / "results.json").write_text(json.dumps(results, indent=2) + "\n")
-    print_scoreboard(board, console)
-    print_lengths(lengths, console)
-    for sentence in sentences:
-        console.print(sentence)
-    path = report(out, config, board, lengths, clouds, rivals, sentences)
-    console.print(f"{time.perf_counter() - clock:.0f} s in all. Report: {path}")
+    sentences = reading(lengths, rivals, x.shape[1])
+    kept = {"scoreboard": board, "lengths": lengths, "top-AFA against TopK": rivals, "reading": sentences}
+    write_json(ready.out / "results.json", kept)
+    print_scoreboard(board)
+    print_table(COLUMNS, [{"method": name} | numbers for name, numbers in lengths.items()])
+    say(*sentences)
+    path = report(config, ready, board, found, rivals, sentences)
+    say(f"{time.perf_counter() - clock:.0f} s in all. Report: {path}")
+
+
+COLUMNS: Columns = {
+    "method": ("method", "{}"),
+    "|f|/|z|": ("|f|/|z| median", "{:.3f}"),
+    "|f|/|fD|": ("|f|/|fD| median", "{:.3f}"),
+    "|fD|/|z|": ("|fD|/|z| median", "{:.3f}"),
+    "shuffled": ("|f|/|fD| shuffled", "{:.3f}"),
+    "(h-1)eps": ("(h-1) eps_LBO", "{:.3f}"),
+    "eps mean": ("eps_mean", "{:.3f}"),
+    "eps max": ("eps_max", "{:.3f}"),
+}
 
 
 def outputs(subject: Subject, heldout: grain.MapDataset, config: Config) -> jax.Array:
@@ -165,40 +144,6 @@ def outputs(subject: Subject, heldout: grain.MapDataset, config: Config) -> jax.
         rows = harvest_jit(subject.model, windows, (name,)).flat()
         parts.append(np.asarray(rows.arrays[name])[np.asarray(rows.weight) > 0])
     return jnp.asarray(np.concatenate(parts))
-
-
-def measured(
-    dictionary: Dictionary, x: jax.Array, seed: int
-) -> tuple[dict[str, float], tuple[tuple[float, float], ...]]:
-    """Numbers about the lengths of all tokens, and some of the points (|z|, |f|)."""
-    parts = []
-    order = jax.random.permutation(jax.random.key(seed), dictionary.features)
-    for start in range(0, len(x), 2048):
-        points = zf_points(dictionary, x[start : start + 2048])
-        codes = dictionary.encode(x[start : start + 2048]).dense()
-        # The same codes at other features of the same dictionary: what they would write there.
-        parts.append([*points, afa_norm(codes[:, order] @ dictionary.decoder), afa_norm(codes)])
-    z, f, h, written, plain = (np.concatenate([np.asarray(part[n], np.float64) for part in parts]) for n in range(5))
-    # At least two atoms: with one, a gap needs no coherence to be wrong.
-    some = (h > 1) & (f > 0) & (z > 0)
-    ratio = (f / np.where(z > 0, z, 1.0))[some]
-    needed = np.asarray(epsilon_lbo(jnp.asarray(z[some]), jnp.asarray(f[some]), jnp.asarray(h[some])), np.float64)
-    eps = coherence(dictionary.decoder)
-    row = {
-        "under-active": float(np.mean(ratio < 1)),
-        "over-active": float(np.mean(ratio > 1)),
-        "|f|/|z| low quartile": float(np.quantile(ratio, 0.25)),
-        "|f|/|z| median": float(np.median(ratio)),
-        "|f|/|z| high quartile": float(np.quantile(ratio, 0.75)),
-        "|f|/|z| shuffled": float(np.median((plain / np.where(written > 0, written, 1.0))[some])),
-        "(h-1) eps_LBO": float(np.median((h[some] - 1) * needed)),
-        "eps_LBO median": float(np.median(needed)),
-        "eps_mean": float(eps.eps_mean),
-        "eps_max": float(eps.eps_max),
-        "no code": float(np.mean(h == 0)),
-    }
-    step = max(1, len(z) // POINTS)
-    return row, tuple((float(a), float(b)) for a, b in zip(z[::step], f[::step], strict=True))
 
 
 def at_their_l0(board: Sequence[Row]) -> list[dict[str, Any]]:
@@ -224,26 +169,18 @@ def at_their_l0(board: Sequence[Row]) -> list[dict[str, Any]]:
 
 
 def reading(
-    board: Sequence[Row], lengths: Mapping[str, Mapping[str, float]], rivals: Sequence[Mapping[str, Any]], d: int
+    lengths: Mapping[str, Mapping[str, float | None]], rivals: Sequence[Mapping[str, Any]], d: int
 ) -> list[str]:
     """What the numbers say, whichever way they fall."""
+    known = {name: row for name, row in lengths.items() if row["|f|/|z| median"] is not None}
     said = []
-    least = min(lengths, key=lambda name: abs(lengths[name]["|f|/|z| median"] - 1))
-    under = [name for name, row in lengths.items() if row["|f|/|z| median"] < 1 - CLOSE]
-    said.append(
-        f"Codes are too short by more than {CLOSE:.0%} for most tokens in {len(under)} of {len(lengths)} dictionaries"
-        f"{' (' + ', '.join(under) + ')' if under else ''}; nearest to the line is {least}, with a median |f|/|z| of "
-        f"{lengths[least]['|f|/|z| median']:.2f}."
-    )
-    gone = [n for n in under if lengths[n]["|f|/|z| shuffled"] > (1 + lengths[n]["|f|/|z| median"]) / 2]
-    low, high = (bound(row["|f|/|z| shuffled"] for row in lengths.values()) for bound in (min, max))
-    said.append(
-        f"With the same codes at random features of the same dictionary the medians lie from {low:.2f} to {high:.2f}; "
-        f"in {len(gone)} of the {len(under)} that are too short, more than half of the gap is gone then: it comes from "
-        f"features that are active together, not from having only {d} dimensions."
-        if under
-        else f"With the same codes at random features the medians lie from {low:.2f} to {high:.2f}."
-    )
+    if len(known) < len(lengths):
+        lone = ", ".join(name for name in lengths if name not in known)
+        said.append(f"No token has two active features in: {lone}. Nothing is said of their lengths.")
+    if known:
+        said += of_lengths(
+            {name: {key: float(value or 0) for key, value in row.items()} for name, row in known.items()}, d
+        )
     for row in rivals:
         if row["TopK read off"] == "nearest":
             said.append(
@@ -261,76 +198,99 @@ def reading(
     return said
 
 
-def print_lengths(lengths: Mapping[str, Mapping[str, float]], console: Console) -> None:
-    """The table about lengths, in 80 columns."""
-    columns = {
-        "under": "under-active",
-        "|f|/|z|": "|f|/|z| median",
-        "shuffled": "|f|/|z| shuffled",
-        "(h-1)eps": "(h-1) eps_LBO",
-        "eps mean": "eps_mean",
-        "eps max": "eps_max",
-    }
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-    for title in ("method", *columns):
-        table.add_column(title, justify="left" if title == "method" else "right", no_wrap=True)
-    for name, row in lengths.items():
-        table.add_row(name, *(f"{row[key]:.3f}" for key in columns.values()))
-    console.print(table)
+def of_lengths(lengths: Mapping[str, Mapping[str, float]], d: int) -> list[str]:
+    """Which codes are too short, by which of the two factors, and whether that is for having only d dimensions."""
+    ratio, related, rest, shuffled = (
+        {name: row[key] for name, row in lengths.items()}
+        for key in ("|f|/|z| median", "|f|/|fD| median", "|fD|/|z| median", "|f|/|fD| shuffled")
+    )
+    least = min(ratio, key=lambda name: abs(ratio[name] - 1))
+    under = [name for name in ratio if ratio[name] < 1 - CLOSE]
+    said = [
+        f"Codes are too short by more than {CLOSE:.0%} for most tokens in {len(under)} of {len(ratio)} dictionaries"
+        f"{' (' + ', '.join(under) + ')' if under else ''}; nearest to the line is {least}, with a median |f|/|z| of "
+        f"{ratio[least]:.2f}."
+    ]
+    if not under:
+        return said
+    factors = "; ".join(f"{name} {ratio[name]:.2f} = {related[name]:.2f} and {rest[name]:.2f}" for name in under)
+    said.append(
+        "Two factors make a length, |f|/|fD| for directions and |fD|/|z| for what is reconstructed (medians, whose "
+        f"product need not be exact): {factors}."
+    )
+    complete = [name for name in under if related[name] >= 1 - CLOSE]
+    if complete:
+        said.append(f"In {', '.join(complete)} codes are too short only for what is not reconstructed.")
+    gone = [name for name in under if name not in complete and shuffled[name] > (1 + related[name]) / 2]
+    if gone:
+        low, high = (bound(shuffled[name] for name in gone) for bound in (min, max))
+        said.append(
+            f"In {', '.join(gone)} more than half of what |f|/|fD| lacks is gone with the same codes at random "
+            f"features (medians {low:.2f} to {high:.2f}): it comes from related directions of features "
+            f"that are active together, not from having only {d} dimensions."
+        )
+    left = [name for name in under if name not in complete and name not in gone]
+    if left:
+        said.append(
+            f"In {', '.join(left)} most of what |f|/|fD| lacks is there with the same codes at random features too: it "
+            "is not one of which features are active together."
+        )
+    return said
 
 
 def report(
-    out: Path,
     config: Config,
+    ready: Prepared,
     board: Sequence[Row],
-    lengths: Mapping[str, Mapping[str, float]],
-    clouds: Mapping[str, tuple[tuple[float, float], ...]],
+    found: Mapping[str, Lengths],
     rivals: Sequence[Mapping[str, Any]],
     sentences: Sequence[str],
 ) -> Path:
     """The page."""
     keys = ("method", "fvu", "l0", "dead_fraction", "ce_replaced", "ce_recovered_zero", "ce_recovered_mean", "kl")
-    charts = tuple(
-        Chart(
-            name,
-            f"{lengths[name]['under-active']:.0%} of tokens under-active (below the line)",
-            xy_chart(
-                [Series(name, points)],
-                x_label="|z|: length of the input",
-                y_label="|f|: length of the codes",
-                title=f"ZF plot of {name}",
-                identity=True,
-            ),
-        )
-        for name, points in clouds.items()
-    )
     return write_page(
-        out / "report.html",
+        ready.out / "report.html",
         title=f"{config.model}: {config.site}/out, lengths of codes",
-        subtitle=f"{len(lengths)} sparse autoencoders, {config.features} features",
+        subtitle=f"{len(found)} sparse autoencoders, {config.features} features",
         summary=sentences[0],
         sections=[
             Section(
                 "ZF plots",
-                (
-                    "One point a held-out token. On the dashed line codes are as long as their input, below it they "
-                    "are shorter (under-active), above it longer.",
-                ),
-                charts=charts,
+                ("One point a held-out token. On the dashed line codes are as long as their input.",),
+                charts=tuple(zf_plot(name, one) for name, one in found.items()),
             ),
             Section(
                 "Lengths and coherence",
                 (
-                    "Shuffled: the same codes at random features of the same dictionary. eps_LBO: the coherence that "
-                    "the gap would need at least; h: active features. eps: inner products of different unit atoms.",
+                    "|f|/|z| is |f|/|fD| times |fD|/|z| (fD: what the codes write). Shuffled: the same codes at random "
+                    "features of the same dictionary. eps_LBO: the coherence that the gap would need at least; h: "
+                    "active features. eps: inner products of different unit atoms.",
                 ),
-                tuple({"method": name, **row} for name, row in lengths.items()),
+                tuple({"method": name, **one.numbers} for name, one in found.items()),
             ),
-            Section("The scoreboard", rows=tuple({key: row[key] for key in keys} for row in board)),
+            Section("The scoreboard", (measured_on(board),), tuple({key: row[key] for key in keys} for row in board)),
             Section("top-AFA against TopK at its own L0", rows=tuple(rivals)),
             Section("What it says", tuple(sentences)),
         ],
-        facts={name: str(value) for name, value in asdict(config).items() if name not in ("out", "resume")},
+        facts=ready.facts,
+    )
+
+
+def zf_plot(name: str, lengths: Lengths) -> Chart:
+    """|f| against |z|, for some of the tokens."""
+    step = max(1, len(lengths.inputs) // POINTS)
+    points = tuple(zip(lengths.inputs[::step].tolist(), lengths.codes[::step].tolist(), strict=True))
+    under = lengths.numbers["under-active"]
+    return Chart(
+        name,
+        "no token has two active features" if under is None else f"{under:.0%} of tokens under-active (below the line)",
+        xy_chart(
+            [Series(name, points)],
+            x_label="|z|: length of the input",
+            y_label="|f|: length of the codes",
+            title=f"ZF plot of {name}",
+            identity=True,
+        ),
     )
 
 

@@ -1,8 +1,12 @@
-"""What every experiment's command line does: parse, run, and tell a user's mistake in one line."""
+"""What every experiment's command line does: parse, run, keep results, print, and tell a user's mistake in one line."""
 
 import json
+import math
+import shutil
 import sys
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -11,10 +15,28 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from jaxinterp.errors import UserError
+from jaxinterp.errors import UserError, suggest
+from jaxinterp.report.shell import save
 from jaxinterp.storage import first_difference
 
 Config = TypeVar("Config")
+Columns = Mapping[str, tuple[str, str]]
+"""Of a printed table: title -> (key of the rows, format); the format "{}" stands for words."""
+
+CONFIG = "config.json"
+WIDTH = 80
+FREE = ("mesh", "pages", "save_every", "ce_tokens")  # may change when a run is resumed
+SCOREBOARD: Columns = {
+    "method": ("method", "{}"),
+    "FVU": ("fvu", "{:.3f}"),
+    "L0": ("l0", "{:.0f}"),
+    "dead": ("dead_fraction", "{:.1%}"),
+    "CE": ("ce_replaced", "{:.3f}"),
+    "rec zero": ("ce_recovered_zero", "{:.3f}"),
+    "rec mean": ("ce_recovered_mean", "{:.3f}"),
+    "KL": ("kl", "{:.3f}"),
+    "top-1": ("top1_agreement", "{:.3f}"),
+}
 
 
 def command(config: type[Config], main: Callable[[Config], Any], description: str | None) -> None:
@@ -26,60 +48,140 @@ def command(config: type[Config], main: Callable[[Config], Any], description: st
         sys.exit(2)
 
 
+def chosen(only: str, known: Iterable[str], separator: str = ",") -> list[str]:
+    """The names that `only` lists; all that are known where it lists none.
+
+    Raises:
+      UserError: a name is not known, or stands there twice.
+    """
+    names = list(known)
+    wanted = [name.strip() for name in only.split(separator) if name.strip()] or names
+    for name in wanted:
+        if name not in names:
+            raise UserError(f"only={name!r} is not among: {f'{separator} '.join(names)}.{suggest(name, names)}")
+    check_distinct("only", wanted)
+    return wanted
+
+
+def check_distinct(field: str, values: Sequence[Any]) -> None:
+    """Raises UserError where a value stands in a list twice: its rows would have one name."""
+    for value, times in Counter(values).items():
+        if times > 1:
+            raise UserError(f"{field}: {value} stands there {times} times; once is enough.")
+
+
+def check_positive(config: Any, *names: str) -> None:
+    """Raises UserError where a field is below 1."""
+    for name in names:
+        if getattr(config, name) < 1:
+            raise UserError(f"{name}={getattr(config, name)} must be at least 1.")
+
+
 def check_folder(folder: Path, settings: Mapping[str, Any], *, resume: bool) -> None:
     """Refuse an output folder that cannot be used; nothing is written.
 
     Raises:
-      UserError: it is a file; it holds files and `resume` is False; or it was run with other settings.
+      UserError: it is a file; it holds files and `resume` is False; what it holds is no run of an experiment; or the
+        run had other settings.
     """
     if folder.exists() and not folder.is_dir():
         raise UserError(f"out={folder} is a file: choose a folder.")
-    if folder.is_dir() and any(folder.iterdir()) and not resume:
+    if not folder.is_dir() or not any(folder.iterdir()):
+        return
+    if not resume:
         raise UserError(f"out={folder} is not empty: pass --resume to continue that run, or choose another folder.")
-    saved = folder / CONFIG
-    if saved.exists():
-        before, now = (
-            {k: v for k, v in each.items() if k not in FREE} for each in (json.loads(saved.read_text()), settings)
-        )
-        difference = first_difference(before, now)
-        if difference is not None:
-            field, then, asked = difference
-            raise UserError(f"{folder} was run with {field}={then!r}, not {asked!r}: resume with the same value.")
+    if not (folder / CONFIG).exists():
+        raise UserError(f"out={folder} has files but no {CONFIG}: it is no run to resume; choose another folder.")
+    before, now = (
+        {k: v for k, v in each.items() if k not in FREE} for each in (read_json(folder / CONFIG), dict(settings))
+    )
+    difference = first_difference(before, now)
+    if difference is not None:
+        field, then, asked = difference
+        raise UserError(f"{folder} was run with {field}={then!r}, not {asked!r}: resume with the same value.")
 
 
 def open_folder(folder: Path, settings: Mapping[str, Any]) -> Path:
     """Make the output folder and keep the settings of the run in it."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / CONFIG).write_text(json.dumps(dict(settings), indent=2) + "\n")
+    write_json(folder / CONFIG, settings)
     return folder
 
 
-CONFIG = "config.json"
-FREE = ("mesh", "pages", "save_every", "heldout_tokens", "ce_tokens")  # may change when a run is resumed
-COLUMNS = {
-    "method": ("method", "{}"),
-    "fvu": ("FVU", "{:.3f}"),
-    "l0": ("L0", "{:.0f}"),
-    "dead_fraction": ("dead", "{:.1%}"),
-    "ce_replaced": ("CE", "{:.3f}"),
-    "ce_recovered_zero": ("rec zero", "{:.3f}"),
-    "ce_recovered_mean": ("rec mean", "{:.3f}"),
-    "kl": ("KL", "{:.3f}"),
-    "top1_agreement": ("top-1", "{:.3f}"),
-}
+@contextmanager
+def folder_of_a_run(folder: Path, settings: Mapping[str, Any]) -> Iterator[Path]:
+    """`open_folder`, undone where the run is refused before it kept anything, so that it blocks no other run."""
+    fresh = not folder.exists() or not any(folder.iterdir())
+    try:
+        yield open_folder(folder, settings)
+    except UserError:
+        if fresh and not any(next(folder.glob(kept), None) for kept in ("checkpoints/[0-9]*", "*/dictionary.json")):
+            shutil.rmtree(folder)
+        raise
 
 
-def print_scoreboard(rows: list[dict[str, Any]], console: Console) -> None:
-    """The scoreboard as a table that fits a terminal of 80 columns."""
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-    for name, (title, _) in COLUMNS.items():
-        table.add_column(title, justify="left" if name == "method" else "right", no_wrap=True)
-    for row in rows:
-        table.add_row(*(form.format(row[name]) for name, (_, form) in COLUMNS.items()))
-    console.print(table)
+def settings_of(config: Any, *without: str) -> dict[str, Any]:
+    """What a run is known by: the fields of its configuration as JSON has them, without `out`, `resume`, `without`."""
+    fields = {name: value for name, value in vars(config).items() if name not in ("out", "resume", *without)}
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in fields.items()}
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a file in one step: a run that is killed leaves the old one or the new one."""
+    save(json.dumps(value, indent=2) + "\n", path)
+
+
+def read_json(path: Path) -> Any:
+    """What a file of an earlier run holds.
+
+    Raises:
+      UserError: it is not JSON.
+    """
+    try:
+        return json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path} is broken (line {error.lineno}): delete it, or choose another folder.") from error
+
+
+def say(*lines: str) -> None:
+    """Print lines as they are: brackets are no markup, long lines and paths are not cut."""
+    for line in lines:
+        Console().print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def print_table(columns: Columns, rows: Iterable[Mapping[str, Any]]) -> None:
+    """A table that fits a terminal of 80 columns: words to the left, numbers to the right, nothing for None."""
+    cells = [[_cell(row.get(key), form) for key, form in columns.values()] for row in rows]
+    widths = [max(map(len, column)) for column in zip(list(columns), *cells, strict=True)]
+    gap = 1 if sum(widths) + 2 * len(widths) < WIDTH else 0
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, gap, 0, 0), pad_edge=False)
+    for title, (_, form) in columns.items():
+        table.add_column(title, justify="left" if form == "{}" else "right", no_wrap=True)
+    for row in cells:
+        table.add_row(*row)
+    Console(markup=False).print(table)
+
+
+def _cell(value: Any, form: str) -> str:
+    if value is None:
+        return ""
+    return "nan" if isinstance(value, float) and math.isnan(value) else form.format(value)
+
+
+def print_scoreboard(rows: Sequence[Mapping[str, Any]]) -> None:
+    """The scoreboard."""
+    print_table(SCOREBOARD, rows)
     first = rows[0]
-    console.print(
-        f"CE: cross-entropy of the next token with the MLP replaced (clean {first['ce_clean']:.3f}, "
-        f"zero {first['ce_zero']:.3f}, mean {first['ce_mean']:.3f}); rec: what is recovered of the loss from "
-        "zero and mean ablation."
+    say(
+        f"CE: cross-entropy of the next token with the array replaced (clean {first['ce_clean']:.3f}, zero "
+        f"{first['ce_zero']:.3f}, mean {first['ce_mean']:.3f}); rec: what is recovered of the loss from zero and mean "
+        "ablation.",
+        measured_on(rows),
+    )
+
+
+def measured_on(rows: Sequence[Mapping[str, Any]]) -> str:
+    """How much text the numbers of a scoreboard rest on: where a text is short it is less than was asked for."""
+    return (
+        f"Measured on held-out text: FVU, L0 and dead features on {rows[0]['tokens']:,} tokens (attention sinks and "
+        f"special tokens left out), cross-entropies on {rows[0]['ce_tokens']:,} next tokens."
     )

@@ -10,7 +10,7 @@ contributions on the two kinds of prompts.
 Command: python -m experiments.discrete_circuits --out runs/discrete          (SmolLM2-135M, 270 heads)
          python -m experiments.discrete_circuits --prompts 24 --causal-prompts 4 --seeds 1 --out runs/small
 
-Expected on SmolLM2: accuracy 100 percent, logit difference 5.4 (negative prompts: 0.04). The codes do not rank single
+Measured on SmolLM2: accuracy 100 percent, logit difference 5.4 (negative prompts: 0.04). The codes do not rank single
 heads: AUC of their z-score for the ten largest effects 0.57 (raw score 0.34; labels permuted 0.48; a dictionary that
 was not trained 0.78), against 0.94 of the distance of means. The 20 heads of highest z are needed together all the
 same: without them -0.6 of 5.8 logits are left, without 20 random heads 5.8. A likely reason, not tested: heads that
@@ -18,10 +18,9 @@ copy whichever name they find take the codes of names, on both kinds of prompts.
 both cores, two of them for the effects of single heads; not yet timed on quiet ones.
 """
 
-import json
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,29 +28,30 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
-from rich.console import Console
-from rich.progress import track
+from jaxtyping import Array
 
-from experiments.command import check_folder, command, open_folder
+from experiments.command import (
+    check_folder,
+    check_positive,
+    command,
+    open_folder,
+    print_table,
+    read_json,
+    say,
+    settings_of,
+    write_json,
+)
+from experiments.indirect_objects import DRAWS, Task, ablated_sets, indirect_objects, single_effects, task_numbers
 from jaxinterp.errors import UserError
 from jaxinterp.evaluation.discrete_codes import head_contributions, node_scores, permutation_z, roc_auc
 from jaxinterp.methods.discrete_codes import DiscreteCodes, codes_of
 from jaxinterp.models.load import load
-from jaxinterp.models.sites import run
-from jaxinterp.models.tokenizer import Tokenizer
 from jaxinterp.models.transformer import Transformer
 from jaxinterp.report.scatter import Series, xy_chart
 from jaxinterp.report.sections import Chart, Section, write_page
 
-NAMES = "Mary John Tom James Sarah David Paul Anna Mark Lisa Peter Emma Jack Kate Mike Alice Robert Susan George Laura"
-TEMPLATES = (
-    "When{first} and{second} went to the store,{third} gave a drink to",
-    "After{first} and{second} went to the park,{third} gave a book to",
-)
 TOPS = (10, 20, 40)  # how many heads count as the circuit
-SETS = (5, 10, 20, 40)  # how many heads are ablated together
-DRAWS = 5  # random sets
+LEVEL = 0.05  # AUCs nearer than this are called level
 ABLE = 0.75  # the accuracy below which there is no circuit to look for
 
 
@@ -83,47 +83,32 @@ class Config:
     """Keep the causal effects that the folder holds."""
 
 
-@dataclass(frozen=True)
-class Task:
-    """Prompts of one length; the first half is positive. The model should prefer `answer` to `other`."""
-
-    tokens: np.ndarray
-    answer: np.ndarray
-    other: np.ndarray
-
-    @property
-    def half(self) -> int:
-        """How many prompts of either kind."""
-        return len(self.tokens) // 2
-
-
-class HeadsToMean(eqx.Module):
-    """The edit that puts the chosen heads' z at their mean, position by position."""
-
-    chosen: Float[Array, " heads"]
-    mean: Float[Array, "seq heads head_dim"]
-
-    def __call__(self, z: Array) -> Array:
-        return jnp.where(self.chosen[:, None] > 0, self.mean, z).astype(z.dtype)
-
-
 def main(config: Config) -> None:
     """Measure the task, the heads and the codes, and write a report."""
-    for name in ("prompts", "causal_prompts", "seeds"):
-        if getattr(config, name) < 1:
-            raise UserError(f"{name}={getattr(config, name)} must be at least 1.")
+    check_positive(config, "prompts", "causal_prompts", "seeds")
     if 2 * config.causal_prompts > config.prompts:
         raise UserError(f"causal_prompts={config.causal_prompts} may be at most half of prompts={config.prompts}.")
+    if config.permutations < 2:
+        raise UserError(f"permutations={config.permutations} must be at least 2.")
     codes = DiscreteCodes(config.features, config.l1, steps=config.steps)
-    settings = {name: value for name, value in asdict(config).items() if name not in ("out", "resume")}
+    if 2 * config.prompts < codes.training_examples:
+        raise UserError(
+            f"prompts={config.prompts} of either kind are too few: codes are trained on {codes.training_examples}."
+        )
+    settings = settings_of(config)
     check_folder(config.out, settings, resume=config.resume)
-    console, started = Console(), time.perf_counter()
+    started = time.perf_counter()
     subject = load(config.model)
     if subject.tokenizer is None or not isinstance(subject.model, Transformer):
         raise UserError(f"model={config.model} must be a transformer with a tokenizer.")
+    heads = len(subject.model.blocks) * subject.model.config.heads
+    if heads <= min(TOPS):
+        raise UserError(
+            f"model={config.model} has {heads} heads: a circuit of {min(TOPS)} needs more to stand out from."
+        )
     task = indirect_objects(subject.tokenizer, config.prompts, config.seed)
     found = task_numbers(subject.model, task)
-    console.print(f"accuracy {found['accuracy']:.0%}, logit difference {found['difference']:.2f}")
+    say(f"accuracy {found['accuracy']:.0%}, logit difference {found['difference']:.2f}")
     if found["accuracy"] < ABLE:
         raise UserError(
             f"model={config.model} solves {found['accuracy']:.0%} of the prompts: it has no circuit for it."
@@ -132,91 +117,14 @@ def main(config: Config) -> None:
     out = open_folder(config.out, settings)
     kept = out / "effects.json"
     if not kept.exists():
-        effects = single_effects(subject.model, task, config.causal_prompts)
-        kept.write_text(json.dumps(effects.tolist()) + "\n")
-    results = found | analyse(subject.model, task, np.asarray(json.loads(kept.read_text())), codes, config)
+        write_json(kept, single_effects(subject.model, task, config.causal_prompts).tolist())
+    results = found | analyse(subject.model, task, np.asarray(read_json(kept)), codes, config)
     results["seconds"] = round(time.perf_counter() - started, 1)
-    (out / "results.json").write_text(json.dumps(results, indent=2) + "\n")
+    write_json(out / "results.json", results)
     path = report(results, settings, out / "report.html")
-    for row in results["auc"]:
-        name, *values = row.values()
-        console.print(f"{name:50}" + "".join(f"{value:7.3f}" for value in values))
-    for sentence in results["sentences"]:
-        console.print(sentence)
-    console.print(f"{results['seconds']:.0f} s in all. Report: {path}")
-
-
-def indirect_objects(tokenizer: Tokenizer, prompts: int, seed: int) -> Task:
-    """Both templates and both orders of the first two names in turn; names drawn at random.
-
-    Raises:
-      UserError: too few names are one token, or the templates differ in length.
-    """
-    names = [(f" {name}", tokenizer.encode(f" {name}")) for name in NAMES.split()]
-    single = [(name, ids[0]) for name, ids in names if len(ids) == 1]
-    if len(single) < 6:
-        raise UserError(
-            f"{len(single)} of {len(names)} names are one token: the task needs at least 6; take another model."
-        )
-    draw = np.random.default_rng(seed)
-    tokens, answers, others = [], [], []
-    for positive in (True, False):
-        for number in range(prompts):
-            (a, answer), (b, other), (c, _) = (single[place] for place in draw.choice(len(single), 3, replace=False))
-            first, second = (a, b) if number % 4 < 2 else (b, a)
-            text = TEMPLATES[number % 2].format(first=first, second=second, third=b if positive else c)
-            tokens.append(tokenizer.encode(text))
-            answers.append(answer)
-            others.append(other)
-    if len({len(prompt) for prompt in tokens}) > 1:
-        raise UserError("the templates differ in length in this tokenizer's tokens: take another model.")
-    return Task(np.array(tokens, np.int32), np.array(answers), np.array(others))
-
-
-def differences(model: Transformer, task: Task, part: slice, chosen: Any = None, means: Any = None) -> np.ndarray:
-    """logit(answer) - logit(other) behind every prompt of a part, with the chosen heads at their mean."""
-    if chosen is None:
-        logits = _last_logits(model, jnp.asarray(task.tokens[part]), None, None)
-    else:
-        shape = (len(model.blocks), model.config.heads)
-        logits = _last_logits(
-            model, jnp.asarray(task.tokens[part]), jnp.asarray(chosen, jnp.float32).reshape(shape), means
-        )
-    rows = np.arange(logits.shape[0])
-    return np.asarray(logits[rows, task.answer[part]] - logits[rows, task.other[part]], np.float64)
-
-
-@eqx.filter_jit
-def _last_logits(model: Transformer, tokens: Array, chosen: Array | None, means: list[Array] | None) -> Array:
-    edits = {}
-    if chosen is not None and means is not None:
-        edits = {f"blocks/{i}/attn/z": HeadsToMean(chosen[i], mean) for i, mean in enumerate(means)}
-    return model.unembed(run(model, tokens, edits=edits)["final"][:, -1])
-
-
-@eqx.filter_jit
-def _mean_z(model: Transformer, tokens: Array) -> list[Array]:
-    trace = run(model, tokens)
-    return [jnp.mean(trace[f"blocks/{i}/attn/z"], axis=0) for i in range(len(model.blocks))]
-
-
-def task_numbers(model: Transformer, task: Task) -> dict[str, float]:
-    """How well the model does, on both kinds of prompts."""
-    positive, negative = (differences(model, task, part) for part in (slice(task.half), slice(task.half, None)))
-    return {
-        "accuracy": float((positive > 0).mean()),
-        "difference": float(positive.mean()),
-        "difference_negative": float(negative.mean()),
-    }
-
-
-def single_effects(model: Transformer, task: Task, prompts: int) -> np.ndarray:
-    """How much the logit difference falls when each head alone is put at its mean over negative prompts."""
-    means, part = _mean_z(model, jnp.asarray(task.tokens[task.half :])), slice(prompts)
-    heads = len(model.blocks) * model.config.heads
-    base = differences(model, task, part, np.zeros(heads), means).mean()
-    alone = (differences(model, task, part, np.arange(heads) == head, means).mean() for head in range(heads))
-    return np.array([base - after for after in track(alone, "every head alone ...", total=heads)])
+    first, *tops = results["auc"][0]
+    print_table({first: (first, "{}")} | {top.removeprefix("AUC, "): (top, "{:.3f}") for top in tops}, results["auc"])
+    say(*results["sentences"], f"{results['seconds']:.0f} s in all. Report: {path}")
 
 
 def analyse(
@@ -269,7 +177,7 @@ def analyse(
         "distance of means": np.argsort(-scores["distance of means; mean over positions"][0], kind="stable"),
         "largest causal effect": order,
     }
-    sets = ablated_sets(model, task, rankings, config)
+    sets = ablated_sets(model, task, rankings, prompts=config.causal_prompts, seed=config.seed)
     heads = model.config.heads
     results = {
         "heads": [
@@ -288,28 +196,6 @@ def _auc(runs: list[np.ndarray], member: np.ndarray) -> float:
     return float(np.mean([float(roc_auc(jnp.asarray(run, jnp.float32), jnp.asarray(member))) for run in runs]))
 
 
-def ablated_sets(
-    model: Transformer, task: Task, rankings: Mapping[str, np.ndarray], config: Config
-) -> list[dict[str, Any]]:
-    """The mean logit difference with the first n heads of every ranking at their mean, on prompts of their own."""
-    means, part = (
-        _mean_z(model, jnp.asarray(task.tokens[task.half :])),
-        slice(task.half - config.causal_prompts, task.half),
-    )
-    heads = len(next(iter(rankings.values())))
-    draw = np.random.default_rng(config.seed)
-
-    def left(chosen: np.ndarray) -> float:
-        return float(differences(model, task, part, np.isin(np.arange(heads), chosen), means).mean())
-
-    rows = []
-    for size in (0, *(size for size in SETS if size < heads)):
-        row: dict[str, Any] = {"heads": size} | {name: left(order[:size]) for name, order in rankings.items()}
-        random = [left(draw.permutation(heads)[:size]) for _ in range(DRAWS if size else 1)]
-        rows.append(row | {"random heads": float(np.mean(random)), "random, lowest draw": min(random)})
-    return rows
-
-
 def sentences(results: Mapping[str, Any]) -> list[str]:
     """What the numbers say, whichever way they fall."""
     auc = {row["score"]: next(value for name, value in row.items() if name != "score") for row in results["auc"]}
@@ -317,6 +203,7 @@ def sentences(results: Mapping[str, Any]) -> list[str]:
     permuted = auc["codes, z, labels permuted; mean over positions"]
     untrained = auc["codes, z, dictionary not trained; mean over positions"]
     singly = "ranks" if z > 0.8 else "ranks, weakly," if z > 0.65 else "hardly ranks"
+    learned = "helps" if z > untrained + LEVEL else "does not help" if z > untrained - LEVEL else "hurts"
     base, row = results["sets"][0]["highest z"], results["sets"][min(3, len(results["sets"]) - 1)]
     least = min(row["random, lowest draw"], row["lowest z"])
     if row["highest z"] < 0.5 * base and row["highest z"] < least:
@@ -327,7 +214,8 @@ def sentences(results: Mapping[str, Any]) -> list[str]:
         f"Head by head, the codes' z-score {singly} what single heads do: AUC {z:.2f} for the {min(TOPS)} with the "
         f"largest effects (labels permuted: {permuted:.2f}); the distance of a head's two mean contributions, without "
         f"any codes, has {rival:.2f}.",
-        f"With a dictionary that was not trained, the z-score of the codes has {untrained:.2f}.",
+        f"With a dictionary that was not trained, the z-score of the codes has {untrained:.2f}: training the "
+        f"dictionary {learned}.",
         f"As a set, {together}: of a logit difference of {base:.2f}, ablating {row['heads']} leaves "
         f"{row['highest z']:.2f} where z is highest, {row['lowest z']:.2f} where it is lowest, "
         f"{row['random heads']:.2f} at random (lowest of {DRAWS} draws: {row['random, lowest draw']:.2f}), "

@@ -11,6 +11,7 @@ eight minutes on two cores, 3.6 GB. Options whose default is None take the value
 """
 
 import json
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields, replace
@@ -18,9 +19,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import grain
+import jax
 from rich.console import Console
 
-from experiments.command import check_folder, command, open_folder, print_scoreboard
+from experiments.command import check_folder, check_positive, command, open_folder, print_scoreboard
+from experiments.on_text import check_mlp
 from jaxinterp.data.tokens import load_corpus, split
 from jaxinterp.data.windows import epochs_needed, windows
 from jaxinterp.decompositions.files import save_dictionary
@@ -29,12 +32,15 @@ from jaxinterp.evaluation.baselines import baselines
 from jaxinterp.evaluation.scoreboard import scoreboard
 from jaxinterp.methods import Method, SkipTranscoder, SparseAutoencoder, Transcoder
 from jaxinterp.models.load import Subject, load
-from jaxinterp.models.sites import check_site, sites
+from jaxinterp.models.shapes import model_shapes
+from jaxinterp.preflight.check import Setting, announce
+from jaxinterp.preflight.chips import find
 from jaxinterp.report.content import Report
 from jaxinterp.report.features import feature_pages
 from jaxinterp.report.page import write_report
 from jaxinterp.training.fit import check_sizes, fit
-from jaxinterp.training.mesh import parse_mesh
+from jaxinterp.training.hosts import join
+from jaxinterp.training.mesh import fetch, mesh_sizes, model_shardings, parse_mesh
 from jaxinterp.training.tracking import JsonLines, ProgressBar, read_rows
 
 METHODS: dict[str, Callable[..., Method]] = {
@@ -87,7 +93,11 @@ class Config:
     seed: int = 0
     """Of the data order, the start values and everything random."""
     mesh: str = "data=1,feature=1"
-    """Devices along each axis."""
+    """Devices along each axis: data (tokens), feature (dictionary rows), model (the subject model's weights)."""
+    hosts: str = "auto"
+    """Processes of one run: auto (Cloud TPU, Slurm, experiments.launch), alone, or ADDRESS:PORT,COUNT,INDEX."""
+    preflight: str = ""
+    """Compile for v5p:4x4x4 (v5e:2x2, cpu:8, auto: what is here), say what the run needs there, and train nothing."""
     save_every: int = 100
     """Steps between checkpoints."""
     resume: bool = False
@@ -109,6 +119,7 @@ PRESETS = {
     "tiny": Plan("blocks/1/mlp", features=256, k=16, learning_rate=3e-3, tokens=200_000),
     "smollm2-135m": Plan("blocks/1/mlp", features=4608, k=32, learning_rate=2e-3, tokens=900_000),
 }
+NOT_KEPT = ("out", "resume", "hosts", "preflight")
 OTHERWISE = Plan("", features=4096, k=32, learning_rate=1e-3, tokens=1_000_000)
 
 
@@ -116,7 +127,6 @@ def main(config: Config) -> None:
     """Load, train, score, report."""
     console = Console()
     plan = planned(config)
-    mesh = parse_mesh(config.mesh)
     method = METHODS[config.method](
         features=plan.features,
         k=plan.k,
@@ -126,16 +136,19 @@ def main(config: Config) -> None:
         dead_after=config.dead_after,
         learning_rate=plan.learning_rate,
     )
-    settings = {name: value for name, value in (asdict(config) | asdict(plan)).items() if name not in ("out", "resume")}
     steps = plan.tokens // config.batch_size
+    if config.preflight:
+        sys.exit(preflight_of(config, plan, method, steps))
+    join(config.hosts)
+    mesh = parse_mesh(config.mesh)
+    settings = {name: value for name, value in (asdict(config) | asdict(plan)).items() if name not in NOT_KEPT}
     check_sizes(steps=steps, batch_size=config.batch_size, seq=config.seq, mesh=mesh, save_every=config.save_every)
+    check_positive(config, "heldout_tokens", "ce_tokens")
     check_folder(config.out, settings, resume=config.resume)
     started = time.perf_counter()
 
-    subject = load(config.model)
-    if not check_site(subject.model, plan.site).endswith("/mlp"):
-        leaves = ", ".join(sites(subject.model, "**/mlp")[:3])
-        raise UserError(f"site={plan.site!r} is no MLP: name the leaf itself, such as {leaves}.")
+    subject = load(config.model, sharding=model_shardings(mesh))
+    check_mlp(subject.model, plan.site)
     train, heldout, facts = text_windows(config, plan, subject)
     out = open_folder(config.out, settings)
     console.print(f"{config.model}, {plan.site}; " + ", ".join(f"{name} {fact}" for name, fact in facts.items()))
@@ -156,16 +169,20 @@ def main(config: Config) -> None:
             resume=config.resume,
             track=(log, bar),
         )
+    decomposition = fetch(trained.decomposition)
+    subject = replace(subject, model=fetch(subject.model))
+    if jax.process_index() > 0:
+        return
     name = config.method.replace("_", " ")
     seconds = {name: training_seconds(read_rows(out / "log.jsonl"))}
-    save_dictionary(trained.decomposition, out / "dictionary")
+    save_dictionary(decomposition, out / "dictionary")
 
     console.print("scoring against baselines on held-out text ...")
     clock = time.perf_counter()
     rivals = baselines(subject, train, plan.site, k=plan.k, features=plan.features, seed=config.seed)
     seconds |= dict.fromkeys(rivals, time.perf_counter() - clock)
     rows = scoreboard(
-        {name: trained.decomposition, **rivals},
+        {name: decomposition, **rivals},
         subject,
         heldout,
         tokens=config.heldout_tokens,
@@ -174,7 +191,7 @@ def main(config: Config) -> None:
     rows = [row | {"seconds": round(seconds[row["method"]], 1)} for row in rows]
     (out / "scoreboard.json").write_text(json.dumps(rows, indent=2) + "\n")
 
-    densities, pages = feature_pages(trained.decomposition, subject, heldout, features=config.pages, seed=config.seed)
+    densities, pages = feature_pages(decomposition, subject, heldout, features=config.pages, seed=config.seed)
     report = Report(
         title=f"{config.model}: {plan.site}",
         subtitle=f"{name}, {plan.features} features, {config.activation}",
@@ -185,8 +202,21 @@ def main(config: Config) -> None:
         features=pages,
     )
     path = write_report(report, out / "report.html")
-    print_scoreboard(rows, console)
+    print_scoreboard(rows)
     console.print(f"{time.perf_counter() - started:.0f} s in all. Report: {path}")
+
+
+def preflight_of(config: Config, plan: Plan, method: Method, steps: int) -> int:
+    """Print what the run would need on the devices that --preflight names; 0 where it fits, else 1."""
+    sizes = {"steps": steps, "seq": config.seq}
+    return announce(
+        method,
+        lambda sharding: model_shapes(config.model, sharding=sharding),
+        plan.site,
+        target=find(config.preflight),
+        setting=Setting(mesh_sizes(config.mesh), config.batch_size),
+        **sizes,
+    )
 
 
 def planned(config: Config) -> Plan:

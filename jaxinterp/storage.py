@@ -132,15 +132,15 @@ class Checkpoints:
             except Exception as error:  # whatever Orbax makes of damaged files
                 damaged[checkpoint.step] = error
                 continue
-            for step, error in damaged.items():
+            for step, reason in damaged.items():
                 warnings.warn(
-                    f"the checkpoint of step {step} in {self.folder} is damaged ({_first_line(error)}): it is put "
+                    f"the checkpoint of step {step} in {self.folder} is damaged ({_first_line(reason)}): it is put "
                     f"aside, and the run continues from step {checkpoint.step}.",
                     stacklevel=2,
                 )
             self._put_aside(damaged)
-            state = fill_leaves(template, {name.replace(".", "/"): leaf for name, leaf in loaded["state"].items()})
-            return state, {name: int(value) for name, value in loaded["data"].items()}
+            leaves = {name: loaded["state"][_file_name(name)] for name in named_leaves(template)}
+            return fill_leaves(template, leaves), {name: int(value) for name, value in loaded["data"].items()}
         first = next(iter(damaged.values()))
         raise UserError(
             f"none of the checkpoints in {self.folder} (steps {', '.join(map(str, sorted(damaged)))}) can be read: "
@@ -271,9 +271,11 @@ def first_difference(saved: Any, asked: Any, field: str = "") -> tuple[str, Any,
 
 
 def _stored(leaves: Mapping[str, Any]) -> dict[str, Any]:
-    """Leaf names as Orbax can write them: it takes `/` for a folder."""
+    """The arrays under names that Orbax can write: it takes `/` for a folder."""
     return {
-        name.replace("/", "."): leaf
-        for name, leaf in leaves.items()
-        if isinstance(leaf, jax.Array | jax.ShapeDtypeStruct)
+        _file_name(name): leaf for name, leaf in leaves.items() if isinstance(leaf, jax.Array | jax.ShapeDtypeStruct)
     }
+
+
+def _file_name(name: str) -> str:
+    return name.replace("/", ".")

@@ -38,6 +38,9 @@ Draw = Callable[[Any, PRNGKeyArray, int], dict[str, Array]]
 SAMPLE = 4096
 """Rows that a method sees before it starts, for scales and means."""
 
+CODES = "h"
+"""The name of the planted codes among the samples."""
+
 LATE = 200
 """Steps at the end of training that metrics are averaged over."""
 
@@ -61,6 +64,15 @@ class Plant:
 
     def __post_init__(self) -> None:
         """Raises UserError where a plant cannot be."""
+        for name in ("features", "width"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name}={getattr(self, name)} must be at least 1.")
+        if not 0 <= self.low <= self.high or self.high == 0:
+            raise UserError(
+                f"low={self.low} and high={self.high}: sizes of codes lie between them, 0 <= low <= high > 0."
+            )
+        if self.noise < 0:
+            raise UserError(f"noise={self.noise} is a standard deviation: it must not be negative.")
         if not 0 < self.active <= self.features:
             raise UserError(f"active={self.active} must lie between 1 and features={self.features}.")
         if not 0 <= self.also_active <= self.features or (self.also_active and self.independent):
@@ -106,11 +118,12 @@ class Plant:
 
     def draw(
         self, rows: Float[Array, "features width"], key: PRNGKeyArray, samples: int
-    ) -> dict[str, Float[Array, "samples width"]]:
-        """Samples of x, under the site name `x`."""
+    ) -> dict[str, Float[Array, "samples _width"]]:
+        """Samples of x, under the site name `x`, and the codes that they were made of, `h`."""
         code_key, noise_key = jax.random.split(key)
-        x = self.codes(code_key, samples) @ rows
-        return {"x": x + self.noise * jax.random.normal(noise_key, x.shape)}
+        codes = self.codes(code_key, samples)
+        x = codes @ rows
+        return {"x": x + self.noise * jax.random.normal(noise_key, x.shape), CODES: codes}
 
 
 def train(

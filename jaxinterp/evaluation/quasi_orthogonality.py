@@ -14,6 +14,14 @@ identity line: below it (|f̃| < |z|) a token is under-active, above it over-act
 
 Only the active atoms of a token enter the sums: with h = their number the bounds hold too, and are far tighter.
 
+Codes can be too short for two reasons, with f D = sum_j f_j D_j what they write:
+
+    |f| / |z|  =  |f| / |f D|  *  |f D| / |z|
+
+The first factor is one of directions: below 1 where features that are active together are related. The second is
+below 1 where something is not reconstructed, however orthogonal the atoms. As a control of the first, the same codes
+are given to other features of the same dictionary at random: what it lacks then is due to the number of dimensions.
+
 Source: Lee et al. 2025, arXiv 2503.24277 (bounds as recalled; they follow from |z|^2 - |f|^2 = sum over i != j of
 f_i f_j D_i . D_j, whose size is at most ε (h - 1) |f|^2). The published plots count the decoder's bias as one more
 atom; here it is taken off z instead. The published code's eps_max and eps_mean are of signed products; here of their
@@ -24,9 +32,10 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+import numpy as np
+from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from jaxinterp.decompositions.codes import Codes
+from jaxinterp.decompositions.codes import Codes, DenseCodes
 from jaxinterp.decompositions.dictionary import Dictionary
 
 ROWS = 256
@@ -104,3 +113,66 @@ def zf_points(dictionary: Dictionary, x: Float[Array, "*axes d_in"], *, training
     codes = dictionary.encode(x, training=training)
     z = dictionary.normalise(x) - dictionary.decoder_bias
     return ZFPoints(afa_norm(z), code_norm(codes, dictionary.decoder), codes.active())
+
+
+class Lengths(NamedTuple):
+    """Numbers about the lengths of codes, and |z| and |f| of every token."""
+
+    numbers: dict[str, float | None]
+    inputs: Float[np.ndarray, " tokens"]
+    codes: Float[np.ndarray, " tokens"]
+
+
+TOKENS = 2048
+"""Tokens encoded at a time."""
+
+CODE_LENGTHS = (
+    "under-active",
+    "over-active",
+    "|f|/|z| low quartile",
+    "|f|/|z| median",
+    "|f|/|z| high quartile",
+    "|f|/|fD| median",
+    "|fD|/|z| median",
+    "|f|/|fD| shuffled",
+    "(h-1) eps_LBO",
+    "eps_LBO median",
+)
+"""Numbers over the tokens with at least two active features: with one, no coherence can make a gap."""
+
+
+def code_lengths(dictionary: Dictionary, x: Float[Array, "tokens d_in"], key: PRNGKeyArray) -> Lengths:
+    """The module's numbers for a sparse autoencoder; None, for those of CODE_LENGTHS, where no token has two features.
+
+    Args:
+      key: of the features that codes are given to in the control.
+    """
+    order = jax.random.permutation(key, dictionary.features)
+    parts = []
+    for start in range(0, len(x), TOKENS):
+        some = x[start : start + TOKENS]
+        points, dense = zf_points(dictionary, some), dictionary.encode(some).dense()
+        moved = dense[:, order]
+        lengths = (afa_norm(codes @ dictionary.decoder) for codes in (dense, moved))
+        parts.append((*points, code_norm(DenseCodes(moved), dictionary.decoder), *lengths))
+    columns = (np.concatenate([np.asarray(part[n], np.float64) for part in parts]) for n in range(6))
+    z, f, h, moved_f, written, scattered = columns
+    eps = coherence(dictionary.decoder)
+    numbers: dict[str, float | None] = dict.fromkeys(CODE_LENGTHS)
+    kept = (h > 1) & np.all([one > 0 for one in (z, f, written, scattered)], axis=0)
+    if kept.any():
+        ratio = (f / np.where(kept, z, 1.0))[kept]
+        needed = np.asarray(epsilon_lbo(*(jnp.asarray(one[kept]) for one in (z, f, h))), np.float64)
+        values = (
+            np.mean(ratio < 1),
+            np.mean(ratio > 1),
+            *np.quantile(ratio, (0.25, 0.5, 0.75)),
+            np.median(f[kept] / written[kept]),
+            np.median(written[kept] / z[kept]),
+            np.median(moved_f[kept] / scattered[kept]),
+            np.median((h[kept] - 1) * needed),
+            np.median(needed),
+        )
+        numbers = {name: float(value) for name, value in zip(CODE_LENGTHS, values, strict=True)}
+    numbers |= {"eps_mean": float(eps.eps_mean), "eps_max": float(eps.eps_max), "no code": float(np.mean(h == 0))}
+    return Lengths(numbers, z, f)

@@ -8,6 +8,7 @@ With target y (the array named `sites.writes`), output ŷ, token weights w (0 at
     ce_clean            cross-entropy of the next token, in nats; ce_replaced: with ŷ in place of y wherever w > 0;
                         ce_zero, ce_mean: with 0, and with the training mean of y, in its place
     ce_recovered_zero   (ce_zero - ce_replaced) / (ce_zero - ce_clean); ce_recovered_mean likewise
+                        (NaN where the ablation changes nothing: there is nothing to recover)
     kl                  KL(clean || replaced) of the next token's distribution, in nats
     top1_agreement      how often both find the same token most likely
 
@@ -18,6 +19,7 @@ every decomposition sees the same tokens, so what differs between documents canc
 the token before it have weight and belong to one document.
 """
 
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -30,6 +32,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxinterp.data.activations import Rows, harvest_jit
 from jaxinterp.data.text import take
+from jaxinterp.errors import UserError
 from jaxinterp.evaluation.intervals import ratio_interval
 from jaxinterp.models.sites import SetTo, run
 
@@ -62,8 +65,12 @@ def scoreboard(
         writes the array.
       seed: of the sample.
     Returns:
-      A row of plain numbers for each, in the order given; `method` is its name.
+      A row of plain numbers for each, in the order given; `method` is its name; `tokens` and `ce_tokens`: how many were
+      measured, which is less than was asked for where the text is short.
+    Raises:
+      UserError: `tokens` or `ce_tokens` is below 1.
     """
+    check_counts(tokens=tokens, ce_tokens=ce_tokens)
     sites = tuple(dict.fromkeys(name for d in decompositions.values() for name in d.sites.names()))
     batches = take(heldout, tokens, seed=seed)
     centers = heldout_means(subject.model, batches, sites)
@@ -83,6 +90,13 @@ def scoreboard(
                 tables[name].add(next_document=batch["document"][:, :-1], counted=next_counts(batch), **columns)
         seen += batch["tokens"].size
     return [row_of(name, decompositions[name], table) for name, table in tables.items()]
+
+
+def check_counts(**counts: int) -> None:
+    """Raises UserError where a number of tokens is below 1."""
+    for name, count in counts.items():
+        if count < 1:
+            raise UserError(f"{name}={count} must be at least 1.")
 
 
 class Table:
@@ -194,7 +208,8 @@ def row_of(name: str, decomposition: Any, table: Table) -> Row:
     increase = ratio_interval((table["nll"] - table["nll_clean"]) * counted, counted, next_document)
 
     def recovered(ablated: float) -> float:
-        return (ablated - ce["replaced"]) / (ablated - ce["clean"])
+        lost = ablated - ce["clean"]
+        return (ablated - ce["replaced"]) / lost if lost else math.nan
 
     return {
         "method": name,

@@ -21,7 +21,16 @@ from jaxinterp.data.activations import Rows, harvest_jit
 from jaxinterp.data.batch import Sites
 from jaxinterp.data.text import take
 from jaxinterp.errors import UserError
-from jaxinterp.evaluation.scoreboard import Row, Table, compare, heldout_means, logits_with, next_counts, row_of
+from jaxinterp.evaluation.scoreboard import (
+    Row,
+    Table,
+    check_counts,
+    compare,
+    heldout_means,
+    logits_with,
+    next_counts,
+    row_of,
+)
 from jaxinterp.models.sites import run
 from jaxinterp.objectives.end_to_end import spliced
 
@@ -44,8 +53,9 @@ def score_layers(
     Returns:
       A row for all layers together (`method` "all"), then one for each layer alone (`method`: the array it writes).
     Raises:
-      UserError: the decomposition is one of a single layer.
+      UserError: the decomposition is one of a single layer, or `tokens` or `ce_tokens` is below 1.
     """
+    check_counts(tokens=tokens, ce_tokens=ce_tokens)
     if isinstance(decomposition.sites.writes, str):
         raise UserError(f"{decomposition.sites.writes!r} is one layer: score it with jaxinterp.score.")
     writes, names = decomposition.sites.writes, decomposition.sites.names()

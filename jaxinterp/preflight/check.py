@@ -1,5 +1,6 @@
 """Compile an experiment's step for devices that need not be here, and say what it would take; or what would fit."""
 
+import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -37,7 +38,7 @@ def preflight(
     steps: int,
     seq: int,
     buffer_batches: int = 8,
-    memory: float | None = None,
+    memory: int | None = None,
 ) -> Estimate:
     """The estimate of one setting.
 
@@ -47,7 +48,8 @@ def preflight(
     Raises:
       UserError: the sizes do not fit together, or the mesh has more devices than the target.
     """
-    mesh = make_mesh(**setting.mesh, devices=target.devices)
+    axes = dict(setting.mesh)
+    mesh = make_mesh(axes["data"], axes["feature"], axes["model"], devices=target.devices)
     check_sizes(steps=steps, batch_size=setting.batch_size, seq=seq, mesh=mesh, buffer_batches=buffer_batches)
     model = shapes(model_shardings(mesh))
     needed = method.needs(expand(model, site))
@@ -59,11 +61,42 @@ def preflight(
     return Estimate(chip, numbers, mesh.devices.size, setting.batch_size, steps)
 
 
-def _memory(mesh: Mesh) -> float:
+def _memory(mesh: Mesh) -> int:
     """What the machine's memory leaves to each of its virtual devices."""
-    import os
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // mesh.devices.size
 
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / mesh.devices.size
+
+def announce(
+    method: Method,
+    shapes: Callable[[Any], Any],
+    site: str,
+    *,
+    target: chips.Target,
+    setting: Setting,
+    steps: int,
+    seq: int,
+) -> int:
+    """Print the estimate of a setting, and the nearest setting that fits where it does not; 0 if it fits, else 1.
+
+    Raises:
+      UserError: as `preflight`.
+    """
+
+    def attempt(setting: Setting) -> Estimate:
+        return preflight(method, shapes, site, target, setting, steps=steps, seq=seq)
+
+    found = attempt(setting)
+    print(f"preflight on {target.text} ({found.devices} of {len(target.devices)} devices), {setting}")
+    print("\n".join(found.lines()))
+    if found.fits:
+        return 0
+    better = nearest(attempt, setting, len(target.devices), seq)
+    if better is None:
+        print("no neighbouring setting fits: take more devices, or a smaller dictionary.")
+        return 1
+    print(f"\nthe nearest setting that fits: {better[0]}")
+    print("\n".join(better[1].lines()))
+    return 1
 
 
 def nearest(

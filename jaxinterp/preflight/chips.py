@@ -20,7 +20,7 @@ class Chip:
 
     name: str
     flops: float
-    memory: float
+    memory: int
     memory_bandwidth: float
     interconnect: float
     clock: float | None = None

@@ -14,10 +14,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from jaxinterp.preflight.chips import Chip
 from jaxinterp.preflight.compiled import Program
+from jaxinterp.training.mesh import make_mesh, over_data
 
 SPARE = 0.9
 """The share of a chip's memory that a program may use: the runtime keeps some."""
@@ -92,10 +92,9 @@ class Estimate:
         ]
 
 
-def measured(devices: tuple[Any, ...], memory: float) -> Chip:
+def measured(devices: tuple[Any, ...], memory: int) -> Chip:
     """The peaks of one of these devices while all are busy, from a product and a copy in float32."""
-    mesh = jax.sharding.Mesh(np.asarray(devices), ("device",))
-    spread = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("device"))
+    spread = over_data(make_mesh(len(devices), devices=devices))
     side, length = 768, 2**23
     square = jax.device_put(jnp.ones((len(devices), side, side)), spread)
     line = jax.device_put(jnp.ones((len(devices), length)), spread)

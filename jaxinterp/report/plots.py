@@ -4,18 +4,16 @@ Colours, fonts and stroke widths come from the style sheet by class, so that a c
 Numbers can be read without a script: every mark carries its value as an SVG title, and lines show a point on hovering.
 """
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from jaxinterp.report.axes import Labels, nothing, px, svg, x_axis, y_axis
 from jaxinterp.report.scales import Scale, fit_scale, log_labels, tick_labels
 from jaxinterp.report.text import Number, finite, number, plain
 
 _MOST_POINTS = 400  # of a line: more are not visible at this width
 _MOST_HOVERS = 60
 _CHARACTER = 6.4  # the mean width of a character at the style sheet's 11.5 px, in pixels
-
-Labels = Callable[[Sequence[Number]], tuple[str, ...]]
 
 
 @dataclass(frozen=True)
@@ -246,33 +244,6 @@ def _ends(row: Dot) -> tuple[Number, ...]:
     return ends if len(ends) == 2 else ()
 
 
-def y_axis(ys: Scale, left: Number, right: Number, labels: Labels, ticks: Sequence[Number] | None = None) -> str:
-    """Grid lines and labels of a vertical axis."""
-    ticks = ys.ticks() if ticks is None else ticks
-    lines = "".join(f"M{px(left)} {px(ys(tick))}H{px(right)}" for tick in ticks)
-    texts = "".join(
-        f'<text class="tick aside" x="{px(left - 8)}" y="{px(ys(tick) + 4)}">{text}</text>'
-        for tick, text in zip(ticks, labels(ticks), strict=True)
-    )
-    return f'<path class="grid" d="{lines}"/>{texts}'
-
-
-def x_axis(xs: Scale, base: Number, labels: Labels, label: str, grid_from: Number | None = None) -> str:
-    """The line, ticks and name of a horizontal axis, with grid lines from a height on where one is given."""
-    ticks = xs.ticks(max(2, round((xs.stop - xs.start) / 90)))
-    grid = "" if grid_from is None else "".join(f"M{px(xs(tick))} {px(grid_from)}V{px(base)}" for tick in ticks)
-    texts = "".join(
-        f'<text class="tick below" x="{px(xs(tick))}" y="{px(base + 9)}">{text}</text>'
-        for tick, text in zip(ticks, labels(ticks), strict=True)
-    )
-    name = f'<text class="axis-label" x="{px(xs.stop)}" y="{px(base + 38)}" text-anchor="end">{plain(label)}</text>'
-    return (
-        (f'<path class="grid" d="{grid}"/>' if grid else "")
-        + f'<path class="axis" d="M{px(xs.start)} {px(base)}H{px(xs.stop)}"/>{texts}'
-        + (name if label else "")
-    )
-
-
 def _bar(across: Number, wide: Number, top: Number, base: Number, name: str, text: str) -> str:
     size = f'x="{px(across)}" y="{px(top)}" width="{px(wide)}" height="{px(max(base - top, 0))}"'
     return f'<rect class="{name}" {size}><title>{plain(text)}</title></rect>'
@@ -295,19 +266,3 @@ def _path(points: Sequence[tuple[Number, Number] | None]) -> str:
         pieces.append(f"{pen}{px(point[0])} {px(point[1])}" + ("h0" if pen == "M" else ""))
         pen = "L"
     return "".join(pieces)
-
-
-def px(value: Number) -> str:
-    """A coordinate, to a tenth of a pixel."""
-    return f"{value:.1f}".removesuffix(".0") if math.isfinite(value) else "0"
-
-
-def svg(width: int, height: int, title: str, parts: Sequence[str]) -> str:
-    """The whole chart."""
-    body = "".join(parts)
-    return f'<svg class="plot" viewBox="0 0 {width} {height}" role="img" aria-label="{plain(title)}">{body}</svg>'
-
-
-def nothing(title: str) -> str:
-    """What stands where there is nothing to draw."""
-    return f'<p class="empty">{plain(title)}: nothing to draw.</p>'

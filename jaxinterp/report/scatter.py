@@ -7,7 +7,7 @@ last point of its series.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from jaxinterp.report.plots import nothing, px, svg, x_axis, y_axis
+from jaxinterp.report.axes import nothing, px, svg, x_axis, y_axis
 from jaxinterp.report.scales import Scale, fit_scale, log_labels, tick_labels
 from jaxinterp.report.text import finite, number, plain
 
@@ -70,7 +70,7 @@ def xy_chart(
     if identity:
         low, high = max(xs.low, ys.low), min(xs.high, ys.high)
         parts.append(f'<path class="reference" d="M{px(xs(low))} {px(ys(low))}L{px(xs(high))} {px(ys(high))}"/>')
-    places = _places([ys(kept[-1][1]) if kept else bottom for _, kept in shown], 24.0, float(bottom))
+    places = _places([ys(kept[-1][1]) if kept else float(bottom) for _, kept in shown], 24.0, float(bottom))
     for index, ((one, kept), at) in enumerate(zip(shown, places, strict=True)):
         parts.append(_drawn(one, kept, index, xs, ys, at))
     return svg(width, height, title, parts)

@@ -100,7 +100,7 @@ class Losses:
 def _keep(folder: Path, step: int, loss: float, windows: Mapping[str, Any]) -> Path:
     """The text of a batch as a file: this process's rows."""
     path = folder / f"refused_batch_step{step}_process{jax.process_index()}.npz"
-    rows = {
+    rows: dict[str, Any] = {
         name: np.concatenate([np.asarray(shard.data) for shard in _distinct(array)]) for name, array in windows.items()
     }
     folder.mkdir(parents=True, exist_ok=True)

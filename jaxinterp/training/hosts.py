@@ -8,6 +8,7 @@ after at most HEARTBEAT seconds; what is saved stays, and the run is resumed.
 import importlib.util
 import os
 from pathlib import Path
+from typing import Any
 
 import jax
 
@@ -15,6 +16,9 @@ from jaxinterp.errors import UserError
 
 HEARTBEAT = 30
 """Seconds without a sign of life after which a process counts as lost."""
+
+TIMEOUTS: dict[str, Any] = {"heartbeat_timeout_seconds": HEARTBEAT, "shutdown_timeout_seconds": 24 * 3600}
+"""At the end, the others wait for the first process, which scores and writes the report."""
 
 VARIABLE = "JAXINTERP_HOSTS"
 """What the launcher sets for every process that it starts."""
@@ -35,10 +39,10 @@ def join(hosts: str = "auto") -> None:
         return
     try:
         if hosts == "auto":
-            jax.distributed.initialize(heartbeat_timeout_seconds=HEARTBEAT)
+            jax.distributed.initialize(**TIMEOUTS)
         else:
             address, count, index = _parsed(hosts)
-            jax.distributed.initialize(address, count, index, heartbeat_timeout_seconds=HEARTBEAT)
+            jax.distributed.initialize(address, count, index, **TIMEOUTS)
     except RuntimeError as error:
         raise UserError(f"hosts={hosts}: the processes of this run did not find each other: {error}") from error
 

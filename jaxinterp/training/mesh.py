@@ -74,7 +74,8 @@ def parse_mesh(text: str) -> Mesh:
     Raises:
       UserError: not of this form, an unknown axis, or too few devices.
     """
-    return make_mesh(**mesh_sizes(text))
+    sizes = mesh_sizes(text)
+    return make_mesh(sizes["data"], sizes["feature"], sizes["model"])
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

@@ -64,11 +64,25 @@ def test_noise_is_added_to_the_samples():
 
 
 @pytest.mark.parametrize(
-    ("field", "value"), [("active", 0), ("active", 49), ("correlation", 1.5), ("children", 4), ("also_active", 49)]
+    ("field", "value"),
+    [
+        ("active", 0),
+        ("active", 49),
+        ("correlation", 1.5),
+        ("children", 4),
+        ("also_active", 49),
+        ("features", 0),
+        ("width", 0),
+        ("low", 2.0),
+        ("low", -1.0),
+        ("noise", -0.1),
+    ],
 )
 def test_a_plant_that_cannot_be_is_refused(field, value):
     with pytest.raises(UserError, match=f"{field}={value}"):
         Plant(**{field: value})
+    with pytest.raises(UserError, match=r"low=0.0 and high=0.0"):
+        Plant(low=0.0, high=0.0)
 
 
 def test_two_plants_are_found_by_one_program_and_only_the_right_one_matches():

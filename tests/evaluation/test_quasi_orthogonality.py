@@ -1,20 +1,25 @@
 """Quasi-orthogonality: exact cases, ratios of random atoms, bounds with the measured coherence."""
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxinterp.data.batch import Sites, make_batch
 from jaxinterp.decompositions.activations import ReLU, TopK
 from jaxinterp.decompositions.codes import DenseCodes
 from jaxinterp.evaluation.quasi_orthogonality import (
+    CODE_LENGTHS,
     afa_norm,
+    code_lengths,
     code_norm,
     coherence,
     epsilon_lbo,
     norm_bounds,
     zf_points,
 )
+from jaxinterp.methods import SparseAutoencoder
 from jaxinterp.models.tiny import unit_rows
 from tests.decompositions.test_dictionary import random_dictionary
 
@@ -118,3 +123,68 @@ def test_the_points_of_the_plot(activation):
     np.testing.assert_allclose(points.codes, expected, rtol=1e-4)
     np.testing.assert_array_equal(points.active, dictionary.encode(x).active())
     np.testing.assert_allclose(points.ratio(), expected / np.linalg.norm(z, axis=-1), rtol=1e-4)
+
+
+def exact(codes, atoms, kept):
+    """A TopK dictionary that reads and writes these atoms, and the inputs that the codes make of them."""
+    x = jnp.asarray(codes @ atoms)
+    method = SparseAutoencoder(features=32, activation=TopK(kept), normalise=False)
+    batch = make_batch({"m/out": x}, jnp.ones(len(x)), Sites("m/out", "m/out"))
+    dictionary = method.recipe(10).init(jax.random.key(0), batch, None).decomposition
+    places = lambda d: (d.encoder, d.decoder)
+    return eqx.tree_at(places, dictionary, (jnp.asarray(np.linalg.inv(atoms).T), jnp.asarray(atoms))), x
+
+
+def orthonormal():
+    return np.linalg.qr(np.random.default_rng(0).normal(size=(32, 32)))[0].astype(np.float32)
+
+
+def planted_pairs(*, related):
+    """Two atoms of each pair are active together, at a cosine of 0.8 or 0; the dictionary is exact."""
+    rng, atoms = np.random.default_rng(0), orthonormal()
+    if related:
+        atoms[1::2] = 0.8 * atoms[::2] + 0.6 * atoms[1::2]
+    codes = np.zeros((400, 32), np.float32)
+    pairs = rng.integers(0, 16, 400)
+    codes[np.arange(400), 2 * pairs] = codes[np.arange(400), 2 * pairs + 1] = rng.uniform(0.5, 1.5, 400)
+    return exact(codes, atoms, 2)
+
+
+def planted_twelve():
+    """Twelve orthonormal atoms are active, of which the dictionary keeps four."""
+    return exact(np.asarray(sparse_codes(32, 12, 400)), orthonormal(), 4)
+
+
+def test_lengths_of_orthonormal_atoms_are_exact():
+    found = code_lengths(*planted_pairs(related=False), jax.random.key(0))
+    assert len(found.inputs) == len(found.codes) == 400
+    for name in ("|f|/|z| median", "|f|/|fD| median", "|fD|/|z| median", "|f|/|fD| shuffled"):
+        assert found.numbers[name] == pytest.approx(1, abs=1e-4), name
+    assert found.numbers["(h-1) eps_LBO"] == pytest.approx(0, abs=1e-3) and found.numbers["eps_max"] < 1e-3
+
+
+def test_related_atoms_that_are_active_together_are_under_active_but_for_the_shuffled():
+    """|z|^2 = 2 (1 + 0.8) where |f|^2 = 2."""
+    found = code_lengths(*planted_pairs(related=True), jax.random.key(0)).numbers
+    expected = 1 / np.sqrt(1.8)
+    assert found["|f|/|z| median"] == pytest.approx(expected, rel=1e-3)
+    assert found["|f|/|fD| median"] == pytest.approx(expected, rel=1e-3)
+    assert found["|fD|/|z| median"] == pytest.approx(1, rel=1e-3)
+    assert found["|f|/|fD| shuffled"] == pytest.approx(1, abs=1e-3)
+    assert found["(h-1) eps_LBO"] == pytest.approx(0.8, rel=1e-2)
+    assert found["eps_max"] == pytest.approx(0.8, abs=1e-3) and found["under-active"] == 1
+
+
+def test_what_is_not_reconstructed_is_the_second_factor():
+    found = code_lengths(*planted_twelve(), jax.random.key(0)).numbers
+    assert found["|f|/|z| median"] < 0.8 and found["|f|/|fD| median"] == pytest.approx(1, abs=1e-4)
+    assert found["|fD|/|z| median"] == pytest.approx(found["|f|/|z| median"], abs=1e-4)
+
+
+def test_where_no_token_has_two_active_features_there_is_no_length():
+    atoms = orthonormal()
+    codes = np.zeros((50, 32), np.float32)
+    codes[:, 3] = 1
+    found = code_lengths(*exact(codes, atoms, 1), jax.random.key(0)).numbers
+    assert all(found[name] is None for name in CODE_LENGTHS)
+    assert found["no code"] == 0 and found["eps_max"] < 1e-3

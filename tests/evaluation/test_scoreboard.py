@@ -13,9 +13,10 @@ from jaxinterp.decompositions.activations import TopK
 from jaxinterp.decompositions.base import StandIn
 from jaxinterp.decompositions.codes import DenseCodes
 from jaxinterp.decompositions.plain import Neurons
+from jaxinterp.errors import UserError
 from jaxinterp.evaluation.baselines import baselines
 from jaxinterp.evaluation.intervals import ratio_interval
-from jaxinterp.evaluation.scoreboard import score, scoreboard
+from jaxinterp.evaluation.scoreboard import Table, row_of, score, scoreboard
 from jaxinterp.models.load import load
 from jaxinterp.models.sites import replace, run
 from tests.decompositions.test_dictionary import random_dictionary
@@ -184,3 +185,18 @@ def test_the_interval_covers_the_truth_about_as_often_as_it_says():
     assert 0.88 <= covered / 200 <= 0.99
     one = ratio_interval(np.array([1.0, 3.0]), np.ones(2), np.zeros(2, np.int64))
     assert one == (2.0, 2.0)
+
+
+@pytest.mark.parametrize("name", ["tokens", "ce_tokens"])
+def test_nothing_is_scored_on_no_token(subject, heldout, name):
+    with pytest.raises(UserError, match=f"{name}=0 must be at least 1"):
+        score(random_dictionary(TopK(4), d_in=64, d_out=64), subject, heldout, **OPTIONS | {name: 0})
+
+
+def test_where_ablation_changes_nothing_there_is_nothing_to_recover():
+    table, ones = Table(), np.ones(4)
+    table.add(weight=ones, document=np.arange(4), squares=0.5 * ones, spread=ones, active=ones, fired=ones)
+    table.add(counted=ones, next_document=np.arange(4), kl=0 * ones, agrees=ones)
+    table.add(nll=2.5 * ones, nll_clean=2 * ones, nll_zero=2 * ones, nll_mean=3 * ones)
+    row = row_of("m", Whole(None, jnp.zeros(64), SITES), table)
+    assert np.isnan(row["ce_recovered_zero"]) and row["ce_recovered_mean"] == pytest.approx(0.5)

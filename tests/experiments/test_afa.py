@@ -2,19 +2,13 @@
 
 import json
 
-import equinox as eqx
 import jax
-import jax.numpy as jnp
-import numpy as np
 import pytest
 
-from experiments.afa import Config, at_their_l0, main, measured, methods, reading
-from jaxinterp.data.batch import Sites, make_batch
-from jaxinterp.decompositions.activations import TopK
+from experiments.afa import Config, at_their_l0, main, methods, reading
 from jaxinterp.errors import UserError
-from jaxinterp.methods import SparseAutoencoder
-
-pytestmark = pytest.mark.slow
+from jaxinterp.evaluation.quasi_orthogonality import CODE_LENGTHS, code_lengths
+from tests.evaluation.test_quasi_orthogonality import planted_pairs, planted_twelve
 
 SMALL = {
     "model": "tiny", "features": 96, "k": 4, "afa": (1 / 32,), "tokens": 5120, "seq": 64, "batch_size": 256,
@@ -31,6 +25,7 @@ def corpus(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_a_small_run(tmp_path, corpus, capsys):
     out = tmp_path / "a"
     main(Config(out=out, text=str(corpus), **SMALL))
@@ -43,6 +38,7 @@ def test_a_small_run(tmp_path, corpus, capsys):
     assert lengths["topk 4"]["|f|/|z| median"] < lengths["top-AFA 0.0312"]["|f|/|z| median"] < 1.1
     for row in lengths.values():
         assert 0 < row["eps_mean"] < row["eps_max"] < 1 and row["under-active"] + row["over-active"] <= 1
+        assert 0 < row["|fD|/|z| median"] < 1.2 and row["|f|/|fD| shuffled"] > 0.8
     (rival,) = results["top-AFA against TopK"]
     assert rival["TopK read off"] in ("measured", "between", "nearest") and rival["L0"] > 10
     html = (out / "report.html").read_text()
@@ -52,58 +48,59 @@ def test_a_small_run(tmp_path, corpus, capsys):
         main(Config(out=out, text=str(corpus), **SMALL))
 
 
-def test_lengths_of_orthonormal_atoms_are_exact_and_related_atoms_are_under_active_but_for_the_shuffled():
-    """Two atoms of each pair are active together; where they are related, |z|^2 exceeds |f|^2."""
-    rng = np.random.default_rng(0)
-    rows = np.linalg.qr(rng.normal(size=(32, 32)))[0].astype(np.float32)
-    related = rows.copy()
-    related[1::2] = 0.8 * rows[::2] + 0.6 * rows[1::2]
-    codes = np.zeros((400, 32), np.float32)
-    pairs = rng.integers(0, 16, 400)
-    codes[np.arange(400), 2 * pairs] = codes[np.arange(400), 2 * pairs + 1] = rng.uniform(0.5, 1.5, 400)
-    found = {}
-    for name, atoms in (("orthonormal", rows), ("related", related)):
-        x = jnp.asarray(codes @ atoms)
-        method = SparseAutoencoder(features=32, activation=TopK(2), normalise=False)
-        batch = make_batch({"m/out": x}, jnp.ones(400), Sites("m/out", "m/out"))
-        dictionary = method.recipe(10).init(jax.random.key(0), batch, None).decomposition
-        read = np.linalg.inv(atoms).T if name == "related" else atoms
-        found[name], points = measured(replaced(dictionary, read, atoms), x, 0)
-        assert len(points) == 400
-    assert found["orthonormal"]["|f|/|z| median"] == pytest.approx(1, abs=1e-4)
-    assert found["orthonormal"]["(h-1) eps_LBO"] == pytest.approx(0, abs=1e-3)
-    assert found["orthonormal"]["eps_max"] < 1e-3
-    expected = 1 / np.sqrt(1.8)
-    assert found["related"]["|f|/|z| median"] == pytest.approx(expected, rel=1e-3)
-    assert found["related"]["(h-1) eps_LBO"] == pytest.approx(0.8, rel=1e-2)
-    assert found["related"]["eps_max"] == pytest.approx(0.8, abs=1e-3)
-    assert found["related"]["|f|/|z| shuffled"] == pytest.approx(1, abs=1e-3)
-    assert found["related"]["under-active"] == 1
+RIVAL = {"method": "top-AFA 1", "L0": 60.0, "FVU": 0.2, "TopK FVU": 0.3, "CE": 3.0, "TopK CE": 3.1}
 
 
-def replaced(dictionary, read, write):
-    return eqx.tree_at(lambda d: (d.encoder, d.decoder), dictionary, (jnp.asarray(read), jnp.asarray(write)))
+def length(related, rest, shuffled):
+    found = dict.fromkeys(CODE_LENGTHS, 0.0)
+    return found | {
+        "|f|/|z| median": related * rest,
+        "|f|/|fD| median": related,
+        "|fD|/|z| median": rest,
+        "|f|/|fD| shuffled": shuffled,
+    }
 
 
 def test_sentences_follow_the_numbers():
-    def length(median, shuffled):
-        return {"|f|/|z| median": median, "|f|/|z| shuffled": shuffled, "under-active": float(median < 1)}
-
-    rival = {"method": "top-AFA 1", "L0": 60.0, "FVU": 0.2, "TopK FVU": 0.3, "CE": 3.0, "TopK CE": 3.1}
-    said = reading([], {"a": length(0.7, 1.0), "b": length(1.1, 1.0)}, [rival | {"TopK read off": "measured"}], 64)
-    assert "1 of 2 dictionaries (a)" in said[0] and "nearest to the line is b" in said[0]
-    assert "in 1 of the 1 that are too short" in said[1] and "leaves less variance unexplained" in said[2]
-    other = reading([], {"a": length(0.7, 0.72)}, [rival | {"TopK read off": "nearest"}], 64)
-    assert "in 0 of the 1" in other[1] and "not compared" in other[2]
+    rows = {"related": length(0.7, 1.0, 1.0), "long": length(1.1, 1.0, 1.0)}
+    said = reading(rows, [RIVAL | {"TopK read off": "measured"}], 64)
+    assert "1 of 2 dictionaries (related)" in said[0] and "nearest to the line is long" in said[0]
+    assert "related 0.70 = 0.70 and 1.00" in said[1]
+    assert "In related more than half" in said[2] and "related directions" in said[2]
+    assert "leaves less variance unexplained" in said[3]
+    crowded = reading({"a": length(0.7, 1.0, 0.72)}, [RIVAL | {"TopK read off": "nearest"}], 64)
+    assert "with the same codes at random features too" in crowded[2] and "not compared" in crowded[3]
+    assert "related directions" not in " ".join(crowded)
     row = {"method": "topk 4", "l0": 4.0, "fvu": 0.5, "ce_replaced": 3.0}
     assert at_their_l0([row, row | {"method": "top-AFA 1", "l0": 50.0}])[0]["TopK read off"] == "nearest"
+
+
+def test_what_is_not_reconstructed_is_not_blamed_on_related_features():
+    """Orthonormal atoms, 12 active, 4 of them kept: the gap is large, and no direction is related to another."""
+    dictionary, x = planted_twelve()
+    said = " ".join(reading({"topk 4": code_lengths(dictionary, x, jax.random.key(0)).numbers}, [], 32))
+    assert "In topk 4 codes are too short only for what is not reconstructed" in said
+    assert "related directions" not in said
+    dictionary, x = planted_pairs(related=True)
+    said = " ".join(reading({"topk 2": code_lengths(dictionary, x, jax.random.key(0)).numbers}, [], 32))
+    assert "related directions" in said and "only for what is not reconstructed" not in said
+
+
+def test_a_dictionary_without_pairs_of_features_is_left_out():
+    lone = dict.fromkeys(CODE_LENGTHS) | {"eps_mean": 0.1}
+    said = reading({"dead": lone, "a": length(1.0, 1.0, 1.0)}, [], 64)
+    assert "in: dead" in said[0] and "0 of 1 dictionaries" in said[1]
+    assert "in: dead" in reading({"dead": lone}, [], 64)[0]
 
 
 def test_what_cannot_be_is_refused_before_anything_is_written(tmp_path):
     for changes, words in (
         ({"afa": ()}, "afa=()"),
         ({"l1": 0.0}, "l1=0.0"),
-        ({"k": 7}, "k=7 must lie between 1 and a sixteenth of features=96"),
+        ({"k": 7}, "k=7 must lie between 2 and a sixteenth of features=96"),
+        ({"k": 1}, "k=1 must lie between 2"),
+        ({"afa": (0.1, 0.10001)}, "afa: 0.1 stands there 2 times"),
+        ({"ce_tokens": 0}, "ce_tokens=0 must be at least 1"),
         ({"batch_size": 100}, "batch_size=100"),
     ):
         with pytest.raises(UserError, match=words.replace("(", r"\(").replace(")", r"\)")):

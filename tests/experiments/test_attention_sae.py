@@ -2,13 +2,11 @@
 
 import json
 
-import numpy as np
 import pytest
 
-from experiments.attention_sae import Config, main, summarise
+from experiments import attention_sae
+from experiments.attention_sae import Config, main, sentences
 from jaxinterp.errors import UserError
-
-pytestmark = pytest.mark.slow
 
 SMALL = {
     "model": "tiny",
@@ -32,6 +30,7 @@ def corpus(tmp_path_factory):
     return str(folder)
 
 
+@pytest.mark.slow
 def test_a_run_splits_codes_exactly_and_keeps_its_dictionaries(tmp_path, corpus):
     out = tmp_path / "a"
     main(Config(out=out, text=corpus, **SMALL))
@@ -53,25 +52,39 @@ def test_a_run_splits_codes_exactly_and_keeps_its_dictionaries(tmp_path, corpus)
     assert again | {"seconds": 0} == results | {"seconds": 0}
 
 
-def test_the_summary_by_hand():
-    """Three live features: two of head 0 that read the token before, one of head 1 that reads far back; one is dead."""
-    shares = np.array([[0.9, 0.1], [0.6, 0.4], [0.2, 0.8], [0.5, 0.5]])
-    table = {"fired": np.array([2.0, 5, 1, 0]), "distance": np.array([1.0, 1, 40, 0]), "error": np.array(1e-6)}
-    table |= {
-        "itself": np.zeros(4),
-        "window start": np.zeros(4),
-        "heads": np.array([[0.9, 0.1], [0.3, 0.7], [0, 1], [1, 0]]),
-    }
-    table |= {"token before": np.array([1.0, 0.9, 0, 0]), "far": np.array([0, 0, 1.0, 0])}
-    found = summarise(table, shares, np.full((4, 2), 0.5))
-    assert found["live"] == 3 and found["features_by_dominant_head"] == [2, 1] and found["of_one_head"] == 1
-    assert found["heads_agree"] == pytest.approx(2 / 3) and found["mean_distance"] == pytest.approx(14)
-    assert found["mostly"] == pytest.approx({"itself": 0, "token before": 2 / 3, "far": 1 / 3, "window start": 0})
-    assert found["heads"][1]["distance"] == 40 and found["dominant_share"] == pytest.approx((0.9 + 0.6 + 0.8) / 3)
-    with pytest.raises(UserError, match="no feature fires on the attributed tokens"):
-        summarise(table | {"fired": np.zeros(4)}, shares, shares)
+@pytest.mark.slow
+def test_the_scoreboard_is_kept_where_nothing_fires_on_the_attributed_tokens(tmp_path, corpus, monkeypatch):
+    def silent(table, shares, chance):
+        raise UserError("no feature fires")
+
+    board = [
+        {"method": name, "tokens": 9, "ce_tokens": 9, "ce_clean": 1.0, "ce_zero": 2.0, "ce_mean": 2.0} for name in "zo"
+    ]
+    monkeypatch.setattr(attention_sae, "summarise", silent)
+    monkeypatch.setattr(attention_sae, "scoreboard", lambda *_, **__: board)
+    monkeypatch.setattr(attention_sae, "attribute", lambda *_, **__: {})
+    with pytest.raises(UserError, match="no feature fires"):
+        main(Config(out=tmp_path / "a", text=corpus, **SMALL | {"tokens": 2560}))
+    assert json.loads((tmp_path / "a" / "results.json").read_text()) == {"scoreboard": board}
+    assert (tmp_path / "a" / "z" / "dictionary.json").exists(), "a resumed run need not train again"
 
 
+def test_sentences_follow_the_numbers():
+    def scored(ce, width, zero=3.0):
+        found = {"ce_replaced_interval": (ce - width, ce + width), "ce_clean": 2.0, "ce_zero": zero, "ce_mean": 2.5}
+        return found | {"ce_recovered_zero": zero - ce, "ce_recovered_mean": 0.5, "ce_tokens": 1000}
+
+    results = {"largest_error": 1e-6, "of_one_head": 0.25, "live": 40, "dominant_share": 0.5, "mean_distance": 3.0}
+    results |= {"dominant_share_chance": 0.3, "heads_agree": 0.75}
+    results |= {"mostly": {"itself": 0.1, "token before": 0.2, "far": 0.3, "window start": 0.4}}
+    said = sentences(results, [scored(2.1, 0.02), scored(2.2, 0.02)])
+    assert "recovers 90% and that of out 80%" in said[0] and ": a difference beyond" in said[0]
+    assert ": no difference beyond" in sentences(results, [scored(2.1, 0.1), scored(2.2, 0.02)])[0]
+    assert "too little to recover" in sentences(results, [scored(2.1, 0.1, zero=2.005), scored(2.2, 0.1)])[0]
+    assert "25% of 40 live features" in said[2] and "30% mostly what stands more than 16" in said[3]
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
@@ -80,6 +93,9 @@ def test_the_summary_by_hand():
         ({"k": 65}, "k=65 must lie between 1 and features=64"),
         ({"batch_size": 100}, "batch_size=100 must be a multiple of the windows' length 64"),
         ({"examples": 0}, "examples=0 must be at least 1"),
+        ({"k": 0}, "k=0 must be at least 1"),
+        ({"activation": "relu"}, "l1=0.0 must be positive where activation=relu"),
+        ({"ce_tokens": 0}, "ce_tokens=0 must be at least 1"),
     ],
 )
 def test_a_mistake_is_told_before_anything_is_written(tmp_path, corpus, changes, words):

@@ -1,5 +1,7 @@
 """The circuit experiment on a model whose circuit is known: four heads write, the others are silent."""
 
+from dataclasses import replace
+
 import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
@@ -7,23 +9,13 @@ import pytest
 import tokenizers
 from tokenizers import models, pre_tokenizers
 
-from experiments.discrete_circuits import (
-    NAMES,
-    TEMPLATES,
-    Config,
-    Task,
-    analyse,
-    indirect_objects,
-    main,
-    report,
-    single_effects,
-)
+from experiments import discrete_circuits
+from experiments.discrete_circuits import Config, analyse, main, report, sentences
+from experiments.indirect_objects import NAMES, TEMPLATES, Task, indirect_objects, single_effects
 from jaxinterp.errors import UserError
 from jaxinterp.methods.discrete_codes import DiscreteCodes
 from jaxinterp.models.load import load
 from jaxinterp.models.tokenizer import Tokenizer
-
-pytestmark = pytest.mark.slow
 
 WRITING = (1, 6, 9, 15)  # of 4 layers x 4 heads
 
@@ -44,6 +36,7 @@ def task(prompts=16):
     return Task(tokens, np.full(2 * prompts, 7), np.full(2 * prompts, 9))
 
 
+@pytest.mark.slow
 def test_the_heads_that_write_are_found_and_the_page_says_so(tmp_path):
     config = Config(out=tmp_path, prompts=16, causal_prompts=8, features=32, steps=200, permutations=200, seeds=1)
     model = planted()
@@ -71,14 +64,51 @@ def test_the_heads_that_write_are_found_and_the_page_says_so(tmp_path):
     assert results["sentences"][1] in html.read_text()
 
 
+@pytest.mark.slow
 def test_a_model_that_has_no_such_names_is_refused_and_nothing_is_written(tmp_path):
     with pytest.raises(UserError, match="0 of 20 names are one token: the task needs at least 6"):
         main(Config(out=tmp_path / "r", model="tiny"))
     with pytest.raises(UserError, match="causal_prompts=16 may be at most half of prompts=20"):
         main(Config(out=tmp_path / "r", prompts=20))
+    with pytest.raises(UserError, match="permutations=1 must be at least 2"):
+        main(Config(out=tmp_path / "r", permutations=1))
+    with pytest.raises(UserError, match="prompts=4 of either kind are too few: codes are trained on 10"):
+        main(Config(out=tmp_path / "r", prompts=4, causal_prompts=2))
     with pytest.raises(UserError, match="features=0 must be at least 1"):
         main(Config(out=tmp_path / "r", features=0))
     assert not (tmp_path / "r").exists()
+
+
+def test_a_model_with_too_few_heads_is_refused(tmp_path, monkeypatch):
+    tiny = load("tiny")
+    small = replace(tiny, model=eqx.tree_at(lambda model: model.blocks, tiny.model, tiny.model.blocks[:2]))
+    monkeypatch.setattr(discrete_circuits, "load", lambda model: small)
+    with pytest.raises(UserError, match="has 8 heads: a circuit of 10 needs more"):
+        main(Config(out=tmp_path / "r", model="two blocks"))
+    assert not (tmp_path / "r").exists()
+
+
+def numbers(z, *, untrained=0.5, permuted=0.5, rival=0.9, highest=1.0, lowest=5.0, random=4.0):
+    scores = {"codes, z": z, "codes, z, labels permuted": permuted, "codes, z, dictionary not trained": untrained}
+    scores["distance of means"] = rival
+    auc = [{"score": f"{name}; mean over positions", "AUC, top 10": value} for name, value in scores.items()]
+    row = {"heads": 20, "highest z": highest, "lowest z": lowest, "random heads": 5.0, "random, lowest draw": random}
+    row |= {"distance of means": 0.5, "largest causal effect": 0.2}
+    none = dict.fromkeys(row, 5.0) | {"heads": 0}
+    return {"auc": auc, "sets": [none, row], "above_two": 3, "heads": [{}] * 40, "distinct_codes": 7.0}
+
+
+def test_sentences_follow_the_numbers():
+    said = sentences(numbers(0.9))
+    assert "z-score ranks what single heads do: AUC 0.90 for the 10" in said[0] and "has 0.90" in said[0]
+    assert said[1].endswith("has 0.50: training the dictionary helps.")
+    assert "the heads of highest z are needed: of a logit difference of 5.00, ablating 20 leaves 1.00" in said[2]
+    assert "3 of 40 heads have z above 2" in said[3]
+    assert "hardly ranks" in sentences(numbers(0.5))[0] and "ranks, weakly," in sentences(numbers(0.7))[0]
+    assert "training the dictionary hurts" in sentences(numbers(0.57, untrained=0.78))[1]
+    assert "training the dictionary does not help" in sentences(numbers(0.57, untrained=0.6))[1]
+    assert "are not needed more than others" in sentences(numbers(0.9, highest=3.0))[2]
+    assert "are not needed more than others" in sentences(numbers(0.9, random=0.5))[2]
 
 
 def words():

@@ -102,6 +102,7 @@ def test_resuming_a_finished_run_scores_it_again_without_training(finished, corp
         (["--mesh", "data=2,rows=4"], "write it as data=2,feature=4"),
         (["--batch-size", "100"], "batch_size=100 must be a multiple of the windows' length 64"),
         (["--tokens", "100"], "steps=0 must be at least 1"),
+        (["--ce-tokens", "0"], "ce_tokens=0 must be at least 1"),
         (["--learning-rate", "-1"], "learning_rate=-1.0 must be positive"),
     ],
 )

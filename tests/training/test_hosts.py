@@ -54,7 +54,7 @@ def is_the_same(alone, out):
     ("processes", "mesh"), [(2, "data=2,feature=4"), (4, "data=2,feature=4"), (2, "data=2,feature=2,model=2")]
 )
 def test_several_processes_are_one(alone, tmp_path, processes, mesh):
-    """With four processes, two read the same rows of every batch; the logs and the result are the first one's."""
+    """Invariant 5. With four processes, two read the same rows of every batch; logs and result are the first one's."""
     run = launch(processes, tmp_path / "run", mesh)
     out, error = run.communicate(timeout=300)
     assert run.returncode == 0, error

@@ -1,7 +1,7 @@
 """What experiments that train on a text share: their options, what must be ready before training, and the training."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -107,11 +107,9 @@ def prepared(config: OnText, *, check: Callable[[Any, str], Any] = check_mlp) ->
 
 def train_together(methods: Mapping[str, Method], ready: Prepared, config: OnText) -> Fit:
     """All methods in one run, with checkpoints and a log in the output folder, which is made here."""
-    # A checkpoint's names are parted by dots: "l1 0.002" would not be found again.
-    plain = {name: name.replace(".", "_") for name in methods}
     with folder_of_a_run(ready.out, ready.record) as out, ProgressBar(config.steps) as bar:
-        trained = fit(
-            Together({plain[name]: method for name, method in methods.items()}),
+        return fit(
+            Together(methods),
             ready.subject,
             ready.train,
             site=config.site,
@@ -124,4 +122,3 @@ def train_together(methods: Mapping[str, Method], ready: Prepared, config: OnTex
             resume=config.resume,
             track=(JsonLines(out / "log.jsonl", resume=config.resume), bar),
         )
-    return replace(trained, decomposition={name: trained.decomposition[plain[name]] for name in methods})

@@ -37,7 +37,7 @@ def harvest(model: Any, windows: Mapping[str, Any], names: tuple[str, ...]) -> R
     """The named arrays of a batch of windows, float32, `[batch, seq, d]`; axes behind `seq` are flattened into d.
 
     Args:
-      windows: "tokens" and "weight", `[batch, seq]`.
+      windows: "tokens", "weight" and, where windows hold several documents, "document", `[batch, seq]`.
       names: arrays, and `<array>/gradient` for the gradient of the summed next-token loss by that array.
     """
     tokens, weight = windows["tokens"], windows["weight"]
@@ -46,9 +46,21 @@ def harvest(model: Any, windows: Mapping[str, Any], names: tuple[str, ...]) -> R
     by = [name.removesuffix(GRADIENT) for name in names if name.endswith(GRADIENT)]
     if by:
         zeros = {name: jnp.zeros_like(trace[name]) for name in by}
-        gradients = jax.grad(_next_token_loss)(zeros, model, tokens, weight)
+        gradients = jax.grad(_next_token_loss)(zeros, model, tokens, counted(windows))
         found |= {name + GRADIENT: gradient for name, gradient in gradients.items()}
     return Rows({name: found[name].astype(jnp.float32).reshape(*tokens.shape, -1) for name in names}, weight)
+
+
+def counted(windows: Mapping[str, Any]) -> Float[Array, "batch next"]:
+    """1 where a next token counts: it and the token before it have weight and belong to one document.
+
+    Without "document" among the windows each of them is taken to be one document.
+    """
+    weight = windows["weight"]
+    counts = weight[:, :-1] * weight[:, 1:]
+    if "document" in windows:
+        counts = counts * (windows["document"][:, :-1] == windows["document"][:, 1:])
+    return counts
 
 
 harvest_jit = eqx.filter_jit(harvest)
@@ -88,8 +100,8 @@ def shuffle_in(buffer: Rows, new: Rows, key: PRNGKeyArray) -> tuple[Rows, Rows]:
     return jax.tree.map(lambda stored, rows: put(stored, chosen, rows), buffer, new), out
 
 
-def _next_token_loss(deltas: dict[str, Array], model: Any, tokens: Array, weight: Array) -> Array:
-    """The summed cross-entropy of the next tokens that have weight, with `deltas` added by name."""
+def _next_token_loss(deltas: dict[str, Array], model: Any, tokens: Array, counts: Array) -> Array:
+    """The summed cross-entropy of the next tokens that count, with `deltas` added by name."""
     logits = run(model, tokens, edits={name: Add(delta) for name, delta in deltas.items()}).logits
     nll = -jnp.take_along_axis(jax.nn.log_softmax(logits[:, :-1]), tokens[:, 1:, None], axis=-1)[..., 0]
-    return jnp.sum(nll * weight[:, :-1] * weight[:, 1:])
+    return jnp.sum(nll * counts)

@@ -42,6 +42,13 @@ class Activation(Protocol):
         ...
 
 
+def above(
+    decides: Float[Array, "..."], limit: Float[Array, "..."] | float, value: Float[Array, "..."]
+) -> Float[Array, "..."]:
+    """`value` where `decides` > limit, 0 where it is not; NaN where one of the two is NaN, so that it shows."""
+    return jnp.where(decides > limit, value, jnp.where(decides <= limit, 0.0, jnp.nan))
+
+
 class ReLU(eqx.Module):
     """z = max(a, 0). Sparsity comes from a penalty on z."""
 
@@ -103,7 +110,10 @@ class BatchTopK(eqx.Module):
 
     def after_step(self, metrics: Any, step: Array) -> "BatchTopK":
         if "smallest_code" not in metrics:
-            return self
+            raise UserError(
+                "BatchTopK needs the metric 'smallest_code', which its threshold follows: let the objective return the "
+                "metrics of total(...) too."
+            )
         decay = jnp.where(step == 0, 0.0, 0.99)
         smallest = metrics["smallest_code"].value()
         return BatchTopK(self.k, decay * self.threshold + (1 - decay) * smallest)
@@ -113,3 +123,10 @@ def check_k(k: int) -> None:
     """Raises UserError where k is no positive number."""
     if k < 1:
         raise UserError(f"k={k} must be at least 1.")
+
+
+def check_schedule(activation: Any, k: Any) -> None:
+    """Raises UserError where a number of active features is asked for, and the activation knows none."""
+    if k is not None and not hasattr(activation, "k"):
+        name = type(activation).__name__
+        raise UserError(f"k is given, but activation={name} has none: leave the schedule 'k' away, or take TopK.")

@@ -14,11 +14,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from jaxinterp.decompositions.activations import check_k
+from jaxinterp.decompositions.activations import above, check_k
 from jaxinterp.decompositions.base import PARAMETER_ROWS, STATE, STATE_ROWS
 from jaxinterp.decompositions.codes import Codes, DenseCodes, SparseCodes
 from jaxinterp.errors import UserError
 from jaxinterp.kernels import encode_topk
+from jaxinterp.kernels.threshold import NOT_A_NUMBER
 
 CLOSE = 1e-6
 """TopAFA: norms that differ by less than this fraction are equal (float32 sums of many squares)."""
@@ -35,7 +36,8 @@ class TopAFA(eqx.Module):
     """
 
     cap: int | None = eqx.field(static=True, default=None)
-    """None: dense codes. A number: sparse codes of at most so many features a token; the smallest are lost beyond."""
+    """None: dense codes. A number: sparse codes of at most so many features a token; the smallest are lost beyond, and
+    `at_cap` among the metrics of an objective is the fraction of tokens that reached it."""
 
     def __check_init__(self) -> None:
         """Raises UserError where the cap is no positive number."""
@@ -46,25 +48,36 @@ class TopAFA(eqx.Module):
         norm = jnp.linalg.norm(x, axis=-1)
         if self.cap is None:
             return DenseCodes(nearest_norm(jax.nn.relu(x @ rows.T + bias), norm))
-        # One more than may be kept: the selection never keeps all that it is offered.
+        # One more is offered than may be kept, as the selection never keeps all: the last slot stays empty.
         values, indices = encode_topk(x, rows, bias, k=min(self.cap + 1, rows.shape[0]))
-        return SparseCodes(nearest_norm(jax.nn.relu(values), norm), indices, rows.shape[0])
+        kept = nearest_norm(jax.nn.relu(values), norm)
+        return SparseCodes(kept[..., : self.cap], indices[..., : self.cap], rows.shape[0], capped=True)
 
     def after_step(self, metrics: Any, step: Array) -> "TopAFA":
         return self
+
+
+def check_foldable(activation: Any) -> None:
+    """Raises UserError where codes depend on the length of the normalised input, which folding would change."""
+    if isinstance(activation, TopAFA):
+        raise UserError(
+            "activation=TopAFA compares the codes with the length of the normalised input: folded, it would compare "
+            "them with another. Keep the dictionary as it is; its means and scales are leaves of it."
+        )
 
 
 def nearest_norm(values: Float[Array, "*axes n"], norm: Float[Array, "*axes"]) -> Float[Array, "*axes n"]:
     """The k* largest of non-negative values, the others 0: those whose norm is nearest to `norm`.
 
     Equation: c_k = sqrt(sum of the k largest squares); k* = argmin over 1 <= k < n of |c_k - norm|, the least of them.
-    Equal values are kept or dropped together. The gradient is that of the kept values.
+    Equal values are kept or dropped together. The gradient is that of the kept values. NaN is kept, so that it shows.
 
     Float32 numbers >= 0 are ordered as their bit patterns are: 31 rounds of bisection over the bits find the value at
     which the growing norm reaches `norm`, within rounding (`CLOSE`). Sums add over shards; nothing is sorted.
     """
     fixed, goal = jax.lax.stop_gradient((values.astype(jnp.float32), norm.astype(jnp.float32)[..., None]))
-    bits = jax.lax.bitcast_convert_type(fixed, jnp.int32)
+    bits = jax.lax.bitcast_convert_type(jnp.where(fixed > 0, fixed, 0.0), jnp.int32)
+    bits = jnp.where(jnp.isnan(fixed), NOT_A_NUMBER, bits)  # above infinity, whatever its sign bit
     smallest, largest = jnp.min(bits, axis=-1, keepdims=True), jnp.max(bits, axis=-1, keepdims=True)
 
     def length(chosen: Bool[Array, "..."]) -> Float[Array, "..."]:
@@ -122,7 +135,13 @@ class GroupBias(eqx.Module):
         rate: float,
         gain: float = 1.0,
     ) -> "GroupBias":
-        """Equal gains and biases of 0: at first everything positive is active."""
+        """Equal gains and biases of 0: at first everything positive is active.
+
+        Raises:
+          UserError: a number cannot be.
+        """
+        if not gain > 0:
+            raise UserError(f"gain={gain} must be positive.")
         zeros = jnp.zeros(features)
         return cls(jnp.full(features, gain), zeros, zeros, zeros, jnp.zeros(()), groups, highest, lowest, every, rate)
 
@@ -142,7 +161,7 @@ class GroupBias(eqx.Module):
 
     def codes(self, x: Array, rows: Array, bias: Array, *, k: Any, weight: Any, training: bool) -> DenseCodes:
         pre = x @ rows.T + bias
-        return DenseCodes(jnp.where(pre + self.adapted_bias > 0, self.gain * pre, 0.0))
+        return DenseCodes(above(pre + self.adapted_bias, 0.0, self.gain * pre))
 
     def after_step(self, metrics: Any, step: Array) -> "GroupBias":
         if not {"fired", "largest"} <= set(metrics):

@@ -71,7 +71,9 @@ def _by_field(decomposition: Any, flag: str) -> Any:
         for key in path:
             field = getattr(type(node), "__dataclass_fields__", {}).get(getattr(key, "name", None))
             if field is not None and flag in field.metadata:
-                return bool(field.metadata[flag]) and eqx.is_array_like(leaf)
+                return bool(field.metadata[flag]) and (
+                    eqx.is_array_like(leaf) or isinstance(leaf, jax.ShapeDtypeStruct)
+                )
             node = (
                 getattr(node, key.name) if hasattr(key, "name") else node[getattr(key, "key", getattr(key, "idx", 0))]
             )
@@ -89,6 +91,12 @@ class StandIn(eqx.Module):
 
     mlp: Any
     decomposition: Any
+
+    @property
+    def sites(self) -> Sites:
+        """The input and output of the leaf that it stands for: `replace` puts it nowhere else."""
+        leaf = self.decomposition.sites.leaf
+        return Sites(f"{leaf}/in", f"{leaf}/out")
 
     def __call__(self, x: Float[Array, "*axes d_model"]) -> Float[Array, "*axes d_model"]:
         sites, mlp = self.decomposition.sites.without_gradients, self.mlp

@@ -1,10 +1,14 @@
 """A dictionary whose codes are chosen by what they do to the model's loss, not by how large they are.
 
     a = x' E^T + b_E,   g = gradient of the next-token loss by x, over its own root mean square
-    S = the k features of largest  relu(a_j) (own + strength |s D_j . g|),   z = relu(a) on S
+    S = the k features of largest  relu(a_j) (own + strength |s D_j . g| / sqrt(V / d)),   z = relu(a) on S
 
-|s D_j . g| relu(a_j) is the first-order change of the loss when feature j is taken away (s = `output_scale`). The
-gradient chooses; it does not weight, and no gradient goes through it. It reads a pair (x, gradient of x). Given x
+x, g [tokens, d]; E, D [features, d]; s = `output_scale`; V = `target_variance`. |s D_j . g| relu(a_j) is the
+first-order change of the loss when feature j is taken away; over the standard deviation of a dimension it has no unit,
+and in a dictionary that normalises (s^2 = V / d) it is |D_j . g|: what is chosen does not depend on the units of x.
+Where g is 0 (no next token has a loss: the last of a window) `own` counts as 1, and the k largest a are chosen.
+
+The gradient chooses; it does not weight, and no gradient goes through it. It reads a pair (x, gradient of x). Given x
 alone, as in the place of its leaf, it falls back to the k largest a: report which of the two a number belongs to.
 
 Source: Olmo et al. 2025, gradient sparse autoencoders, arXiv 2411.10397. The form of the score is recalled (no code is
@@ -57,8 +61,11 @@ class EffectDictionary(eqx.Module):
         assert isinstance(activation, TopK)  # __check_init__
         x, gradient = x
         size = jnp.sqrt(jnp.mean(gradient**2, axis=-1, keepdims=True))
-        effect = self.strength * own.output_scale * gradient / jnp.maximum(size, 1e-30)
-        by = rank.by_effect(effect, own.decoder, self.own)
+        unit = jnp.sqrt(own.target_variance / own.decoder.shape[1])
+        effect = self.strength * (own.output_scale / unit) * gradient / jnp.maximum(size, 1e-30)
+        # Without a gradient all scores would be 0 where own is, and the first features be chosen.
+        alone = jnp.where(size[..., 0] > 0, self.own, 1.0)
+        by = rank.by_effect(effect, own.decoder)._replace(tokens=(effect, alone))
         values, indices, _ = encode_ranked(own.normalise(x), own.encoder, own.encoder_bias, by, k=activation.k, keep=k)
         return SparseCodes(jax.nn.relu(values), indices, own.features)
 

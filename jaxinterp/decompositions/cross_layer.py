@@ -24,7 +24,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from jaxinterp.data.batch import Sites
-from jaxinterp.decompositions.activations import Activation
+from jaxinterp.decompositions.activations import Activation, check_schedule
+from jaxinterp.decompositions.adaptive import check_foldable
 from jaxinterp.decompositions.base import PARAMETER, PARAMETER_ROWS, STATE, STATE_ROWS
 from jaxinterp.decompositions.codes import Codes, SparseCodes
 from jaxinterp.errors import UserError
@@ -53,6 +54,16 @@ class LayerCodes(eqx.Module):
     def active(self) -> Float[Array, "*axes"]:
         """The number of active features of each token, in all layers together."""
         return reduce(add, [codes.active() for codes in self.layers])
+
+    @property
+    def capped(self) -> bool:
+        """Whether the codes of any layer have a limit that tokens should not reach."""
+        return any(getattr(codes, "capped", False) for codes in self.layers)
+
+    def at_cap(self) -> Float[Array, "*axes"]:
+        """Per token, in what fraction of the layers with such a limit it reached it."""
+        capped = [codes for codes in self.layers if isinstance(codes, SparseCodes) and codes.capped]
+        return reduce(add, [codes.at_cap() for codes in capped]) / len(capped)
 
     def smallest(self) -> Float[Array, " layers"]:
         """The smallest positive value of every layer: a threshold belongs to a layer."""
@@ -123,6 +134,7 @@ class CrossLayer(eqx.Module):
     ) -> Codes:
         """The codes of one layer's features."""
         own = self.layers[layer]
+        check_schedule(own.activation, k)
         rows, bias = own.encoder, own.encoder_bias
         return own.activation.codes(own.normalise(x), rows, bias, k=k, weight=weight, training=training)
 
@@ -206,7 +218,12 @@ def fold_layers(cross: CrossLayer) -> CrossLayer:
     """The same function with input means 0 and scales 1; codes do not change, `output_mean` stays.
 
     E' = E / s_in,  b' = b - E' mean_in,  D'_{s->l} = D_{s->l} s_out^l,  b'^l = s_out^l b^l.
+
+    Raises:
+      UserError: an activation is TopAFA, whose codes depend on the length of x'.
     """
+    for layer in cross.layers:
+        check_foldable(layer.activation)
 
     def folded(source: int, layer: Layer) -> Layer:
         encoder = layer.encoder / layer.input_scale

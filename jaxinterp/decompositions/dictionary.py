@@ -18,7 +18,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxinterp.data.batch import Sites
-from jaxinterp.decompositions.activations import Activation
+from jaxinterp.decompositions.activations import Activation, check_schedule
+from jaxinterp.decompositions.adaptive import check_foldable
 from jaxinterp.decompositions.base import PARAMETER, PARAMETER_ROWS, STATE, STATE_ROWS
 from jaxinterp.decompositions.codes import Codes, SparseCodes
 from jaxinterp.errors import UserError
@@ -72,7 +73,10 @@ class Dictionary(eqx.Module):
           k: for TopK and BatchTopK, how many to keep, at most the activation's own k (a schedule needs no new program).
           weight: which tokens count, where the codes of one token depend on the others.
           training: for BatchTopK, select over this batch instead of by the threshold.
+        Raises:
+          UserError: k is given, and the activation has none.
         """
+        check_schedule(self.activation, k)
         rows, bias = self.encoder, self.encoder_bias
         return self.activation.codes(self.normalise(x), rows, bias, k=k, weight=weight, training=training)
 
@@ -103,7 +107,11 @@ def fold(dictionary: Dictionary) -> Dictionary:
 
     E' = E / s_in,  b_E' = b_E - E' mean_in,  D' = s_out D,  S' = s_out S / s_in,  b_D' = s_out b_D - mean_in S'.
     Codes do not change; `output_mean` stays.
+
+    Raises:
+      UserError: the activation is TopAFA, whose codes depend on the length of x'.
     """
+    check_foldable(dictionary.activation)
     encoder = dictionary.encoder / dictionary.input_scale
     decoder_bias = dictionary.output_scale * dictionary.decoder_bias
     skip = dictionary.skip

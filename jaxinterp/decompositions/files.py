@@ -4,50 +4,43 @@ Activation, k and sites are saved with the arrays, because a dictionary loaded w
 site gives wrong numbers without an error. So is how it chooses its features, where that is by their effect.
 """
 
-import json
 from collections.abc import Sequence
-from dataclasses import asdict, fields
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-import jax.numpy as jnp
-import numpy as np
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
-
-from jaxinterp.data.batch import Sites
-from jaxinterp.decompositions.activations import Activation, BatchTopK, ReLU, TopK
-from jaxinterp.decompositions.adaptive import GroupBias, TopAFA
+from jaxinterp.decompositions.activations import Activation
 from jaxinterp.decompositions.by_effect import EffectDictionary
 from jaxinterp.decompositions.dictionary import Dictionary
-from jaxinterp.decompositions.gates import Gated, JumpReLU
-from jaxinterp.errors import UserError, suggest
-from jaxinterp.trees import named_leaves
+from jaxinterp.decompositions.on_disk import (
+    KNOWN,
+    check_arrays,
+    damage,
+    describe_activation,
+    describe_sites,
+    make_activation,
+    make_sites,
+    read,
+    take,
+    write,
+)
+from jaxinterp.errors import UserError
 
-PREFIX = "activation/"
-KNOWN: tuple[type[Activation], ...] = (ReLU, TopK, BatchTopK, Gated, JumpReLU, TopAFA, GroupBias)
+NAME = "dictionary"
 
 
 def save_dictionary(dictionary: Dictionary | EffectDictionary, folder: str | Path) -> Path:
     """Write a dictionary into a folder, which is made if it is not there."""
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    by_effect = None
+    by_effect: dict[str, Any] = {}
     if isinstance(dictionary, EffectDictionary):
-        by_effect = {name: getattr(dictionary, name) for name in ("own", "strength")}
-        by_effect["sites"] = asdict(dictionary.sites)
+        settings = {name: getattr(dictionary, name) for name in ("own", "strength")}
+        by_effect = {"by_effect": settings | {"sites": describe_sites(dictionary.sites)}}
         dictionary = dictionary.dictionary
-    activation = dictionary.activation
-    settings = {field.name: getattr(activation, field.name) for field in fields(activation) if _static(field)}  # type: ignore[arg-type]
     static = {
-        "format": 1,
-        "activation": {"kind": type(activation).__name__, **settings},
-        "sites": asdict(dictionary.sites),
-    } | ({"by_effect": by_effect} if by_effect else {})
-    arrays = {name: np.asarray(leaf) for name, leaf in named_leaves(dictionary).items()}
-    save_file(arrays, folder / "dictionary.safetensors")
-    (folder / "dictionary.json").write_text(json.dumps(static, indent=2) + "\n")
-    return folder
+        "activation": describe_activation(dictionary.activation),
+        "sites": describe_sites(dictionary.sites),
+    }
+    return write(folder, NAME, static | by_effect, dictionary)
 
 
 def load_dictionary(
@@ -58,50 +51,21 @@ def load_dictionary(
     Args:
       activations: the classes that the file may name; add your own. No code is loaded by name.
     Raises:
-      UserError: a file is missing or damaged, an array is missing or left over, or the activation is unknown.
+      UserError: a file is missing or damaged, an array is missing, left over or of another shape than the others, or
+        the activation is unknown.
     """
     folder = Path(folder)
-    for name in ("dictionary.json", "dictionary.safetensors"):
-        if not (folder / name).is_file():
-            raise UserError(f"no {name} in {folder}: give the folder that save_dictionary wrote.")
-    try:
-        static = json.loads((folder / "dictionary.json").read_text())
-        arrays = {name: jnp.asarray(array) for name, array in load_file(folder / "dictionary.safetensors").items()}
-        settings = dict(static["activation"])
-        kind, sites = settings.pop("kind"), _sites(static["sites"])
+    with damage(folder):
+        static, arrays = read(folder, NAME)
+        activation = make_activation(static["activation"], take(arrays, "activation/"), folder, activations)
+        expected = {field.name for field in fields(Dictionary)} - {"activation", "sites", "skip"}
+        if set(arrays) - {"skip"} != expected:
+            different = sorted(set(arrays) ^ expected - {"skip"})
+            raise UserError(f"the decomposition in {folder} is damaged: arrays {different} are missing or unknown.")
+        sites = make_sites(static["sites"])
+        dictionary = Dictionary(**{"skip": None, **arrays}, activation=activation, sites=sites)
+        check_arrays((dictionary, activation), folder)
         by_effect = static.get("by_effect")
-        if by_effect is not None:
-            by_effect = dict(by_effect, sites=_sites(by_effect["sites"]))
-    except (SafetensorError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"the dictionary in {folder} is damaged: {error}") from error
-    known = {activation.__name__: activation for activation in activations}
-    if kind not in known:
-        raise UserError(
-            f"activation {kind!r} in {folder} is unknown: pass its class in activations.{suggest(kind, known)}"
-        )
-    own = {name.removeprefix(PREFIX): array for name, array in arrays.items() if name.startswith(PREFIX)}
-    leaves: dict[str, Any] = {name: array for name, array in arrays.items() if not name.startswith(PREFIX)}
-    expected = {field.name for field in fields(Dictionary)} - {"activation", "sites", "skip"}
-    if set(leaves) - {"skip"} != expected:
-        different = sorted(set(leaves) ^ expected - {"skip"})
-        raise UserError(f"the dictionary in {folder} is damaged: arrays {different} are missing or unknown.")
-    try:
-        activation = known[kind](**settings, **own)
-    except TypeError as error:
-        raise UserError(f"the dictionary in {folder} is damaged: {error}") from error
-    dictionary = Dictionary(**{"skip": None, **leaves}, activation=activation, sites=sites)
-    if by_effect is None:
-        return dictionary
-    try:
-        return EffectDictionary(dictionary, **by_effect)
-    except TypeError as error:
-        raise UserError(f"the dictionary in {folder} is damaged: {error}") from error
-
-
-def _sites(names: dict[str, Any]) -> Sites:
-    # JSON knows no tuples.
-    return Sites(**{port: tuple(name) if isinstance(name, list) else name for port, name in names.items()})
-
-
-def _static(field: Any) -> bool:
-    return bool(field.metadata.get("static", False))
+        if by_effect is None:
+            return dictionary
+        return EffectDictionary(dictionary, **by_effect | {"sites": make_sites(by_effect["sites"])})

@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from jaxinterp.decompositions.activations import above
 from jaxinterp.decompositions.base import PARAMETER_ROWS
 from jaxinterp.decompositions.codes import DenseCodes
 from jaxinterp.errors import UserError
@@ -28,8 +29,9 @@ Parametrisation = Literal["log", "raw"]
 class Gated(eqx.Module):
     """e = x E^T + b_E,  π = e + b_gate,  z = 1[π > 0] max(exp(r) e + b_mag, 0).
 
-    Gate and size share the read vectors E; the size has a scale exp(r) and a bias of its own. The paper has no b_E: it
-    stays 0 in training (the codes give it no gradient), and is where `fold` puts the mean of the inputs.
+    Gate and size share the read vectors E; the size has a scale exp(r) and a bias of its own. The paper has no b_E: the
+    codes give it no gradient, so that it stays 0 unless another term (AuxK, which has the codes of a ReLU) trains it,
+    and it is where `fold` puts the mean of the inputs.
     """
 
     gate_bias: Float[Array, " features"] = eqx.field(metadata=PARAMETER_ROWS)
@@ -45,7 +47,7 @@ class Gated(eqx.Module):
         e = x @ rows.T + jax.lax.stop_gradient(bias)
         gate = e + self.gate_bias
         size = jax.nn.relu(jnp.exp(self.log_scale) * e + self.size_bias)
-        return DenseCodes(jnp.where(gate > 0, size, 0.0), gate)
+        return DenseCodes(above(gate, 0.0, size), gate)
 
     def after_step(self, metrics: Any, step: Int[Array, ""]) -> "Gated":
         return self
@@ -112,7 +114,7 @@ def jump(
 
     ∂/∂a = 1[a > θ],  ∂/∂θ = -(θ / ε) K((a - θ) / ε),  K(u) = 1[|u| < 1/2],  ε = bandwidth
     """
-    return jnp.where(a > threshold, a, 0.0)
+    return above(a, threshold, a)
 
 
 def _jump_forward(a: Array, threshold: Array, bandwidth: float) -> tuple[Array, tuple[Array, Array]]:
@@ -121,7 +123,7 @@ def _jump_forward(a: Array, threshold: Array, bandwidth: float) -> tuple[Array, 
 
 def _jump_backward(bandwidth: float, residuals: tuple[Array, Array], g: Array) -> tuple[Array, Array]:
     a, threshold = residuals
-    return jnp.where(a > threshold, g, 0.0), -threshold * _near(g, a, threshold, bandwidth)
+    return above(a, threshold, g), -threshold * _near(g, a, threshold, bandwidth)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2,))

@@ -13,7 +13,8 @@ Defaults: λ = 1/32 (published: 1/128 to 1/16, at 12,288 features of a residual 
 models it competes with TopK where more features are active than the input has dimensions: an option, not a default.
 
 Differences from the published code: y' is centred about the training mean, in selection and penalty alike (there: about
-b_D in the selection, not at all in the penalty), and encoder biases are trained (there: none are used).
+b_D in the selection, not at all in the penalty); encoder biases are trained (there: none are used); `cap`, for sparse
+codes, is ours; the rate's default is 1e-3, with warm-up and decay (there: 3e-4).
 
 Source: Lee et al. 2025, arXiv 2503.24277, and SewoongLee/top-afa-sae (training/sae.py).
 """
@@ -26,9 +27,9 @@ from jaxtyping import Array
 
 from jaxinterp.data.batch import Batch
 from jaxinterp.decompositions.adaptive import TopAFA
-from jaxinterp.errors import UserError
+from jaxinterp.methods.checks import check_not_negative, check_whole
 from jaxinterp.methods.sparse_autoencoder import SparseAutoencoder
-from jaxinterp.objectives import Forward, Metrics, Objective, Term, auxk, ratio, reconstruction, scale, total
+from jaxinterp.objectives import Forward, Metrics, Term, ratio, scale
 
 
 @dataclass(frozen=True)
@@ -40,27 +41,21 @@ class TopAFASparseAutoencoder(SparseAutoencoder):
     afa: float = 1 / 32
     """λ: the coefficient of the squared difference of norms."""
     cap: int | None = None
-    """None: dense codes. A number: sparse codes of at most so many features a token."""
+    """None: dense codes. A number: sparse codes of at most so many features a token; see the metric `at_cap`."""
 
     def __post_init__(self) -> None:
         """Raises UserError where a hyperparameter cannot be."""
         super().__post_init__()
-        if self.activation != "top_afa":
-            raise UserError(f"activation={self.activation!r} must be 'top_afa': take SparseAutoencoder for others.")
-        self.make_activation()
+        check_not_negative(self, "afa")
+        check_whole(self, cap=1)
 
     def make_activation(self) -> TopAFA:
         """The activation as the dictionary holds it."""
         return TopAFA(self.cap)
 
-    def make_objective(self) -> Objective:
-        """reconstruction + λ afa + AuxK, or the objective that was given."""
-        if self.objective is not None:
-            return self.objective
-        terms = [reconstruction(), scale(norm_difference(), self.afa)]
-        if self.auxk:
-            terms.append(auxk(self.auxk, dead_after=self.dead_after))
-        return total(*terms)
+    def terms(self) -> list[Term]:
+        """reconstruction + l1 * L1 + λ afa."""
+        return [*super().terms(), scale(norm_difference(), self.afa)]
 
 
 def norm_difference() -> Term:

@@ -15,7 +15,7 @@ Source: Kissane, Krzyzanowski, Bloom, Conmy, Nanda 2024, arXiv 2406.17759; defau
 """
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import equinox as eqx
 from jaxtyping import Array, Float
@@ -30,6 +30,8 @@ from jaxinterp.models.attention import Attention
 @dataclass(frozen=True)
 class AttentionSparseAutoencoder(SparseAutoencoder):
     """Hyperparameters of a sparse autoencoder of an attention sublayer."""
+
+    ARRAYS: ClassVar[tuple[str, ...]] = ("z", "out")
 
     array: Literal["z", "out"] = "z"  # type: ignore[assignment]  # an attention sublayer has other arrays than an MLP
     """Which array of the sublayer it takes apart: the heads' outputs side by side, or what they add up to."""
@@ -51,8 +53,23 @@ class AttentionStandIn(eqx.Module):
     attention: Attention
     dictionary: Dictionary
 
+    def __check_init__(self) -> None:
+        """Raises UserError where the dictionary is no autoencoder of an attention sublayer's z or out."""
+        own = self.dictionary.sites
+        if own.reads != own.writes or not str(own.writes).endswith(("/attn/z", "/attn/out")):
+            raise UserError(
+                f"the dictionary reads {own.reads!r} and writes {own.writes!r}: one that stands in for attention reads "
+                "and writes the same array, such as blocks/3/attn/z or blocks/3/attn/out."
+            )
+
+    @property
+    def sites(self) -> Sites:
+        """The input and output of the leaf that it stands for: `replace` puts it nowhere else."""
+        leaf = self.dictionary.sites.leaf
+        return Sites(f"{leaf}/in", f"{leaf}/out")
+
     def __call__(self, x: Float[Array, "batch seq d_model"]) -> Float[Array, "batch seq d_model"]:
-        if self.dictionary.sites.writes.endswith("/out"):  # type: ignore[union-attr]  # an autoencoder writes one array
+        if str(self.dictionary.sites.writes).endswith("/out"):
             return self.dictionary(self.attention(x))
 
         def tap(name: str, value: Array) -> Array:

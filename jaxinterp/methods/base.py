@@ -50,6 +50,14 @@ class Method(Protocol):
     def recipe(self, steps: int) -> Recipe: ...
 
 
+def add_up(metrics: list[Metrics]) -> Metrics:
+    """The metrics of several at once: ratios add as those of batches do, `fired` stands one after another."""
+    summed = jax.tree.map(lambda *parts: sum(parts), *metrics)
+    if "fired" in summed:
+        summed["fired"] = jax.tree.map(lambda *parts: jnp.concatenate(parts), *[one["fired"] for one in metrics])
+    return summed
+
+
 def no_change(state: MethodState, batch: Batch, metrics: Metrics, key: PRNGKeyArray) -> MethodState:
     """The `after_step` of a method that does nothing after its step."""
     return state

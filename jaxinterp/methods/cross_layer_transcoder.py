@@ -3,10 +3,12 @@
     a^s = x'^s E_s^T + b_s,   z^s = activation(a^s),   y^l ≈ s_l * (sum_{s <= l} z^s D_{s->l} + b^l) + mean_l
     loss = mean_l |(y^l - ŷ^l) / s_l|^2 / d  +  λ(step) sum_{s,i} tanh(c |D_i^s| z_i^s)  +  μ mean_s sum_i relu(-a_i^s)
 
-D_i^s = the write vectors of feature i of layer s to all targets, beside each other. Inputs and outputs are standardised
-per dimension over the sample. λ rises linearly from 0 over the whole run. Start: E uniform in ±1/sqrt(features), D in
-±1/sqrt(layers d), biases 0. Adam, its rate divided by 10 for the last fifth. With TopK, set λ to 0 and AuxK revives
-dead features. `reach` limits how many layers a feature writes to; 1 is the diagonal: per-layer transcoders.
+For every layer x [tokens, d_in], y [tokens, d]; E [features, d_in], a and z [tokens, features]; D_{s->l} [features, d],
+stored together as [features, targets, d]. D_i^s = the write vectors of feature i of layer s to all targets, beside each
+other. Inputs and outputs are standardised per dimension over the sample: x' = (x - mean) / s, s_l [d]. λ rises linearly
+from 0 over the whole run. Start: E uniform in ±1/sqrt(features), D in ±1/sqrt(layers d), biases 0. Adam, its rate
+divided by 10 for the last fifth. With TopK, set λ (`sparsity`) to 0; AuxK then revives dead features. `reach` limits
+how many layers a feature writes to; 1 is the diagonal: per-layer transcoders.
 
 Sources: Ameisen et al. 2025, "Circuit Tracing" (recalled); constants, start values, the scaling of the loss (so that λ
 means the same) and AuxK as in Goreg12345/crosslayer-transcoder: JumpReLU with θ = 0.03 and bandwidth 0.01 at the start,
@@ -27,7 +29,8 @@ from jaxinterp.decompositions.cross_layer import CrossLayer, Layer
 from jaxinterp.decompositions.gates import JumpReLU
 from jaxinterp.errors import UserError
 from jaxinterp.methods.base import MethodState, Recipe, gradient_method
-from jaxinterp.methods.dictionary import NEVER
+from jaxinterp.methods.checks import check_not_negative, check_one_of, check_positive, check_whole
+from jaxinterp.methods.dictionary import moments, since_fired
 from jaxinterp.objectives import Metrics, Objective, Ratio, scale, total
 from jaxinterp.objectives.cross_layer import auxk_of_layers, pre_activation, standardised_error, tanh_penalty
 
@@ -47,7 +50,7 @@ class CrossLayerTranscoder:
     k: int = 32
     """Active features per token and layer (topk)."""
     sparsity: float = 7e-4
-    """λ at the end of the run."""
+    """λ at the end of the run. It stays with topk too, where k already makes codes sparse: set it to 0 there."""
     tanh_slope: float = 1.0
     """c."""
     pre_activation: float = 0.0
@@ -65,12 +68,13 @@ class CrossLayerTranscoder:
 
     def __post_init__(self) -> None:
         """Raises UserError where a hyperparameter cannot be."""
-        if self.features < 1:
-            raise UserError(f"features={self.features} must be at least 1.")
-        if self.activation == "topk" and not 1 <= self.k <= self.features:
+        if isinstance(self.activation, str):
+            check_one_of(self, "activation", ("jumprelu", "topk", "relu"), "; pass any other by value: BatchTopK(k)")
+        check_whole(self, features=1, k=1, dead_after=0, reach=1)
+        if self.activation == "topk" and self.k > self.features:
             raise UserError(f"k={self.k} must lie between 1 and features={self.features}.")
-        if self.reach is not None and self.reach < 1:
-            raise UserError(f"reach={self.reach} must be at least 1: a feature writes to its own layer.")
+        check_not_negative(self, "sparsity", "pre_activation", "auxk")
+        check_positive(self, "threshold", "bandwidth", "tanh_slope", "learning_rate")
 
     def needs(self, site: str | tuple[str, ...]) -> Sites:
         """From the inputs to the outputs of all layers, in the order of the flow."""
@@ -104,7 +108,7 @@ class CrossLayerTranscoder:
         encoder_key, decoder_key = jax.random.split(key)
         shape, write_shape = (self.features, x.shape[1]), (self.features, reach, y.shape[1])
         bound, write_bound = self.features**-0.5, (layers * y.shape[1]) ** -0.5
-        (input_mean, input_variance), (mean, variance) = _moments(x, weight), _moments(y, weight)
+        (input_mean, input_variance), (mean, variance) = moments(x, weight), moments(y, weight)
         return Layer(
             encoder=jax.random.uniform(encoder_key, shape, minval=-bound, maxval=bound),
             encoder_bias=jnp.zeros(self.features),
@@ -136,23 +140,15 @@ def count_layers(state: MethodState, batch: Batch, metrics: Metrics, key: PRNGKe
     def after(number: int, layer: Layer) -> Layer:
         here = slice(ends[number] - layer.encoder.shape[0], ends[number])
         own = dict(metrics)
-        since = layer.tokens_since_fired
         if "fired" in metrics:
-            fired = own["fired"] = jax.tree.map(lambda array: array[here], metrics["fired"])
-            since = jnp.where(fired.total > 0, 0, jnp.minimum(since, NEVER) + fired.count.astype(jnp.int32))
+            own["fired"] = jax.tree.map(lambda array: array[here], metrics["fired"])
+        since = since_fired(layer.tokens_since_fired, own)
         if "smallest_code" in metrics:
             own["smallest_code"] = Ratio(metrics["smallest_code"].total[number], metrics["smallest_code"].count)
         return replace(layer, tokens_since_fired=since, activation=layer.activation.after_step(own, batch.step))
 
     layers = tuple(after(number, layer) for number, layer in enumerate(cross.layers))
     return MethodState(CrossLayer(layers, cross.sites), state.optimizer)
-
-
-def _moments(rows: Array, weight: Array) -> tuple[Array, Array]:
-    """The weighted mean and variance of every dimension."""
-    count = jnp.maximum(jnp.sum(weight), 1.0)
-    mean = weight @ rows / count
-    return mean, weight @ (rows - mean) ** 2 / count
 
 
 def _scale(variance: Array) -> Array:

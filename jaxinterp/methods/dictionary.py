@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -14,14 +14,20 @@ from jaxinterp.decompositions.activations import Activation, BatchTopK, ReLU, To
 from jaxinterp.decompositions.dictionary import Dictionary
 from jaxinterp.errors import UserError
 from jaxinterp.methods.base import MethodState, Recipe, gradient_method, warmup_linear
-from jaxinterp.objectives import Metrics, Objective, auxk, l1, reconstruction, scale, total
+from jaxinterp.methods.checks import check_not_negative, check_one_of, check_positive, check_whole
+from jaxinterp.objectives import Metrics, Objective, Term, auxk, l1, reconstruction, scale, total
 
 NEVER = 2**30  # tokens since a feature fired are counted up to about here, far below where int32 wraps
 
 
 @dataclass(frozen=True)
 class DictionaryHyperparameters:
-    """The hyperparameters of every sparse dictionary."""
+    """The hyperparameters of every sparse dictionary.
+
+    A method whose own `activation` has a name that is not among NAMES has that one only.
+    """
+
+    NAMES: ClassVar[tuple[str, ...]] = ("topk", "batch_topk", "relu")
 
     features: int = 4608
     """Size of the dictionary."""
@@ -32,7 +38,7 @@ class DictionaryHyperparameters:
     l1: float = 0.0
     """Coefficient of the L1 penalty on codes, against a reconstruction in units of the target's variance."""
     auxk: float = 1 / 32
-    """Coefficient of AuxK, which revives dead features; 0 switches it off."""
+    """Coefficient of AuxK, which revives dead features; 0 switches it off (published: 1/32; for transcoders 0)."""
     dead_after: int = 10_000_000
     """A feature is dead when it has not fired for this many tokens."""
     learning_rate: float = 1e-3
@@ -40,37 +46,53 @@ class DictionaryHyperparameters:
     normalise: bool = True
     """Whether inputs and outputs are centred and scaled to unit variance per dimension, on average."""
     objective: Objective | None = None
-    """Another objective in place of reconstruction + l1 + auxk: any pure function, by value."""
+    """Another objective in place of the method's own terms, l1 and auxk: any pure function, by value."""
 
     def __post_init__(self) -> None:
         """Raises UserError where a hyperparameter cannot be."""
-        if self.features < 1:
-            raise UserError(f"features={self.features} must be at least 1.")
-        if self.activation in ("topk", "batch_topk") and not 1 <= self.k <= self.features:
-            raise UserError(f"k={self.k} must lie between 1 and features={self.features}.")
-        if self.learning_rate <= 0:
-            raise UserError(f"learning_rate={self.learning_rate} must be positive.")
+        self._check_activation()
+        check_whole(self, features=1, dead_after=0)
+        if self.activation in ("topk", "batch_topk"):
+            check_whole(self, k=1)
+            if self.k > self.features:
+                raise UserError(f"k={self.k} must lie between 1 and features={self.features}.")
+        check_not_negative(self, "l1", "auxk")
+        check_positive(self, "learning_rate")
+        if self.activation == "relu" and self.l1 == 0 and self.objective is None:
+            raise UserError(
+                "l1=0.0 with activation='relu' makes nothing sparse: give l1 a coefficient (0.01, say), or an "
+                "objective of your own that does."
+            )
+
+    def _check_activation(self) -> None:
+        only = type(self).activation
+        if isinstance(only, str) and only not in self.NAMES:
+            check_one_of(self, "activation", (only,), ": take SparseAutoencoder for others")
+        elif isinstance(self.activation, str):
+            check_one_of(self, "activation", self.NAMES, "; pass any other by value, such as JumpReLU.start(...)")
 
     def make_activation(self) -> Activation:
         """The activation as the decomposition holds it."""
-        if isinstance(self.activation, str):
-            return (
-                {"topk": TopK, "batch_topk": BatchTopK}[self.activation](self.k)
-                if self.activation != "relu"
-                else ReLU()
-            )
-        return self.activation
+        if not isinstance(self.activation, str):
+            return self.activation
+        if self.activation == "relu":
+            return ReLU()
+        return TopK(self.k) if self.activation == "topk" else BatchTopK(self.k)
+
+    def terms(self) -> list[Term]:
+        """reconstruction + l1 * L1: the method's own terms, to which AuxK comes."""
+        return [reconstruction(), *self.l1_term()]
+
+    def l1_term(self) -> list[Term]:
+        """l1 * L1, where it has a coefficient."""
+        return [scale(l1(), self.l1)] if self.l1 else []
 
     def make_objective(self) -> Objective:
-        """reconstruction + l1 * L1 + AuxK, or the objective that was given."""
+        """The method's terms and AuxK, or the objective that was given."""
         if self.objective is not None:
             return self.objective
-        terms = [reconstruction()]
-        if self.l1:
-            terms.append(scale(l1(), self.l1))
-        if self.auxk:
-            terms.append(auxk(self.auxk, dead_after=self.dead_after))
-        return total(*terms)
+        revival = [auxk(self.auxk, dead_after=self.dead_after)] if self.auxk else []
+        return total(*self.terms(), *revival)
 
 
 def dictionary_recipe(
@@ -121,14 +143,28 @@ def empty_dictionary(hyper: DictionaryHyperparameters, sample: Batch, *, skip: b
 def count(state: MethodState, batch: Batch, metrics: Metrics, key: PRNGKeyArray) -> MethodState:
     """Tokens since each feature fired, and the activation's own state."""
     dictionary = state.decomposition
-    since = dictionary.tokens_since_fired
-    if "fired" in metrics:
-        fired = metrics["fired"]
-        longer = jnp.minimum(since, NEVER) + fired.count.astype(jnp.int32)
-        since = jnp.where(fired.total > 0, 0, longer)
+    since = since_fired(dictionary.tokens_since_fired, metrics)
     activation = dictionary.activation.after_step(metrics, batch.step)
     changed = eqx.tree_at(lambda d: (d.tokens_since_fired, d.activation), dictionary, (since, activation))
     return MethodState(changed, state.optimizer)
+
+
+def since_fired(since: Array, metrics: Metrics) -> Array:
+    """The counters of tokens since each feature fired, after a batch with these metrics.
+
+    Raises:
+      UserError: the metrics do not say what fired, but those of a term for dead features are among them.
+    """
+    if "fired" in metrics:
+        fired = metrics["fired"]
+        return jnp.where(fired.total > 0, 0, jnp.minimum(since, NEVER) + fired.count.astype(jnp.int32))
+    for term in ("auxk", "ghost"):
+        if term in metrics:
+            raise UserError(
+                f"without the metric 'fired' no feature is ever dead, and {term} never acts: let the objective return "
+                "the metrics of total(...) too."
+            )
+    return since
 
 
 def unit_rows(rows: Array) -> Array:
@@ -149,9 +185,15 @@ def _count_and_normalise(state: MethodState, batch: Batch, metrics: Metrics, key
     return MethodState(unit, counted.optimizer)
 
 
+def moments(rows: Array, weight: Array) -> tuple[Array, Array]:
+    """The weighted mean and variance of every dimension."""
+    count = jnp.maximum(jnp.sum(weight), 1.0)
+    mean = weight @ rows / count
+    return mean, weight @ (rows - mean) ** 2 / count
+
+
 def _moments(rows: Array, weight: Array) -> tuple[Array, Array]:
-    """The weighted mean of the rows, and their mean squared distance from it."""
-    total = jnp.maximum(jnp.sum(weight), 1.0)
-    mean = jnp.sum(weight[:, None] * rows, axis=0) / total
-    variance = jnp.sum(weight[:, None] * (rows - mean) ** 2) / total
+    """The weighted mean of the rows, and their mean squared distance from it; 1 where that is 0."""
+    mean, variances = moments(rows, weight)
+    variance = jnp.sum(variances)
     return mean, jnp.where(variance > 0, variance, 1.0)

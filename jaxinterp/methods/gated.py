@@ -19,9 +19,9 @@ from typing import Literal
 import optax
 
 from jaxinterp.decompositions.gates import Gated
-from jaxinterp.errors import UserError
+from jaxinterp.methods.checks import check_whole
 from jaxinterp.methods.sparse_autoencoder import SparseAutoencoder
-from jaxinterp.objectives import Objective, auxk, reconstruction, scale, total
+from jaxinterp.objectives import Term, reconstruction, scale
 from jaxinterp.objectives.gates import gate_auxiliary, gate_l1
 
 
@@ -41,20 +41,14 @@ class GatedSparseAutoencoder(SparseAutoencoder):
     def __post_init__(self) -> None:
         """Raises UserError where a hyperparameter cannot be."""
         super().__post_init__()
-        if self.activation != "gated":
-            raise UserError(f"activation={self.activation!r} must be 'gated': take SparseAutoencoder for others.")
+        check_whole(self, penalty_warmup=0)
 
     def make_activation(self) -> Gated:
         """Gate and size agree at the start."""
         return Gated.start(self.features)
 
-    def make_objective(self) -> Objective:
-        """reconstruction + λ gate_l1 + gate_auxiliary, or the objective that was given."""
-        if self.objective is not None:
-            return self.objective
+    def terms(self) -> list[Term]:
+        """reconstruction + λ gate_l1 + gate_auxiliary."""
         warmup = self.penalty_warmup
         coefficient = optax.linear_schedule(0.0, self.l1, warmup) if warmup else self.l1
-        terms = [reconstruction(), scale(gate_l1(), coefficient), gate_auxiliary()]
-        if self.auxk:
-            terms.append(auxk(self.auxk, dead_after=self.dead_after))
-        return total(*terms)
+        return [reconstruction(), scale(gate_l1(), coefficient), gate_auxiliary()]

@@ -14,7 +14,8 @@ b = c = 0.
 
 The dictionary is tied by construction: with D = w and b_D = c, `tie` makes the others, E = w and b_E = -w c, after
 every step, and `tied_gradient` is the chain rule through it: the gradients of all four are pulled back to w and c. (To
-train D and copy it would leave out the encoder's gradient.) E and D hold the same numbers, and so do their moments.
+train D and copy it would leave out the encoder's gradient.) After every step E and D hold the same numbers; what Adam
+keeps of E is not used, as `tie` makes E anew from D.
 
 Defaults: 10 groups, frequencies 0.5 to 0.001, every 50 steps, rate 0.01. Half of the features are active at first.
 
@@ -37,17 +38,20 @@ from jaxinterp.decompositions.adaptive import GroupBias
 from jaxinterp.decompositions.dictionary import Dictionary
 from jaxinterp.errors import UserError
 from jaxinterp.methods.base import MethodState, Recipe, gradient_method, warmup_linear
+from jaxinterp.methods.checks import check_whole
 from jaxinterp.methods.dictionary import count, empty_dictionary, tangential, unit_rows
 from jaxinterp.methods.sparse_autoencoder import SparseAutoencoder
-from jaxinterp.objectives import Forward, Metrics, Objective, Ratio, Term, reconstruction, total
+from jaxinterp.objectives import Forward, Metrics, Ratio, Term, reconstruction
 
 
 @dataclass(frozen=True)
 class GroupBiasAdaptation(SparseAutoencoder):
-    """Hyperparameters of Group Bias Adaptation; `k`, `l1` and `auxk` are not used."""
+    """Hyperparameters of Group Bias Adaptation; `k` is not used, and `l1`, `auxk` and no `normalise` are refused."""
 
     activation: str = "group_bias"  # type: ignore[assignment]
     """Fixed."""
+    auxk: float = 0.0
+    """Fixed: the bias of a silent neuron rises instead."""
     groups: int = 10
     """How many groups of neurons, each with a target frequency; 1 is plain bias adaptation."""
     highest: float = 0.5
@@ -64,8 +68,13 @@ class GroupBiasAdaptation(SparseAutoencoder):
     def __post_init__(self) -> None:
         """Raises UserError where a hyperparameter cannot be."""
         super().__post_init__()
-        if self.activation != "group_bias":
-            raise UserError(f"activation={self.activation!r} must be 'group_bias': take SparseAutoencoder for others.")
+        for name, value in (("l1", 0.0), ("auxk", 0.0), ("normalise", True)):
+            if getattr(self, name) != value:
+                raise UserError(
+                    f"{name}={getattr(self, name)} has no place in Group Bias Adaptation: leave it {value}. (Biases "
+                    "make codes sparse and revive neurons; their bounds are for inputs of mean square length 1.)"
+                )
+        check_whole(self, groups=1, every=1)
         self.make_activation()
 
     def make_activation(self) -> GroupBias:
@@ -80,9 +89,9 @@ class GroupBiasAdaptation(SparseAutoencoder):
             gain=self.gain,
         )
 
-    def make_objective(self) -> Objective:
-        """reconstruction, or the objective that was given; it must have `largest()` among its terms."""
-        return total(reconstruction(), largest()) if self.objective is None else self.objective
+    def terms(self) -> list[Term]:
+        """reconstruction, and the metric `largest`, which an objective of your own must have too."""
+        return [reconstruction(), largest()]
 
     def recipe(self, steps: int) -> Recipe:
         """Adam on w, gain and c; ties, unit rows, counts and biases after every step."""
@@ -97,8 +106,7 @@ class GroupBiasAdaptation(SparseAutoencoder):
 
     def _start(self, key: PRNGKeyArray, sample: Batch) -> Dictionary:
         dictionary = empty_dictionary(self, sample, skip=False)
-        length = jnp.sqrt(dictionary.encoder.shape[1]) if self.normalise else 1.0
-        scale = dictionary.input_scale * length
+        scale = dictionary.input_scale * jnp.sqrt(dictionary.encoder.shape[1])
         dictionary = eqx.tree_at(lambda d: (d.input_scale, d.output_scale), dictionary, (scale, scale))
         return tie(dictionary, unit_rows(jax.random.normal(key, dictionary.decoder.shape)), dictionary.decoder_bias)
 

@@ -21,9 +21,9 @@ from typing import Literal
 import optax
 
 from jaxinterp.decompositions.gates import JumpReLU, Parametrisation
-from jaxinterp.errors import UserError
+from jaxinterp.methods.checks import check_not_negative, check_positive, check_whole
 from jaxinterp.methods.sparse_autoencoder import SparseAutoencoder
-from jaxinterp.objectives import Objective, auxk, l1, reconstruction, scale, total
+from jaxinterp.objectives import Term, scale
 from jaxinterp.objectives.gates import l0, l0_to_target
 
 
@@ -51,9 +51,9 @@ class JumpReLUSparseAutoencoder(SparseAutoencoder):
     def __post_init__(self) -> None:
         """Raises UserError where a hyperparameter cannot be."""
         super().__post_init__()
-        if self.activation != "jumprelu":
-            raise UserError(f"activation={self.activation!r} must be 'jumprelu': take SparseAutoencoder for others.")
-        self.make_objective()
+        check_not_negative(self, "l0")
+        check_positive(self, "target_l0")
+        check_whole(self, penalty_warmup=0)
         JumpReLU.start(1, self.threshold, bandwidth=self.bandwidth, parametrisation=self.parametrisation)
 
     def make_activation(self) -> JumpReLU:
@@ -62,16 +62,9 @@ class JumpReLUSparseAutoencoder(SparseAutoencoder):
             self.features, self.threshold, bandwidth=self.bandwidth, parametrisation=self.parametrisation
         )
 
-    def make_objective(self) -> Objective:
-        """reconstruction + λ l0 (or its distance from the target), or the objective that was given."""
-        if self.objective is not None:
-            return self.objective
+    def terms(self) -> list[Term]:
+        """reconstruction + l1 * L1 + λ l0 (or its distance from the target)."""
         warmup = self.penalty_warmup
         coefficient = optax.linear_schedule(0.0, self.l0, warmup) if warmup else self.l0
         count = l0() if self.target_l0 is None else l0_to_target(self.target_l0)
-        terms = [reconstruction(), scale(count, coefficient)]
-        if self.l1:
-            terms.append(scale(l1(), self.l1))
-        if self.auxk:
-            terms.append(auxk(self.auxk, dead_after=self.dead_after))
-        return total(*terms)
+        return [*super().terms(), scale(count, coefficient)]

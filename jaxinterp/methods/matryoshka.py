@@ -21,7 +21,7 @@ from typing import Literal
 from jaxinterp.decompositions.activations import Activation
 from jaxinterp.errors import UserError
 from jaxinterp.methods.sparse_autoencoder import SparseAutoencoder
-from jaxinterp.objectives import Objective, auxk, l1, scale, total
+from jaxinterp.objectives import Term
 from jaxinterp.objectives.matryoshka import check_sizes, prefixes
 
 
@@ -48,13 +48,6 @@ class MatryoshkaSparseAutoencoder(SparseAutoencoder):
             return self.prefixes
         return tuple(sorted({max(1, self.features // part) for part in (16, 8, 4, 2, 1)}))
 
-    def make_objective(self) -> Objective:
-        """prefixes + l1 * L1 + AuxK, or the objective that was given."""
-        if self.objective is not None:
-            return self.objective
-        terms = [prefixes(*self.sizes)]
-        if self.l1:
-            terms.append(scale(l1(), self.l1))
-        if self.auxk:
-            terms.append(auxk(self.auxk, dead_after=self.dead_after))
-        return total(*terms)
+    def terms(self) -> list[Term]:
+        """prefixes + l1 * L1."""
+        return [prefixes(*self.sizes), *self.l1_term()]

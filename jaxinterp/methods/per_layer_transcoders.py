@@ -15,12 +15,12 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from jaxtyping import PRNGKeyArray
 
 from jaxinterp.data.batch import Batch, Sites, several
 from jaxinterp.decompositions.cross_layer import PerLayer
-from jaxinterp.methods.base import Method, Recipe
+from jaxinterp.errors import UserError
+from jaxinterp.methods.base import Method, Recipe, add_up
 from jaxinterp.methods.transcoder import Transcoder
 from jaxinterp.objectives import Metrics, Ratio
 
@@ -33,10 +33,19 @@ class PerLayerTranscoders:
     """What is trained at every leaf."""
 
     def needs(self, site: str | tuple[str, ...]) -> Sites:
-        """What the method needs at every leaf."""
+        """What the method needs at every leaf.
+
+        Raises:
+          UserError: the method reads or writes several arrays at a leaf.
+        """
         each = [self.method.needs(name) for name in several(site)]
-        reads = tuple(name for sites in each for name in several(sites.reads))
-        return Sites(reads, tuple(name for sites in each for name in several(sites.writes)))
+        for sites in each:
+            if not (isinstance(sites.reads, str) and isinstance(sites.writes, str)):
+                raise UserError(
+                    f"method={type(self.method).__name__} reads {sites.reads!r} and writes {sites.writes!r}: take one "
+                    "that reads one array of a leaf and writes one."
+                )
+        return Sites(tuple(str(sites.reads) for sites in each), tuple(str(sites.writes) for sites in each))
 
     def recipe(self, steps: int) -> Recipe:
         """The method's recipe for every leaf, with a key of its own."""
@@ -50,7 +59,7 @@ class PerLayerTranscoders:
         ) -> tuple[tuple[Any, ...], Metrics]:
             layers = zip(states, _by_layer(key, batch), strict=True)
             done = [one.step(state, rows, own_key, model) for state, (own_key, rows) in layers]
-            return tuple(state for state, _ in done), _together([metrics for _, metrics in done])
+            return tuple(state for state, _ in done), _mean_of_layers([metrics for _, metrics in done])
 
         return Recipe(start, step, lambda states: PerLayer(tuple(one.finish(state) for state in states)))
 
@@ -62,11 +71,9 @@ def _by_layer(key: PRNGKeyArray, batch: Batch) -> list[tuple[PRNGKeyArray, Batch
     return [(keys[n], replace(batch, sites=Sites(reads, writes))) for n, (reads, writes) in enumerate(pairs)]
 
 
-def _together(metrics: list[Metrics]) -> Metrics:
-    """Ratios of layers add as those of batches do: the mean over layers."""
-    summed = jax.tree.map(lambda *parts: sum(parts), *metrics)
+def _mean_of_layers(metrics: list[Metrics]) -> Metrics:
+    """Ratios of layers add as those of batches do: the mean over layers, but of `l0`, which is their sum."""
+    summed = add_up(metrics)
     if "l0" in summed:
         summed["l0"] = Ratio(summed["l0"].total, metrics[0]["l0"].count)
-    if "fired" in summed:
-        summed["fired"] = jax.tree.map(lambda *parts: jnp.concatenate(parts), *[one["fired"] for one in metrics])
     return summed

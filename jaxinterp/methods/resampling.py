@@ -13,7 +13,8 @@ static, and steps without resampling pay nothing for it.
 
 `Resampling(SparseAutoencoder(...), dead_after=...)` is a method like the one inside; `with_resampling` does the same to
 a recipe. Defaults: four times, the last at half of the training (published: every 25,000 steps up to the 100,000th);
-shrink = 0.2, which is meant for ReLU: where k codes compete, so short a read vector does not win and stays dead.
+`dead_after` of the method; shrink = 0.2, which is meant for ReLU: where k codes compete, so short a read vector does
+not win and stays dead.
 
 Source: Bricken et al. 2023, "Towards Monosemanticity", appendix on neuron resampling, and ckkissane's
 attention-output-saes, whose draws come from 100 batches (here: one) and which restarts the learning rate's warm-up
@@ -33,6 +34,7 @@ from jaxinterp.decompositions.base import per_feature, trainable
 from jaxinterp.decompositions.dictionary import Dictionary
 from jaxinterp.errors import UserError
 from jaxinterp.methods.base import Method, MethodState, Recipe
+from jaxinterp.methods.checks import check_positive, check_whole
 from jaxinterp.methods.dictionary import unit_rows
 from jaxinterp.objectives import Metrics
 from jaxinterp.trees import named_leaves, path_name
@@ -48,18 +50,20 @@ class Resampling:
     """Steps between resamplings; None: an eighth of the training."""
     last: int | None = None
     """No resampling after so many steps; None: half of the training."""
-    dead_after: int = 10_000_000
-    """A feature is dead when it has not fired for this many tokens."""
+    dead_after: int | None = None
+    """A feature is dead when it has not fired for this many tokens; None: as the method has it."""
     shrink: float = 0.2
     """Length of a new read vector, over the mean length of the live ones; TopK needs 1, shorter ones are not chosen."""
 
     def __post_init__(self) -> None:
-        """Raises UserError where a number cannot be."""
-        for name, value in (("every", self.every), ("last", self.last), ("dead_after", self.dead_after)):
-            if value is not None and value < 1:
-                raise UserError(f"{name}={value} must be at least 1.")
-        if self.shrink <= 0:
-            raise UserError(f"shrink={self.shrink} must be positive.")
+        """Raises UserError where a number cannot be, or the method does not say when a feature is dead."""
+        check_whole(self, every=1, last=1, dead_after=1)
+        check_positive(self, "shrink")
+        if self.dead_after is None and not hasattr(self.method, "dead_after"):
+            raise UserError(
+                f"dead_after=None: method={type(self.method).__name__} has none of its own. Give a number, or put "
+                "Resampling inside a method of several."
+            )
 
     def needs(self, site: Any) -> Sites:
         """What the method needs."""
@@ -69,8 +73,9 @@ class Resampling:
         """The method's recipe, with resampling after its step."""
         every = max(1, steps // 8) if self.every is None else self.every
         last = steps // 2 if self.last is None else self.last
+        dead_after: int = self.method.dead_after if self.dead_after is None else self.dead_after  # type: ignore[attr-defined]
         recipe = self.method.recipe(steps)
-        return with_resampling(recipe, every=every, last=last, dead_after=self.dead_after, shrink=self.shrink)
+        return with_resampling(recipe, every=every, last=last, dead_after=dead_after, shrink=self.shrink)
 
 
 def with_resampling(
@@ -79,14 +84,22 @@ def with_resampling(
     """The recipe whose dead features are resampled after every `every`-th step, up to the `last`-th.
 
     Raises:
-      UserError: when it is traced: what the recipe trains is no `Dictionary`.
+      UserError: when `init` is traced: what the recipe trains is no `Dictionary`, or its activation counts for itself;
+        when `step` is traced: the objective does not say what fired.
     """
 
+    def start(key: PRNGKeyArray, sample: Batch, model: Any = None) -> Any:
+        state = recipe.init(key, sample, model)
+        check_resampled(state)
+        return state
+
     def step(state: Any, batch: Batch, key: PRNGKeyArray, model: Any = None) -> tuple[Any, Metrics]:
-        if not isinstance(getattr(state, "decomposition", None), Dictionary):
-            trained = type(getattr(state, "decomposition", state)).__name__
-            raise UserError(f"resampling is for a Dictionary, not for {trained}: put it inside methods of several.")
         state, metrics = recipe.step(state, batch, key, model)
+        if "fired" not in metrics:
+            raise UserError(
+                "resampling needs the metric 'fired', without which no feature is ever dead: let the objective return "
+                "the metrics of total(...) too."
+            )
         dead = state.decomposition.tokens_since_fired > dead_after
         done = batch.step + 1
         now = (done % every == 0) & (done <= last) & jnp.any(dead)
@@ -94,7 +107,26 @@ def with_resampling(
         state = jax.lax.cond(now, lambda s: resample(s, batch, again, dead, shrink), lambda s: s, state)
         return state, metrics
 
-    return Recipe(recipe.init, step, recipe.finish)
+    return Recipe(start, step, recipe.finish)
+
+
+def check_resampled(state: Any) -> None:
+    """Raises UserError where dead features of a method's state cannot start again."""
+    trained = getattr(state, "decomposition", state)
+    if isinstance(trained, tuple | dict):
+        raise UserError(
+            "resampling is for a Dictionary, not for several: put it inside, as in "
+            "PerLayerTranscoders(Resampling(method))."
+        )
+    if not isinstance(trained, Dictionary):
+        name = type(trained).__name__
+        raise UserError(f"resampling is for a Dictionary, not for {name}: take AuxK, which is for it too (auxk=1/32).")
+    counted = jax.tree.map(lambda a, b: a and not b, per_feature(trained.activation), trainable(trained.activation))
+    if any(jax.tree.leaves(counted)):
+        raise UserError(
+            f"activation={type(trained.activation).__name__} adapts features by counts of its own, which resampling "
+            "would not know of: it revives dead features itself."
+        )
 
 
 def resample(

@@ -17,12 +17,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from jaxtyping import PRNGKeyArray
 
 from jaxinterp.data.batch import Batch, Sites
-from jaxinterp.errors import UserError
-from jaxinterp.methods.base import Method, Recipe
+from jaxinterp.methods.base import Method, Recipe, add_up
+from jaxinterp.methods.checks import check_whole
 from jaxinterp.objectives import Metrics
 
 
@@ -39,8 +38,7 @@ class Seeds:
 
     def __post_init__(self) -> None:
         """Raises UserError where a number cannot be."""
-        if self.count < 1 or self.first < 0:
-            raise UserError(f"count={self.count} must be at least 1, and first={self.first} not negative.")
+        check_whole(self, count=1, first=0)
 
     def needs(self, site: Any) -> Sites:
         """What the method needs."""
@@ -58,7 +56,7 @@ class Seeds:
         ) -> tuple[tuple[Any, ...], Metrics]:
             pairs = zip(states, self._keys(key), strict=True)
             done = [one.step(state, batch, own, model) for state, own in pairs]
-            return tuple(state for state, _ in done), _together([metrics for _, metrics in done])
+            return tuple(state for state, _ in done), add_up([metrics for _, metrics in done])
 
         return Recipe(start, step, lambda states: tuple(one.finish(state) for state in states))
 
@@ -66,11 +64,3 @@ class Seeds:
         """Number 0 has the key itself."""
         numbers = range(self.first, self.first + self.count)
         return [key if number == 0 else jax.random.fold_in(key, number) for number in numbers]
-
-
-def _together(metrics: list[Metrics]) -> Metrics:
-    """Ratios of seeds add as those of batches do."""
-    summed = jax.tree.map(lambda *parts: sum(parts), *metrics)
-    if "fired" in summed:
-        summed["fired"] = jax.tree.map(lambda *parts: jnp.concatenate(parts), *[one["fired"] for one in metrics])
-    return summed

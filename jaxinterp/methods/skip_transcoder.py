@@ -1,30 +1,28 @@
 """Skip transcoder: a transcoder with a linear path beside the sparse one.
 
-    y ≈ s_out (z D + b_D + x' S) + mean_out
+    y ≈ s_out (z D + b_D + x' S) + mean_out,   z = activation(x' E^T + b_E),   x' = (x - mean_in) / s_in
 
-The skip path S starts at 0 and takes the part of the MLP that is linear, which sparse features are a poor way to write.
+x [tokens, d_in]; y [tokens, d_out]; E [features, d_in], D [features, d_out], S [d_in, d_out], z [tokens, features]. The
+loss is the transcoder's; nothing penalises S, which takes the part of the MLP that is linear: sparse features are a
+poor way to write it.
 
-Source: Paulo, Shabalin, Belrose 2025 (arXiv 2501.18823).
+Start: E uniform in ±1/sqrt(d_in), D = 0, S = 0, biases 0: as published, where the encoder's bias starts at minus the
+mean input's pre-activation (here x is centred).
+
+Defaults: TopK with k = 32, AuxK at 1/32, Adam at 1e-3. EleutherAI's sparsify has no AuxK by default, 32 d features, and
+signum at 5e-3 / sqrt(features / 2^14), or Adam at 2e-4 / sqrt(features / 2^14).
+
+Source: Paulo, Shabalin, Belrose 2025 (arXiv 2501.18823) and EleutherAI's sparsify.
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
-from jaxinterp.data.batch import Sites
-from jaxinterp.methods.base import Recipe
-from jaxinterp.methods.dictionary import DictionaryHyperparameters, dictionary_recipe
-from jaxinterp.methods.transcoder import start
+from jaxinterp.methods.transcoder import Transcoder
 
 
 @dataclass(frozen=True)
-class SkipTranscoder(DictionaryHyperparameters):
+class SkipTranscoder(Transcoder):
     """Hyperparameters of a skip transcoder."""
 
-    def needs(self, site: str) -> Sites:
-        """From the MLP's input to its output."""
-        return Sites(f"{site}/in", f"{site}/out")
-
-    def recipe(self, steps: int) -> Recipe:
-        """Adam on the objective."""
-        return dictionary_recipe(
-            self, lambda key, sample, model: start(self, key, sample, skip=True), steps, unit_norm=False
-        )
+    SKIP: ClassVar[bool] = True

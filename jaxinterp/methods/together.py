@@ -5,7 +5,8 @@
 `Together({"topk": SparseAutoencoder(k=32), "gated": GatedSparseAutoencoder()})` is a method like any other: `fit`
 trains it, checkpoints it and spreads it over a mesh, and its decomposition is a dictionary of decompositions by name.
 The model's forward pass, which costs more than most steps, is paid once. All methods start from the same random key,
-so that what differs between them is the method. Metrics: `<name>/<metric>`, and `loss`, the sum over methods.
+so that what differs between them is the method. Metrics: `<name>/<metric>`, and `loss`, the sum over methods. With a
+glob as site, all methods must be such as take several leaves: `PerLayerTranscoders(...)`, `CrossLayerTranscoder(...)`.
 """
 
 from collections.abc import Mapping
@@ -23,7 +24,7 @@ from jaxinterp.objectives import Metrics, Ratio
 
 @dataclass(frozen=True)
 class Together:
-    """Methods by name, all of one leaf."""
+    """Methods by name, all of one leaf, or all of several."""
 
     methods: Mapping[str, Method]
 
@@ -65,4 +66,5 @@ class Together:
 
     def _own(self, name: str, batch: Batch) -> Batch:
         """The batch as the method alone would have it."""
-        return replace(batch, sites=self.methods[name].needs(batch.sites.leaf))
+        leaves = tuple(dict.fromkeys(array.rpartition("/")[0] for array in several(batch.sites.writes)))
+        return replace(batch, sites=self.methods[name].needs(leaves[0] if len(leaves) == 1 else leaves))

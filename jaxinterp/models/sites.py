@@ -159,8 +159,8 @@ def replace(model: Any, leaves: Mapping[str, Any]) -> Any:
     """A new model with other callables at the named leaves: `replace(model, {"blocks/3/mlp": transcoder})`.
 
     Raises:
-      UserError: a name is no leaf of the model, a replacement cannot be called, or it is a decomposition of something
-        else than what the leaf reads and writes.
+      UserError: a name is no leaf of the model, a replacement cannot be called, or its `sites` are not what the leaf
+        reads and writes.
     """
     known = [name for name in sites(model) if name.endswith(LEAVES)]
     for name, leaf in leaves.items():
@@ -170,9 +170,14 @@ def replace(model: Any, leaves: Mapping[str, Any]) -> Any:
             raise UserError(f"the replacement for {name!r} is a {type(leaf).__name__}, which cannot be called.")
         own = getattr(leaf, "sites", None)
         if own is not None and (own.reads, own.writes) != (f"{name}/in", f"{name}/out"):
+            way_out = (
+                "for an array inside an MLP, wrap it in StandIn(mlp, decomposition)"
+                if own.leaf == name
+                else f"it belongs at {own.leaf!r}"
+            )
             raise UserError(
                 f"the replacement for {name!r} reads {own.reads!r} and writes {own.writes!r}, not the leaf's input and "
-                "output: for an array inside an MLP, wrap it in StandIn(mlp, decomposition)."
+                f"output: {way_out}."
             )
         model = select(model, name).set(leaf)
     return model

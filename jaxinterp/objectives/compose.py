@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from jaxinterp.data.batch import Batch
+from jaxinterp.errors import UserError, suggest
 
 
 class Ratio(eqx.Module):
@@ -40,7 +41,7 @@ class Objective(Protocol):
     `model` is the frozen subject model, for objectives that have it in the loop; it is an argument because a
     closed-over weight becomes a literal of the compiled program. Metrics are free but for three names with a meaning:
     `loss` (added where it is missing), `fired` per feature, which keeps count of dead features, and `smallest_code`,
-    which BatchTopK's threshold follows.
+    which BatchTopK's threshold follows and cannot do without.
     """
 
     def __call__(
@@ -100,11 +101,20 @@ def total(*terms: Term) -> Objective:
 
 
 def scale(term: Term, coefficient: float | str | Callable[[Array], Array]) -> Term:
-    """The term times a coefficient: a number, a function of the training step, or a name in `batch.coefficients`."""
+    """The term times a coefficient: a number, a function of the training step, or a name in `batch.coefficients`.
+
+    Raises:
+      UserError: when it is first traced: there is no coefficient of that name.
+    """
 
     def scaled(decomposition: Any, batch: Batch, forward: Forward) -> tuple[Array, Metrics]:
         value, metrics = term(decomposition, batch, forward)
         if isinstance(coefficient, str):
+            if coefficient not in batch.coefficients:
+                raise UserError(
+                    f"scale(..., {coefficient!r}): the batch has no coefficient of that name. Give fit a schedule, "
+                    f"schedules={{{coefficient!r}: lambda step: ...}}.{suggest(coefficient, batch.coefficients)}"
+                )
             return batch.coefficients[coefficient] * value, metrics
         return (coefficient(batch.step) if callable(coefficient) else coefficient) * value, metrics
 

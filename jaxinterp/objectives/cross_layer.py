@@ -3,11 +3,12 @@
     standardised_error   mean_l mean_t |(y_t^l - ŷ_t^l) / s_l|^2 / d
     tanh_penalty         mean_t sum_{s,i} tanh(c |D_i^s| z_ti^s)
     pre_activation       mean_s mean_t sum_i relu(-a_ti^s)
-    auxk_of_layers       sum_l |ê^l - e^l|^2 / sum_l |e^l|^2
+    auxk_of_layers       sum_l |ê^l - e^l|^2 / sum_l |e^l|^2 * min(dead / k_aux, 1)
                          e^l = sg((y^l - ŷ^l) / s_l),  ê^l = sum_{s <= l} z_dead^s D_{s->l}
 
 s_l = `output_scale`, one number a dimension; D_i^s = the write vectors of feature i of layer s to all its targets,
-beside each other; means over tokens are weighted. Sources: as the cross-layer transcoder names them.
+beside each other; dead, k_aux = the dead features of all layers, and how many of them a token may use: half of d_out a
+layer; means over tokens are weighted. Sources: as the cross-layer transcoder names them.
 """
 
 from functools import reduce
@@ -79,13 +80,18 @@ def auxk_of_layers(dead_after: int) -> Term:
         weight = batch.weight[:, None]
         size = sum(jnp.sum(weight * residual**2) for residual in residuals) + 1e-12
 
+        # As with one layer: where fewer are dead than may be used, they count for less.
+        most = sum(_most_dead(layer) for layer in decomposition.layers)
+        fraction = jnp.minimum(jnp.sum(jnp.concatenate(dead)) / most, 1.0)
+
         def of_dead(decomposition: CrossLayer) -> Array:
             layers = zip(decomposition.layers, batch.inputs, dead, strict=True)
             codes = LayerCodes(tuple(_codes_among(layer, x, allowed) for layer, x, allowed in layers))
             pairs = zip(decomposition.combine(codes), residuals, strict=True)
-            return reduce(add, [jnp.sum(weight * (helped - residual) ** 2) for helped, residual in pairs]) / size
+            error = reduce(add, [jnp.sum(weight * (helped - residual) ** 2) for helped, residual in pairs]) / size
+            return error * fraction
 
-        value = jax.lax.cond(jnp.any(jnp.stack(dead)), of_dead, lambda _: jnp.zeros(()), decomposition)
+        value = jax.lax.cond(jnp.any(jnp.concatenate(dead)), of_dead, lambda _: jnp.zeros(()), decomposition)
         return value, {"auxk": Ratio(value, jnp.ones(()))}
 
     return term
@@ -100,11 +106,16 @@ def _penalised(layer: Layer, codes: Codes, slope: float) -> Array:
 
 
 def _codes_among(layer: Layer, x: Array, allowed: Array) -> SparseCodes:
-    """The codes of the allowed features: half as many a token as the output has dimensions."""
-    features, _, d_out = layer.decoder.shape
-    k = min(max(d_out // 2, 1), features)
+    """The codes of the allowed features, `_most_dead` a token."""
+    k = _most_dead(layer)
     values, indices = encode_topk(layer.normalise(x), layer.encoder, layer.encoder_bias, k=k, allowed=allowed)
-    return SparseCodes(jax.nn.relu(values), indices, features)
+    return SparseCodes(jax.nn.relu(values), indices, layer.decoder.shape[0])
+
+
+def _most_dead(layer: Layer) -> int:
+    """How many dead features of a layer a token may use: half as many as the output has dimensions."""
+    features, _, d_out = layer.decoder.shape
+    return min(max(d_out // 2, 1), features)
 
 
 def _mean(ratios: list[Ratio]) -> Ratio:

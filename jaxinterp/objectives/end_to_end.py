@@ -8,6 +8,7 @@ others keep their own array, as in the scoreboard), on this step's windows. A ne
 before it have weight and belong to one document. The gradient passes through the frozen model into the decomposition.
 
 A decomposition of several layers stands in all of them at once: later layers read what earlier ones made of the model.
+One that can read a gradient beside its array does without it in the model, as in the place of its leaf.
 Any dictionary method trains with them: `Transcoder(features=4608, objective=total(divergence(), scale(l1(), 1e-3)))`.
 Each term costs a forward and a backward pass of the model from the first array read.
 
@@ -20,6 +21,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from jaxinterp.data.activations import counted
 from jaxinterp.data.batch import Batch, several
 from jaxinterp.errors import UserError
 from jaxinterp.models.rules import EXACT
@@ -44,9 +46,9 @@ def spliced(
     Raises:
       UserError: an array that the decomposition reads or writes is none of the model's, or is read too late.
     """
-    reads, writes = several(decomposition.sites.reads), several(decomposition.sites.writes)
+    reads, writes = several(decomposition.sites.without_gradients.reads), several(decomposition.sites.writes)
     options = {"k": k, "weight": weight, "training": training}
-    alone = isinstance(decomposition.sites.reads, str)
+    alone = isinstance(decomposition.sites.writes, str)
     inputs: list[Array] = []
     codes: list[Any] = []
     written: list[str] = []
@@ -81,15 +83,6 @@ def spliced(
         missing = [*reads[len(codes) :], *(name for name in writes if name not in written)][0]
         raise UserError(f"{missing!r} did not come by in the forward pass: give sites of this model in its own order.")
     return logits
-
-
-def counted(windows: dict[str, Array]) -> Float[Array, "batch next"]:
-    """1 where a next token counts; `[batch, seq - 1]`."""
-    weight = windows["weight"]
-    counts = weight[:, :-1] * weight[:, 1:]
-    if "document" in windows:
-        counts = counts * (windows["document"][:, :-1] == windows["document"][:, 1:])
-    return counts
 
 
 def cross_entropy() -> Term:

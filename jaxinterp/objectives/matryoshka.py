@@ -5,7 +5,9 @@ With prefix sizes m_1 < ... < m_g = features, codes z and write vectors D:
     x̂_i = x̂_(i-1) + s sum over m_(i-1) < j <= m_i of z_j D_j,   x̂_0 = the output without codes
     prefixes = 1/g sum_i |y - x̂_i|^2 / V,   V = `decomposition.target_variance`
 
-Codes are chosen once, over the whole dictionary, and every group is decoded once: partial sums, not g decodings.
+Codes are chosen once, over the whole dictionary. Prefixes are partial sums: of dense codes each group is decoded by
+itself, which costs as much as one decoding of all; of sparse codes every group but the first passes over all k slots,
+those of other groups set to 0, which costs g - 1 decodings more.
 """
 
 from itertools import pairwise

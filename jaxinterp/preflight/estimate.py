@@ -115,7 +115,7 @@ def _fastest(function: Any, x: Any) -> float:
     return sorted(times)[len(times) // 2]
 
 
-def _bytes(size: float) -> str:
+def _bytes(size: int | float) -> str:
     for unit in ("B", "KB", "MB", "GB"):
         if size < 1024:
             return f"{size:.3g} {unit}"

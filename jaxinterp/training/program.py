@@ -70,6 +70,7 @@ class Program:
         return {
             "tokens": jax.ShapeDtypeStruct(shape, jnp.int32, sharding=lies),
             "weight": jax.ShapeDtypeStruct(shape, jnp.float32, sharding=lies),
+            "document": jax.ShapeDtypeStruct(shape, jnp.int32, sharding=lies),
         }
 
     def abstract_state(self, model: Any) -> TrainState:

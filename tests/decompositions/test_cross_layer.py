@@ -10,14 +10,15 @@ import pytest
 
 from jaxinterp.data.batch import Sites, make_batch
 from jaxinterp.decompositions.activations import BatchTopK, ReLU, TopK
+from jaxinterp.decompositions.adaptive import GroupBias, TopAFA
 from jaxinterp.decompositions.base import trainable
 from jaxinterp.decompositions.codes import DenseCodes, SparseCodes
 from jaxinterp.decompositions.cross_layer import CrossLayer, Layer, LayerCodes, fold_layers
 from jaxinterp.decompositions.cross_layer_files import load_cross_layer, save_cross_layer
-from jaxinterp.decompositions.gates import JumpReLU
+from jaxinterp.decompositions.gates import Gated, JumpReLU
 from jaxinterp.errors import UserError
 from jaxinterp.methods.cross_layer_transcoder import CrossLayerTranscoder
-from jaxinterp.objectives import Forward
+from jaxinterp.objectives import Forward, total
 from jaxinterp.objectives.cross_layer import auxk_of_layers, pre_activation, standardised_error, tanh_penalty
 from jaxinterp.trees import named_leaves
 
@@ -164,10 +165,55 @@ def test_auxk_reaches_dead_features_of_every_layer_and_no_live_one():
     assert float(terms_of(nothing, x, auxk_of_layers(500))[0][0]) == 0
 
 
+def test_auxk_counts_for_less_where_few_are_dead():
+    """Half of d_out a layer may be used: 9 in three layers of 6 dimensions. Twice as many dead, twice the value."""
+    value = {}
+    for dead in (1, 2, 4, 8):
+        cross, x = random_cross_layer([TopK(2)] * 3)
+        silent = [layer.decoder.at[:dead].set(0.0) for layer in cross.layers]  # they help nothing: the error is 1
+        cross = eqx.tree_at(lambda cross: [layer.decoder for layer in cross.layers], cross, silent)
+        since = [jnp.where(jnp.arange(12) < dead, 1000, 0)] * 3
+        cross = eqx.tree_at(lambda cross: [layer.tokens_since_fired for layer in cross.layers], cross, since)
+        value[dead] = float(terms_of(cross, x, auxk_of_layers(500))[0][0])
+    assert value == pytest.approx({1: 3 / 9, 2: 6 / 9, 4: 1, 8: 1}, rel=1e-4)
+
+
+def test_layers_that_reach_their_cap_are_counted():
+    cross, x = random_cross_layer([BatchTopK(1), TopK(2), BatchTopK(1)])
+    x = tuple(array.at[:3].multiply(100.0) for array in x)  # loud tokens, which want the budget of all
+    codes = cross.encode(x, training=True)
+    expected = (codes.layers[0].at_cap() + codes.layers[2].at_cap()) / 2
+    np.testing.assert_array_equal(codes.at_cap(), expected)
+    assert codes.capped and 0 < float(codes.at_cap().mean()) < 0.5
+    batch = make_batch(
+        dict(zip(cross.sites.reads + cross.sites.writes, [*x, *x], strict=True)), jnp.ones(20), cross.sites
+    )
+    _, metrics = total(standardised_error())(cross, batch, jax.random.key(0))
+    assert float(metrics["at_cap"].value()) == pytest.approx(float(expected.mean()))
+    plain, _ = random_cross_layer([TopK(2)] * 3)
+    assert not plain.encode(x).capped and "at_cap" not in total()(plain, batch, jax.random.key(0))[1]
+
+
+def test_what_layers_cannot_do():
+    cross, x = random_cross_layer([TopK(2), ReLU(), TopAFA(3)])
+    with pytest.raises(UserError, match="activation=TopAFA compares"):
+        fold_layers(cross)
+    with pytest.raises(UserError, match="activation=ReLU has none"):
+        cross.encode(x, k=jnp.asarray(1))
+
+
 def test_files_round_trip(tmp_path):
     """Invariant 7; every layer may have an activation of its own."""
-    jump = JumpReLU(jnp.linspace(-1, 1, 12), "log", 0.01)
-    cross, _ = random_cross_layer([jump, BatchTopK(3, jnp.asarray(0.3)), TopK(4)])
+    bias = GroupBias.start(12, groups=2, highest=0.5, lowest=0.1, every=5, rate=0.1)
+    for activations in (
+        [JumpReLU(jnp.linspace(-1, 1, 12), "log", 0.01), BatchTopK(3, jnp.asarray(0.3)), TopK(4)],
+        [Gated.start(12), TopAFA(4), bias],
+    ):
+        round_trip(activations, tmp_path)
+
+
+def round_trip(activations, tmp_path):
+    cross, _ = random_cross_layer(activations)
     again = load_cross_layer(save_cross_layer(cross, tmp_path))
     assert jax.tree.structure(again) == jax.tree.structure(cross)
     for name, leaf in named_leaves(cross).items():
@@ -184,9 +230,13 @@ def test_damaged_files_are_refused(tmp_path):
     with pytest.raises(UserError, match=r"activation 'TopKK' .* is unknown"):
         load_cross_layer(tmp_path)
     static = json.loads(text)
-    (tmp_path / "cross_layer.json").write_text(json.dumps(static | {"activations": static["activations"][:2]}))
+    for change in ({"activations": static["activations"][:2]}, {"sites": {"reads": 3, "writes": None}}, {"sites": 3}):
+        (tmp_path / "cross_layer.json").write_text(json.dumps(static | change))
+        with pytest.raises(UserError, match="is damaged"):
+            load_cross_layer(tmp_path)
+    short = eqx.tree_at(lambda cross: cross.layers[1].decoder, cross, cross.layers[1].decoder[:11])
     with pytest.raises(UserError, match="is damaged"):
-        load_cross_layer(tmp_path)
+        load_cross_layer(save_cross_layer(short, tmp_path))
 
 
 def test_layers_that_are_not_those_of_the_sites_are_refused():

@@ -1,6 +1,7 @@
 """Dictionaries: the equation, folding, codes, files. Invariants 6 and 7."""
 
 import json
+from operator import attrgetter
 
 import equinox as eqx
 import jax
@@ -12,14 +13,17 @@ from hypothesis import strategies as st
 
 from jaxinterp.data.batch import Sites, make_batch
 from jaxinterp.decompositions.activations import BatchTopK, ReLU, TopK
+from jaxinterp.decompositions.adaptive import TopAFA
 from jaxinterp.decompositions.base import StandIn, per_feature, trainable
 from jaxinterp.decompositions.codes import DenseCodes, SparseCodes
 from jaxinterp.decompositions.dictionary import Dictionary, fold
 from jaxinterp.decompositions.files import load_dictionary, save_dictionary
+from jaxinterp.decompositions.gates import JumpReLU
+from jaxinterp.decompositions.on_disk import check_arrays
 from jaxinterp.errors import UserError
 from jaxinterp.models.sites import replace, run
 from jaxinterp.models.tiny import planted_transformer
-from jaxinterp.objectives import reconstruction, total
+from jaxinterp.objectives import Ratio, reconstruction, total
 from jaxinterp.trees import named_leaves
 
 SITES = Sites("blocks/1/mlp/in", "blocks/1/mlp/out")
@@ -120,6 +124,16 @@ def test_folding_changes_nothing(seed, skip):
     np.testing.assert_allclose(folded(x), dictionary(x), atol=2e-5 * scale)
 
 
+def test_a_dictionary_whose_codes_depend_on_the_input_s_length_is_not_folded():
+    """The control: with the weights of the folded one, codes differ."""
+    dictionary = random_dictionary(TopAFA(), d_out=8)
+    with pytest.raises(UserError, match="activation=TopAFA compares the codes with the length"):
+        fold(dictionary)
+    forced = eqx.tree_at(lambda d: d.activation, fold(random_dictionary(TopK(4), d_out=8)), TopAFA())
+    x = jax.random.normal(jax.random.key(1), (50, 8))
+    assert bool((forced.encode(x).active() != dictionary.encode(x).active()).any())
+
+
 def test_trainable_and_per_feature_mark_fields():
     dictionary = random_dictionary(TopK(4))
     trained = {name for name, marked in named_leaves(trainable(dictionary)).items() if marked}
@@ -188,6 +202,56 @@ def test_damaged_files_are_refused(tmp_path):
         load_dictionary(folder)
 
 
+def test_arrays_that_do_not_agree_are_refused(tmp_path):
+    """Sizes, dtypes and the activation's own arrays: anything that would fit a dictionary of another size."""
+    good = random_dictionary(JumpReLU.start(24, 0.5, bandwidth=0.1))
+    wrong = {
+        "decoder": (good.decoder[:23], "decoder is float32"),
+        "skip": (good.skip.T, "skip is float32"),
+        "tokens_since_fired": (good.tokens_since_fired.astype(jnp.float32), "tokens_since_fired is float32"),
+        "activation.threshold_parameter": (jnp.zeros(23), "threshold_parameter is float32"),
+    }
+    for name, (array, words) in wrong.items():
+        bad = eqx.tree_at(attrgetter(name), good, array)
+        with pytest.raises(UserError, match=words):
+            check_arrays((bad, bad.activation), tmp_path)
+        with pytest.raises(UserError, match="damaged"):
+            load_dictionary(save_dictionary(bad, tmp_path / name))
+    check_arrays((good, good.activation), tmp_path)
+
+
+def test_another_format_and_broken_sites_are_refused(tmp_path):
+    folder = save_dictionary(random_dictionary(TopK(4)), tmp_path / "d")
+    static = json.loads((folder / "dictionary.json").read_text())
+    for change, words in (
+        ({"format": 2}, "format=2 .* is not 1"),
+        ({"sites": None}, "damaged"),
+        ({"sites": 3}, "damaged"),
+    ):
+        (folder / "dictionary.json").write_text(json.dumps(static | change))
+        with pytest.raises(UserError, match=words):
+            load_dictionary(folder)
+    del static["format"]
+    (folder / "dictionary.json").write_text(json.dumps(static))
+    with pytest.raises(UserError, match="damaged"):
+        load_dictionary(folder)
+
+
+def test_a_threshold_that_nothing_moves_is_refused():
+    """Left at 0 it would let 4 k features pass at inference."""
+    with pytest.raises(UserError, match="BatchTopK needs the metric 'smallest_code'"):
+        BatchTopK(4).after_step({}, jnp.int32(0))
+    moved = BatchTopK(4).after_step({"smallest_code": Ratio(jnp.asarray(0.5), jnp.ones(()))}, jnp.int32(0))
+    assert float(moved.threshold) == 0.5
+
+
+def test_a_number_of_active_features_is_for_those_that_have_one():
+    x = jnp.ones((2, 8))
+    with pytest.raises(UserError, match="activation=ReLU has none: leave the schedule 'k' away"):
+        random_dictionary(ReLU()).encode(x, k=jnp.asarray(2))
+    assert float(random_dictionary(TopK(4)).encode(x, k=jnp.asarray(2)).active().max()) <= 2
+
+
 def test_k_out_of_range_is_refused():
     with pytest.raises(UserError, match="k=25 must lie between 1 and features=24"):
         random_dictionary(TopK(25))
@@ -215,6 +279,9 @@ def test_a_decomposition_of_something_else_is_not_put_in_the_leaf_s_place():
     other = random_dictionary(TopK(4), d_in=64, d_out=64)
     with pytest.raises(UserError, match="reads 'blocks/1/mlp/in'"):
         replace(model, {"blocks/3/mlp": other})
+    with pytest.raises(UserError, match="it belongs at 'blocks/1/mlp'"):
+        replace(model, {"blocks/2/mlp": StandIn(model.blocks[2].mlp, inside)})
+    assert replace(model, {"blocks/1/mlp": StandIn(model.blocks[1].mlp, inside)}) is not None
     far = random_dictionary(TopK(4), d_in=64, d_out=64, sites=Sites("blocks/1/mlp/pre", "blocks/1/mlp/out"))
     with pytest.raises(UserError, match="'blocks/1/mlp/pre' cannot be reached"):
         StandIn(model.blocks[1].mlp, far)(jnp.zeros((2, 64)))

@@ -13,6 +13,7 @@ import pytest
 
 from jaxinterp.data.batch import make_batch
 from jaxinterp.decompositions.activations import ReLU
+from jaxinterp.decompositions.adaptive import GroupBias
 from jaxinterp.decompositions.base import per_feature, trainable
 from jaxinterp.decompositions.dictionary import fold
 from jaxinterp.decompositions.files import load_dictionary, save_dictionary
@@ -85,6 +86,24 @@ def test_what_lies_exactly_at_the_threshold_is_not_active():
     np.testing.assert_array_equal(step(a, threshold, 0.1), [[0, 0, 1, 0]])
     shut = Gated.start(1).codes(jnp.zeros((1, 2)), jnp.ones((1, 2)), jnp.zeros(1), k=None, weight=None, training=True)
     assert float(shut.pre[0, 0]) == 0 and float(shut.values[0, 0]) == 0
+
+
+@pytest.mark.parametrize("broken", ["encoder_bias", "own"])
+@pytest.mark.parametrize("sign", [1, -1])
+def test_nan_shows(broken, sign):
+    """In a pre-activation and in what it is compared with: a feature that silently dies would train on."""
+    bias = GroupBias.start(ROWS, groups=2, highest=0.5, lowest=0.1, every=1, rate=0.1)
+    for activation, own in (
+        (random_gated(), lambda d: d.activation.gate_bias),
+        (random_jumprelu("raw"), lambda d: d.activation.threshold_parameter),
+        (random_jumprelu("log"), lambda d: d.activation.threshold_parameter),
+        (bias, lambda d: d.activation.adapted_bias),
+    ):
+        where = own if broken == "own" else (lambda d: d.encoder_bias)
+        dictionary = random_dictionary(activation)
+        spoiled = eqx.tree_at(where, dictionary, where(dictionary).at[5].set(sign * jnp.nan))
+        codes = spoiled.encode(random_batch().inputs).dense()
+        assert jnp.isnan(codes[:, 5]).all() and not jnp.isnan(jnp.delete(codes, 5, axis=1)).any()
 
 
 # a on a grid of 2.5e-6, thresholds of three features inside it

@@ -107,12 +107,22 @@ def is_kept_on_disk(dictionary, folder, activation):
         np.testing.assert_array_equal(leaf, named_leaves(loaded)[name], err_msg=name)
 
 
+def recovery(method, seeds):
+    """(mean matched cosine, active features, fraction of variance unexplained), means over seeds of 6000 steps."""
+    found = []
+    for seed in seeds:
+        rows, samples = planted_dictionary(seed)
+        dictionary, metrics = train_on_samples(method, samples, seed)
+        found.append((mcc(rows, dictionary.decoder), metrics["l0"], metrics["fvu"]))
+    return np.mean(found, axis=0)
+
+
 def stands_in_and_scores(dictionary):
     """In its leaf's place it does what an edit of the array does; its row of the scoreboard is finite."""
     model, tokens = subject().model, jnp.arange(16).reshape(2, 8)
     there = replace(model, {SITE: StandIn(model.blocks[1].mlp, dictionary)})
     edited = run(model, tokens, edits={dictionary.sites.writes: lambda value: dictionary(value)})
     np.testing.assert_allclose(run(there, tokens).logits, edited.logits, rtol=1e-4, atol=1e-3)
-    assert float(jnp.abs(edited.logits - run(model, tokens).logits).max()) > 1e-3
+    assert float(jnp.abs(edited.logits - run(model, tokens).logits).max()) > 0.1
     row = score(dictionary, subject(), text(), tokens=1024, ce_tokens=1024)
     assert 0 < row["fvu"] < 1.5 and row["l0"] > 0 and np.isfinite(row["ce_replaced"])

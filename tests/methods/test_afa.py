@@ -21,7 +21,7 @@ from jaxinterp.errors import UserError
 from jaxinterp.kernels import encode_topk
 from jaxinterp.methods.afa import TopAFASparseAutoencoder, norm_difference
 from jaxinterp.models.tiny import unit_rows
-from jaxinterp.objectives import reconstruction, total
+from jaxinterp.objectives import reconstruction, scale, total
 from tests.decompositions.test_dictionary import random_dictionary
 from tests.methods.laboratory import is_kept_on_disk, is_the_same_on_a_mesh, recovered, stands_in_and_scores
 
@@ -59,7 +59,18 @@ def test_the_nearest_norm_is_taken_not_the_first_that_exceeds():
     for norm, active in ((3.2, 1), (3.4, 2), (3.61, 2), (0.0, 1), (100.0, 3)):
         assert int((nearest_norm(values, jnp.array([norm])) > 0).sum()) == active, norm
     assert not nearest_norm(jnp.zeros((1, 4)), jnp.ones(1)).any()
-    assert bool(jnp.isnan(nearest_norm(values.at[0, 1].set(jnp.nan), jnp.ones(1))).any()), "NaN must show"
+
+
+@pytest.mark.parametrize("pattern", [0x7FC00000, 0xFFC00000, 0xFF800001])
+def test_nan_is_kept_whatever_its_bits(pattern):
+    """XLA's own NaN on x86 has its sign bit set: as a bit pattern it is less than every number."""
+    nan = jax.lax.bitcast_convert_type(jnp.uint32(pattern), jnp.float32)
+    kept = nearest_norm(jnp.array([[3.0, 2.0, 1.0, 0.5]]).at[0, 1].set(nan), jnp.ones(1))
+    assert bool(jnp.isnan(kept[0, 1])) and int(jnp.isnan(kept).sum()) == 1
+    rows = jnp.eye(4).at[2, 0].set(nan)
+    for cap in (None, 2):
+        codes = TopAFA(cap).codes(jnp.ones((3, 4)), rows, jnp.zeros(4), k=None, weight=None, training=True)
+        assert bool(jnp.isnan(codes.dense()[:, 2]).all())
 
 
 def test_the_gradient_is_that_of_what_is_kept():
@@ -98,13 +109,15 @@ def test_a_cap_that_is_not_reached_changes_nothing_and_one_that_is_cuts_the_smal
     np.testing.assert_allclose(codes(40).dense(), dense.dense(), rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(codes(64).dense(), dense.dense(), rtol=1e-5, atol=1e-6)
     cut = codes(3)
-    assert cut.values.shape == (100, 4) and float(cut.active().max()) == 3
+    assert cut.values.shape == (100, 3) and float(cut.active().max()) == 3
+    assert cut.capped and not codes(None).active().max() <= 3
+    np.testing.assert_array_equal(cut.at_cap(), dense.active() >= 3)
     full = dense.active() > 3
     largest = encode_topk(x, rows, jnp.zeros(64), k=3)[0]
-    np.testing.assert_allclose(jnp.sort(cut.values[full])[:, :0:-1], largest[full], rtol=1e-5)
+    np.testing.assert_allclose(jnp.sort(cut.values[full])[:, ::-1], largest[full], rtol=1e-5)
 
 
-def test_the_penalty_is_its_equation_and_has_the_same_meaning_in_any_units():
+def test_the_penalty_is_its_equation():
     dictionary = random_dictionary(TopAFA(), d_out=8, skip=False)
     x = jax.random.normal(jax.random.key(1), (50, 8))
     weight = (jnp.arange(50) % 5 > 0).astype(jnp.float32)
@@ -114,6 +127,21 @@ def test_the_penalty_is_its_equation_and_has_the_same_meaning_in_any_units():
     difference = np.linalg.norm(dictionary.encode(x).dense(), axis=1) - np.linalg.norm(inputs, axis=1)
     unit = 8 * dictionary.input_scale**2 / dictionary.target_variance
     assert float(value) == pytest.approx(float(unit * np.sum(weight * difference**2) / weight.sum()), rel=1e-4)
+
+
+def test_the_penalty_has_the_same_meaning_in_any_units():
+    """A dictionary made from x, and one from 10 x, each on its own data. Without the factor: 100 times as much."""
+    x = jax.random.normal(jax.random.key(1), (200, 8)) @ jax.random.normal(jax.random.key(2), (8, 8)) + 3
+
+    def penalty(scale, normalise):
+        method = TopAFASparseAutoencoder(features=24, normalise=normalise)
+        batch = make_batch({"x": scale * (x - x.mean(0) * (not normalise))}, jnp.ones(200), Sites("x", "x"))
+        dictionary = method.recipe(1).init(jax.random.key(3), batch, None).decomposition
+        return float(total(norm_difference())(dictionary, batch, jax.random.key(0))[0])
+
+    for normalise in (True, False):
+        assert penalty(10.0, normalise) == pytest.approx(penalty(1.0, normalise), rel=1e-3)
+    assert penalty(1.0, False) == pytest.approx(penalty(1.0, True), rel=1e-3)
 
 
 @pytest.mark.slow
@@ -133,14 +161,17 @@ def test_a_penalty_that_is_too_weak_does_not_recover_it_though_its_loss_is_lower
 
 @pytest.mark.slow
 def test_a_penalty_of_the_wrong_sign_does_not_recover_it():
-    assert recovered(change(PLANTED, afa=-1 / 32))[0] < 0.90
+    flipped = total(reconstruction(), scale(norm_difference(), -1 / 32))
+    assert recovered(change(PLANTED, objective=flipped))[0] < 0.90
 
 
 def test_hyperparameters_that_cannot_be_are_refused():
     with pytest.raises(UserError, match="activation='topk' must be 'top_afa'"):
         TopAFASparseAutoencoder(activation="topk")
-    with pytest.raises(UserError, match="k=0"):
+    with pytest.raises(UserError, match="cap=0 must be at least 1"):
         TopAFASparseAutoencoder(cap=0)
+    with pytest.raises(UserError, match=r"afa=-0\.1 must not be negative"):
+        TopAFASparseAutoencoder(afa=-0.1)
     own = TopAFASparseAutoencoder(objective=total(reconstruction()))
     assert own.make_objective() is own.objective
 

@@ -6,6 +6,7 @@ Where the others have two clusters, the raw score finds "planted" heads under pe
 implementation: AUC 0.67); the z-score does not.
 """
 
+from dataclasses import replace
 from functools import cache
 
 import jax
@@ -65,12 +66,24 @@ def test_planted_heads_are_found():
     assert normalised > 0.93 and raw > 0.93 and z > 0.93
 
 
-def test_permuted_labels_and_a_single_code_find_nothing():
-    """The controls: permuted labels, and a dictionary with a single code.
+def test_training_explains_what_a_dictionary_of_random_directions_does_not():
+    """FVU over all examples, ten of them seen in training: measured 0.17 after 500 steps, 0.90 after one.
 
-    A dictionary of random directions is none: it separates clusters as well (measured: normalised AUC 0.96 against 0.99
-    after training). The plant tests the scores; what training adds to codes it does not show.
+    This is what training is shown to add. That planted heads are found it does not decide: clusters of one head lie so
+    far apart that random directions tell them apart too (normalised AUC 0.95 to 0.99 after one step).
     """
+
+    def unexplained(steps):
+        rows = contributions(0, 4)
+        dictionary = replace(METHOD, steps=steps).train(rows, jax.random.key(100))
+        flat = rows.reshape(-1, D)
+        return float(jnp.sum((flat - dictionary(flat)) ** 2) / jnp.sum((flat - flat.mean(0)) ** 2))
+
+    assert unexplained(METHOD.steps) < 0.3 < 0.8 < unexplained(1)
+
+
+def test_permuted_labels_and_a_single_code_find_nothing():
+    """The controls of the scores: permuted labels, and a dictionary with a single code."""
     chance = [auc(node_scores(codes(0), labels, FEATURES, normalised=True)) for labels in permuted()]
     assert np.mean(chance) < 0.75
     rows = contributions(0, 4)

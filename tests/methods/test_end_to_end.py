@@ -13,11 +13,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxinterp.data.activations import harvest
 from jaxinterp.data.batch import Sites, make_batch
 from jaxinterp.decompositions.cross_layer import PerLayer
 from jaxinterp.decompositions.exact import exact_transcoder
 from jaxinterp.errors import UserError
-from jaxinterp.methods import SparseAutoencoder, Transcoder
+from jaxinterp.methods import GradientSparseAutoencoder, SparseAutoencoder, Transcoder
 from jaxinterp.models.sites import SetTo, replace, run
 from jaxinterp.models.subject import Subject
 from jaxinterp.models.tiny import TINY, planted_transformer
@@ -175,6 +176,26 @@ def test_any_dictionary_method_trains_end_to_end_and_the_same_on_a_mesh(subject)
     for name, leaf in named_leaves(one.decomposition).items():
         other = np.asarray(named_leaves(many.decomposition)[name])
         np.testing.assert_allclose(other, leaf, rtol=0, atol=1e-4, err_msg=name)
+
+
+def test_a_dictionary_that_reads_a_gradient_does_without_it_in_the_model(subject, heldout):
+    method = GradientSparseAutoencoder(features=32, k=3, objective=total(divergence(), cross_entropy()))
+    sites = method.needs(SITE)
+    rows = harvest(subject.model, heldout, sites.names()).flat()
+    batch = make_batch(rows.arrays, rows.weight, sites, windows=heldout)
+    dictionary = method.recipe(1).init(jax.random.key(0), batch, subject.model).decomposition
+    tokens = heldout["tokens"]
+    alone = spliced(dictionary.dictionary, subject.model, tokens)
+    np.testing.assert_array_equal(spliced(dictionary, subject.model, tokens), alone)
+    state = method.recipe(1).init(jax.random.key(0), batch, subject.model)
+    _, metrics = jax.jit(method.recipe(1).step)(state, batch, jax.random.key(0), subject.model)
+    assert 0 < float(metrics["kl"].value()) < float(metrics["ce"].value())
+
+
+def test_a_single_layer_of_several_is_spliced_too(subject, heldout):
+    exact = exact_transcoder(subject.model.blocks[0].mlp, SITE)
+    one = spliced(PerLayer((exact,)), subject.model, heldout["tokens"])
+    np.testing.assert_array_equal(one, spliced(exact, subject.model, heldout["tokens"]))
 
 
 def test_what_cannot_be_spliced_is_refused(subject, heldout):

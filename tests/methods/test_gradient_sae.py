@@ -1,6 +1,7 @@
 """The gradient SAE: its selection on planted loud and quiet features, its training, its place on a mesh and on disk."""
 
 from dataclasses import replace
+from functools import cache
 
 import equinox as eqx
 import jax
@@ -8,13 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxinterp.data.activations import harvest_jit
 from jaxinterp.data.batch import Sites, make_batch
 from jaxinterp.decompositions.activations import BatchTopK, TopK
 from jaxinterp.decompositions.by_effect import EffectDictionary
 from jaxinterp.decompositions.files import load_dictionary
 from jaxinterp.errors import UserError
 from jaxinterp.methods.gradient_sparse_autoencoder import GradientSparseAutoencoder
-from jaxinterp.models.tiny import unit_rows
+from jaxinterp.models.tiny import TINY, planted_transformer, unit_rows
 from tests.methods.laboratory import is_kept_on_disk, is_the_same_on_a_mesh, stands_in_and_scores
 
 D, LOUD, QUIET, ACTIVE, K = 32, 12, 12, 3, 4
@@ -79,6 +81,89 @@ def test_equal_effects_select_what_topk_selects():
         jax.tree.leaves(dictionary.encode((x, gradient))), jax.tree.leaves(dictionary.encode(x)), strict=True
     ):
         np.testing.assert_allclose(got, expected, rtol=1e-5)
+
+
+def test_what_is_chosen_does_not_depend_on_the_units():
+    """x times a number, and its gradient over it: the same features, though the plain size of effects is another."""
+    _, x, gradient = plant(samples=400)
+
+    @cache
+    def chosen(scale, own=1.0):
+        x_now, g_now = scale * x, gradient / scale
+        method = GradientSparseAutoencoder(features=48, k=K, own=own)
+        batch = make_batch({"x": x_now, "x/gradient": g_now}, jnp.ones(400), SITES)
+        dictionary = method.recipe(1).init(jax.random.key(0), batch, None).decomposition
+        return np.sort(np.asarray(dictionary.encode((x_now, g_now)).indices), axis=1)
+
+    for unit in (0.01, 100.0):
+        assert (chosen(1.0) == chosen(unit)).all(axis=1).mean() > 0.99
+        assert (chosen(1.0) == chosen(1.0, own=unit)).all(axis=1).mean() < 0.9, "the mixture matters"
+
+
+def test_gradients_do_not_cross_documents():
+    """Behind the last block an array feeds one prediction: that of the next token, which may be another document's."""
+    model = planted_transformer(jax.random.key(0), replace(TINY, layers=1, d_model=32, heads=2, kv_heads=2, d_mlp=64))
+    name = "blocks/0/mlp/out"
+    windows = {"tokens": jnp.arange(24).reshape(2, 12), "weight": jnp.ones((2, 12))}
+    documents = jnp.broadcast_to(jnp.arange(12) // 5, (2, 12))
+
+    def silent(windows):
+        gradient = harvest_jit(model, windows, (f"{name}/gradient",)).arrays[f"{name}/gradient"]
+        return [int(place) for place in jnp.flatnonzero(~gradient.any(axis=(0, 2)))]
+
+    assert silent(windows) == [11]
+    assert silent(windows | {"document": documents}) == [4, 9, 11]
+
+
+@pytest.mark.parametrize("own", [0.0, 1.0])
+def test_a_token_without_a_gradient_chooses_by_size(own):
+    """The last of a window has no next token: if all its scores were 0, the first features would be chosen."""
+    rows, x, gradient = plant(samples=64)
+    dictionary = true_dictionary(rows, own, 1.0)
+    last = jnp.arange(64) % 8 == 7
+    codes = dictionary.encode((x, jnp.where(last[:, None], 0.0, gradient))).dense()
+    np.testing.assert_array_equal(codes[last], dictionary.encode(x).dense()[last])
+    np.testing.assert_array_equal(codes[~last], dictionary.encode((x, gradient)).dense()[~last])
+    assert bool((codes[~last] != dictionary.encode(x).dense()[~last]).any())
+
+
+def test_its_score_is_the_published_one_where_write_vectors_are_units():
+    """z_j (own + strength |D_j . g|), g over its root mean square, in a dictionary that normalises."""
+    _, x, gradient = plant(samples=64)
+    batch = make_batch({"x": 7 * x, "x/gradient": gradient}, jnp.ones(64), SITES)
+    method = GradientSparseAutoencoder(features=48, k=K, own=0.5, strength=2.0)
+    dictionary = method.recipe(1).init(jax.random.key(0), batch, None).decomposition
+    own = dictionary.dictionary
+    z = np.maximum(np.asarray(own.normalise(7 * x) @ own.encoder.T + own.encoder_bias), 0)
+    unit = np.asarray(gradient) / np.sqrt((np.asarray(gradient) ** 2).mean(1, keepdims=True))
+    score = z * (0.5 + 2 * np.abs(unit @ np.asarray(own.decoder).T))
+    expected = np.where(score >= np.sort(score, 1)[:, -K:][:, :1], z, 0)
+    np.testing.assert_allclose(dictionary.encode((7 * x, gradient)).dense(), expected, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"activation": "batch_topk"}, "activation='batch_topk' does not select by a score"),
+        ({"activation": BatchTopK(4)}, "does not select by a score"),
+        ({"own": -1.0}, "own=-1.0 must not be negative"),
+        ({"strength": -1.0}, "strength=-1.0 must not be negative"),
+        ({"own": 0.0, "strength": 0.0}, "leave nothing to choose by"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused_at_once(change, words):
+    with pytest.raises(UserError, match=words):
+        GradientSparseAutoencoder(**change)
+
+
+def test_l1_and_auxk_are_what_the_options_say():
+    _, x, gradient = plant(samples=64)
+    batch = make_batch({"x": x, "x/gradient": gradient}, jnp.ones(64), SITES)
+    for options, expected in (({}, {"auxk"}), ({"auxk": 0.0}, set()), ({"auxk": 0.0, "l1": 0.1}, {"l1"})):
+        method = GradientSparseAutoencoder(features=48, k=K, **options)
+        dictionary = method.recipe(1).init(jax.random.key(0), batch, None).decomposition
+        _, metrics = method.make_objective()(dictionary, batch, jax.random.key(0))
+        assert {"auxk", "l1"} & set(metrics) == expected and "effect" in metrics
 
 
 @pytest.mark.slow

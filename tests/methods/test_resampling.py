@@ -20,10 +20,13 @@ from jaxinterp.errors import UserError
 from jaxinterp.methods import (
     CrossLayerTranscoder,
     GatedSparseAutoencoder,
+    GradientSparseAutoencoder,
+    GroupBiasAdaptation,
     JumpReLUSparseAutoencoder,
     PerLayerTranscoders,
     SparseAutoencoder,
     Transcoder,
+    resampling,
 )
 from jaxinterp.methods.resampling import Resampling, draw, resample
 from jaxinterp.objectives import l1, reconstruction, scale, total
@@ -58,7 +61,9 @@ def moments(state):
     return [leaf for leaf in jax.tree.leaves(state.optimizer) if leaf.ndim and leaf.shape[0] == 20]
 
 
-@pytest.mark.parametrize("method", [SparseAutoencoder(features=20, k=3), Transcoder(features=20, activation="relu")])
+@pytest.mark.parametrize(
+    "method", [SparseAutoencoder(features=20, k=3), Transcoder(features=20, activation="relu", l1=0.01)]
+)
 def test_new_rows_are_badly_reconstructed_inputs(method):
     state, batch = started(method)
     before, after = state.decomposition, resample(state, batch, jax.random.key(5), LATE)
@@ -94,7 +99,7 @@ def test_moments_of_new_rows_are_forgotten_and_no_others():
 
 
 def test_rows_are_drawn_with_the_square_of_their_error():
-    state, batch = started(SparseAutoencoder(features=20, activation="relu"))
+    state, batch = started(SparseAutoencoder(features=20, activation="relu", l1=0.01))
     one = jnp.arange(20) == 4
     keys = jax.random.split(jax.random.key(0), 20_000)
     drawn = jax.jit(jax.vmap(lambda key: draw(state.decomposition, batch, key, one)[4]))(keys)
@@ -118,7 +123,9 @@ def test_when_more_are_dead_than_there_are_rows_every_row_is_used():
 )
 def test_the_calendar(every, last, expected):
     """Of ten steps; without numbers: every eighth of them (at least every step), up to half."""
-    method = Resampling(SparseAutoencoder(features=20, activation="relu"), every=every, last=last, dead_after=1)
+    method = Resampling(
+        SparseAutoencoder(features=20, activation="relu", l1=0.01), every=every, last=last, dead_after=1
+    )
     recipe, (state, batch) = method.recipe(10), started(method.method, steps=0)
     step, seen = jax.jit(recipe.step), []
     for number in range(10):
@@ -127,6 +134,15 @@ def test_the_calendar(every, last, expected):
         state, _ = step(state, eqx.tree_at(lambda b: b.step, batch, jnp.int32(number)), jax.random.key(0), None)
         seen += [number + 1] if float(jnp.abs(state.decomposition.encoder_bias[LATE]).max()) == 0 else []
     assert seen == expected
+
+
+def test_what_is_dead_is_the_method_s_own_matter_unless_said_otherwise(monkeypatch):
+    given = []
+    monkeypatch.setattr(resampling, "with_resampling", lambda recipe, **options: given.append(options) or recipe)
+    method = SparseAutoencoder(features=20, k=3, dead_after=200)
+    for own in (None, 100):
+        Resampling(method, dead_after=own).recipe(10)
+    assert [options["dead_after"] for options in given] == [200, 100]
 
 
 @pytest.mark.parametrize(
@@ -155,10 +171,23 @@ def test_what_is_no_dictionary_is_refused_and_methods_of_several_take_it_inside(
     x = jax.random.normal(jax.random.key(0), (64, 8))
     batch = make_batch({name: x for name in sites.names()}, jnp.ones(64), sites)
     own = Resampling(Transcoder(features=200, k=3), every=1, last=9, dead_after=1)  # 64 tokens cannot use them all
-    for wrong in (Resampling(CrossLayerTranscoder(features=20, k=3)), Resampling(PerLayerTranscoders(own.method))):
-        recipe = wrong.recipe(10)
-        with pytest.raises(UserError, match="resampling is for a Dictionary, not for"):
-            recipe.step(recipe.init(jax.random.key(0), batch, None), batch, jax.random.key(0), None)
+    for wrong, words in (
+        (Resampling(CrossLayerTranscoder(features=20)), "not for CrossLayer: take AuxK"),
+        (Resampling(PerLayerTranscoders(own.method), dead_after=1), r"not for several: put it inside, as in Per"),
+    ):
+        with pytest.raises(UserError, match=words):
+            jax.eval_shape(wrong.recipe(10).init, jax.random.key(0), batch, None)
+    for method, words in (
+        (GradientSparseAutoencoder(features=20, k=3), "not for EffectDictionary: take AuxK"),
+        (GroupBiasAdaptation(features=20, groups=2), "activation=GroupBias adapts features by counts of its own"),
+    ):
+        with pytest.raises(UserError, match=words):
+            started(Resampling(method))
+    with pytest.raises(UserError, match="dead_after=None: method=PerLayerTranscoders has none"):
+        Resampling(PerLayerTranscoders(own.method))
+    silent = change(own.method, auxk=0.0, objective=lambda *given, model=None: (total(reconstruction())(*given)[0], {}))
+    with pytest.raises(UserError, match="resampling needs the metric 'fired'"):
+        started(Resampling(silent))
     recipe = PerLayerTranscoders(own).recipe(10)
     states = recipe.init(jax.random.key(0), batch, None)
     for number in range(4):
@@ -198,6 +227,6 @@ def test_topk_features_below_zero_are_revived_by_each_policy():
 
 
 def test_it_is_the_same_on_a_mesh():
-    plain = HalfDead(SparseAutoencoder(features=64, activation="relu", learning_rate=3e-3, auxk=0.0))
+    plain = HalfDead(SparseAutoencoder(features=64, activation="relu", l1=1e-3, learning_rate=3e-3, auxk=0.0))
     dictionary = is_the_same_on_a_mesh(Resampling(plain, every=4, last=8, dead_after=500))
     assert float(dictionary.encoder_bias.min()) > -1, "the silenced half was resampled"

@@ -14,7 +14,7 @@ from jaxinterp.decompositions.cross_layer import PerLayer
 from jaxinterp.decompositions.files import load_dictionary, save_dictionary
 from jaxinterp.errors import UserError
 from jaxinterp.evaluation.several import score_layers
-from jaxinterp.methods import SkipTranscoder, Transcoder
+from jaxinterp.methods import GradientSparseAutoencoder, SkipTranscoder, Transcoder
 from jaxinterp.methods.base import Method, MethodState
 from jaxinterp.methods.cross_layer_transcoder import CrossLayerTranscoder, count_layers
 from jaxinterp.methods.per_layer_transcoders import PerLayerTranscoders
@@ -49,7 +49,8 @@ def text():
 
 
 SIZES = {"site": "blocks/*/mlp", "steps": 20, "batch_size": 256, "buffer_batches": 4, "log_every": 1}
-SMALL = CrossLayerTranscoder(features=32, k=4, learning_rate=3e-3, pre_activation=1e-4, dead_after=500)
+SMALL = CrossLayerTranscoder(features=32, learning_rate=3e-3, pre_activation=1e-4)
+TOPK = CrossLayerTranscoder(features=96, activation="topk", k=1, sparsity=0.0, learning_rate=3e-3, dead_after=300)
 
 
 @pytest.mark.slow
@@ -57,6 +58,7 @@ SMALL = CrossLayerTranscoder(features=32, k=4, learning_rate=3e-3, pre_activatio
     "method",
     [
         SMALL,
+        TOPK,
         PerLayerTranscoders(SkipTranscoder(features=32, k=4, learning_rate=3e-3, dead_after=500)),
     ],
 )
@@ -67,7 +69,10 @@ def test_methods_are_the_same_on_a_mesh(subject, text, method):
     for name, leaf in named_leaves(one.decomposition).items():
         other = np.asarray(named_leaves(many.decomposition)[name])
         np.testing.assert_allclose(other, leaf, rtol=0, atol=3e-5, err_msg=name)
-    assert one.history[-1]["fvu"] < one.history[0]["fvu"]
+    if method is TOPK:
+        assert max(row["auxk"] for row in one.history) > 0, "no feature died"
+    else:
+        assert one.history[-1]["fvu"] < one.history[0]["fvu"]
     assert isinstance(method, Method)
     spread = {name: leaf.sharding.spec for name, leaf in named_leaves(many.decomposition).items()}
     rows = [spec for name, spec in spread.items() if name.endswith(("encoder", "decoder", "since_fired"))]
@@ -141,12 +146,18 @@ def test_in_the_model_later_layers_read_what_earlier_ones_made(subject, text, tm
 
 @pytest.mark.slow
 def test_all_layers_train_end_to_end_at_once_and_have_scores(subject, text):
-    method = dataclasses.replace(SMALL, activation="topk", learning_rate=1e-2, objective=total(divergence()))
+    method = dataclasses.replace(TOPK, features=32, k=4, learning_rate=1e-2, objective=total(divergence()))
     result = fit(method, subject, text, **SIZES)
     assert result.history[-1]["kl"] < 0.95 * result.history[0]["kl"]
     rows = score_layers(result.decomposition, subject, text, tokens=512, ce_tokens=512)
     assert [row["method"] for row in rows] == ["all", "blocks/0/mlp/out", "blocks/1/mlp/out"]
     assert rows[0]["l0"] == pytest.approx(8, abs=0.5) and rows[0]["kl"] < result.history[0]["kl"]
+
+
+def test_a_method_that_reads_two_arrays_of_a_leaf_is_refused():
+    method = PerLayerTranscoders(GradientSparseAutoencoder())
+    with pytest.raises(UserError, match=r"method=GradientSparseAutoencoder reads .* take one that reads one array"):
+        method.needs(("blocks/0/mlp", "blocks/1/mlp"))
 
 
 @pytest.mark.parametrize(
@@ -155,8 +166,20 @@ def test_all_layers_train_end_to_end_at_once_and_have_scores(subject, text):
         ({"features": 0}, "features=0 must be at least 1"),
         ({"activation": "topk", "k": 99}, "k=99 must lie between 1 and features=32"),
         ({"reach": 0}, "reach=0 must be at least 1"),
+        (
+            {"activation": "batch_topk"},
+            r"'batch_topk' must be one of jumprelu, topk, relu; .* by value: Batch",
+        ),
+        ({"activation": "topK"}, "Did you mean 'topk'"),
+        ({"learning_rate": 0.0}, "learning_rate=0.0 must be positive"),
+        ({"threshold": -0.1}, "threshold=-0.1 must be positive"),
+        ({"bandwidth": 0.0}, "bandwidth=0.0 must be positive"),
+        ({"sparsity": -1e-3}, "sparsity=-0.001 must not be negative"),
+        ({"auxk": -1.0}, "auxk=-1.0 must not be negative"),
+        ({"dead_after": 0.5}, "dead_after=0.5 must be a whole number"),
     ],
 )
+@pytest.mark.usefixtures("without_annotations")
 def test_bad_values_are_refused(change, words):
     with pytest.raises(UserError, match=words):
         dataclasses.replace(SMALL, **change)

@@ -4,7 +4,13 @@ import numpy as np
 import pytest
 
 from jaxinterp.errors import UserError
-from jaxinterp.methods import GatedSparseAutoencoder, SparseAutoencoder, Transcoder
+from jaxinterp.methods import (
+    CrossLayerTranscoder,
+    GatedSparseAutoencoder,
+    PerLayerTranscoders,
+    SparseAutoencoder,
+    Transcoder,
+)
 from jaxinterp.methods.together import Together
 from jaxinterp.training.mesh import make_mesh
 from jaxinterp.trees import named_leaves
@@ -35,6 +41,24 @@ def test_each_learns_what_it_learns_alone_and_on_a_mesh():
     assert together.history[-1]["loss"] == pytest.approx(
         sum(together.history[-1][f"{name}/loss"] for name in METHODS), abs=1e-5
     )
+
+
+@pytest.mark.slow
+def test_methods_of_several_layers_learn_what_they_learn_alone():
+    methods = {
+        "each": PerLayerTranscoders(Transcoder(features=32, k=4)),
+        "across": CrossLayerTranscoder(features=32, activation="topk", k=4, sparsity=0.0, learning_rate=1e-3),
+    }
+    together = fitted(Together(methods), site="blocks/*/mlp")
+    for name, method in methods.items():
+        alone = fitted(method, site="blocks/*/mlp").decomposition
+        assert alone.sites == together.decomposition[name].sites and len(alone.sites.reads) == 4
+        same(alone, together.decomposition[name], 1e-6)
+
+
+def test_a_method_of_one_leaf_is_not_trained_on_the_first_of_several():
+    with pytest.raises(UserError, match=r"is no single leaf.*PerLayerTranscoders"):
+        Together(METHODS).needs(("blocks/0/mlp", "blocks/1/mlp"))
 
 
 def test_the_forward_pass_is_paid_once():

@@ -72,7 +72,9 @@ def expected(dictionary, batch, coefficient):
     return coefficient * fvu, error, {name: size * value for name, value in gradient.items()}
 
 
-@pytest.mark.parametrize("method", [SparseAutoencoder(features=20, k=3), Transcoder(features=20, activation="relu")])
+@pytest.mark.parametrize(
+    "method", [SparseAutoencoder(features=20, k=3), Transcoder(features=20, activation="relu", l1=0.01)]
+)
 def test_value_and_gradients_are_those_of_the_equation(method):
     dictionary, batch = case(method)
     value, error, gradient = measured(dictionary, batch, 0.5)
@@ -99,7 +101,7 @@ def test_nothing_without_dead_features_and_finite_for_all_of_them():
     alive, batch = case(SparseAutoencoder(features=20, k=3), dead=np.zeros(20, bool))
     value, error, gradient = measured(alive, batch)
     assert value == error == 0 and not any(part.any() for part in gradient.values())
-    every, batch = case(SparseAutoencoder(features=20, activation="relu"), dead=np.ones(20, bool))
+    every, batch = case(SparseAutoencoder(features=20, activation="relu", l1=0.01), dead=np.ones(20, bool))
     assert all(np.isfinite(part).all() for part in measured(every, batch)[2].values())
 
 

@@ -8,6 +8,7 @@ import pytest
 
 from jaxinterp.data.batch import Sites, make_batch
 from jaxinterp.decompositions.plain import LinearMap
+from jaxinterp.errors import UserError
 from jaxinterp.methods import SparseAutoencoder
 from jaxinterp.objectives import Ratio, auxk, l1, reconstruction, scale, total
 
@@ -100,6 +101,33 @@ def test_l1_and_scale(case):
     named = make_batch(batch.arrays, batch.weight, SITES, sparsity=0.5)
     np.testing.assert_allclose(total(scale(l1(), "sparsity"))(dictionary, named, KEY)[0], 0.5 * mass, rtol=1e-5)
     assert Ratio(jnp.zeros(()), jnp.zeros(())).value() == 0
+
+
+def test_a_coefficient_that_nobody_gave_is_named(case):
+    dictionary, batch = case
+    given = make_batch(batch.arrays, batch.weight, SITES, sparsity=0.5)
+    with pytest.raises(UserError, match=r"'sparsty'.*schedules=\{'sparsty'.*Did you mean 'sparsity'"):
+        total(scale(l1(), "sparsty"))(dictionary, given, KEY)
+
+
+def test_dead_features_need_to_be_counted():
+    """A loss without the metrics of `total`: nothing would ever be dead."""
+    rows = jax.random.normal(KEY, (64, 8))
+    batch = make_batch({"y": rows}, jnp.ones(64), SITES)
+    whole = total(reconstruction(), auxk())
+
+    def keeping(*names):
+        def objective(*given, model=None):
+            loss, metrics = whole(*given)
+            return loss, {name: metrics[name] for name in names}
+
+        recipe = SparseAutoencoder(features=20, k=3, objective=objective).recipe(10)
+        return jax.eval_shape(recipe.step, jax.eval_shape(recipe.init, KEY, batch, None), batch, KEY, None)
+
+    with pytest.raises(UserError, match="without the metric 'fired' no feature is ever dead, and auxk never acts"):
+        keeping("auxk")
+    keeping("auxk", "fired")
+    keeping()
 
 
 def test_auxk_trains_dead_features_and_nothing_else(case):

@@ -22,11 +22,12 @@ from jaxinterp.training.mesh import make_mesh
 from jaxinterp.trees import named_leaves
 from tests.training.test_fit import METHOD, SIZES, same
 
-SHAPES = {"numbers": jax.ShapeDtypeStruct((4096,), jnp.float32), "flags": jax.ShapeDtypeStruct((3,), jnp.bool_)}
+NUMBERS = "of 0.5/numbers"
+SHAPES = {NUMBERS: jax.ShapeDtypeStruct((4096,), jnp.float32), "flags": jax.ShapeDtypeStruct((3,), jnp.bool_)}
 
 
 def numbers(seed):
-    return {"numbers": jax.random.normal(jax.random.key(seed), (4096,)), "flags": jnp.array([True, False, True])}
+    return {NUMBERS: jax.random.normal(jax.random.key(seed), (4096,)), "flags": jnp.array([True, False, True])}
 
 
 def saved(folder, steps=(1, 2)):
@@ -43,7 +44,7 @@ def restored(folder):
 def test_the_position_in_the_data_is_saved_with_the_state(tmp_path):
     saved(tmp_path / "run")
     (state, position), latest = restored(tmp_path / "run")
-    np.testing.assert_array_equal(state["numbers"], numbers(2)["numbers"])
+    np.testing.assert_array_equal(state[NUMBERS], numbers(2)[NUMBERS])
     np.testing.assert_array_equal(state["flags"], [True, False, True])
     assert position == {"next_index": 20} and latest == 2
 
@@ -69,7 +70,7 @@ def test_a_damaged_checkpoint_is_reported_put_aside_and_passed_over(tmp_path, ho
     spoil(tmp_path / "run", how)
     with pytest.warns(UserWarning, match=r"checkpoint of step 2 .* is damaged .* continues from step 1"):
         (state, position), latest = restored(tmp_path / "run")
-    np.testing.assert_array_equal(state["numbers"], numbers(1)["numbers"])
+    np.testing.assert_array_equal(state[NUMBERS], numbers(1)[NUMBERS])
     assert position == {"next_index": 10} and latest == 1
     assert (tmp_path / "run-damaged" / "2.0").is_dir()
     saved(tmp_path / "run", steps=(2,))
@@ -116,7 +117,7 @@ def test_a_full_disk(tmp_path, on_failed_save):
         signal.signal(signal.SIGXFSZ, before)
     (state, _), latest = restored(tmp_path / "run")
     assert latest == (1 if on_failed_save == "stop" else 3)
-    np.testing.assert_array_equal(state["numbers"], numbers(latest)["numbers"])
+    np.testing.assert_array_equal(state[NUMBERS], numbers(latest)[NUMBERS])
 
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path):

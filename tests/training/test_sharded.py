@@ -128,6 +128,11 @@ def test_every_leaf_of_the_state_lies_where_it_should(subject, text):
             assert leaf.sharding.spec == expected, name
             seen.add(expected)
     assert seen == {P("data"), P("feature"), P(("feature", "data")), P()}
+    method, mesh = SkipTranscoder(features=64, k=4), make_mesh(2, 4)
+    program = Program(method.recipe(2), method.needs("blocks/1/mlp"), mesh, 256, 32, 4, seed=0)
+    described = named_leaves(program.abstract_state(subject.model))
+    for name, leaf in named_leaves(result.state).items():
+        assert described[name].sharding.spec == leaf.sharding.spec, f"{name} would be restored elsewhere"
     moments = [
         name for name in named_leaves(result.state) if name.endswith("mu/encoder") or name.endswith("nu/encoder")
     ]

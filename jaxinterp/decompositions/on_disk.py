@@ -1,0 +1,128 @@
+"""What decompositions on disk share: a `.json` file (what is static) beside a `.safetensors` file (the arrays).
+
+Every array stands under its leaf name. Activations are named by their class and looked up among known ones: no code is
+loaded by name. Arrays must have the dtypes and the common shapes that the annotations of their fields say.
+"""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any, get_args
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import AbstractArray, jaxtyped
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+
+from jaxinterp.data.batch import Sites
+from jaxinterp.decompositions.activations import Activation, BatchTopK, ReLU, TopK
+from jaxinterp.decompositions.adaptive import GroupBias, TopAFA
+from jaxinterp.decompositions.gates import Gated, JumpReLU
+from jaxinterp.errors import UserError, suggest
+from jaxinterp.trees import named_leaves
+
+KNOWN: tuple[type[Activation], ...] = (ReLU, TopK, BatchTopK, Gated, JumpReLU, TopAFA, GroupBias)
+"""The activations that a file may name without being told of them."""
+
+FORMAT = 1
+"""Raised when older readers could no longer understand what is written."""
+
+
+def write(folder: str | Path, name: str, static: Mapping[str, Any], tree: Any) -> Path:
+    """Write `<name>.json` and `<name>.safetensors` into a folder, which is made if it is not there."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    arrays = {leaf_name: np.asarray(leaf) for leaf_name, leaf in named_leaves(tree).items()}
+    save_file(arrays, folder / f"{name}.safetensors")
+    (folder / f"{name}.json").write_text(json.dumps({"format": FORMAT, **static}, indent=2) + "\n")
+    return folder
+
+
+def read(folder: Path, name: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(what is static, the arrays by leaf name) of what `write` wrote; to be called inside `damage`.
+
+    Raises:
+      UserError: a file is missing, or of another format.
+    """
+    for file in (f"{name}.json", f"{name}.safetensors"):
+        if not (folder / file).is_file():
+            raise UserError(f"no {file} in {folder}: give the folder that save_{name} wrote.")
+    static = json.loads((folder / f"{name}.json").read_text())
+    if static["format"] != FORMAT:
+        raise UserError(
+            f"format={static['format']!r} of {folder} is not {FORMAT}, which this version reads: read it with the "
+            "version that wrote it."
+        )
+    arrays = load_file(folder / f"{name}.safetensors")
+    return static, {leaf_name: jnp.asarray(array) for leaf_name, array in arrays.items()}
+
+
+@contextmanager
+def damage(folder: Path) -> Iterator[None]:
+    """Within it, what goes wrong with a file's content is told as a UserError."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"the decomposition in {folder} is damaged: {type(error).__name__}: {error}") from error
+
+
+def take(arrays: dict[str, Any], prefix: str) -> dict[str, Any]:
+    """The arrays below a prefix, taken out."""
+    return {name.removeprefix(prefix): arrays.pop(name) for name in list(arrays) if name.startswith(prefix)}
+
+
+def describe_activation(activation: Any) -> dict[str, Any]:
+    """The class of an activation, and what is static of it."""
+    static = [field.name for field in fields(activation) if field.metadata.get("static", False)]
+    return {"kind": type(activation).__name__} | {name: getattr(activation, name) for name in static}
+
+
+def make_activation(
+    settings: Mapping[str, Any], arrays: Mapping[str, Any], folder: Path, activations: Sequence[type[Activation]]
+) -> Any:
+    """The activation that `describe_activation` described, with its arrays.
+
+    Raises:
+      UserError: its class is not among those given.
+    """
+    known = {activation.__name__: activation for activation in activations}
+    kind = settings["kind"]
+    if kind not in known:
+        raise UserError(
+            f"activation {kind!r} in {folder} is unknown: pass its class in activations.{suggest(kind, known)}"
+        )
+    return known[kind](**{name: value for name, value in settings.items() if name != "kind"}, **arrays)
+
+
+def describe_sites(sites: Sites) -> dict[str, Any]:
+    """As JSON has it."""
+    return asdict(sites)
+
+
+def make_sites(names: Mapping[str, Any]) -> Sites:
+    """What `describe_sites` described; JSON knows no tuples."""
+    return Sites(**{port: tuple(name) if isinstance(name, list) else name for port, name in names.items()})
+
+
+def check_arrays(modules: Sequence[Any], folder: Path) -> None:
+    """Raises UserError where arrays of these modules have other dtypes than annotated, or sizes that do not agree."""
+    with jaxtyped("context"):  # within it, one name of a size stands for one number
+        for module in modules:
+            for field in fields(module):
+                array = getattr(module, field.name)
+                kinds = [kind for kind in (field.type, *get_args(field.type)) if _is_array_type(kind)]
+                if kinds and array is not None and not any(isinstance(array, kind) for kind in kinds):
+                    wanted = " or ".join(kind.__name__ for kind in kinds)
+                    raise UserError(
+                        f"the decomposition in {folder} is damaged: {field.name} is {array.dtype}{list(array.shape)}, "
+                        f"which is no {wanted} that agrees with the arrays before it."
+                    )
+
+
+def _is_array_type(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, AbstractArray)

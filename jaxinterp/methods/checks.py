@@ -1,0 +1,57 @@
+"""Checks of hyperparameters, made before compute is spent: each names the field, its value and what it must be."""
+
+from typing import Any
+
+import numpy as np
+
+from jaxinterp.errors import UserError, suggest
+
+
+def check_whole(hyper: Any, **least: int) -> None:
+    """Raises UserError where a named field (None apart) is no whole number, or less than the least that it may be."""
+    for name, lowest in least.items():
+        value = getattr(hyper, name)
+        if value is None:
+            continue
+        if isinstance(value, bool) or not isinstance(value, int | np.integer):
+            raise UserError(f"{name}={value!r} must be a whole number.")
+        if value < lowest:
+            raise UserError(f"{name}={value} must be at least {lowest}.")
+
+
+def check_positive(hyper: Any, *names: str) -> None:
+    """Raises UserError where a named field (None apart) is not above 0."""
+    for name in names:
+        value = getattr(hyper, name)
+        if value is not None and not value > 0:
+            raise UserError(f"{name}={value} must be positive.")
+
+
+def check_not_negative(hyper: Any, *names: str) -> None:
+    """Raises UserError where a named field is below 0, or no number."""
+    for name in names:
+        value = getattr(hyper, name)
+        if not value >= 0:
+            raise UserError(f"{name}={value} must not be negative: 0 switches it off.")
+
+
+def check_one_of(hyper: Any, name: str, known: tuple[str, ...], otherwise: str = "") -> None:
+    """Raises UserError where a named field is none of the known words; `otherwise`: what else there is."""
+    value = getattr(hyper, name)
+    if value not in known:
+        words = repr(known[0]) if len(known) == 1 else f"one of {', '.join(known)}"
+        raise UserError(f"{name}={value!r} must be {words}{otherwise}.{suggest(str(value), known)}")
+
+
+def one_leaf(site: Any) -> str:
+    """The site, if it is the name of one leaf.
+
+    Raises:
+      UserError: it is several.
+    """
+    if not isinstance(site, str):
+        raise UserError(
+            f"site={site!r} is no single leaf, such as blocks/3/mlp, which this method takes; "
+            "PerLayerTranscoders(method) takes several."
+        )
+    return site

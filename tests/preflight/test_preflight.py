@@ -54,7 +54,7 @@ def test_bytes_are_those_of_a_device():
 
 
 def test_time_is_the_longest_part_and_the_exchange():
-    program = Program({"all": 2**20}, 2e9, 1e9, (Collective("all-reduce", 10_000_000, 3),), cycles=3_000_000_000)
+    program = Program({"all": 2**20}, 2e9, 1e9, (Collective("all-reduce", 10_000_000, 3),), cycles=3e9)
     found = Estimate(HERE, program, devices=8, tokens=1000, steps=10)
     assert found.compute == 3.0 and found.memory == 1.0 and found.interconnect == pytest.approx(0.3)
     assert found.seconds == pytest.approx(3.3) and found.bound == "compute"

@@ -31,10 +31,10 @@ def batch_of(arrays, step):
 
 @pytest.fixture(scope="module")
 def parts():
-    """A transcoder, its objective and optimizer: nothing else happens in a step."""
-    objective, optimizer = total(reconstruction()), optax.adam(3e-3)
-    start = jax.jit(Transcoder(features=64, k=4).start)(jax.random.key(0), batch_of(rows(0), 0))
-    return start, objective, optimizer
+    """A transcoder, its objective and optimizer: nothing else happens in a step. Momentum enlarges no rounding."""
+    objective, optimizer = total(reconstruction()), optax.sgd(10.0, momentum=0.9)
+    state = Transcoder(features=64, k=4).recipe(STEPS).init(jax.random.key(0), batch_of(rows(0), 0), None)
+    return state.decomposition, objective, optimizer
 
 
 def test_the_step_on_a_mesh_is_the_step_of_pmap(parts):
@@ -68,5 +68,5 @@ def test_the_step_on_a_mesh_is_the_step_of_pmap(parts):
     ours = named_leaves(eqx.filter(state.decomposition, trainable(state.decomposition)))
     before = named_leaves(start)
     for name, leaf in named_leaves(leaves).items():
-        np.testing.assert_allclose(ours[name], leaf[0], rtol=0, atol=3e-5, err_msg=name)
+        np.testing.assert_allclose(ours[name], leaf[0], rtol=0, atol=1e-5, err_msg=name)
         assert not np.allclose(before[name], leaf[0], atol=1e-3), f"{name} did not train"

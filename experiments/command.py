@@ -18,6 +18,7 @@ from rich.table import Table
 from jaxinterp.errors import UserError, suggest
 from jaxinterp.report.shell import save
 from jaxinterp.storage import first_difference
+from jaxinterp.training.guard import PREEMPTED, Preempted
 
 Config = TypeVar("Config")
 Columns = Mapping[str, tuple[str, str]]
@@ -40,9 +41,15 @@ SCOREBOARD: Columns = {
 
 
 def command(config: type[Config], main: Callable[[Config], Any], description: str | None) -> None:
-    """Run `main` on the configuration that the command line gives; exit code 2 and one line for a user's mistake."""
+    """Run `main` on the configuration that the command line gives.
+
+    One line and exit code 2 for a user's mistake, 75 for a run that SIGTERM stopped and that wants to be resumed.
+    """
     try:
         main(tyro.cli(config, description=description))
+    except Preempted as stopped:
+        print(stopped, file=sys.stderr)
+        sys.exit(PREEMPTED)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
@@ -114,7 +121,9 @@ def folder_of_a_run(folder: Path, settings: Mapping[str, Any]) -> Iterator[Path]
     try:
         yield open_folder(folder, settings)
     except UserError:
-        if fresh and not any(next(folder.glob(kept), None) for kept in ("checkpoints/[0-9]*", "*/dictionary.json")):
+        if fresh and not any(
+            next(folder.glob(kept), None) for kept in ("checkpoints/[0-9]*", "*/dictionary.json", "refused_batch*")
+        ):
             shutil.rmtree(folder)
         raise
 

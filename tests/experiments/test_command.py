@@ -8,6 +8,7 @@ from experiments.command import (
     check_distinct,
     check_folder,
     chosen,
+    command,
     folder_of_a_run,
     measured_on,
     open_folder,
@@ -19,6 +20,7 @@ from experiments.command import (
 )
 from experiments.on_text import OnText
 from jaxinterp.errors import UserError
+from jaxinterp.training.guard import Preempted
 
 
 def test_names_are_chosen_without_their_blanks_and_all_where_none_is_named():
@@ -102,3 +104,24 @@ def test_what_was_measured_is_told_and_settings_are_plain(tmp_path):
     settings = settings_of(OnText(out=tmp_path, ce_tokens=7))
     assert "out" not in settings and "resume" not in settings and settings["ce_tokens"] == 7
     assert "steps" not in settings and json.loads(json.dumps(settings)) == settings
+
+
+@pytest.mark.parametrize(
+    ("raised", "code", "words"),
+    [
+        (UserError("k=0 must be at least 1."), 2, "error: k=0 must be at least 1."),
+        (
+            Preempted(30, saved=True),
+            75,
+            "stopped by SIGTERM after step 30; everything is saved: continue with --resume",
+        ),
+    ],
+)
+def test_how_a_run_ends_is_one_line_and_a_code(monkeypatch, capsys, raised, code, words):
+    def main(config):
+        raise raised
+
+    monkeypatch.setattr("sys.argv", ["experiment", "--out", "there"])
+    with pytest.raises(SystemExit) as ended:
+        command(OnText, main, "made up")
+    assert ended.value.code == code and words in capsys.readouterr().err

@@ -3,6 +3,7 @@
 import sys
 from pathlib import Path
 
+from jaxinterp.training.guard import PREEMPTED, Preempted
 from jaxinterp.training.hosts import join
 
 
@@ -39,4 +40,8 @@ def main(out: str, mesh: str, steps: str) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    try:
+        main(*sys.argv[1:])
+    except Preempted as stopped:
+        print(stopped, file=sys.stderr)
+        sys.exit(PREEMPTED)

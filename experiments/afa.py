@@ -15,7 +15,7 @@ features of the same dictionary at random: what |f|/|fD| lacks then is due to th
 coherence of the atoms, and ε_LBO, what coherence the gap would need at least.
 
 Measured (2304 features, 160,000 tokens): median |f|/|z| .63, .61, .68 (TopK at 32, 128, 512), .38 (ReLU + L1) and 1.00
-(top-AFA); its factors |f|/|fD| .74, .67, .70, .61 and .91 to .97, |fD|/|z| .89, .92, .97, .64 and 1.03 to 1.10. With the
+(top-AFA); its factors |f|/|fD| .74, .67, .70, .61, .91 to .97, and |fD|/|z| .89, .92, .97, .64, 1.03 to 1.10. With the
 same codes at random features |f|/|fD| is .99 to 1.09: TopK's gap is one of related features that are active together.
 Top-AFA pays for its lengths: at the 558 features a token that it chooses (.97 a dimension) FVU .133 against .088 of
 TopK, at λ = 1 and 321 features .265 against .114; cross-entropies 2.949 and 2.958 against 2.944 (clean 2.936).

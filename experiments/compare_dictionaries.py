@@ -12,8 +12,8 @@ Command: python -m experiments.compare_dictionaries --out runs/dictionaries
 Measured on SmolLM2 (blocks/1/mlp), FVU at L0 64 (cross-entropy; unchanged 3.138). Autoencoders: BatchTopK .182 (3.145),
 Matryoshka .185 (3.148), TopK .185 (3.144), JumpReLU .199 (3.146), Gated .210 (3.150), GBA .218 (3.142), ReLU+L1 .337
 (3.178); top-AFA, whose number of features follows the input, .507 (3.220) at L0 76. Transcoders: skip .259 (3.175),
-TopK .281 (3.179), ReLU+L1 .282 (3.178). Neurons .300 (3.158), PCA .392, random features .463. 18 minutes on two cores;
---preset small 7.
+TopK .281 (3.179), ReLU+L1 .282 (3.178). Neurons .300 (3.158), PCA .392, random features .463. GBA and top-AFA
+are of a run of their own (--only). All at once: 18 minutes on two cores; --preset small 7.
 """
 
 import time

@@ -3,9 +3,9 @@
 Command: python -m experiments.launch 2 experiments.transcoder --model tiny --mesh data=2 --out runs/two
          (each process has as many devices as it sees: for virtual ones, set XLA_FLAGS)
 
-The first process writes to the terminal, the others to `<out>` of theirs only in files under the temporary folder. When
-one ends with an error, the others are stopped, one line says so, and the exit code is not 0. SIGTERM is passed on, so
-that the run saves itself; its exit code is then 75, and --resume continues it.
+The first process writes to the terminal, each of the others to a file in the temporary folder. When one ends with an
+error, the others are stopped, one line says so and names that file, and the exit code is not 0. SIGTERM is passed on,
+so that the run saves itself; its exit code is then 75, and --resume continues it.
 """
 
 import os

@@ -38,13 +38,11 @@ def preflight(
     steps: int,
     seq: int,
     buffer_batches: int = 8,
-    memory: int | None = None,
 ) -> Estimate:
     """The estimate of one setting.
 
     Args:
       shapes: from a function (name, shape) -> sharding to the model of shapes: `model_shapes` with its source.
-      memory: bytes of a device, where the target's are not known.
     Raises:
       UserError: the sizes do not fit together, or the mesh has more devices than the target.
     """
@@ -56,13 +54,16 @@ def preflight(
     program = Program(method.recipe(steps), needed, mesh, setting.batch_size, seq, buffer_batches, seed=0)
     platform = target.devices[0].platform
     done = program.compile(model, platform)
-    chip = target.chip or estimate.measured(tuple(mesh.devices.flat), memory or _memory(mesh))
+    chip = target.chip or estimate.measured(tuple(mesh.devices.flat), _memory(mesh))
     numbers = compiled.read(done, model, program.abstract_state(model))
     return Estimate(chip, numbers, mesh.devices.size, setting.batch_size, steps)
 
 
 def _memory(mesh: Mesh) -> int:
-    """What the machine's memory leaves to each of its virtual devices."""
+    """What a present device has; of virtual ones, each a share of the machine's."""
+    known = mesh.devices.flat[0].memory_stats() or {}
+    if "bytes_limit" in known:
+        return int(known["bytes_limit"])
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // mesh.devices.size
 
 

@@ -1,8 +1,11 @@
 """What a chip can do at most: the one table of peak figures, and devices that are described, not present.
 
-Sources: Google Cloud's pages of the TPU versions v4, v5e, v5p, v6e and TPU7x (cloud.google.com/tpu/docs, read in 2026):
-bf16 FLOP/s, memory and its bandwidth, interconnect bandwidth of a chip, all links together. `clock` is what the peak
-and the matrix units give: FLOP/s / (2 * rows * columns * units).
+bf16 FLOP/s, memory and its bandwidth, interconnect bandwidth of a chip in one direction, all links together. `clock` is
+what the peak and the matrix units give: FLOP/s / (2 * rows * columns * units).
+
+Sources: Google Cloud's page of the TPU v5e (docs.cloud.google.com/tpu/docs/v5e) for all of v5e; FLOP/s, memory and its
+bandwidth of v4, v5p and v6e as its pages of them have them, at second hand. Recalled, and checked against no page: the
+interconnect of v4, v5p and v6e, and everything of TPU7x.
 """
 
 import re

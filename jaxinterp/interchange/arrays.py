@@ -51,16 +51,21 @@ def check_shapes(stored: Mapping[str, StoredTensor], layout: Layout, where: Path
     known = dict(sizes)
     for name, axes in layout.items():
         shape = stored[name].shape
-        if len(shape) == len(axes):
-            for axis, size in zip(axes, shape, strict=True):
-                known.setdefault(axis, size)
-        expected = tuple(known.get(axis, -1) for axis in axes)
-        if shape != expected:
+        if not _fits(shape, axes, known):
             words = ", ".join(f"{axis}={known.get(axis, '?')}" for axis in axes)
-            why = ": it is transposed" if len(shape) == 2 and shape == expected[::-1] else ""
+            why = ": it is transposed" if len(axes) == 2 and _fits(shape[::-1], axes, known) else ""
             raise UserError(f"{where}: tensor {name!r} has shape {list(shape)}, expected [{words}]{why}.")
         if 0 in shape:
             raise UserError(f"{where}: tensor {name!r} of shape {list(shape)} is empty.")
+        known |= zip(axes, shape, strict=True)
+
+
+def _fits(shape: tuple[int, ...], axes: tuple[str, ...], known: Mapping[str, int]) -> bool:
+    if len(shape) != len(axes):
+        return False
+    return all(known.get(axis, size) == size for axis, size in zip(axes, shape, strict=True)) and (
+        len(set(zip(axes, shape, strict=True))) == len(set(axes))
+    )
 
 
 def _numbers(stored: StoredTensor, where: Path) -> np.ndarray:

@@ -96,8 +96,8 @@ def read(
     return check_reconstruction(dictionary, subject, tokens, str(where))
 
 
-def write(dictionary: Dictionary, folder: str | Path, *, format: Format) -> Path:
-    """Write a dictionary for another library; means and scales are folded into the weights.
+def write(dictionary: Any, folder: str | Path, *, format: Format) -> Path:
+    """Write a `Dictionary` for another library; means and scales are folded into the weights.
 
     Read back, it is the same to the last bit where there was nothing to fold.
 

@@ -1,4 +1,4 @@
-"""Make the goldens of the interchange tests: tiny dictionaries written by other libraries' own savers, and their outputs.
+"""Make the goldens of the interchange tests: tiny dictionaries by other libraries' own savers, and their outputs.
 
     PEERS/bin/python tests/interchange/make_goldens.py             writes goldens/<name>/{its files, expected.npz}
     PEERS/bin/python tests/interchange/make_goldens.py --check F   loads with the other libraries what we wrote into F
@@ -7,9 +7,9 @@ in an environment with those libraries (torch's CPU build is enough):
 
     PEERS/bin/python -m pip install torch==2.13.0 eai-sparsify==1.3.3 dictionary-learning==0.1.0 sae-lens==6.54.12
 
-`expected.npz` has inputs x, codes z and outputs y as the library computes them from the files that it wrote, loaded anew.
-The tests need neither. Weights are random and far from their usual zeros: a mistake must show. For `--check`, F holds
-folders as `python -m tests.interchange.written F` writes them, each with an expected.npz of our codes and outputs.
+`expected.npz` has inputs x, codes z and outputs y as the library computes them. The tests need none of these libraries.
+Weights are random and far from their usual zeros: a mistake must show. For `--check`, F holds folders as
+`python -m tests.interchange.written F` writes them, each with an expected.npz of our codes and outputs.
 """
 
 import argparse

@@ -2,15 +2,16 @@
 
     fvu = sum |y - ŷ|^2 / sum |y - mean(y)|^2
 
-A file read in the wrong way gives numbers, not errors. So each other reading is tried where the file's own leaves more
-than `GOOD` unexplained: another activation, a transposed weight, the bias subtracted or not, a scale, the sites
-around. The import is refused where
+A file read in the wrong way gives numbers, not errors. So other readings of the same arrays are tried: another
+activation always; a transposed weight, the bias subtracted or not, a scale, the sites around where the file's own
+reading leaves more than `GOOD` unexplained. The import is refused where
 
-    fvu > WORST                     it explains nothing here, or
-    another's fvu < fvu / FAR       and fewer features active than now, or fvu > `POOR`: it looks like that.
+    fvu > 1                     it explains nothing here, or
+    fvu' < fvu / far, fvu' < 1  another reading explains far more: the file looks like that
 
-A sound dictionary passes: taking codes away (TopK of a ReLU) never halves what it leaves unexplained, and other sites
-or scales do so only where its own explains little.
+with far = 2 where fewer features are active or fvu > `POOR`, 8 elsewhere, and 1.25 for a transposed weight. A sound
+dictionary passes: taking codes away never halves what it leaves unexplained, a transposed weight is never the better
+one, and other sites and scales are far better only where its own explains little.
 """
 
 import re
@@ -33,7 +34,8 @@ from jaxinterp.decompositions.gates import JumpReLU
 from jaxinterp.errors import UserError
 from jaxinterp.models.sites import sites as sites_of
 
-GOOD, POOR, WORST, FAR = 0.1, 0.3, 1.0, 2.0
+GOOD, POOR, WORST = 0.1, 0.3, 1.0
+TURNED, FAR, FARTHER = 1.25, 2.0, 8.0
 
 TOKENS, TRIED = 4096, 512
 """Tokens that the dictionary itself is measured on, and other readings of it."""
@@ -74,6 +76,12 @@ class _Reading:
     x: Rows
     y: Rows
     k: Any = None
+    turned: bool = False
+
+    def explains_more(self, fvu: float, l0: float, was: float, l0_was: float) -> bool:
+        """Whether it explains far more than the file's own reading."""
+        far = TURNED if self.turned else (FAR if l0 < l0_was or was > POOR else FARTHER)
+        return fvu < min(was / far, WORST)
 
 
 def probe(dictionary: Dictionary, subject: Any, tokens: grain.MapDataset, *, count: int = TOKENS) -> Probe:
@@ -94,28 +102,31 @@ def check_reconstruction(dictionary: Dictionary, subject: Any, tokens: grain.Map
     rows = _harvest(subject.model, tokens, (reads, writes), TOKENS)
     x, y = rows[reads], rows[writes]
     fvu, l0 = (float(number) for number in _quality(dictionary, x, y, None))
+    readings = list(_activations(dictionary, x[:TRIED], y[:TRIED]))
     if not fvu <= GOOD:
-        _compare(dictionary, subject, tokens, fvu, l0, where)
+        around = _around(subject.model, reads, writes)
+        names = tuple(sorted({reads, writes, *(name for pair in around for name in pair)}))
+        rows = _harvest(subject.model, tokens, names, TRIED)
+        readings += _orientations(dictionary, rows[reads], rows[writes])
+        readings += _scales(dictionary, rows[reads], rows[writes])
+        readings += _elsewhere(dictionary, rows, around)
+    _compare(dictionary, readings, fvu, l0, where)
     mean = jnp.mean(y, axis=0)
     variance = jnp.mean(jnp.sum((y - mean) ** 2, axis=-1))
     return replace(dictionary, target_mean=mean, target_variance=variance)
 
 
-def _compare(dictionary: Dictionary, subject: Any, tokens: grain.MapDataset, fvu: float, l0: float, where: str) -> None:
+def _compare(dictionary: Dictionary, readings: list[_Reading], fvu: float, l0: float, where: str) -> None:
     """Raises UserError where another reading explains far more, or this one explains nothing."""
     reads, writes = _names(dictionary)
-    around = _around(subject.model, reads, writes)
-    names = tuple(dict.fromkeys((reads, writes, *(name for pair in around for name in pair))))
-    rows = _harvest(subject.model, tokens, names, TRIED)
-    x, y = rows[reads], rows[writes]
     best, best_fvu = None, np.inf
-    for reading in (*_readings(dictionary, x, y), *_elsewhere(dictionary, rows, around)):
+    for reading in readings:
         other, active = (float(n) for n in _quality(reading.dictionary, reading.x, reading.y, reading.k))
-        if other < min(best_fvu, fvu / FAR) and (active < l0 or fvu > POOR):
+        if other < best_fvu and reading.explains_more(other, active, fvu, l0):
             best, best_fvu = reading, other
     measured = f"{where}: at {reads!r} -> {writes!r}, FVU={fvu:.2f} with {l0:.0f} features active"
     if best is not None:
-        raise UserError(f"{measured}; {best_fvu:.2f} {best.words}")
+        raise UserError(f"{measured}; {best_fvu:.2f} {best.words}.")
     if not fvu <= WORST:
         raise UserError(
             f"{measured}: worse than the mean, and so is every other activation, orientation, scale and site around: "
@@ -123,8 +134,8 @@ def _compare(dictionary: Dictionary, subject: Any, tokens: grain.MapDataset, fvu
         )
 
 
-def _readings(dictionary: Dictionary, x: Rows, y: Rows) -> Iterator[_Reading]:
-    """What else the same arrays could mean at the same sites."""
+def _activations(dictionary: Dictionary, x: Rows, y: Rows) -> Iterator[_Reading]:
+    """The same arrays with another activation."""
     activation = dictionary.activation
     if isinstance(activation, ReLU):
         for power in range((dictionary.features // 2).bit_length()):
@@ -144,11 +155,15 @@ def _readings(dictionary: Dictionary, x: Rows, y: Rows) -> Iterator[_Reading]:
         yield _Reading(
             "with exp(threshold): threshold looks like its logarithm", replace(dictionary, activation=log), x, y
         )
+
+
+def _orientations(dictionary: Dictionary, x: Rows, y: Rows) -> Iterator[_Reading]:
+    """A weight transposed, where its shape allows it; the bias subtracted or not."""
     for name in ("encoder", "decoder", "skip"):
         matrix = getattr(dictionary, name)
         if matrix is not None and matrix.shape[0] == matrix.shape[1]:
             turned = replace(dictionary, **{name: matrix.T})
-            yield _Reading(f"with the {name} transposed: it looks transposed", turned, x, y)
+            yield _Reading(f"with the {name} transposed: it looks transposed", turned, x, y, turned=True)
     if dictionary.sites.reads == dictionary.sites.writes:
         bias, mean = dictionary.decoder_bias * dictionary.output_scale, dictionary.input_mean
         other = jnp.zeros_like(mean) if jnp.any(mean != 0) else bias
@@ -159,16 +174,27 @@ def _readings(dictionary: Dictionary, x: Rows, y: Rows) -> Iterator[_Reading]:
             x,
             y,
         )
-    for scale in SCALES:
+
+
+def _scales(dictionary: Dictionary, x: Rows, y: Rows) -> Iterator[_Reading]:
+    """The same arrays for activations times a number: powers of two, and what makes their mean length sqrt(d)."""
+    typical = [float(jnp.sqrt(rows.shape[1]) / jnp.mean(jnp.linalg.norm(rows, axis=1))) for rows in (x, y)]
+    same = dictionary.sites.reads == dictionary.sites.writes
+    pairs = [(scale, scale) for scale in SCALES] + [(typical[0], typical[1])]
+    for scale_in, scale_out in pairs:
+        words = (
+            f"with activations times {scale_in:.3g}: a scale is missing, pass scaling_factor={scale_in:.3g}"
+            if same
+            else f"with inputs times {scale_in:.3g} and outputs times {scale_out:.3g}: scales are missing, take them "
+            "into the file's weights"
+        )
         scaled = replace(
             dictionary,
-            input_mean=dictionary.input_mean / scale,
-            input_scale=dictionary.input_scale / scale,
-            output_scale=dictionary.output_scale / scale,
+            input_mean=dictionary.input_mean / scale_in,
+            input_scale=dictionary.input_scale / scale_in,
+            output_scale=dictionary.output_scale / scale_out,
         )
-        yield _Reading(
-            f"with activations multiplied by {scale:g}: a scale is missing, pass scaling_factor=", scaled, x, y
-        )
+        yield _Reading(words, scaled, x, y)
 
 
 def _elsewhere(dictionary: Dictionary, rows: dict[str, Rows], around: list[tuple[str, str]]) -> Iterator[_Reading]:

@@ -75,7 +75,7 @@ def without(*names: str) -> Edit:
     ("name", "config", "message"),
     [
         # a swapped activation
-        ("saelens-topk", set_to(architecture="standard"), "field k=5.* belongs to 'topk': architecture='standard' looks"),
+        ("saelens-topk", set_to(architecture="standard"), "field k=5.* belongs to 'topk': arch.*'standard' looks"),
         ("saelens-jumprelu", set_to(architecture="standard"), "tensor 'threshold'.*of 'jumprelu'.*'standard' looks"),
         ("saelens-standard", set_to(architecture="jumprelu"), "'threshold' is missing.*'standard' or 'topk'"),
         ("saelens-gated", set_to(architecture="standard"), "arrays of 'gated': architecture='standard' looks wrong"),

@@ -48,8 +48,8 @@ MODULES |= dict.fromkeys(("self_attn", "attn", "attention"), ("attn/in", "attn/o
 SUBMODULES = {"resid_post": "resid/post", "mlp_out": "mlp/out", "attention_out": "attn/out", "attn_out": "attn/out"}
 """Ours by dictionary_learning's names."""
 
-POST_NORMS = re.compile(r"gemma-?[23]|olmo-?2", re.IGNORECASE)
-"""Names of models with a norm behind their sublayers."""
+POST_NORMS = re.compile(r"gemma-?[23](?!b)|olmo-?2", re.IGNORECASE)
+"""Names of models with a norm behind their sublayers; Gemma-2b is of the first generation."""
 
 BLOCK = re.compile(r"blocks\.(\d{1,5})\.(.+)")
 MODULE = re.compile(r"(?:(?:model|transformer|gpt_neox|language_model)\.)*(?:layers|h|blocks)\.(\d{1,5})(?:\.(.+))?")

@@ -9,9 +9,10 @@ reading leaves more than `GOOD` unexplained. The import is refused where
     fvu > 1                     it explains nothing here, or
     fvu' < fvu / far, fvu' < 1  another reading explains far more: the file looks like that
 
-with far = 2 where fewer features are active or fvu > `POOR`, 8 elsewhere, and 1.25 for a transposed weight. A sound
-dictionary passes: taking codes away never halves what it leaves unexplained, a transposed weight is never the better
-one, and other sites and scales are far better only where its own explains little.
+with far = 2 where fewer features are active or fvu > `POOR`, 8 elsewhere, 1.25 for a transposed weight, and 0.8 for a
+quarter of the active features where those are more than a quarter of all. A sound dictionary passes: taking codes away
+never halves what it leaves unexplained, a transposed weight is never the better one, other sites and scales are far
+better only where its own explains little, and codes that can nearly all go are no codes.
 """
 
 import re
@@ -35,7 +36,7 @@ from jaxinterp.errors import UserError
 from jaxinterp.models.sites import sites as sites_of
 
 GOOD, POOR, WORST = 0.1, 0.3, 1.0
-TURNED, FAR, FARTHER = 1.25, 2.0, 8.0
+NEARLY, TURNED, FAR, FARTHER, DENSE = 0.8, 1.25, 2.0, 8.0, 0.25
 
 TOKENS, TRIED = 4096, 512
 """Tokens that the dictionary itself is measured on, and other readings of it."""
@@ -78,9 +79,17 @@ class _Reading:
     k: Any = None
     turned: bool = False
 
+    def measured(self) -> tuple[float, float]:
+        """(fvu, l0)."""
+        fvu, l0 = _quality(self.dictionary, self.x, self.y, self.k)
+        return float(fvu), float(l0)
+
     def explains_more(self, fvu: float, l0: float, was: float, l0_was: float) -> bool:
         """Whether it explains far more than the file's own reading."""
-        far = TURNED if self.turned else (FAR if l0 < l0_was or was > POOR else FARTHER)
+        if self.k is not None and l0_was > DENSE * self.dictionary.features and l0 < DENSE * l0_was:
+            far = NEARLY
+        else:
+            far = TURNED if self.turned else (FAR if l0 < l0_was or was > POOR else FARTHER)
         return fvu < min(was / far, WORST)
 
 
@@ -101,27 +110,30 @@ def check_reconstruction(dictionary: Dictionary, subject: Any, tokens: grain.Map
     reads, writes = _names(dictionary)
     rows = _harvest(subject.model, tokens, (reads, writes), TOKENS)
     x, y = rows[reads], rows[writes]
-    fvu, l0 = (float(number) for number in _quality(dictionary, x, y, None))
-    readings = list(_activations(dictionary, x[:TRIED], y[:TRIED]))
+    fvu = float(_quality(dictionary, x, y, None)[0])
+    tried = {reads: x[:TRIED], writes: y[:TRIED]}
+    around: list[tuple[str, str]] = []
     if not fvu <= GOOD:
         around = _around(subject.model, reads, writes)
         names = tuple(sorted({reads, writes, *(name for pair in around for name in pair)}))
-        rows = _harvest(subject.model, tokens, names, TRIED)
-        readings += _orientations(dictionary, rows[reads], rows[writes])
-        readings += _scales(dictionary, rows[reads], rows[writes])
-        readings += _elsewhere(dictionary, rows, around)
-    _compare(dictionary, readings, fvu, l0, where)
+        tried = _harvest(subject.model, tokens, names, TRIED)
+    readings = list(_activations(dictionary, tried[reads], tried[writes]))
+    if not fvu <= GOOD:
+        readings += _orientations(dictionary, tried[reads], tried[writes])
+        readings += _scales(dictionary, tried[reads], tried[writes])
+        readings += _elsewhere(dictionary, tried, around)
+    _compare(_Reading("", dictionary, tried[reads], tried[writes]), readings, where)
     mean = jnp.mean(y, axis=0)
     variance = jnp.mean(jnp.sum((y - mean) ** 2, axis=-1))
     return replace(dictionary, target_mean=mean, target_variance=variance)
 
 
-def _compare(dictionary: Dictionary, readings: list[_Reading], fvu: float, l0: float, where: str) -> None:
-    """Raises UserError where another reading explains far more, or this one explains nothing."""
-    reads, writes = _names(dictionary)
-    best, best_fvu = None, np.inf
+def _compare(own: _Reading, readings: list[_Reading], where: str) -> None:
+    """Raises UserError where another reading explains far more than the file's own, or that one explains nothing."""
+    reads, writes = _names(own.dictionary)
+    (fvu, l0), best, best_fvu = own.measured(), None, np.inf
     for reading in readings:
-        other, active = (float(n) for n in _quality(reading.dictionary, reading.x, reading.y, reading.k))
+        other, active = reading.measured()
         if other < best_fvu and reading.explains_more(other, active, fvu, l0):
             best, best_fvu = reading, other
     measured = f"{where}: at {reads!r} -> {writes!r}, FVU={fvu:.2f} with {l0:.0f} features active"

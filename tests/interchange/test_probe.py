@@ -27,7 +27,18 @@ from jaxinterp.models.subject import Subject
 from jaxinterp.models.tiny import TINY, planted_transformer, unit_rows
 
 D = 32
-CONFIG = replace(TINY, d_model=D, d_mlp=D, layers=2, head_dim=8, rotary_dimensions=8, norm="layer", norm_bias=True)
+CONFIG = replace(
+    TINY,
+    d_model=D,
+    d_mlp=D,
+    layers=2,
+    heads=2,
+    kv_heads=2,
+    head_dim=8,
+    rotary_dimensions=8,
+    norm="layer",
+    norm_bias=True,
+)
 MLP = Sites("blocks/1/mlp/in", "blocks/1/mlp/out")
 HIDDEN = Sites("blocks/1/mlp/hidden", "blocks/1/mlp/hidden")
 
@@ -64,11 +75,10 @@ def transcoder(subject: Subject) -> Dictionary:
     return dictionary(mlp.up.weight.T, mlp.up.bias, mlp.down.weight, MLP)
 
 
-@pytest.fixture(scope="module")
-def distracted() -> Dictionary:
-    """Explains the neurons' activations by the 8 largest codes, of which neurons are most; all others are noise."""
+def distracted(size: float) -> Dictionary:
+    """Explains nine tenths of the neurons' activations by the largest codes; the others are noise of some size."""
     noise = np.asarray(unit_rows(jax.random.key(9), 96, D))
-    encoder, decoder = np.concatenate([np.eye(D), 0.2 * noise]), np.concatenate([np.eye(D), noise[::-1]])
+    encoder, decoder = np.concatenate([np.eye(D), 0.2 * noise]), np.concatenate([0.9 * np.eye(D), size * noise[::-1]])
     return dictionary(encoder, np.zeros(128), decoder, HIDDEN, TopK(4))
 
 
@@ -86,22 +96,25 @@ def test_the_true_dictionary_passes(subject: Subject, text: Any, transcoder: Dic
     assert measured.fvu < 1e-10 and measured.l0 > 1 and measured.tokens == 64 * 31
 
 
-def test_a_wrong_activation_is_named(
-    subject: Subject, text: Any, transcoder: Dictionary, distracted: Dictionary, tmp_path: Path
-) -> None:
-    path = write(replace(transcoder, activation=TopK(1)), tmp_path / "a", format="sparsify")
+def test_relu_taken_for_topk(subject: Subject, text: Any, transcoder: Dictionary, tmp_path: Path) -> None:
+    path = write(replace(transcoder, activation=TopK(1)), tmp_path, format="sparsify")
     refused("with a ReLU: the activation looks like ReLU, not TopK", path, subject, text)
 
-    path = write(distracted, tmp_path / "b", format="saelens")
+
+@pytest.mark.parametrize("size", [2.0, 0.01])
+def test_topk_taken_for_relu(size: float, subject: Subject, text: Any, tmp_path: Path) -> None:
+    """The codes that ReLU adds do harm, or do nothing."""
+    path = write(distracted(size), tmp_path, format="saelens")
     assert probe(read(path, subject=subject, tokens=text), subject, text).fvu < 0.3
     config = json.loads((path / "cfg.json").read_text())
     del config["k"], config["rescale_acts_by_decoder_norm"]
     (path / "cfg.json").write_text(json.dumps(config | {"architecture": "standard"}))
     refused(r"with the \d largest codes: the activation looks like TopK, not ReLU", path, subject, text)
 
-    threshold = np.log(np.full(128, 0.25, np.float32))
-    jump = JumpReLU(jnp.asarray(threshold), "raw", 0.1)
-    path = write(replace(distracted, activation=jump), tmp_path / "c", format="saelens")
+
+def test_a_logarithm_taken_for_a_threshold(subject: Subject, text: Any, tmp_path: Path) -> None:
+    jump = JumpReLU(jnp.full(128, jnp.log(0.25)), "raw", 0.1)
+    path = write(replace(distracted(2.0), activation=jump), tmp_path, format="saelens")
     refused(r"with exp\(threshold\): threshold looks like its logarithm", path, subject, text)
 
 
@@ -140,15 +153,12 @@ def test_noise_is_refused(subject: Subject, text: Any, tmp_path: Path) -> None:
     refused("worse than the mean, and so is every other activation, orientation, scale and site", path, subject, text)
 
 
-def test_widths_and_names_are_checked_without_text(subject: Subject, transcoder: Dictionary, tmp_path: Path) -> None:
-    path = write(transcoder, tmp_path, format="saelens")
-    with pytest.raises(UserError, match="no site 'blocks/7/mlp/in' in this model"):
+def test_widths_and_names_are_checked_without_text(subject: Subject, tmp_path: Path) -> None:
+    path = write(distracted(1.0), tmp_path, format="saelens")
+    with pytest.raises(UserError, match="no site 'blocks/7/mlp/out' in this model"):
         read(path, subject=subject, site="blocks/7/mlp")
-    wide = Subject(
-        planted_transformer(jax.random.key(0), replace(CONFIG, d_model=16, head_dim=4, rotary_dimensions=4)), None, ""
-    )
-    with pytest.raises(UserError, match="d_in=32, but 'blocks/1/mlp/in' of this model has 16: wrong site or model"):
-        read(path, subject=wide)
+    with pytest.raises(UserError, match="d_in=32, but 'blocks/1/attn/z' of this model has 16: wrong site or model"):
+        read(path, subject=subject, site="blocks/1/attn/z")
 
 
 def test_what_was_trained_before_the_gain_is_taken_behind_it(

@@ -9,7 +9,7 @@ reading leaves more than `GOOD` unexplained. The import is refused where
     fvu > 1                     it explains nothing here, or
     fvu' < fvu / far, fvu' < 1  another reading explains far more: the file looks like that
 
-with far = 2 where fewer features are active or fvu > `POOR`, 8 elsewhere, 1.25 for a transposed weight, and 0.8 for a
+with far = 2 where fewer features are active or fvu > `POOR`, 8 elsewhere, 1.25 for a transposed weight, and 0.95 for a
 quarter of the active features where those are more than a quarter of all. A sound dictionary passes: taking codes away
 never halves what it leaves unexplained, a transposed weight is never the better one, other sites and scales are far
 better only where its own explains little, and codes that can nearly all go are no codes.
@@ -36,7 +36,7 @@ from jaxinterp.errors import UserError
 from jaxinterp.models.sites import sites as sites_of
 
 GOOD, POOR, WORST = 0.1, 0.3, 1.0
-NEARLY, TURNED, FAR, FARTHER, DENSE = 0.8, 1.25, 2.0, 8.0, 0.25
+NEARLY, TURNED, FAR, FARTHER, DENSE = 0.95, 1.25, 2.0, 8.0, 0.25
 
 TOKENS, TRIED = 4096, 512
 """Tokens that the dictionary itself is measured on, and other readings of it."""

@@ -1,6 +1,7 @@
 """Make the goldens of the interchange tests: tiny dictionaries by other libraries' own savers, and their outputs.
 
     PEERS/bin/python tests/interchange/make_goldens.py             writes goldens/<name>/{its files, expected.npz}
+    PEERS/bin/python tests/interchange/make_goldens.py --compare   makes them anew and compares: do they hold?
     PEERS/bin/python tests/interchange/make_goldens.py --check F   loads with the other libraries what we wrote into F
 
 in an environment with those libraries (torch's CPU build is enough):
@@ -16,6 +17,7 @@ import argparse
 import json
 import shutil
 import sys
+import tempfile
 import zlib
 from pathlib import Path
 from typing import Any
@@ -197,16 +199,38 @@ def check(written: Path) -> int:
     return int(worst > 1e-5)
 
 
+def make_all(root: Path) -> None:
+    with torch.no_grad():
+        for make in (make_saelens, make_sparsify, make_dictionary_learning, make_gemma_scope):
+            make(root)
+
+
+def compare() -> int:
+    """The worst difference between what the committed goldens expect and what today's libraries compute."""
+    worst = 0.0
+    with tempfile.TemporaryDirectory() as folder:
+        make_all(Path(folder))
+        fresh = {path.relative_to(folder): path for path in Path(folder).rglob("expected.npz")}
+        committed = {path.relative_to(HERE): path for path in HERE.rglob("expected.npz")}
+        if fresh.keys() != committed.keys():
+            print(f"other goldens than committed: {sorted(map(str, fresh.keys() ^ committed.keys()))}")
+            return 1
+        for name, path in fresh.items():
+            with np.load(path) as new, np.load(committed[name]) as old:
+                worst = max(worst, *(float(np.abs(new[key] - old[key]).max()) for key in old))
+    print(f"worst {worst:.1e}")
+    return int(worst > 1e-5)
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", type=Path, metavar="F")
+    parser.add_argument("--compare", action="store_true")
     arguments = parser.parse_args()
-    if arguments.check:
-        sys.exit(check(arguments.check))
+    if arguments.check or arguments.compare:
+        sys.exit(check(arguments.check) if arguments.check else compare())
     shutil.rmtree(HERE, ignore_errors=True)
     HERE.mkdir()
-    with torch.no_grad():
-        for make in (make_saelens, make_sparsify, make_dictionary_learning, make_gemma_scope):
-            make(HERE)
+    make_all(HERE)
     size = sum(path.stat().st_size for path in HERE.rglob("*") if path.is_file())
     print(f"{size / 1000:.0f} kB in {HERE}")

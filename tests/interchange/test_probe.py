@@ -101,9 +101,9 @@ def test_relu_taken_for_topk(subject: Subject, text: Any, transcoder: Dictionary
     refused("with a ReLU: the activation looks like ReLU, not TopK", path, subject, text)
 
 
-@pytest.mark.parametrize("size", [2.0, 0.01])
+@pytest.mark.parametrize("size", [2.0, 0.3])
 def test_topk_taken_for_relu(size: float, subject: Subject, text: Any, tmp_path: Path) -> None:
-    """The codes that ReLU adds do harm, or do nothing."""
+    """The codes that ReLU adds do harm, or next to nothing."""
     path = write(distracted(size), tmp_path, format="saelens")
     assert probe(read(path, subject=subject, tokens=text), subject, text).fvu < 0.3
     config = json.loads((path / "cfg.json").read_text())
@@ -181,6 +181,23 @@ def test_what_was_trained_before_the_gain_is_taken_behind_it(
     found = read(path, subject=subject, tokens=text)
     np.testing.assert_allclose(found.encoder, transcoder.encoder, rtol=1e-5)
     assert found.sites == MLP and probe(found, subject, text).fvu < 1e-8
+
+
+def test_gemma_scope_transcoders_are_taken_behind_the_gain(tmp_path: Path) -> None:
+    """Gemma stores gains less 1, and has a norm behind its MLP."""
+    gemma = replace(CONFIG, norm="rms", norm_bias=False, norm_offset=1.0, post_norms=True)
+    model = planted_transformer(jax.random.key(0), gemma)
+    gain = jnp.linspace(-0.5, 0.5, D)
+    model = eqx.tree_at(lambda model: model.blocks[1].mlp_norm.weight, model, gain)
+    folder = tmp_path / "gemma-scope-2b-pt-transcoders" / "layer_1" / "width_16k" / "average_l0_5"
+    folder.mkdir(parents=True)
+    rows = np.asarray(unit_rows(jax.random.key(1), 48, D))
+    vectors = {"b_enc": np.ones(48), "b_dec": np.zeros(D), "threshold": np.ones(48)}
+    np.savez(folder / "params.npz", W_enc=rows.T, W_dec=rows, **{k: v.astype(np.float32) for k, v in vectors.items()})
+    found = read(folder, subject=Subject(model, None, "gemma"))
+    assert found.sites == Sites("blocks/1/mlp/in", "blocks/1/mlp/added")
+    np.testing.assert_allclose(found.encoder, rows / (1 + gain), rtol=1e-6)
+    np.testing.assert_array_equal(found.decoder, rows)
 
 
 @pytest.mark.parametrize("subtracts", [False, True])

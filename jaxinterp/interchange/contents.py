@@ -110,8 +110,8 @@ def plain(dictionary: Dictionary) -> Contents:
     no_mean = not np.any(dictionary.output_mean)
     subtracts = False
     if not (one_scale and no_mean and not np.any(dictionary.input_mean)):
-        centred = dictionary.skip is None and np.array_equal(dictionary.input_mean, dictionary.decoder_bias)
-        if one_scale and no_mean and centred:
+        centred = sites.reads == sites.writes and np.array_equal(dictionary.input_mean, dictionary.decoder_bias)
+        if one_scale and no_mean and centred and dictionary.skip is None:
             subtracts = True
         else:
             dictionary = fold(dictionary)
@@ -155,11 +155,14 @@ def behind_gain(contents: Contents, gain: Float[np.ndarray, " d"], bias: Float[n
         a transcoder:   b_D' = b_D - bias S'
         an autoencoder: D' = gain D,  b_D' = gain b_D + bias
 
+    with s bias for bias where activations are multiplied by s.
+
     Raises:
       UserError: a gain is 0.
     """
     if not np.all(gain):
         raise UserError("the norm before the site has gains of 0: what the file reads there is lost in this model.")
+    bias = np.float32(contents.factor or 1.0) * bias
     encoder = contents.encoder / gain
     encoder_bias = contents.encoder_bias if contents.subtracts else contents.encoder_bias - encoder @ bias
     changed = replace(contents, encoder=encoder, encoder_bias=encoder_bias, target=None)

@@ -201,15 +201,17 @@ def test_gemma_scope_transcoders_are_taken_behind_the_gain(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("subtracts", [False, True])
-@pytest.mark.parametrize("kind", ["autoencoder", "transcoder", "skip"])
+@pytest.mark.parametrize("kind", ["autoencoder", "scaled autoencoder", "transcoder", "skip"])
 def test_behind_gain_changes_nothing(kind: str, subtracts: bool) -> None:
     rng = np.random.default_rng(0)
     draw = lambda *shape: rng.normal(size=shape).astype(np.float32)
     gain, bias, n = np.exp(0.3 * draw(6)), draw(6), draw(5, 6)
-    same = kind == "autoencoder"
+    same, factor = kind.endswith("autoencoder"), 3.0 if kind.startswith("scaled") else 1.0
     sites = Sites("x", "x" if same else "y")
     skip = draw(6, 6) if kind == "skip" else None
-    contents = Contents(draw(9, 6), draw(9), draw(9, 6), draw(6), ReLU(), subtracts and same, not same, skip=skip)
+    contents = Contents(
+        draw(9, 6), draw(9), draw(9, 6), draw(6), ReLU(), subtracts and same, not same, skip, factor=factor
+    )
     before, after = build(contents, sites), build(behind_gain(contents, gain, bias), sites)
     x, n = jnp.asarray(gain * n + bias), jnp.asarray(n)
     np.testing.assert_allclose(after.encode(x).dense(), before.encode(n).dense(), atol=1e-5)

@@ -45,7 +45,9 @@ def test_round_trips_are_exact(name: str, how: dict[str, bool], tmp_path: Path) 
 
 
 @pytest.mark.parametrize(
-    ("name", "how"), [(name, {"scaled": True}) for name in CASES] + [("sparsify_sae", {})], ids=str
+    ("name", "how"),
+    [(name, {"scaled": True}) for name in CASES] + [("sparsify_sae", {}), ("sparsify_transcoder", {"centred": True})],
+    ids=str,
 )
 def test_scales_are_folded_once(name: str, how: dict[str, bool], tmp_path: Path) -> None:
     format, make = CASES[name]

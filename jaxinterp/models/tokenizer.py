@@ -142,7 +142,7 @@ def tokenizer_from_file(path: str | Path) -> Tokenizer:
     added = backend.encode("", add_special_tokens=True).ids  # what the file's own post-processor adds
     prepends = (begin is not None and begin in added[:1]) or bool(settings.get("add_bos_token"))
     kinds: dict[str, Pieces] = {"ByteLevel": "bytes", "▁": "spaces", '"prefix": "##"': "words"}
-    pieces = next((kind for mark, kind in kinds.items() if mark in decoder), "plain")
+    pieces: Pieces = next((kind for mark, kind in kinds.items() if mark in decoder), "plain")
     special = frozenset(id for id, token in backend.get_added_tokens_decoder().items() if token.special)
     return Tokenizer(backend, _document_end(backend, special, end), begin if prepends else None, special, pieces)
 

@@ -23,7 +23,7 @@ from jaxinterp.models.transformer import Transformer
 def direct_logits(
     model: Any, writes: str, vectors: Float[np.ndarray, "chosen d_out"]
 ) -> Float[np.ndarray, "chosen vocab"] | None:
-    """The direct path of the module's equation; None where the array is not written to the residual stream, or there are no logits.
+    """The direct path of the module's equation; None without logits, or where the array is not added up to them.
 
     Args:
       writes: the site that the vectors are written to, `blocks/3/mlp/out`.

@@ -124,7 +124,7 @@ EFFECTS = {"next_token": NEXT_TOKEN, "pooled": POOLED}
 PRESETS = {
     "tiny": Plan("blocks/1/mlp", features=256, k=16, learning_rate=3e-3, tokens=200_000),
     "smollm2-135m": Plan("blocks/1/mlp", features=4608, k=32, learning_rate=2e-3, tokens=900_000),
-    "minilm-l6": Plan("blocks/3/mlp", features=3072, k=32, learning_rate=2e-3, tokens=900_000, effect="pooled"),
+    "minilm-l6": Plan("blocks/4/mlp", features=3072, k=32, learning_rate=2e-3, tokens=400_000, effect="pooled"),
 }
 NOT_KEPT = ("out", "resume", "hosts", "preflight")
 OTHERWISE = Plan("", features=4096, k=32, learning_rate=1e-3, tokens=1_000_000)

@@ -44,6 +44,7 @@ class Answer:
     unit: str
     change: str
     best: str
+    unchanged: str
 
 
 CROSS_ENTROPY = Answer(
@@ -55,6 +56,7 @@ CROSS_ENTROPY = Answer(
     unit="nats",
     change="Cross-entropy added",
     best="the lowest cross-entropy when it stands in for the MLP",
+    unchanged="unchanged, the model has {}",
 )
 SIMILARITY = Answer(
     key="similarity",
@@ -65,6 +67,7 @@ SIMILARITY = Answer(
     unit="cosine",
     change="Change of similarity",
     best="the embeddings most similar to the unchanged model's when it stands in for the MLP",
+    unchanged="at {} nothing would have changed",
 )
 
 RECONSTRUCTION = (

@@ -6,11 +6,9 @@ Every word about which method is ahead is computed from the numbers, and says so
 from collections.abc import Sequence
 from itertools import pairwise
 
-from jaxinterp.report.columns import COLUMNS, Column, Row, answer_of, columns_of
+from jaxinterp.report.columns import Column, Row, answer_of, columns_of
 from jaxinterp.report.plots import Dot, Reference, dot_plot
 from jaxinterp.report.text import Number, count, finite, fixed, percent, plain, short_count
-
-__all__ = ["COLUMNS", "best_rows", "dot_plots", "summary", "table", "tiles"]
 
 
 def best_rows(rows: Sequence[Row], column: Column) -> frozenset[int]:
@@ -43,7 +41,7 @@ def summary(rows: Sequence[Row]) -> str:
     else:
         joined = "; ".join(f"{who} has {what}" for who, what in (first, second) if who)
     clean = rows[0].get(f"{answer.key}_clean")
-    ending = f"; unchanged, the model has {fixed(clean, 3)}." if kept and finite(clean) else "."
+    ending = f"; {answer.unchanged.format(fixed(clean, 3))}." if kept and finite(clean) else "."
     sentence = opening + joined + ending
     return sentence if opening or sentence.startswith("<") else sentence[0].upper() + sentence[1:]
 

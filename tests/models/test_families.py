@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from jaxinterp.errors import UserError
@@ -133,6 +134,49 @@ def test_gemma3_layers_have_two_kinds_of_rotary_positions() -> None:
     whole, local = (block.attn for block in skeleton(config).blocks)
     assert (whole.window, whole.rotary_base, whole.rotary_scaling) == (None, 1000.0, RopeScaling("linear", 4.0))
     assert (local.window, local.rotary_base, local.rotary_scaling) == (6, 50.0, None)
+
+
+def test_the_published_config_of_gemma_3_1b_is_read() -> None:
+    """As it stands beside google/gemma-3-1b-it."""
+    config = config_of(
+        {
+            "architectures": ["Gemma3ForCausalLM"],
+            "attention_bias": False,
+            "attention_dropout": 0.0,
+            "attn_logit_softcapping": None,
+            "bos_token_id": 2,
+            "cache_implementation": "hybrid",
+            "eos_token_id": [1, 106],
+            "final_logit_softcapping": None,
+            "head_dim": 256,
+            "hidden_activation": "gelu_pytorch_tanh",
+            "hidden_size": 1152,
+            "initializer_range": 0.02,
+            "intermediate_size": 6912,
+            "max_position_embeddings": 32768,
+            "model_type": "gemma3_text",
+            "num_attention_heads": 4,
+            "num_hidden_layers": 26,
+            "num_key_value_heads": 1,
+            "pad_token_id": 0,
+            "query_pre_attn_scalar": 256,
+            "rms_norm_eps": 1e-06,
+            "rope_local_base_freq": 10000,
+            "rope_scaling": None,
+            "rope_theta": 1000000,
+            "sliding_window": 512,
+            "sliding_window_pattern": 6,
+            "torch_dtype": "bfloat16",
+            "transformers_version": "4.52.4",
+            "use_cache": True,
+            "vocab_size": 262144,
+        }
+    )
+    assert [layer for layer, window in enumerate(config.windows) if window is None] == [5, 11, 17, 23]
+    assert set(config.windows) == {512, None} and config.padding is None and config.head
+    assert (config.rotary_base, config.local_rotary_base, config.rotary_scaling) == (1e6, 1e4, None)
+    sizes = [np.prod(shape, dtype=np.int64) for shape in leaf_shapes(config).values()]
+    assert sum(sizes) == 999_885_952  # as counted by others
 
 
 def test_gemma3_defaults_are_those_of_transformers() -> None:

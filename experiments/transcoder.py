@@ -8,7 +8,9 @@ Command: python -m experiments.transcoder --out runs/demo            (SmolLM2-13
          python -m experiments.transcoder --model minilm-l6 --out runs/minilm    (an encoder, scored by its embeddings)
 
 Expected on SmolLM2: FVU 0.17 against 0.38 of the best baseline, cross-entropy 2.99 against 3.02 (clean 2.95); five to
-eight minutes on two cores, 3.6 GB. Options whose default is None take the value that the model's preset has.
+eight minutes on two cores, 3.6 GB. On MiniLM (blocks/4/mlp, where a single dimension holds half of the variance): FVU
+0.02 against 0.04 of the best baseline, similarity of embeddings 0.976 against 0.959 (with the MLP at zero 0.830).
+Options whose default is None take the value that the model's preset has.
 """
 
 import json

@@ -8,8 +8,10 @@ import jax
 import pytest
 
 from experiments.command import command
+from experiments.on_text import OnText, prepared
 from experiments.transcoder import Config, main
 from jaxinterp.decompositions.files import load_dictionary
+from jaxinterp.errors import UserError
 from jaxinterp.models.load import Subject, save_subject
 from jaxinterp.models.tokenizer import byte_tokenizer
 from jaxinterp.models.transformer import TransformerConfig, initialise
@@ -143,6 +145,13 @@ def test_an_encoder_is_scored_by_its_embeddings(tmp_path, corpus, encoder, capsy
     printed = capsys.readouterr().out
     assert "similarity" in printed and "similarities on 32 windows" in printed
     assert "Similarity of embeddings" in (out / "report.html").read_text()
+
+
+def test_comparisons_refuse_an_encoder_before_they_train(tmp_path, corpus, encoder):
+    config = OnText(tmp_path / "out", model=str(encoder), site="blocks/0/mlp", text=str(corpus), seq=64)
+    with pytest.raises(UserError, match="no logits and so no cross-entropy"):
+        prepared(config)
+    assert not config.out.exists()
 
 
 def test_a_file_in_the_place_of_the_folder(tmp_path, corpus, capsys):

@@ -19,7 +19,8 @@ from flax import linen as nn
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from jaxinterp.errors import UserError
-from jaxinterp.models.adapters.flax_model import FlaxModel, Hooks, Places, assemble, call_itself, count_blocks, look
+from jaxinterp.models.adapters.flax_model import FlaxModel, assemble
+from jaxinterp.models.adapters.flax_places import Hooks, Places, call_itself, count_blocks, look
 
 Holes = tuple[tuple[str, tuple[int, ...], Any], ...]
 """Name, shape and dtype of variables that were taken out."""

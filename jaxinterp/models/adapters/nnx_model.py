@@ -16,7 +16,8 @@ import equinox as eqx
 from flax import nnx
 
 from jaxinterp.errors import UserError
-from jaxinterp.models.adapters.flax_model import FlaxModel, Hook, Hooks, Places, assemble, call_itself, count_blocks, look
+from jaxinterp.models.adapters.flax_model import FlaxModel, assemble
+from jaxinterp.models.adapters.flax_places import Hook, Hooks, Places, call_itself, count_blocks, look
 
 
 class NNXModule(eqx.Module):
@@ -55,9 +56,7 @@ class _Hole(nnx.Module):
     """Stands in the body where a leaf was taken out."""
 
 
-def from_nnx(
-    model: nnx.Module, places: Places, *, call: Callable[[Any, Any], Any] = call_itself
-) -> FlaxModel:
+def from_nnx(model: nnx.Module, places: Places, *, call: Callable[[Any, Any], Any] = call_itself) -> FlaxModel:
     """An NNX model under the names of our own models; the given model stays as it is.
 
     The model is put into evaluation mode (`eval()`: no dropout, running statistics).

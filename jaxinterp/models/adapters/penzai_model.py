@@ -210,7 +210,9 @@ def _block(block: TransformerBlock, where: str) -> PenzaiBlock:
 
 def _split(branch: Any, kind: type, where: str) -> tuple[PenzaiLayers, Any, PenzaiLayers]:
     """What stands before the sublayer in a branch of a block, the sublayer, and what stands behind it."""
-    layers = list(branch.sublayers) if isinstance(branch, pz.nn.Sequential) and not isinstance(branch, kind) else [branch]
+    layers = (
+        list(branch.sublayers) if isinstance(branch, pz.nn.Sequential) and not isinstance(branch, kind) else [branch]
+    )
     places = [index for index, layer in enumerate(layers) if isinstance(layer, kind)]
     if len(places) != 1:
         raise UserError(

@@ -1,0 +1,166 @@
+"""Where a Flax model keeps its parts, and whether that is so.
+
+A table of paths is all that is asked of the user. Before anything is computed one abstract pass of the model finds out
+whether every module of the table is there, is passed once, and is called in a way in which a leaf can be called.
+
+A *hook* stands where the model's code calls a module: it is called as `hook(original, x, *arguments)`, and what it
+returns goes on in the module's place.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+
+from jaxinterp.errors import UserError
+
+Hook = Callable[..., Any]
+Hooks = Mapping[str, Hook]
+Arguments = tuple[tuple[Any, ...], tuple[tuple[str, Any], ...]]
+"""What a module is called with beside x: positional, and by keyword; plain values."""
+
+
+class PureModule(Protocol):
+    """A Flax module as a pure function of a pytree: calls it, hooks standing at the modules of these paths."""
+
+    def call(self, hooks: Hooks, *args: Any, **keywords: Any) -> Any: ...
+    def run(self, function: Callable[[Any, Any], Any], hooks: Hooks, tokens: Any) -> Any: ...
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where a Flax model keeps its parts: paths of modules, `{i}` for the number of a block, as in `layers_{i}/mlp`.
+
+    Attributes:
+      mlp: the MLP; called with the array that it reads (and at most with values that are no arrays).
+      block: the block; its first argument and its (first) result are the residual stream.
+      attn: the attention sublayer; like `mlp`: where it takes masks or positions as arguments, leave it out.
+      mlp_post_norm: a norm between the MLP and the residual stream, as Gemma 2 has it.
+      final_norm: the norm before the unembedding.
+      up, down, gate: inside the MLP, from there: its projections, where its inside shall be seen. `gate` is None for a
+        dense MLP.
+    """
+
+    mlp: str
+    block: str | None = None
+    attn: str | None = None
+    mlp_post_norm: str | None = None
+    final_norm: str | None = None
+    up: str | None = None
+    down: str | None = None
+    gate: str | None = None
+
+    def __post_init__(self) -> None:
+        """Raises UserError where a path cannot be told apart by blocks, or an MLP's inside is told by half."""
+        for name in ("mlp", "block", "attn", "mlp_post_norm"):
+            path = getattr(self, name)
+            if path is not None and "{i}" not in path:
+                raise UserError(
+                    f"{name}={path!r} does not say where the block's number stands: write it as 'layers_{{i}}/...'; "
+                    "blocks that are scanned over as one module have no names of their own."
+                )
+        if (self.up is None) != (self.down is None) or (self.gate is not None and self.up is None):
+            raise UserError(f"up={self.up!r}, down={self.down!r}, gate={self.gate!r}: give up and down together.")
+
+    def of_block(self, index: int) -> dict[str, str]:
+        """The paths of one block's parts, by their names here."""
+        names = ("block", "attn", "mlp", "mlp_post_norm")
+        paths = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+        return {name: path.replace("{i}", str(index)) for name, path in paths.items()}
+
+    def leaves(self, index: int) -> dict[str, str]:
+        """The paths of one block's leaves, by the names of ours."""
+        return {name: path for name, path in self.of_block(index).items() if name in ("mlp", "attn")}
+
+
+def call_itself(model: Any, tokens: Any) -> Any:
+    """The usual way to call a language model."""
+    return model(tokens)
+
+
+@dataclass(frozen=True)
+class Part:
+    """What one abstract pass saw of a module that is to be a leaf."""
+
+    shape: tuple[int, ...]
+    arguments: Arguments
+
+
+def count_blocks(places: Places, has: Callable[[str], bool], known: str) -> int:
+    """How many blocks the model has at these places.
+
+    Args:
+      has: whether there is a module at a path.
+      known: what there is, for the message.
+    Raises:
+      UserError: there is no block, or a part of a block or the final norm is not where the table says.
+    """
+    count = 0
+    while has(places.leaves(count)["mlp"]):
+        count += 1
+    if not count:
+        raise UserError(f"mlp={places.mlp!r}: the model has no module {places.leaves(0)['mlp']!r}; it has {known}.")
+    wanted = {"final_norm": places.final_norm} if places.final_norm is not None else {}
+    for index in range(count):
+        wanted |= {f"{name} of block {index}": path for name, path in places.of_block(index).items()}
+    for name, path in wanted.items():
+        if not has(path):
+            raise UserError(f"{name}: the model has no module {path!r}; it has {known}.")
+    return count
+
+
+def look(whole: PureModule, places: Places, count: int, function: Callable[[Any, Any], Any]) -> dict[str, Part]:
+    """One abstract pass of the whole model: how each leaf is called, and that every place is passed once.
+
+    Raises:
+      UserError: a module of the table is never called, or more than once, or in a way that no leaf can be called; or
+        the model does not give logits.
+    """
+    seen: dict[str, int] = {}
+    parts: dict[str, Part] = {}
+
+    def note(path: str, leaf: bool) -> Hook:
+        def hook(call: Hook, *rest: Any, **keywords: Any) -> Any:
+            seen[path] = seen.get(path, 0) + 1
+            if not rest:
+                raise UserError(f"module {path!r} is called with keywords only: its input must be the first argument.")
+            x, *others = rest
+            result = call(*rest, **keywords)
+            if leaf:
+                parts[path] = Part(x.shape, _plain_arguments(path, others, keywords))
+                if getattr(result, "shape", None) != x.shape:
+                    shape = getattr(result, "shape", type(result).__name__)
+                    raise UserError(f"module {path!r} maps {x.shape} to {shape}: a leaf must keep the shape.")
+            return result
+
+        return hook
+
+    paths = {path: name in ("mlp", "attn") for index in range(count) for name, path in places.of_block(index).items()}
+    if places.final_norm is not None:
+        paths[places.final_norm] = False
+    hooks = {path: note(path, leaf) for path, leaf in paths.items()}
+    tokens = jax.ShapeDtypeStruct((2, 3), jnp.int32)
+    logits = eqx.filter_eval_shape(lambda whole, tokens: whole.run(function, hooks, tokens), whole, tokens)
+    for path in paths:
+        if seen.get(path, 0) != 1:
+            raise UserError(f"module {path!r} is called {seen.get(path, 0)} times in a forward pass, not once.")
+    shape = getattr(logits, "shape", ())
+    if len(shape) != 3 or shape[:2] != (2, 3):
+        raise UserError(
+            f"the model maps tokens of shape (2, 3) to {shape or type(logits).__name__}: give call=function(model, "
+            "tokens) that returns logits [batch, seq, vocab]."
+        )
+    return parts
+
+
+def _plain_arguments(path: str, others: list[Any], keywords: dict[str, Any]) -> Arguments:
+    for name, value in [*enumerate(others, 1), *keywords.items()]:
+        if not (value is None or isinstance(value, bool | int | float | str)):
+            raise UserError(
+                f"module {path!r} takes argument {name!r}, a {type(value).__name__}, beside its input: a leaf is "
+                "called with its input alone; leave it out of the table, or compute the argument inside."
+            )
+    return tuple(others), tuple(sorted(keywords.items()))

@@ -125,7 +125,7 @@ class FlaxModel(eqx.Module):
 
 
 def _leaf_hook(leaf: Any, tap: Tap, added: bool) -> Hook:
-    def hook(_: Hook, x: Array, *rest: Any, **keywords: Any) -> Array:
+    def hook(_: Any, x: Array, *rest: Any, **keywords: Any) -> Array:
         x = tap("in", x)
         y = tap("out", leaf(x, tap=tap, rules=EXACT) if isinstance(leaf, MLPLeaf) else leaf(x))
         return tap("added", y) if added else y

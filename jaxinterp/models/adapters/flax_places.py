@@ -9,7 +9,7 @@ returns goes on in the module's place.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import equinox as eqx
 import jax
@@ -22,7 +22,11 @@ Hooks = Mapping[str, Hook]
 Arguments = tuple[tuple[Any, ...], tuple[tuple[str, Any], ...]]
 """What a module is called with beside x: positional, and by keyword; plain values."""
 
+LEAVES = ("attn", "mlp")
+"""The parts that become leaves."""
 
+
+@runtime_checkable
 class PureModule(Protocol):
     """A Flax module as a pure function of a pytree: calls it, hooks standing at the modules of these paths."""
 
@@ -73,7 +77,12 @@ class Places:
 
     def leaves(self, index: int) -> dict[str, str]:
         """The paths of one block's leaves, by the names of ours."""
-        return {name: path for name, path in self.of_block(index).items() if name in ("mlp", "attn")}
+        return {name: path for name, path in self.of_block(index).items() if name in LEAVES}
+
+    def projections(self, index: int) -> dict[str, str]:
+        """The paths of what can be seen inside one block's MLP, by their names here."""
+        names = [name for name in ("gate", "up", "down") if getattr(self, name) is not None]
+        return {name: f"{self.of_block(index)['mlp']}/{getattr(self, name)}" for name in names}
 
 
 def call_itself(model: Any, tokens: Any) -> Any:
@@ -105,7 +114,8 @@ def count_blocks(places: Places, has: Callable[[str], bool], known: str) -> int:
         raise UserError(f"mlp={places.mlp!r}: the model has no module {places.leaves(0)['mlp']!r}; it has {known}.")
     wanted = {"final_norm": places.final_norm} if places.final_norm is not None else {}
     for index in range(count):
-        wanted |= {f"{name} of block {index}": path for name, path in places.of_block(index).items()}
+        parts = places.of_block(index) | places.projections(index)
+        wanted |= {f"{name} of block {index}": path for name, path in parts.items()}
     for name, path in wanted.items():
         if not has(path):
             raise UserError(f"{name}: the model has no module {path!r}; it has {known}.")
@@ -116,20 +126,25 @@ def look(whole: PureModule, places: Places, count: int, function: Callable[[Any,
     """One abstract pass of the whole model: how each leaf is called, and that every place is passed once.
 
     Raises:
-      UserError: a module of the table is never called, or more than once, or in a way that no leaf can be called; or
-        the model does not give logits.
+      UserError: a module of the table is never called, or more than once, or in a way in which no leaf can be called,
+        or under a transformation that keeps its arrays inside; or the model does not give logits.
     """
-    seen: dict[str, int] = {}
+    leaves = [path for index in range(count) for path in places.leaves(index).values()]
+    paths = [path for index in range(count) for path in (places.of_block(index) | places.projections(index)).values()]
+    paths += [] if places.final_norm is None else [places.final_norm]
+    seen = dict.fromkeys(paths, 0)
     parts: dict[str, Part] = {}
+    passed: list[Any] = []
 
-    def note(path: str, leaf: bool) -> Hook:
+    def note(path: str) -> Hook:
         def hook(call: Hook, *rest: Any, **keywords: Any) -> Any:
-            seen[path] = seen.get(path, 0) + 1
-            if not rest:
-                raise UserError(f"module {path!r} is called with keywords only: its input must be the first argument.")
+            seen[path] += 1
+            if not rest or not hasattr(rest[0], "shape"):
+                raise UserError(f"module {path!r} is not called with an array as its first argument, as it must be.")
             x, *others = rest
             result = call(*rest, **keywords)
-            if leaf:
+            passed.append(x)
+            if path in leaves:
                 parts[path] = Part(x.shape, _plain_arguments(path, others, keywords))
                 if getattr(result, "shape", None) != x.shape:
                     shape = getattr(result, "shape", type(result).__name__)
@@ -138,15 +153,21 @@ def look(whole: PureModule, places: Places, count: int, function: Callable[[Any,
 
         return hook
 
-    paths = {path: name in ("mlp", "attn") for index in range(count) for name, path in places.of_block(index).items()}
-    if places.final_norm is not None:
-        paths[places.final_norm] = False
-    hooks = {path: note(path, leaf) for path, leaf in paths.items()}
+    def forward(whole: PureModule, tokens: Any) -> Any:
+        logits = whole.run(function, {path: note(path) for path in paths}, tokens)
+        return logits, list(passed)  # returned, so that an array that cannot leave its place is noticed
+
     tokens = jax.ShapeDtypeStruct((2, 3), jnp.int32)
-    logits = eqx.filter_eval_shape(lambda whole, tokens: whole.run(function, hooks, tokens), whole, tokens)
-    for path in paths:
-        if seen.get(path, 0) != 1:
-            raise UserError(f"module {path!r} is called {seen.get(path, 0)} times in a forward pass, not once.")
+    try:
+        logits, _ = eqx.filter_eval_shape(forward, whole, tokens)
+    except jax.errors.UnexpectedTracerError as error:
+        raise UserError(
+            "a module of the table runs inside a transformation (remat, scan, vmap), out of which no array comes: "
+            "build the model without it, its blocks one by one."
+        ) from error
+    for path, times in seen.items():
+        if times != 1:
+            raise UserError(f"module {path!r} is called {times} times in a forward pass, not once.")
     shape = getattr(logits, "shape", ())
     if len(shape) != 3 or shape[:2] != (2, 3):
         raise UserError(

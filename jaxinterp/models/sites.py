@@ -196,8 +196,8 @@ def _why_absent(name: str, known: Any) -> str:
     if f"{leaf}/in" in known and leaf.endswith("/mlp"):
         if port in ("pre", "up", "hidden") and f"{leaf}/pre" not in known:
             return (
-                f"{name!r} cannot be seen: {leaf!r} was replaced, or is an adapted model's whose Places do not say where "
-                "it is; a leaf of which no more is known has in, out and added only."
+                f"{name!r} cannot be seen: {leaf!r} was replaced, or is of an adapted model whose Places do not say "
+                "where it is: there are in, out and added only."
             )
         if port == "up" and f"{leaf}/pre" in known:
             return f"{name!r} does not exist: the MLP at {leaf!r} is dense and has no second branch; take {leaf}/pre."

@@ -2,11 +2,14 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 from flax import nnx
 
 from jaxinterp.models.layers import rotary_frequencies, rotate
-from jaxinterp.models.transformer import Transformer, TransformerConfig, initialise
+from jaxinterp.models.transformer import Transformer, TransformerConfig
+from jaxinterp.models.weights import skeleton
+from jaxinterp.trees import fill_leaves, named_leaves
 
 CONFIG = TransformerConfig(
     vocab_size=50,
@@ -23,12 +26,14 @@ CONFIG = TransformerConfig(
 
 
 def own_llama() -> Transformer:
-    """Our own model, with norms that are not all one."""
-    model = initialise(CONFIG, jax.random.key(1))
-    leaves, structure = jax.tree.flatten(model)
-    keys = jax.random.split(jax.random.key(2), len(leaves))
-    moved = [leaf + 0.1 * jax.random.normal(key, leaf.shape) for leaf, key in zip(leaves, keys, strict=True)]
-    return jax.tree.unflatten(structure, moved)
+    """Our own model with random weights, norms not all one."""
+    rng = np.random.default_rng(1)
+    leaves = {
+        name: rng.normal(1.0 if leaf.ndim == 1 else 0.0, 0.2 if leaf.ndim == 1 else leaf.shape[0] ** -0.5, leaf.shape)
+        for name, leaf in named_leaves(skeleton(CONFIG)).items()
+    }
+    leaves["embedding/token"] = rng.normal(size=(CONFIG.vocab_size, CONFIG.d_model))
+    return fill_leaves(skeleton(CONFIG), {name: jnp.asarray(leaf, jnp.float32) for name, leaf in leaves.items()})
 
 
 def attend(query, key, value):
@@ -163,7 +168,7 @@ def linen_params(model: Transformer) -> dict:
 def nnx_llama(model: Transformer) -> NNXLlama:
     """`NNXLlama` with our model's weights, in training mode, as a new model is."""
     arrays = _arrays(model, {"layers": {i: _block_arrays(block) for i, block in enumerate(model.blocks)}})
-    llama = NNXLlama(nnx.Rngs(0))
+    llama = nnx.jit(lambda: NNXLlama(nnx.Rngs(0)))()
     state = nnx.state(llama, nnx.Param)
     assert jax.tree.structure(nnx.to_pure_dict(state)) == jax.tree.structure(arrays)
     nnx.replace_by_pure_dict(state, arrays)
@@ -172,4 +177,4 @@ def nnx_llama(model: Transformer) -> NNXLlama:
 
 
 def random_tokens(seed: int = 0, shape: tuple[int, int] = (2, 12)):
-    return jax.random.randint(jax.random.key(seed), shape, 0, CONFIG.vocab_size, jnp.int32)
+    return jnp.asarray(np.random.default_rng(seed).integers(0, CONFIG.vocab_size, shape, np.int32))

@@ -14,6 +14,7 @@ from typing import Any, Protocol, runtime_checkable
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+from jax.extend.core import get_opaque_trace_state
 
 from jaxinterp.errors import UserError
 
@@ -134,16 +135,20 @@ def look(whole: PureModule, places: Places, count: int, function: Callable[[Any,
     paths += [] if places.final_norm is None else [places.final_norm]
     seen = dict.fromkeys(paths, 0)
     parts: dict[str, Part] = {}
-    passed: list[Any] = []
+    outer: list[Any] = []
 
     def note(path: str) -> Hook:
         def hook(call: Hook, *rest: Any, **keywords: Any) -> Any:
             seen[path] += 1
+            if get_opaque_trace_state(convention="flax") != outer[0]:
+                raise UserError(
+                    f"module {path!r} runs inside a transformation (remat, scan, jit, vmap), out of which no array "
+                    "comes: build the model without it, its blocks one by one."
+                )
             if not rest or not hasattr(rest[0], "shape"):
                 raise UserError(f"module {path!r} is not called with an array as its first argument, as it must be.")
             x, *others = rest
             result = call(*rest, **keywords)
-            passed.append(x)
             if path in leaves:
                 parts[path] = Part(x.shape, _plain_arguments(path, others, keywords))
                 if getattr(result, "shape", None) != x.shape:
@@ -154,17 +159,10 @@ def look(whole: PureModule, places: Places, count: int, function: Callable[[Any,
         return hook
 
     def forward(whole: PureModule, tokens: Any) -> Any:
-        logits = whole.run(function, {path: note(path) for path in paths}, tokens)
-        return logits, list(passed)  # returned, so that an array that cannot leave its place is noticed
+        outer.append(get_opaque_trace_state(convention="flax"))
+        return whole.run(function, {path: note(path) for path in paths}, tokens)
 
-    tokens = jax.ShapeDtypeStruct((2, 3), jnp.int32)
-    try:
-        logits, _ = eqx.filter_eval_shape(forward, whole, tokens)
-    except jax.errors.UnexpectedTracerError as error:
-        raise UserError(
-            "a module of the table runs inside a transformation (remat, scan, vmap), out of which no array comes: "
-            "build the model without it, its blocks one by one."
-        ) from error
+    logits = eqx.filter_eval_shape(forward, whole, jax.ShapeDtypeStruct((2, 3), jnp.int32))
     for path, times in seen.items():
         if times != 1:
             raise UserError(f"module {path!r} is called {times} times in a forward pass, not once.")

@@ -151,7 +151,7 @@ class PenzaiModel(eqx.Module):
         return _plain(_through(head, _named(final)), "vocabulary")
 
 
-def from_penzai(model: TransformerLM) -> PenzaiModel:
+def from_penzai(model: Any) -> PenzaiModel:
     """A model built with Penzai's layers, under the names of our own models; it shares the given model's arrays.
 
     Raises:

@@ -39,17 +39,19 @@ class NNXModule(eqx.Module):
         return module
 
 
-class _Hooked:
+class _Hooked(nnx.Module):
     """Stands where a module stood: a call goes through the hook, everything else to the module."""
 
     def __init__(self, module: Any, hook: Hook):
-        self._module, self._hook = module, hook
+        self.hooked_module, self.hook = module, hook
 
     def __call__(self, *args: Any, **keywords: Any) -> Any:
-        return self._hook(self._module, *args, **keywords)
+        return self.hook(self.hooked_module, *args, **keywords)
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._module, name)
+        if name.startswith("_"):
+            raise AttributeError(name)
+        return getattr(self.hooked_module, name)
 
 
 class _Hole(nnx.Module):

@@ -24,6 +24,7 @@ from rich.console import Console
 
 from experiments.command import check_folder, check_positive, command, open_folder, print_scoreboard
 from experiments.on_text import check_mlp
+from jaxinterp.data.activation_cache import cache_activations, cached_windows
 from jaxinterp.data.tokens import load_corpus, split
 from jaxinterp.data.windows import epochs_needed, windows
 from jaxinterp.decompositions.files import save_dictionary
@@ -41,6 +42,7 @@ from jaxinterp.report.page import write_report
 from jaxinterp.training.fit import check_sizes, fit
 from jaxinterp.training.hosts import join
 from jaxinterp.training.mesh import fetch, mesh_sizes, model_shardings, parse_mesh
+from jaxinterp.training.program import Activations
 from jaxinterp.training.tracking import JsonLines, ProgressBar, read_rows
 
 METHODS: dict[str, Callable[..., Method]] = {
@@ -92,6 +94,14 @@ class Config:
     """How many features get a page in the report."""
     seed: int = 0
     """Of the data order, the start values and everything random."""
+    activations: Activations = "auto"
+    """What activations are kept and multiplied in; auto: bfloat16 on accelerators, float32 on a CPU."""
+    moments: Literal["float32", "bfloat16"] = "float32"
+    """What Adam's first moment is kept in."""
+    harvest_parts: int = 1
+    """Forward passes that a batch is cut into, one after another, to save memory."""
+    cache: Path | None = None
+    """Folder for activations on disk: harvested there once, read by this and later runs of the same model and text."""
     mesh: str = "data=1,feature=1"
     """Devices along each axis: data (tokens), feature (dictionary rows), model (the subject model's weights)."""
     hosts: str = "auto"
@@ -119,7 +129,7 @@ PRESETS = {
     "tiny": Plan("blocks/1/mlp", features=256, k=16, learning_rate=3e-3, tokens=200_000),
     "smollm2-135m": Plan("blocks/1/mlp", features=4608, k=32, learning_rate=2e-3, tokens=900_000),
 }
-NOT_KEPT = ("out", "resume", "hosts", "preflight")
+NOT_KEPT = ("out", "resume", "hosts", "preflight", "cache")
 OTHERWISE = Plan("", features=4096, k=32, learning_rate=1e-3, tokens=1_000_000)
 
 
@@ -135,6 +145,7 @@ def main(config: Config) -> None:
         auxk=config.auxk,
         dead_after=config.dead_after,
         learning_rate=plan.learning_rate,
+        moments=config.moments,
     )
     steps = plan.tokens // config.batch_size
     if config.preflight:
@@ -142,7 +153,14 @@ def main(config: Config) -> None:
     join(config.hosts)
     mesh = parse_mesh(config.mesh)
     settings = {name: value for name, value in (asdict(config) | asdict(plan)).items() if name not in NOT_KEPT}
-    check_sizes(steps=steps, batch_size=config.batch_size, seq=config.seq, mesh=mesh, save_every=config.save_every)
+    check_sizes(
+        steps=steps,
+        batch_size=config.batch_size,
+        seq=config.seq,
+        mesh=mesh,
+        save_every=config.save_every,
+        harvest_parts=config.harvest_parts,
+    )
     check_positive(config, "heldout_tokens", "ce_tokens")
     check_folder(config.out, settings, resume=config.resume)
     started = time.perf_counter()
@@ -153,6 +171,9 @@ def main(config: Config) -> None:
     out = open_folder(config.out, settings)
     console.print(f"{config.model}, {plan.site}; " + ", ".join(f"{name} {fact}" for name, fact in facts.items()))
 
+    if config.cache is not None:
+        console.print(f"activations on disk: {config.cache}")
+        train = on_disk(config, subject, train, method.needs(plan.site).names(), steps)
     log = JsonLines(out / "log.jsonl", resume=config.resume)
     with ProgressBar(steps) as bar:
         trained = fit(
@@ -162,6 +183,8 @@ def main(config: Config) -> None:
             site=plan.site,
             steps=steps,
             batch_size=config.batch_size,
+            activations=config.activations,
+            harvest_parts=config.harvest_parts,
             seed=config.seed,
             mesh=mesh,
             checkpoint=out / "checkpoints",
@@ -208,14 +231,16 @@ def main(config: Config) -> None:
 
 def preflight_of(config: Config, plan: Plan, method: Method, steps: int) -> int:
     """Print what the run would need on the devices that --preflight names; 0 where it fits, else 1."""
-    sizes = {"steps": steps, "seq": config.seq}
     return announce(
         method,
         lambda sharding: model_shapes(config.model, sharding=sharding),
         plan.site,
         target=find(config.preflight),
         setting=Setting(mesh_sizes(config.mesh), config.batch_size),
-        **sizes,
+        steps=steps,
+        seq=config.seq,
+        activations=config.activations,
+        harvest_parts=config.harvest_parts,
     )
 
 
@@ -258,6 +283,21 @@ def text_windows(
         "epochs": f"{epochs_needed(parts[0], config.seq, plan.tokens):.2f}",
     }
     return train, heldout, facts
+
+
+def on_disk(
+    config: Config, subject: Subject, train: grain.MapDataset, names: tuple[str, ...], steps: int
+) -> grain.MapDataset:
+    """As many windows as training reads, with their activations, harvested where they are not on disk yet.
+
+    Raises:
+      UserError: the folder cannot be used; with several processes, it is not whole.
+    """
+    assert config.cache is not None
+    chosen = train[: min(len(train), steps * config.batch_size // config.seq)]
+    if jax.process_count() == 1:
+        cache_activations(subject, chosen, names, config.cache)
+    return cached_windows(config.cache)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,8 @@ them, and the compiler drops every layer behind the last site.
 """
 
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import equinox as eqx
 import jax
@@ -15,6 +16,9 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 from jaxinterp.data.batch import GRADIENT, Names
 from jaxinterp.errors import UserError
 from jaxinterp.models.sites import Add, run
+
+WINDOW = ("tokens", "weight", "document")
+"""What a window of text has; other entries are activations."""
 
 
 class Rows(eqx.Module):
@@ -33,14 +37,66 @@ class Rows(eqx.Module):
         return Rows(arrays, self.weight.reshape(-1))
 
 
-def harvest(model: Any, windows: Mapping[str, Any], names: tuple[str, ...]) -> Rows:
-    """The named arrays of a batch of windows, float32, `[batch, seq, d]`; axes behind `seq` are flattened into d.
+@dataclass(frozen=True)
+class Harvest:
+    """Which arrays of the model are taken, and how.
 
-    Args:
-      windows: "tokens", "weight" and, where windows hold several documents, "document", `[batch, seq]`.
-      names: arrays, and `<array>/gradient` for the gradient of the summed next-token loss by that array.
+    names: arrays, and `<array>/gradient` for the gradient of the summed next-token loss by that array. dtype: what they
+    are kept in. parts: how many forward passes a batch is cut into, one after another, each of which needs so much less
+    memory. shards: over how many devices a batch's windows are spread, so that each has its share of every part.
     """
-    tokens, weight = windows["tokens"], windows["weight"]
+
+    names: tuple[str, ...]
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    parts: int = 1
+    shards: int = 1
+
+    def __call__(self, model: Any, windows: Mapping[str, Any]) -> Rows:
+        """The named arrays of a batch of windows, `[batch, seq, d]`; axes behind `seq` are flattened into d.
+
+        Args:
+          windows: "tokens", "weight" and, where windows hold several documents, "document", `[batch, seq]`; and arrays
+            by name that were harvested before (`ActivationCache`): where it has all, the model is not run.
+        """
+        if all(name in windows for name in self.names):
+            return Rows({name: windows[name].astype(self.dtype) for name in self.names}, windows["weight"])
+        asked = {name: windows[name] for name in WINDOW if name in windows}
+        if self.parts == 1:
+            return Rows(self._arrays(model, asked), asked["weight"])
+        one_by_one = jax.lax.map(lambda part: self._arrays(model, part), jax.tree.map(self._cut, asked))
+        return Rows(jax.tree.map(self._join, one_by_one), asked["weight"])
+
+    def jitted(self, model: Any, windows: Mapping[str, Any]) -> Rows:
+        """The same as a program of its own, compiled once for each model structure and shape."""
+        return _take_jit(self, model, windows)
+
+    def _arrays(self, model: Any, windows: Mapping[str, Any]) -> dict[str, Array]:
+        found = _traced(model, windows, self.names)
+        return {name: found[name].astype(self.dtype).reshape(*windows["tokens"].shape, -1) for name in self.names}
+
+    def _cut(self, array: Array) -> Array:
+        """[batch, ...] -> [parts, batch / parts, ...]; a part has windows of every shard."""
+        spread = array.reshape(self.shards, self.parts, -1, *array.shape[1:])
+        return jnp.swapaxes(spread, 0, 1).reshape(self.parts, -1, *array.shape[1:])
+
+    def _join(self, array: Array) -> Array:
+        """The inverse of `_cut`."""
+        spread = array.reshape(self.parts, self.shards, -1, *array.shape[2:])
+        return jnp.swapaxes(spread, 0, 1).reshape(-1, *array.shape[2:])
+
+
+@eqx.filter_jit
+def _take_jit(take: Harvest, model: Any, windows: Mapping[str, Any]) -> Rows:
+    return take(model, windows)
+
+
+def harvest(model: Any, windows: Mapping[str, Any], names: tuple[str, ...]) -> Rows:
+    """`Harvest(names)(model, windows)`: the named arrays in float32, from one forward pass."""
+    return Harvest(names)(model, windows)
+
+
+def _traced(model: Any, windows: Mapping[str, Any], names: tuple[str, ...]) -> dict[str, Array]:
+    tokens = windows["tokens"]
     trace = run(model, tokens)
     found = {name: trace[name] for name in names if not name.endswith(GRADIENT)}
     by = [name.removesuffix(GRADIENT) for name in names if name.endswith(GRADIENT)]
@@ -48,7 +104,7 @@ def harvest(model: Any, windows: Mapping[str, Any], names: tuple[str, ...]) -> R
         zeros = {name: jnp.zeros_like(trace[name]) for name in by}
         gradients = jax.grad(_next_token_loss)(zeros, model, tokens, counted(windows))
         found |= {name + GRADIENT: gradient for name, gradient in gradients.items()}
-    return Rows({name: found[name].astype(jnp.float32).reshape(*tokens.shape, -1) for name in names}, weight)
+    return found
 
 
 def counted(windows: Mapping[str, Any]) -> Float[Array, "batch next"]:

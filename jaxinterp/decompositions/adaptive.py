@@ -45,7 +45,7 @@ class TopAFA(eqx.Module):
             check_k(self.cap)
 
     def codes(self, x: Array, rows: Array, bias: Array, *, k: Any, weight: Any, training: bool) -> Codes:
-        norm = jnp.linalg.norm(x, axis=-1)
+        norm = jnp.linalg.norm(x.astype(jnp.float32), axis=-1)
         if self.cap is None:
             return DenseCodes(nearest_norm(jax.nn.relu(x @ rows.T + bias), norm))
         # One more is offered than may be kept, as the selection never keeps all: the last slot stays empty.

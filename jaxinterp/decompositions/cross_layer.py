@@ -29,7 +29,7 @@ from jaxinterp.decompositions.adaptive import check_foldable
 from jaxinterp.decompositions.base import PARAMETER, PARAMETER_ROWS, STATE, STATE_ROWS
 from jaxinterp.decompositions.codes import Codes, SparseCodes
 from jaxinterp.errors import UserError
-from jaxinterp.kernels import sparse_decode
+from jaxinterp.kernels import as_products, sparse_decode
 
 
 class LayerCodes(eqx.Module):
@@ -96,8 +96,8 @@ class Layer(eqx.Module):
     activation: Activation
 
     def normalise(self, x: Float[Array, "*axes d_in"]) -> Float[Array, "*axes d_in"]:
-        """x' of the module's equation, float32."""
-        return (x.astype(jnp.float32) - self.input_mean) / self.input_scale
+        """x' of the module's equation: from float32 sums, rounded to bfloat16 where x is bfloat16."""
+        return as_products((x.astype(jnp.float32) - self.input_mean) / self.input_scale, x)
 
     def write(self, codes: Codes) -> Float[Array, "*axes reach d_out"]:
         """z^s D_{s->l} for every target l at once, in normalised units."""

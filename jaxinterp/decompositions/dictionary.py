@@ -23,7 +23,7 @@ from jaxinterp.decompositions.adaptive import check_foldable
 from jaxinterp.decompositions.base import PARAMETER, PARAMETER_ROWS, STATE, STATE_ROWS
 from jaxinterp.decompositions.codes import Codes, SparseCodes
 from jaxinterp.errors import UserError
-from jaxinterp.kernels import encode_topk, sparse_decode
+from jaxinterp.kernels import as_products, encode_topk, sparse_decode
 
 
 class Dictionary(eqx.Module):
@@ -56,8 +56,8 @@ class Dictionary(eqx.Module):
         return self.encoder.shape[0]
 
     def normalise(self, x: Float[Array, "*axes d_in"]) -> Float[Array, "*axes d_in"]:
-        """x' of the module's equation, float32."""
-        return (x.astype(jnp.float32) - self.input_mean) / self.input_scale
+        """x' of the module's equation: from float32 sums, rounded to bfloat16 where x is bfloat16."""
+        return as_products((x.astype(jnp.float32) - self.input_mean) / self.input_scale, x)
 
     def encode(
         self,

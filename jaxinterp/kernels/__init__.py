@@ -20,9 +20,11 @@ from jaxinterp.kernels.api import (
     sparse_outer,
     sum_by_feature,
 )
+from jaxinterp.kernels.platforms import as_products
 from jaxinterp.kernels.threshold import keep_largest, kth_largest
 
 __all__ = [
+    "as_products",
     "encode_groups",
     "encode_ranked",
     "encode_topk",

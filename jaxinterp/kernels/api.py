@@ -13,7 +13,8 @@ encoder matmuls more. `sampled_dot` and `sparse_outer` are the passes that the g
 Everywhere: values are float32, best first, ties to the lowest index; NaN counts as the greatest number, so that it
 shows. Where fewer than k features may be chosen, the last values are -inf (a ReLU makes zeros of them) and their
 indices are those of features all the same. An index that is negative or at least the number of features stands for no
-row.
+row. The dtype of x is that of an encoder's products: rows are rounded to bfloat16 where x is bfloat16; the gradients of
+float32 rows are float32 all the same.
 """
 
 from collections.abc import Callable
@@ -26,6 +27,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxinterp.errors import UserError
 from jaxinterp.kernels import sharded
+from jaxinterp.kernels.platforms import as_products
 from jaxinterp.kernels.rank import Rank
 
 
@@ -163,11 +165,11 @@ def sum_by_feature(
 
 @partial(jax.custom_vjp, nondiff_argnums=(3, 4))
 def _encode(x: Array, rows: Array, bias: Array, k: int, implementation: str | None) -> tuple[Array, Array]:
-    return sharded.encode(x, rows, bias, k, implementation)
+    return sharded.encode(x, as_products(rows, x), bias, k, implementation)
 
 
 def _encode_forward(x: Array, rows: Array, bias: Array, k: int, implementation: str | None):
-    values, indices = sharded.encode(x, rows, bias, k, implementation)
+    values, indices = sharded.encode(x, as_products(rows, x), bias, k, implementation)
     return (values, indices), (x, rows, bias, values, indices)
 
 
@@ -179,11 +181,11 @@ def _encode_backward(k: int, implementation: str | None, residuals, gradients):
 def _encode_ranked(
     x: Array, rows: Array, bias: Array, arrays: Any, score: Callable[..., Array], k: int
 ) -> tuple[Array, Array, Array]:
-    return sharded.encode_ranked(x, rows, bias, k, Rank(score, *arrays))
+    return sharded.encode_ranked(x, as_products(rows, x), bias, k, Rank(score, *arrays))
 
 
 def _encode_ranked_forward(x: Array, rows: Array, bias: Array, arrays: Any, score: Callable[..., Array], k: int):
-    values, indices, count = sharded.encode_ranked(x, rows, bias, k, Rank(score, *arrays))
+    values, indices, count = sharded.encode_ranked(x, as_products(rows, x), bias, k, Rank(score, *arrays))
     return (values, indices, count), (x, rows, bias, values, indices)
 
 
@@ -193,11 +195,11 @@ def _encode_ranked_backward(score: Callable[..., Array], k: int, residuals, grad
 
 @partial(jax.custom_vjp, nondiff_argnums=(3,))
 def _encode_groups(x: Array, rows: Array, bias: Array, k: int) -> tuple[Array, Array]:
-    return sharded.encode_groups(x, rows, bias, k)
+    return sharded.encode_groups(x, as_products(rows, x), bias, k)
 
 
 def _encode_groups_forward(x: Array, rows: Array, bias: Array, k: int):
-    values, indices = sharded.encode_groups(x, rows, bias, k)
+    values, indices = sharded.encode_groups(x, as_products(rows, x), bias, k)
     return (values, indices), (x, rows, bias, values, indices)
 
 

@@ -2,7 +2,7 @@
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array
+from jaxtyping import Array, Float
 
 
 def current() -> str:
@@ -24,3 +24,8 @@ def precision(*operands: Array) -> jax.lax.Precision | None:
     """
     wide = all(operand.dtype == jnp.float32 for operand in operands)
     return jax.lax.Precision.HIGHEST if wide and jax.config.jax_default_matmul_precision is None else None  # type: ignore[attr-defined]
+
+
+def as_products(array: Float[Array, "..."], x: Float[Array, "..."]) -> Float[Array, "..."]:
+    """The array as it is multiplied by what has the precision of x: in bfloat16 where x is bfloat16."""
+    return array.astype(jnp.bfloat16) if x.dtype == jnp.bfloat16 else array

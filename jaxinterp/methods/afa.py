@@ -66,7 +66,7 @@ def norm_difference() -> Term:
         codes = jnp.sqrt(jnp.sum(forward.codes.values**2, axis=-1) + 1e-12)
         inputs = decomposition.normalise(batch.inputs)
         unit = decomposition.input_scale**2 * inputs.shape[-1] / decomposition.target_variance
-        difference = ratio(unit * (codes - jnp.linalg.norm(inputs, axis=-1)) ** 2, batch.weight)
+        difference = ratio(unit * (codes - jnp.linalg.norm(inputs.astype(jnp.float32), axis=-1)) ** 2, batch.weight)
         return difference.value(), {"norm_difference": difference}
 
     return term

@@ -43,6 +43,8 @@ class DictionaryHyperparameters:
     """A feature is dead when it has not fired for this many tokens."""
     learning_rate: float = 1e-3
     """Peak learning rate of Adam: linear warm-up over the first 5 percent, linear decay over the last half."""
+    moments: Literal["float32", "bfloat16"] = "float32"
+    """What Adam's first moment is kept in. (The second moves by a thousandth a step, which bfloat16 cannot hold.)"""
     normalise: bool = True
     """Whether inputs and outputs are centred and scaled to unit variance per dimension, on average."""
     objective: Objective | None = None
@@ -58,6 +60,7 @@ class DictionaryHyperparameters:
                 raise UserError(f"k={self.k} must lie between 1 and features={self.features}.")
         check_not_negative(self, "l1", "auxk")
         check_positive(self, "learning_rate")
+        check_one_of(self, "moments", ("float32", "bfloat16"))
         if self.activation == "relu" and self.l1 == 0 and self.objective is None:
             raise UserError(
                 "l1=0.0 with activation='relu' makes nothing sparse: give l1 a coefficient (0.01, say), or an "
@@ -78,6 +81,10 @@ class DictionaryHyperparameters:
         if self.activation == "relu":
             return ReLU()
         return TopK(self.k) if self.activation == "topk" else BatchTopK(self.k)
+
+    def optimizer(self, steps: int) -> optax.GradientTransformation:
+        """Adam, for a run of so many steps."""
+        return optax.adam(warmup_linear(self.learning_rate, steps), mu_dtype=self.moments)
 
     def terms(self) -> list[Term]:
         """reconstruction + l1 * L1: the method's own terms, to which AuxK comes."""
@@ -103,7 +110,7 @@ def dictionary_recipe(
     unit_norm: bool,
 ) -> Recipe:
     """Adam on the objective; counters, thresholds and, if asked for, unit write vectors after every step."""
-    optimizer = optax.adam(warmup_linear(hyper.learning_rate, steps))
+    optimizer = hyper.optimizer(steps)
     if unit_norm:
         return gradient_method(init, hyper.make_objective(), optimizer, _count_and_normalise, tangential)
     return gradient_method(init, hyper.make_objective(), optimizer, count)

@@ -30,14 +30,13 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import optax
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from jaxinterp.data.batch import Batch
 from jaxinterp.decompositions.adaptive import GroupBias
 from jaxinterp.decompositions.dictionary import Dictionary
 from jaxinterp.errors import UserError
-from jaxinterp.methods.base import MethodState, Recipe, gradient_method, warmup_linear
+from jaxinterp.methods.base import MethodState, Recipe, gradient_method
 from jaxinterp.methods.checks import check_whole
 from jaxinterp.methods.dictionary import count, empty_dictionary, tangential, unit_rows
 from jaxinterp.methods.sparse_autoencoder import SparseAutoencoder
@@ -95,11 +94,10 @@ class GroupBiasAdaptation(SparseAutoencoder):
 
     def recipe(self, steps: int) -> Recipe:
         """Adam on w, gain and c; ties, unit rows, counts and biases after every step."""
-        optimizer = optax.adam(warmup_linear(self.learning_rate, steps))
         return gradient_method(
             lambda key, sample, model: self._start(key, sample),
             self.make_objective(),
-            optimizer,
+            self.optimizer(steps),
             _after_step,
             lambda dictionary, gradient: tangential(dictionary, tied_gradient(dictionary, gradient)),
         )

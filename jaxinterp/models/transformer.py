@@ -13,6 +13,7 @@ from typing import Any, Literal
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from jaxinterp.errors import UserError
@@ -20,6 +21,9 @@ from jaxinterp.models.attention import Attention
 from jaxinterp.models.layers import Linear, Norm, RopeScaling, Tap, no_tap, random_linear, soft_cap, under
 from jaxinterp.models.mlp import MLP, MLPLeaf
 from jaxinterp.models.rules import EXACT, Activation, Rules
+
+RESIDUAL = "residual stream behind a block"
+"""What a rematerialised backward pass keeps (`jax.checkpoint_policies.save_only_these_names`)."""
 
 
 @dataclass(frozen=True)
@@ -115,7 +119,7 @@ class Block(eqx.Module):
         mlp_out = tap("mlp/out", mlp_out)
         mlp_added = mlp_out if self.mlp_post_norm is None else self.mlp_post_norm(mlp_out, rules)
         mlp_added = tap("mlp/added", mlp_added)
-        return tap("resid/post", (x + attn_added if self.parallel else middle) + mlp_added)
+        return tap("resid/post", checkpoint_name((x + attn_added if self.parallel else middle) + mlp_added, RESIDUAL))
 
 
 class Transformer(eqx.Module):

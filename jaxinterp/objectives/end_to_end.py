@@ -10,13 +10,15 @@ before it have weight and belong to one document. The gradient passes through th
 A decomposition of several layers stands in all of them at once: later layers read what earlier ones made of the model.
 One that can read a gradient beside its array does without it in the model, as in the place of its leaf.
 Any dictionary method trains with them: `Transcoder(features=4608, objective=total(divergence(), scale(l1(), 1e-3)))`.
-Each term costs a forward and a backward pass of the model from the first array read.
+Each term costs a forward and a backward pass of the model from the first array read. With `remat=True` the residual
+stream behind each block is all that is kept for the backward pass, and the rest is computed again.
 
 Sources: Braun et al. 2024, arXiv 2405.12241 (KL; recalled); cross-entropy and KL as in EleutherAI's sparsify.
 """
 
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
@@ -26,6 +28,7 @@ from jaxinterp.data.batch import Batch, several
 from jaxinterp.errors import UserError
 from jaxinterp.models.rules import EXACT
 from jaxinterp.models.sites import run
+from jaxinterp.models.transformer import RESIDUAL
 from jaxinterp.objectives.compose import Forward, Metrics, Ratio, Term
 
 
@@ -85,11 +88,11 @@ def spliced(
     return logits
 
 
-def cross_entropy() -> Term:
+def cross_entropy(*, remat: bool = False) -> Term:
     """Cross-entropy of the next token with the decomposition in place; metric `ce`, in nats."""
 
     def term(decomposition: Any, batch: Batch, forward: Forward) -> tuple[Array, Metrics]:
-        log_p, windows = _predict(decomposition, batch, forward)
+        log_p, windows = _predict(decomposition, batch, forward, remat)
         nll = -jnp.take_along_axis(log_p, windows["tokens"][:, 1:, None], axis=-1)[..., 0]
         ce = _mean(nll, windows)
         return ce.value(), {"ce": ce}
@@ -97,11 +100,11 @@ def cross_entropy() -> Term:
     return term
 
 
-def divergence() -> Term:
+def divergence(*, remat: bool = False) -> Term:
     """KL(model || model with the decomposition in place) of the next token; metric `kl`, in nats."""
 
     def term(decomposition: Any, batch: Batch, forward: Forward) -> tuple[Array, Metrics]:
-        log_p, windows = _predict(decomposition, batch, forward)
+        log_p, windows = _predict(decomposition, batch, forward, remat)
         clean = jax.nn.log_softmax(run(forward.model, windows["tokens"]).logits[:, :-1])
         kl = _mean(jnp.sum(jnp.exp(clean) * (clean - log_p), axis=-1), windows)
         return kl.value(), {"kl": kl}
@@ -109,12 +112,18 @@ def divergence() -> Term:
     return term
 
 
-def _predict(decomposition: Any, batch: Batch, forward: Forward) -> tuple[Array, dict[str, Array]]:
+def _predict(decomposition: Any, batch: Batch, forward: Forward, remat: bool) -> tuple[Array, dict[str, Array]]:
     windows = batch.windows
     if forward.model is None or windows is None:
         raise UserError("an end-to-end term needs the model and its windows: train with fit(...), which gives both.")
     tokens, weight = windows["tokens"], windows["weight"]
-    logits = spliced(decomposition, forward.model, tokens, weight, k=batch.k, training=True)
+
+    def predicted(decomposition: Any) -> Array:
+        return spliced(decomposition, forward.model, tokens, weight, k=batch.k, training=True)
+
+    if remat:
+        predicted = eqx.filter_checkpoint(predicted, policy=jax.checkpoint_policies.save_only_these_names(RESIDUAL))
+    logits = predicted(decomposition)
     return jax.nn.log_softmax(logits[:, :-1]), windows
 
 

@@ -1,19 +1,28 @@
 """Compile an experiment's step for devices that need not be here, and say what it would take; or what would fit."""
 
 import os
+import re
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
+import jax
+import numpy as np
 from jax.sharding import Mesh
 
+from jaxinterp.data.tokens import TokenCorpus
+from jaxinterp.data.windows import batches, windows
 from jaxinterp.errors import UserError
 from jaxinterp.methods.base import Method
 from jaxinterp.preflight import chips, compiled, estimate
+from jaxinterp.preflight.chips import Chip
 from jaxinterp.preflight.estimate import Estimate
+from jaxinterp.preflight.hlo import Work
 from jaxinterp.training.fit import check_sizes, expand
 from jaxinterp.training.mesh import make_mesh, model_shardings
-from jaxinterp.training.program import Program
+from jaxinterp.training.program import Activations, Program
 
 
 @dataclass(frozen=True)
@@ -38,6 +47,8 @@ def preflight(
     steps: int,
     seq: int,
     buffer_batches: int = 8,
+    activations: Activations = "auto",
+    harvest_parts: int = 1,
 ) -> Estimate:
     """The estimate of one setting.
 
@@ -48,15 +59,66 @@ def preflight(
     """
     axes = dict(setting.mesh)
     mesh = make_mesh(axes["data"], axes["feature"], axes["model"], devices=target.devices)
-    check_sizes(steps=steps, batch_size=setting.batch_size, seq=seq, mesh=mesh, buffer_batches=buffer_batches)
+    sizes = {"batch_size": setting.batch_size, "buffer_batches": buffer_batches, "harvest_parts": harvest_parts}
+    check_sizes(steps=steps, **sizes, seq=seq, mesh=mesh)
     model = shapes(model_shardings(mesh))
     needed = method.needs(expand(model, site))
-    program = Program(method.recipe(steps), needed, mesh, setting.batch_size, seq, buffer_batches, seed=0)
-    platform = target.devices[0].platform
-    done = program.compile(model, platform)
-    chip = target.chip or estimate.measured(tuple(mesh.devices.flat), _memory(mesh))
-    numbers = compiled.read(done, model, program.abstract_state(model))
-    return Estimate(chip, numbers, mesh.devices.size, setting.batch_size, steps)
+    program = Program(
+        method.recipe(steps),
+        needed,
+        mesh,
+        setting.batch_size,
+        seq,
+        buffer_batches,
+        seed=0,
+        activations=activations,
+        harvest_parts=harvest_parts,
+    )
+    chip = target.chip or Chip("unmeasured", 1.0, _memory(mesh), 1.0, 1.0)
+    state = program.abstract_state(model)
+    held = compiled.Program(compiled.held(model, state), 0.0, 0.0, Work(), Work())
+    found = Estimate(chip, held, mesh.devices.size, setting.batch_size, steps, _pace(seq) * _hosts(mesh))
+    if not found.fits:
+        return found  # what lies there between steps is too much already
+    try:
+        done = program.compile(model, _platform(mesh))
+    except jax.errors.JaxRuntimeError as error:
+        overflow = re.search(r"memory space hbm\. Used ([\d.]+)([KMG])", str(error))
+        if overflow is None:
+            raise
+        size = int(float(overflow[1]) * 2.0 ** {"K": 10, "M": 20, "G": 30}[overflow[2]])
+        memory = held.memory | {"temporary, by the compiler": max(0, size - found.bytes_needed)}
+        return replace(found, program=replace(held, memory=memory))
+    read = compiled.read(done, model, state)
+    if target.chip is None:
+        chip = estimate.measured(tuple(mesh.devices.flat), chip.memory, sum(read.memory.values()))
+    return replace(found, program=read, chip=chip)
+
+
+def _platform(mesh: Mesh) -> str:
+    """What JAX lowers for."""
+    name = mesh.devices.flat[0].platform
+    return "cuda" if name == "gpu" else name
+
+
+def _hosts(mesh: Mesh) -> int:
+    """How many processes feed the mesh."""
+    return len({device.process_index for device in mesh.devices.flat})
+
+
+@cache
+def _pace(seq: int) -> float:
+    """Tokens that a host's pipeline gives in a second, from text in memory, on this machine."""
+    rows, of_document = max(1, 2**16 // seq), 1024
+    starts = np.arange(0, 2 * rows * seq + of_document, of_document)
+    lengths = np.full_like(starts, of_document)
+    text = np.zeros(len(starts) * of_document, np.int32)
+    corpus = TokenCorpus("none", text, starts, lengths, starts.astype(np.uint64), frozenset(), None)
+    data = iter(batches(windows(corpus, seq), rows, seed=0))
+    next(data)
+    started = time.perf_counter()
+    taken = sum(1 for _ in zip(range(8), data, strict=False))
+    return taken * rows * seq / (time.perf_counter() - started)
 
 
 def _memory(mesh: Mesh) -> int:
@@ -76,6 +138,8 @@ def announce(
     setting: Setting,
     steps: int,
     seq: int,
+    activations: Activations = "auto",
+    harvest_parts: int = 1,
 ) -> int:
     """Print the estimate of a setting, and the nearest setting that fits where it does not; 0 if it fits, else 1.
 
@@ -84,7 +148,17 @@ def announce(
     """
 
     def attempt(setting: Setting) -> Estimate:
-        return preflight(method, shapes, site, target, setting, steps=steps, seq=seq)
+        return preflight(
+            method,
+            shapes,
+            site,
+            target,
+            setting,
+            steps=steps,
+            seq=seq,
+            activations=activations,
+            harvest_parts=harvest_parts,
+        )
 
     found = attempt(setting)
     print(f"preflight on {target.text} ({found.devices} of {len(target.devices)} devices), {setting}")

@@ -1,9 +1,11 @@
 """From a compiled step to what a run needs: does it fit, how long does a step take, what bounds it.
 
-    compute       the larger of FLOPs / peak and the compiler's own cycles / clock, where it gives any
-    memory        bytes accessed / memory bandwidth
-    interconnect  bytes of the collectives' operands / interconnect bandwidth
-    step          the larger of compute and memory, plus interconnect (nothing is assumed to overlap)
+    operations    what the compiler does itself: its own cycles / clock; where it gives none (CPU, GPU), the larger of
+                  FLOPs / peak and bytes accessed / memory bandwidth
+    kernels       of ours: the larger of FLOPs / peak and bytes / memory bandwidth, each as the kernel states them
+    interconnect  bytes that a device sends in a ring / interconnect bandwidth
+    input         tokens / what the hosts read, by this machine's own pace
+    step          the larger of input and operations + kernels + interconnect (nothing is assumed to overlap)
 
 On devices that are here (`cpu:8`), peaks are measured first: virtual devices share the machine.
 """
@@ -17,6 +19,7 @@ import jax.numpy as jnp
 
 from jaxinterp.preflight.chips import Chip
 from jaxinterp.preflight.compiled import Program
+from jaxinterp.preflight.hlo import Kernel, Work
 from jaxinterp.training.mesh import make_mesh, over_data
 
 SPARE = 0.9
@@ -25,13 +28,14 @@ SPARE = 0.9
 
 @dataclass(frozen=True)
 class Estimate:
-    """What one step needs on one device, in seconds and bytes."""
+    """What one step needs on one device, in seconds and bytes; `read_per_second`: tokens that all hosts read."""
 
     chip: Chip
     program: Program
     devices: int
     tokens: int
     steps: int
+    read_per_second: float = float("inf")
 
     @property
     def bytes_needed(self) -> int:
@@ -43,24 +47,58 @@ class Estimate:
 
     @property
     def compute(self) -> float:
-        by_cycles = (self.program.cycles or 0.0) / self.chip.clock if self.chip.clock else 0.0
-        return max(self.program.flops / self.chip.flops, by_cycles)
+        """At peak: no step is shorter."""
+        return self.program.flops / self.chip.flops
 
     @property
     def memory(self) -> float:
         return self.program.bytes_accessed / self.chip.memory_bandwidth
 
     @property
-    def interconnect(self) -> float:
-        return self.program.collective_bytes / self.chip.interconnect
+    def input(self) -> float:
+        return self.tokens / self.read_per_second
+
+    def operations(self, work: Work) -> float:
+        """Seconds of the operations that the compiler gave cycles to."""
+        if self.chip.clock is None or work.cycles is None:
+            return 0.0
+        return work.cycles / self.chip.clock
+
+    def kernel(self, kernel: Kernel) -> float:
+        """Seconds of a kernel of ours, in a step."""
+        return kernel.times * max(kernel.flops / self.chip.flops, kernel.bytes / self.chip.memory_bandwidth)
+
+    def interconnect(self, work: Work) -> float:
+        """Seconds that exchanges take."""
+        return sum(each.sent for each in work.collectives) / self.chip.interconnect
+
+    def _busy(self, work: Work) -> float:
+        return self.operations(work) + sum(map(self.kernel, work.kernels))
 
     @property
     def seconds(self) -> float:
-        return max(self.compute, self.memory) + self.interconnect
+        """A step in which no conditional does more than it must."""
+        always = self.program.always
+        busy = max(self._busy(always), self.compute)
+        if always.cycles is None:
+            busy = max(busy, self.memory)
+        return max(self.input, busy + self.interconnect(always))
+
+    @property
+    def seconds_at_most(self) -> float:
+        """A step in which every conditional takes its costliest branch."""
+        besides = self.program.besides
+        return self.seconds + self._busy(besides) + self.interconnect(besides)
 
     @property
     def bound(self) -> str:
-        parts = {"compute": self.compute, "memory bandwidth": self.memory, "interconnect": self.interconnect}
+        always = self.program.always
+        parts = {
+            "compute": self.compute,
+            "memory bandwidth": min(self.memory, self._busy(always)) if always.cycles is not None else self.memory,
+            "interconnect": self.interconnect(always),
+            "input": self.input,
+        }
         return max(parts, key=lambda name: parts[name])
 
     @property
@@ -70,32 +108,60 @@ class Estimate:
     def lines(self) -> list[str]:
         """The estimate in words."""
         chip, program = self.chip, self.program
-        share = self.bytes_needed / chip.memory
-        memory = ", ".join(f"{name} {_bytes(size)}" for name, size in program.memory.items())
-        by_kind: dict[str, list[int]] = {}
-        for each in program.collectives:
-            by_kind.setdefault(each.kind, []).append(each.operand_bytes * each.times)
-        exchanged = ", ".join(f"{len(sizes)} {kind} {_bytes(sum(sizes))}" for kind, sizes in by_kind.items())
-        cycles = "none given" if program.cycles is None else f"{program.cycles:,.0f}"
-        return [
-            f"memory on a device: {_bytes(self.bytes_needed)} of {_bytes(chip.memory)} ({share:.0%}): "
+        memory = ", ".join(f"{name} {in_bytes(size)}" for name, size in program.memory.items())
+        always, besides = program.always, program.besides
+        found = [
+            f"memory on a device: {in_bytes(self.bytes_needed)} of {in_bytes(chip.memory)} "
+            f"({self.bytes_needed / chip.memory:.0%}): "
             + ("it fits" if self.fits else f"it DOES NOT FIT (limit {SPARE:.0%})"),
             f"  {memory}",
-            f"collectives on a device and step: {_bytes(program.collective_bytes)}"
-            + (f": {exchanged}" if exchanged else ""),
-            f"work on a device and step: {program.flops:.3g} FLOP, {_bytes(program.bytes_accessed)} accessed, "
-            f"compiler's cycles: {cycles}",
-            f"step: {_time(self.seconds)} = max(compute {_time(self.compute)}, memory {_time(self.memory)}) + "
-            f"interconnect {_time(self.interconnect)}; bound by {self.bound}",
-            f"{self.tokens / self.seconds:,.0f} tokens/s; {self.steps} steps: {_time(self.seconds * self.steps)}, "
-            f"{self.device_hours:.3g} device-hours",
         ]
+        if not program.flops:
+            return found
+        found += [
+            f"collectives on a device and step: {in_bytes(program.collective_bytes)} of operands{_by_kind(always)}",
+            f"work on a device and step: {program.flops:.3g} FLOP ({in_time(self.compute)} at peak), at most "
+            f"{in_bytes(program.bytes_accessed)} accessed ({in_time(self.memory)})",
+        ]
+        if always.cycles is not None:
+            found.append(f"  compiler's own cycles: {always.cycles:,.0f} ({in_time(self.operations(always))})")
+        if always.kernels:
+            parts = ", ".join(f"{kernel.name} {in_time(self.kernel(kernel))}" for kernel in always.kernels)
+            found.append(f"  kernels of ours, as they state their cost: {parts}")
+        found.append(
+            f"step: {in_time(self.seconds)}, of which interconnect {in_time(self.interconnect(always))}; input "
+            f"{in_time(self.input)}; bound by {self.bound}"
+        )
+        if self.seconds_at_most > 1.01 * self.seconds:
+            more = in_bytes(sum(each.total for each in besides.collectives))
+            found.append(
+                f"  {in_time(self.seconds_at_most)} where every conditional takes its costliest branch (AuxK, while "
+                f"features are dead): {more} more exchanged{_by_kind(besides)}"
+            )
+        found.append(
+            f"{self.tokens / self.seconds:,.0f} tokens/s; {self.steps} steps: {in_time(self.seconds * self.steps)}, "
+            f"{self.device_hours:.3g} device-hours"
+        )
+        return found
 
 
-def measured(devices: tuple[Any, ...], memory: int) -> Chip:
-    """The peaks of one of these devices while all are busy, from a product and a copy in float32."""
+def _by_kind(work: Work) -> str:
+    sizes: dict[str, list[int]] = {}
+    for each in work.collectives:
+        sizes.setdefault(each.kind, []).append(each.total)
+    said = ", ".join(f"{len(each)} {kind} {in_bytes(sum(each))}" for kind, each in sizes.items())
+    return f": {said}" if said else ""
+
+
+def measured(devices: tuple[Any, ...], memory: int, working: int) -> Chip:
+    """The peaks of one of these devices while all are busy, from a product and a copy in float32.
+
+    Args:
+      memory: bytes that the device has.
+      working: bytes that the program works on: what fits a cache is copied faster.
+    """
     spread = over_data(make_mesh(len(devices), devices=devices))
-    side, length = 768, 2**23
+    side, length = 768, min(max(working // 8, 2**14), 2**23)
     square = jax.device_put(jnp.ones((len(devices), side, side)), spread)
     line = jax.device_put(jnp.ones((len(devices), length)), spread)
     product = jax.jit(lambda x: jnp.einsum("dij,djk->dik", x, x) / side, out_shardings=spread)
@@ -115,7 +181,7 @@ def _fastest(function: Any, x: Any) -> float:
     return sorted(times)[len(times) // 2]
 
 
-def _bytes(size: int | float) -> str:
+def in_bytes(size: int | float) -> str:
     for unit in ("B", "KB", "MB", "GB"):
         if size < 1024:
             return f"{size:.3g} {unit}"
@@ -123,7 +189,7 @@ def _bytes(size: int | float) -> str:
     return f"{size:.3g} TB"
 
 
-def _time(seconds: float) -> str:
+def in_time(seconds: float) -> str:
     for unit, length in (("h", 3600.0), ("min", 60.0), ("s", 1.0), ("ms", 1e-3)):
         if seconds >= length:
             return f"{seconds / length:.3g} {unit}"

@@ -10,8 +10,9 @@ import jax
 from jax.sharding import Mesh
 from jaxtyping import Array
 
+from jaxinterp.data.activations import WINDOW
 from jaxinterp.data.batch import GRADIENT
-from jaxinterp.data.windows import batches
+from jaxinterp.data.windows import batches, fingerprint
 from jaxinterp.errors import UserError, suggest
 from jaxinterp.methods.base import Method
 from jaxinterp.models.load import Subject
@@ -20,8 +21,8 @@ from jaxinterp.storage import Checkpoints
 from jaxinterp.training.guard import Losses
 from jaxinterp.training.loop import Run, Tracker
 from jaxinterp.training.mesh import check_spread, host_rows, make_mesh, over_data, place_model
-from jaxinterp.training.program import Program
-from jaxinterp.training.record import describe, fingerprint
+from jaxinterp.training.program import Activations, Program
+from jaxinterp.training.record import describe
 from jaxinterp.training.state import Schedules, TrainState
 
 
@@ -54,13 +55,16 @@ def fit(
     log_every: int = 10,
     spike: float | None = 100.0,
     on_failed_save: Literal["stop", "continue"] = "stop",
+    activations: Activations = "auto",
+    harvest_parts: int = 1,
 ) -> Fit:
     """Train a decomposition of one MLP, or of several at once.
 
     Args:
       method: hyperparameters of any method.
       subject: the model, frozen.
-      tokens: windows from `jaxinterp.data`: a Grain dataset of {"tokens", "weight", "document"}, each `[seq]`.
+      tokens: windows from `jaxinterp.data`: a Grain dataset of {"tokens", "weight", "document"}, each `[seq]`; with
+        activations in them (`cached_windows`) the subject is not run.
       site: the MLP leaf, `blocks/3/mlp`; for methods that take several, a glob: `blocks/*/mlp`.
       steps: training steps; each harvests and trains on `batch_size` tokens.
       batch_size: tokens a step, a multiple of the windows' length.
@@ -77,6 +81,9 @@ def fit(
       track: called with a row of numbers every `log_every` steps, in the first process.
       spike: a loss that is so many times the usual one ends the run; None: any finite loss is good.
       on_failed_save: what a full disk does: "stop" the run, or "continue" it with a warning.
+      activations: what activations are kept and multiplied in, with float32 sums; "auto": bfloat16 on accelerators,
+        float32 on a CPU.
+      harvest_parts: forward passes that a batch is cut into, one after another, to save memory.
     Raises:
       UserError: before any training where a value cannot be; during training where a number is not finite or the loss
         leaps: the last checkpoint before is kept, and the batch lies beside the checkpoints.
@@ -86,20 +93,41 @@ def fit(
     first: Any = tokens[0]
     seq = len(first["tokens"])
     sizes = {"steps": steps, "batch_size": batch_size, "buffer_batches": buffer_batches}
-    check_sizes(**sizes, seq=seq, mesh=mesh, save_every=save_every, log_every=log_every, stop_after=stop_after)
+    check_sizes(
+        **sizes,
+        seq=seq,
+        mesh=mesh,
+        save_every=save_every,
+        log_every=log_every,
+        stop_after=stop_after,
+        harvest_parts=harvest_parts,
+    )
     needed = method.needs(expand(subject.model, site))
     for name in needed.names():
         check_site(subject.model, name.removesuffix(GRADIENT))
+    cached = {name: (array.shape, array.dtype) for name, array in first.items() if name not in WINDOW}
 
     model = place_model(subject.model, mesh)
-    program = Program(method.recipe(steps), needed, mesh, batch_size, seq, buffer_batches, seed, schedules)
+    program = Program(
+        method.recipe(steps),
+        needed,
+        mesh,
+        batch_size,
+        seq,
+        buffer_batches,
+        seed,
+        schedules,
+        activations,
+        harvest_parts,
+        cached,
+    )
     part, parts = host_rows(mesh)
     data = iter(batches(tokens, batch_size // seq, seed=seed, host_index=part, host_count=parts))
 
     def next_windows() -> dict[str, Array]:
-        shape = batch_size // seq, seq
+        rows = batch_size // seq
         return {
-            name: jax.make_array_from_process_local_data(over_data(mesh), array, shape)
+            name: jax.make_array_from_process_local_data(over_data(mesh), array, (rows, *array.shape[1:]))
             for name, array in next(data).items()
         }
 
@@ -130,6 +158,7 @@ def fit(
                 "schedules": describe(schedules),
                 "subject": subject.name,
                 "text": fingerprint(tokens),
+                "activations": program.take.dtype,
             }
             with Checkpoints(folder, config, resume=resume, on_failed_save=on_failed_save) as checkpoints:
                 run.save = lambda state: checkpoints.save(int(state.step), state, data.get_state())
@@ -169,14 +198,21 @@ def check_sizes(
     save_every: int | None = None,
     log_every: int = 10,
     stop_after: int | None = None,
+    harvest_parts: int = 1,
 ) -> None:
     """Raises UserError where `fit` could not run with these sizes; `seq` is the windows' length."""
-    for name, value in (("steps", steps), ("buffer_batches", buffer_batches), ("log_every", log_every)):
+    at_least_one = {"steps": steps, "buffer_batches": buffer_batches, "log_every": log_every}
+    for name, value in (at_least_one | {"harvest_parts": harvest_parts}).items():
         if value < 1:
             raise UserError(f"{name}={value} must be at least 1.")
     if batch_size < seq or batch_size % seq:
         raise UserError(f"batch_size={batch_size} must be a multiple of the windows' length {seq}.")
     check_spread("batch_size", batch_size, batch_size // seq, mesh, "data")
+    if batch_size // seq % (harvest_parts * mesh.shape["data"]):
+        raise UserError(
+            f"harvest_parts={harvest_parts} cannot cut the {batch_size // seq} windows of a batch on data="
+            f"{mesh.shape['data']} evenly: take a divisor of {batch_size // seq // mesh.shape['data']}."
+        )
     if save_every is not None and (save_every < 1 or save_every % log_every):
         raise UserError(f"save_every={save_every} must be a multiple of log_every={log_every}.")
     if stop_after is not None and (stop_after < 1 or stop_after % log_every):

@@ -17,7 +17,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental import multihost_utils
+from jax.experimental import mesh_utils, multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -50,7 +50,12 @@ def make_mesh(data: int = 1, feature: int = 1, model: int = 1, *, devices: Seque
         )
     # Auto axes: explicit ones refuse operations of third-party layers.
     types = (AxisType.Auto,) * len(AXES)
-    return jax.make_mesh(tuple(sizes.values()), AXES, axis_types=types, devices=given[:count])
+    shape, chosen = tuple(sizes.values()), given[:count]
+    try:
+        return jax.make_mesh(shape, AXES, axis_types=types, devices=chosen)
+    except NotImplementedError:  # no axis is a product of whole sides of the torus: sides are cut
+        arranged = mesh_utils.create_device_mesh(shape, chosen, allow_split_physical_axes=True)
+        return Mesh(arranged, AXES, axis_types=types)
 
 
 def mesh_sizes(text: str) -> dict[str, int]:

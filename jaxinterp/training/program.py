@@ -4,8 +4,8 @@ Nothing here needs values: the model may be made of `jax.ShapeDtypeStruct`s, the
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import equinox as eqx
 import jax
@@ -13,18 +13,22 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jaxtyping import Array
 
-from jaxinterp.data.activations import Rows, check_finite, harvest, harvest_jit
+from jaxinterp.data.activations import Harvest, Rows, check_finite
 from jaxinterp.data.batch import Sites
 from jaxinterp.methods.base import Recipe
 from jaxinterp.training.mesh import over_data, state_shardings
 from jaxinterp.training.state import Schedules, TrainState, make_step, start_state
+
+Activations = Literal["auto", "float32", "bfloat16"]
 
 
 @dataclass(frozen=True)
 class Program:
     """How one recipe is trained at these sites, on this mesh, with these sizes.
 
-    batch_size: tokens a step; seq: tokens a window; buffer_batches: size of the shuffle buffer, in batches.
+    batch_size: tokens a step; seq: tokens a window; buffer_batches: size of the shuffle buffer, in batches;
+    activations: what the buffer keeps them in and products are made of, "auto": bfloat16 but on a CPU; harvest_parts:
+    how many forward passes a batch is cut into; cached: (shape, dtype) of arrays that come with the windows, by name.
     """
 
     recipe: Recipe
@@ -35,15 +39,25 @@ class Program:
     buffer_batches: int
     seed: int
     schedules: Schedules | None = None
+    activations: Activations = "auto"
+    harvest_parts: int = 1
+    cached: Mapping[str, tuple[tuple[int, ...], Any]] = field(default_factory=dict)
+
+    @property
+    def take(self) -> Harvest:
+        """How activations are harvested."""
+        on_cpu = self.mesh.devices.flat[0].platform == "cpu"
+        dtype = ("float32" if on_cpu else "bfloat16") if self.activations == "auto" else self.activations
+        return Harvest(self.sites.names(), dtype, self.harvest_parts, self.mesh.shape["data"])
 
     def jit_step(self) -> Any:
         """The training step as a program that takes over the state that it is given."""
-        step = make_step(self.recipe, self.sites, self.mesh, self.schedules)
+        step = make_step(self.recipe, self.sites, self.mesh, self.schedules, self.take)
         return eqx.filter_jit(step, donate="all-except-first")
 
     def compile(self, model: Any, platform: str) -> Any:
         """The training step compiled for the mesh's devices, present or described, from shapes alone."""
-        step = make_step(self.recipe, self.sites, self.mesh, self.schedules)
+        step = make_step(self.recipe, self.sites, self.mesh, self.schedules, self.take)
         with jax.set_mesh(self.mesh):
             arguments = (model, self.abstract_windows()), self.abstract_state(model)
             return jax.jit(step, donate_argnums=1).trace(*arguments).lower(lowering_platforms=(platform,)).compile()
@@ -54,9 +68,8 @@ class Program:
         Raises:
           UserError: an activation is not finite.
         """
-        names = self.sites.names()
         first = zip(range(self.buffer_batches), windows, strict=False)
-        filled = [harvest_jit(model, batch, names) for _, batch in first]
+        filled = [self.take.jitted(model, batch) for _, batch in first]
         buffer = jax.tree.map(lambda *parts: jnp.concatenate(parts, axis=1), *filled)
         check_finite(buffer)
         return eqx.filter_jit(self._start)(model, buffer)
@@ -67,18 +80,18 @@ class Program:
     def abstract_windows(self) -> dict[str, jax.ShapeDtypeStruct]:
         """Shapes and shardings of one batch of windows."""
         shape, lies = (self.batch_size // self.seq, self.seq), over_data(self.mesh)
-        return {
-            "tokens": jax.ShapeDtypeStruct(shape, jnp.int32, sharding=lies),
-            "weight": jax.ShapeDtypeStruct(shape, jnp.float32, sharding=lies),
-            "document": jax.ShapeDtypeStruct(shape, jnp.int32, sharding=lies),
+        text = {"tokens": jnp.int32, "weight": jnp.float32, "document": jnp.int32}
+        return {name: jax.ShapeDtypeStruct(shape, dtype, sharding=lies) for name, dtype in text.items()} | {
+            name: jax.ShapeDtypeStruct((shape[0], *of_window), dtype, sharding=lies)
+            for name, (of_window, dtype) in self.cached.items()
         }
 
     def abstract_state(self, model: Any) -> TrainState:
         """Shapes and shardings of the whole state."""
-        rows = eqx.filter_eval_shape(harvest, model, self.abstract_windows(), self.sites.names())
+        rows = eqx.filter_eval_shape(self.take, model, self.abstract_windows())
 
         def filled(shape: Any) -> Any:
-            return jax.ShapeDtypeStruct((shape.shape[0], self.buffer_batches * self.seq, *shape.shape[2:]), jnp.float32)
+            return jax.ShapeDtypeStruct((shape.shape[0], self.buffer_batches * self.seq, *shape.shape[2:]), shape.dtype)
 
         state = eqx.filter_eval_shape(self._start, model, jax.tree.map(filled, rows))
         return jax.tree.map(

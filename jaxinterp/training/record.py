@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from typing import Any
 
-import grain
 import jax
 import numpy as np
 
@@ -36,11 +35,3 @@ def describe(value: Any) -> Any:
         constants = [constant for constant in value.__code__.co_consts if isinstance(constant, int | float)]
         return [f"{value.__module__}.{value.__qualname__}", constants, describe(captured)]
     return getattr(value, "__qualname__", type(value).__qualname__)
-
-
-def fingerprint(windows: grain.MapDataset) -> str:
-    """A hash of the number of windows and of the first and the last: another text, another fingerprint."""
-    digest = hashlib.sha256(str(len(windows)).encode())
-    for index in (0, len(windows) - 1):
-        digest.update(np.asarray(windows[index]["tokens"], np.int32).tobytes())  # type: ignore[index]
-    return digest.hexdigest()[:16]

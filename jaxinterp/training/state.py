@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Int, PRNGKeyArray
 
-from jaxinterp.data.activations import Rows, harvest, shuffle_in
+from jaxinterp.data.activations import WINDOW, Harvest, Rows, shuffle_in
 from jaxinterp.data.batch import Sites, make_batch
 from jaxinterp.methods.base import Recipe
 from jaxinterp.objectives import Metrics
@@ -41,7 +41,9 @@ def start_state(recipe: Recipe, sites: Sites, mesh: Mesh, model: Any, buffer: Ro
     return jax.lax.with_sharding_constraint(state, state_shardings(state, mesh))
 
 
-def make_step(recipe: Recipe, sites: Sites, mesh: Mesh, schedules: Schedules | None = None) -> Step:
+def make_step(
+    recipe: Recipe, sites: Sites, mesh: Mesh, schedules: Schedules | None = None, take: Harvest | None = None
+) -> Step:
     """The training program: ((model, windows), state) -> (state, metrics), to be jitted with the state donated.
 
     Forward pass up to the sites, shuffle buffer, the method's step and the metrics, in one program: no activation
@@ -49,15 +51,18 @@ def make_step(recipe: Recipe, sites: Sites, mesh: Mesh, schedules: Schedules | N
 
     Args:
       schedules: the number of active features ("k") and coefficients of terms, as functions of the step.
+      take: how activations are harvested; default: the sites' arrays in float32, from one forward pass.
     """
+    take = take or Harvest(sites.names())
 
     def step(frozen: tuple[Any, Mapping[str, Any]], state: TrainState) -> tuple[TrainState, Metrics]:
         model, windows = frozen
         shuffle_key, step_key = jax.random.split(jax.random.fold_in(state.key, state.step))
-        buffer, drawn = shuffle_in(state.buffer, harvest(model, windows, sites.names()), shuffle_key)
+        buffer, drawn = shuffle_in(state.buffer, take(model, windows), shuffle_key)
         rows = drawn.flat()
+        text = {name: array for name, array in windows.items() if name in WINDOW}
         now = {name: schedule(state.step) for name, schedule in (schedules or {}).items()}
-        batch = make_batch(rows.arrays, rows.weight, sites, step=state.step, windows=dict(windows), **now)
+        batch = make_batch(rows.arrays, rows.weight, sites, step=state.step, windows=text, **now)
         method, metrics = recipe.step(state.method, batch, step_key, model)
         state = TrainState(method, buffer, state.key, state.step + 1)
         return jax.lax.with_sharding_constraint(state, state_shardings(state, mesh)), metrics

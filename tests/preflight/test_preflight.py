@@ -1,5 +1,6 @@
 """Preflight: what a compiled step says of itself, what does not fit, which neighbour does, and what is refused."""
 
+from dataclasses import replace
 from functools import partial
 
 import jax
@@ -13,8 +14,9 @@ from jaxinterp.models.shapes import model_shapes
 from jaxinterp.preflight import chips
 from jaxinterp.preflight.check import Setting, announce, nearest, neighbours, preflight
 from jaxinterp.preflight.chips import Chip, Target
-from jaxinterp.preflight.compiled import Collective, Program
+from jaxinterp.preflight.compiled import Program
 from jaxinterp.preflight.estimate import Estimate
+from jaxinterp.preflight.hlo import Collective, Kernel, Work, read_work
 from jaxinterp.trees import named_leaves
 
 HERE = Chip("made up", flops=1e9, memory=2**30, memory_bandwidth=1e9, interconnect=1e8, clock=1e9)
@@ -48,18 +50,66 @@ def test_bytes_are_those_of_a_device():
     assert memory["optimizer"] == pytest.approx(2 * (2 * 512 * 64 + 512) * 4 // 8, rel=0.05)
     assert memory["activation buffer"] == 8 * 256 * (64 + 64 + 1) * 4 // 2
     assert memory["model weights"] == sum(leaf.size * 4 for leaf in jax.tree.leaves(shapes()))
-    scattered = [each for each in found.program.collectives if each.kind == "reduce-scatter"]
+    scattered = [each for each in found.program.always.collectives if each.kind == "reduce-scatter"]
     matrices = [each for each in scattered if each.operand_bytes >= 128 * 64 * 4]
     assert len(matrices) == 2 and found.fits and found.program.flops > 2 * 128 * 128 * 64
 
 
 def test_time_is_the_longest_part_and_the_exchange():
-    program = Program({"all": 2**20}, 2e9, 1e9, (Collective("all-reduce", 10_000_000, 3),), cycles=3e9)
-    found = Estimate(HERE, program, devices=8, tokens=1000, steps=10)
-    assert found.compute == 3.0 and found.memory == 1.0 and found.interconnect == pytest.approx(0.3)
-    assert found.seconds == pytest.approx(3.3) and found.bound == "compute"
-    assert found.device_hours == pytest.approx(3.3 * 10 * 8 / 3600)
-    assert any("303 tokens/s" in line for line in found.lines())
+    """An all-reduce of 8 devices sends 2 * 7/8 of its operand; a kernel takes the longer of products and bytes."""
+    exchange = Collective("all-reduce", 10_000_000, 3, 8)
+    always = Work((exchange,), (Kernel("gather_sum", 1e8, 5e8, 2),), cycles=2e9)
+    program = Program({"all": 2**20}, 2e9, 1e9, always, besides=Work((exchange,), cycles=1e9))
+    found = Estimate(HERE, program, devices=8, tokens=1000, steps=10, read_per_second=250.0)
+    assert found.compute == 2.0 and found.interconnect(always) == pytest.approx(0.525)
+    assert found.seconds == found.input == 4.0 and found.bound == "input"
+    fed = replace(found, read_per_second=1e6)
+    assert fed.seconds == pytest.approx(2.0 + 2 * 0.5 + 0.525) and fed.bound == "compute"
+    assert fed.seconds_at_most == pytest.approx(fed.seconds + 1.525)
+    assert fed.device_hours == pytest.approx(3.525 * 10 * 8 / 3600)
+    assert any("284 tokens/s" in line for line in fed.lines())
+
+
+def test_the_text_of_a_program_is_read():
+    """Loops as often as they run, the costliest branch, fused reduce-scatters, chains once; what is unknown is not."""
+    always, besides = read_work(PROGRAM)
+    assert always.cycles == 5 + 3 * 7 and besides.cycles == 11
+    assert [(each.kind, each.total, each.devices) for each in always.collectives] == [
+        ("reduce-scatter", 4096, 4),
+        ("all-gather", 512, 16),
+    ]
+    assert always.kernels == (Kernel("gather_sum", 100.0, 200.0, 1),)
+    assert [each.kind for each in besides.collectives] == ["all-reduce"]
+
+
+PROGRAM = """HloModule step
+%all-reduce-scatter.1 (input: f32[32,32]) -> f32[8,32] {
+  %input = f32[32,32]{1,0} parameter(0)
+  ROOT %all-reduce.1 = f32[32,32]{1,0} all-reduce(%input), channel_id=1, replica_groups={{0,1,2,3},{4,5,6,7}}
+}
+%body (arg: f32[8]) -> f32[8] {
+  %unknown = f32[8]{0} fusion(%arg), kind=kCustom, calls=%none, backend_config={"estimated_cycles":"9223372036854775807"}
+  ROOT %add = f32[8]{0} add(%unknown, %unknown), backend_config={"estimated_cycles":"7"}
+}
+%cheap (arg.1: f32[8]) -> f32[8] {
+  ROOT %copy.1 = f32[8]{0} copy(%arg.1), backend_config={"estimated_cycles":"2"}
+}
+%costly (arg.2: f32[8]) -> f32[8] {
+  %psum = f32[8]{0} all-reduce(%arg.2), channel_id=3, replica_groups=mesh['a'=16,'b'=4] {'b'}
+  ROOT %copy.2 = f32[8]{0} copy(%psum), backend_config={"estimated_cycles":"11"}
+}
+ENTRY %main (x: f32[32,32]) -> f32[8] {
+  %x = f32[32,32]{1,0} parameter(0)
+  %part = f32[8]{0} copy(%x), backend_config={"estimated_cycles":"5"}
+  %fusion.1 = f32[8,32]{1,0} fusion(%x), kind=kCustom, calls=%all-reduce-scatter.1
+  %g.1 = f32[128,16]{1,0} all-gather(%part8), channel_id=7, replica_groups=[4,16]<=[64], frontend_attributes={chain_id="2"}
+  %part8 = f32[128]{0} copy(%x)
+  %g.2 = f32[128,16]{1,0} all-gather(%part8), channel_id=7, replica_groups=[4,16]<=[64], frontend_attributes={chain_id="2"}
+  %gather_sum.1 = f32[8]{0} custom-call(%x), custom_call_target="tpu_custom_call", backend_config={"cost_estimate":{"flops":"100","transcendentals":"0","bytes_accessed":"200"}}
+  %w = f32[8]{0} while(%part), condition=%c, body=%body, backend_config={"known_trip_count":{"n":"3"}}
+  ROOT %r = f32[8]{0} conditional(%p, %w, %w), branch_computations={%cheap, %costly}
+}
+"""  # noqa: E501
 
 
 def test_what_does_not_fit_is_told_with_a_neighbour_that_does(capsys):

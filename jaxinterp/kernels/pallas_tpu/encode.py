@@ -168,9 +168,16 @@ def _fused(
     result = pl.BlockSpec((height, plan.tokens), lambda block, tile, step: (0, block))
     state = plan.depth, plan.tokens, BUCKETS
     columns = [(plan.tokens, plan.columns)] + [(STEP, plan.columns)] * (plan.features // plan.columns - 1)
+    passes = 6 if x.dtype == jnp.float32 else 1  # bfloat16 products that make a float32 one
+    blocks = pl.cdiv(tokens, plan.tokens)
     values, indices = pl.pallas_call(
         partial(_kernel, plan=plan, k=k, end=features % plan.features, chunk=STEP if interpret else CHUNK),
-        grid=(pl.cdiv(tokens, plan.tokens), tiles, plan.tokens // STEP),
+        cost_estimate=pl.CostEstimate(
+            flops=2 * passes * tokens * features * width,
+            bytes_accessed=x.nbytes + blocks * rows.nbytes + 8 * height * tokens,
+            transcendentals=0,
+        ),
+        grid=(blocks, tiles, plan.tokens // STEP),
         in_specs=[
             pl.BlockSpec((plan.tokens, width), lambda block, tile, step: (block, 0)),
             pl.BlockSpec((plan.features, width), lambda block, tile, step: (tile, 0)),

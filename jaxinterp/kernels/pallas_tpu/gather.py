@@ -14,6 +14,7 @@ index, and the half is taken by a shift: exact, for twice the bytes of a row. A 
 would save those, and cost a temporary array of the size of W. An odd number of bfloat16 rows is padded by one.
 """
 
+import math
 from collections.abc import Callable
 from functools import partial
 from itertools import pairwise
@@ -206,8 +207,12 @@ def _call(
             return pl.BlockSpec((plan.tokens, array.shape[1]), lambda step: (step, 0))
         return pl.BlockSpec((1, *array.shape[1:]), lambda step: (step, 0, 0))
 
+    moved = plan.steps * plan.units * plan.together * plan.k
     return pl.pallas_call(
         kernel,
+        cost_estimate=pl.CostEstimate(
+            flops=2 * moved * width, bytes_accessed=4 * (moved * width + math.prod(out_shape)), transcendentals=0
+        ),
         grid=(plan.steps,),
         in_specs=[
             pl.BlockSpec((1, 1, places.shape[2]), lambda step: (step, 0, 0), memory_space=pltpu.SMEM),

@@ -83,6 +83,11 @@ def _call(values: Array, indices: Array, g: Array, features: int, with_sums: boo
 
     run = pl.pallas_call(
         _kernel(features, width, g.dtype == jnp.bfloat16, codes.shape[1], interpret),
+        cost_estimate=pl.CostEstimate(
+            flops=2 * indices.size * width,
+            bytes_accessed=4 * (tokens.size * words.shape[1] + features * width),
+            transcendentals=0,
+        ),
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=2,
             grid=(len(chunk_of),),

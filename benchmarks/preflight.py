@@ -1,0 +1,129 @@
+"""Is preflight's estimate honest where it can be checked, and does a step's traffic stay the same on more chips?
+
+    python -m benchmarks.preflight --here                  on 8 virtual CPU devices: estimated and measured step
+    python -m benchmarks.preflight --scaling               v5p, feature=4, data=4 to 128, the same tokens on every chip
+
+`--here` trains with the very program that preflight compiled, and compares medians; exit code 1 where one is more than
+twice the other. `--scaling` needs the TPU compiler (pip install 'jaxinterp[tpu]') and no TPU; a chip's operand bytes
+must stay within 10 % of those at data=4, an all-gather counted by what it gathers. (By what each chip puts in, it
+shrinks as chips are added.)
+"""
+
+import argparse
+import os
+import statistics
+import sys
+import time
+from typing import Any
+
+DEVICES = 8
+SCALES = {4: "4x2x2", 16: "4x4x4", 32: "4x4x8", 64: "4x8x8", 128: "4x8x16"}
+TOKENS = 4096  # a chip of `data`
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--here", action="store_true")
+    parser.add_argument("--scaling", action="store_true")
+    parser.add_argument("--data", type=int, nargs="+", choices=list(SCALES), default=[4, 16, 128])
+    options = parser.parse_args()
+    os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={DEVICES} {os.environ.get('XLA_FLAGS', '')}"
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    if not (options.here or options.scaling):
+        parser.error("say --here, --scaling or both")
+    return max(here() if options.here else 0, scaling(options.data) if options.scaling else 0)
+
+
+def here() -> int:
+    """Estimated and measured seconds of a step, for three meshes and two sizes."""
+    print(f"{'model, features, mesh, tokens':52}{'estimate ms':>12}{'measured ms':>12}{'ratio':>7}  bound by")
+    worst = 1.0
+    for model, features, k, batch in (("tiny", 512, 16, 4096), ("smollm2-135m", 4608, 32, 4096)):
+        for mesh in ({"data": 8, "feature": 1}, {"data": 2, "feature": 4}, {"data": 1, "feature": 8}):
+            estimate, measured = both(model, features, k, batch, mesh | {"model": 1})
+            ratio = estimate.seconds / measured
+            worst = max(worst, ratio, 1 / ratio)
+            what = f"{model}, {features}, data={mesh['data']},feature={mesh['feature']}, {batch}"
+            print(
+                f"{what:52}{estimate.seconds * 1e3:>12.1f}{measured * 1e3:>12.1f}{ratio:>7.2f}  {estimate.bound}",
+                flush=True,
+            )
+    return 1 if worst > 2 else 0
+
+
+def both(model: str, features: int, k: int, batch: int, mesh: dict[str, int]) -> tuple[Any, float]:
+    """The estimate, and the median seconds of a step of the same program on the same devices."""
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+
+    from jaxinterp.methods import SkipTranscoder
+    from jaxinterp.models.load import load
+    from jaxinterp.models.shapes import model_shapes
+    from jaxinterp.preflight.check import Setting, preflight
+    from jaxinterp.preflight.chips import find
+    from jaxinterp.training.mesh import make_mesh, over_data, place_model
+    from jaxinterp.training.program import Program
+
+    seq, site = 128, "blocks/1/mlp"
+    method = SkipTranscoder(features=features, k=k, auxk=0.0)
+    shapes = lambda sharding: model_shapes(model, dtype=jnp.float32, sharding=sharding)
+    estimate = preflight(
+        method, shapes, site, find(f"cpu:{DEVICES}"), Setting(mesh, batch), steps=100, seq=seq, buffer_batches=2
+    )
+    devices = make_mesh(**mesh)
+    subject = load(model)
+    placed = place_model(subject.model, devices)
+    program = Program(method.recipe(100), method.needs(site), devices, batch, seq, 2, seed=0)
+    step = program.jit_step()
+    vocabulary = subject.model.config.vocab_size
+    generator = np.random.default_rng(0)
+
+    def windows() -> dict[str, Any]:
+        shape = batch // seq, seq
+        text = {
+            "tokens": generator.integers(0, vocabulary, shape).astype(np.int32),
+            "weight": np.ones(shape, np.float32),
+            "document": np.zeros(shape, np.int32),
+        }
+        return jax.device_put(text, over_data(devices))
+
+    with jax.set_mesh(devices):
+        state = program.first_state(placed, iter(windows, None))
+        state, metrics = step((placed, windows()), state)
+        times = []
+        for _ in range(5):
+            text = windows()
+            start = time.perf_counter()
+            state, metrics = step((placed, text), state)
+            jax.block_until_ready((state.method, metrics))
+            times.append(time.perf_counter() - start)
+    return estimate, statistics.median(times)
+
+
+def scaling(sizes: list[int]) -> int:
+    """Operand bytes of a chip's collectives, a skip transcoder of 24,576 features of SmolLM2's shape."""
+    from jaxinterp.methods import SkipTranscoder
+    from jaxinterp.models.shapes import model_shapes
+    from jaxinterp.preflight.check import Setting, preflight
+    from jaxinterp.preflight.chips import find
+
+    method = SkipTranscoder(features=24_576, k=32, auxk=0.0)
+    kinds = ("reduce-scatter", "all-gather", "all-reduce", "collective-permute")
+    print(f"{'chips':>6}{'data':>6}" + "".join(f"{kind:>20}" for kind in kinds) + f"{'all, MB':>12}{'step ms':>10}")
+    totals = []
+    for data in sizes:
+        target, setting = find(f"v5p:{SCALES[data]}"), Setting({"data": data, "feature": 4, "model": 1}, data * TOKENS)
+        shapes = lambda sharding: model_shapes("smollm2-135m", sharding=sharding)
+        found = preflight(method, shapes, "blocks/1/mlp", target, setting, steps=100, seq=256)
+        by_kind = dict.fromkeys(kinds, 0.0)
+        for each in found.program.always.collectives:
+            by_kind[each.kind] += each.total * (each.devices if each.kind == "all-gather" else 1)
+        totals.append(sum(by_kind.values()))
+        numbers = "".join(f"{by_kind[kind] / 1e6:>20.2f}" for kind in kinds)
+        print(f"{4 * data:>6}{data:>6}{numbers}{totals[-1] / 1e6:>12.2f}{found.seconds * 1e3:>10.2f}", flush=True)
+    return 0 if all(abs(total / totals[0] - 1) <= 0.1 for total in totals) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

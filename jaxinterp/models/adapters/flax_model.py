@@ -22,6 +22,7 @@ from typing import Any
 
 import equinox as eqx
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
 from jaxinterp.models.adapters.common import check_rules
@@ -29,6 +30,7 @@ from jaxinterp.models.adapters.flax_places import Arguments, Hook, Hooks, Part, 
 from jaxinterp.models.layers import Tap, no_tap, under
 from jaxinterp.models.mlp import MLPLeaf
 from jaxinterp.models.rules import EXACT, Rules
+from jaxinterp.models.transformer import RESIDUAL
 
 
 class FlaxLayer(eqx.Module):
@@ -138,8 +140,8 @@ def _block_hook(tap: Tap, outer: Tap | None) -> Hook:
         x = x if outer is None else outer("embed", x)
         result = call(tap("pre", x), *rest, **keywords)
         if isinstance(result, tuple):
-            return tap("post", result[0]), *result[1:]
-        return tap("post", result)
+            return tap("post", checkpoint_name(result[0], RESIDUAL)), *result[1:]
+        return tap("post", checkpoint_name(result, RESIDUAL))
 
     return hook
 

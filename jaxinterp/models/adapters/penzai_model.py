@@ -17,6 +17,7 @@ Facts: Penzai 0.2.5, penzai/models/transformer (variants llama, mistral, gemma, 
 from typing import Any
 
 import equinox as eqx
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 from penzai import pz
 from penzai.models.transformer.model_parts import TransformerBlock, TransformerFeedForward, TransformerLM
@@ -26,6 +27,7 @@ from jaxinterp.models.adapters.common import check_rules
 from jaxinterp.models.layers import Tap, no_tap, under
 from jaxinterp.models.mlp import MLPLeaf
 from jaxinterp.models.rules import EXACT, Rules
+from jaxinterp.models.transformer import RESIDUAL
 
 HEAD_AXES = ("heads", "head_groups", "query_heads")
 """Penzai's names for axes of attention heads, in the order of ours."""
@@ -127,7 +129,7 @@ class PenzaiBlock(eqx.Module):
         seen = isinstance(self.mlp, MLPLeaf)
         mlp_out = self.mlp(mlp_in, tap=under(tap, "mlp"), rules=EXACT) if seen else self.mlp(mlp_in)
         mlp_added = tap("mlp/added", self.mlp_post_norm(tap("mlp/out", mlp_out)))
-        return tap("resid/post", (x + attn_added if self.parallel else middle) + mlp_added)
+        return tap("resid/post", checkpoint_name((x + attn_added if self.parallel else middle) + mlp_added, RESIDUAL))
 
 
 class PenzaiModel(eqx.Module):

@@ -7,7 +7,8 @@ A *hook* stands where the model's code calls a module: it is called as `hook(ori
 returns goes on in the module's place.
 """
 
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -99,26 +100,27 @@ class Part:
     arguments: Arguments
 
 
-def count_blocks(places: Places, has: Callable[[str], bool], known: str) -> int:
+def count_blocks(places: Places, paths: Iterable[str]) -> int:
     """How many blocks the model has at these places.
 
     Args:
-      has: whether there is a module at a path.
-      known: what there is, for the message.
+      paths: of all modules of the model.
     Raises:
       UserError: there is no block, or a part of a block or the final norm is not where the table says.
     """
+    there = set(paths)
+    known = ", ".join(sorted({re.sub(r"\d+", "{i}", path) for path in there}))
     count = 0
-    while has(places.leaves(count)["mlp"]):
+    while places.leaves(count)["mlp"] in there:
         count += 1
-    if not count:
-        raise UserError(f"mlp={places.mlp!r}: the model has no module {places.leaves(0)['mlp']!r}; it has {known}.")
-    wanted = {"final_norm": places.final_norm} if places.final_norm is not None else {}
+    wanted = {f"mlp={places.mlp!r}": places.leaves(0)["mlp"]}
+    if places.final_norm is not None:
+        wanted["final_norm"] = places.final_norm
     for index in range(count):
         parts = places.of_block(index) | places.projections(index)
         wanted |= {f"{name} of block {index}": path for name, path in parts.items()}
     for name, path in wanted.items():
-        if not has(path):
+        if path not in there:
             raise UserError(f"{name}: the model has no module {path!r}; it has {known}.")
     return count
 

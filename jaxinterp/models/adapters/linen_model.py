@@ -9,7 +9,7 @@ variables: modules that declare parameters in `setup` look for them, but nothing
 Facts: Flax 0.12.8, flax/linen/module.py (`_call_wrapped_method`, `unbind`).
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import equinox as eqx
@@ -93,10 +93,7 @@ def from_linen(
     flat = flatten_dict(nn.meta.unbox(dict(variables)), sep="/")
     if not any(name.startswith("params/") for name in flat):
         raise UserError(f"variables has the collections {', '.join(variables)}: give {{'params': parameters}}.")
-    owners = sorted({name.partition("/")[2].rpartition("/")[0] for name in flat})
-    count = count_blocks(
-        places, lambda path: any(f"{owner}/".startswith(f"{path}/") for owner in owners), ", ".join(owners)
-    )
+    count = count_blocks(places, {owner for name in flat for owner in _owners(name.partition("/")[2])})
     whole = LinenModule(unflatten_dict(flat, sep="/"), module)
     parts = look(whole, places, count, call)
     paths = [path for index in range(count) for path in places.leaves(index).values()]
@@ -113,6 +110,12 @@ def from_linen(
         taken[path] = LinenModule(unflatten_dict(own, sep="/"), definitions[path])
     holes = tuple((name, tuple(leaf.shape), leaf.dtype) for name, leaf in flat.items() if name not in body)
     return assemble(LinenModule(unflatten_dict(body, sep="/"), module, holes), taken, parts, places, count, call)
+
+
+def _owners(name: str) -> Iterator[str]:
+    """The paths of the modules around a variable, from the inside out."""
+    while name := name.rpartition("/")[0]:
+        yield name
 
 
 def _definitions(whole: LinenModule, paths: list[str], function: Callable[[Any, Any], Any]) -> dict[str, nn.Module]:

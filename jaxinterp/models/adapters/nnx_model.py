@@ -70,8 +70,7 @@ def from_nnx(model: nnx.Module, places: Places, *, call: Callable[[Any, Any], An
     """
     model = nnx.clone(model)
     model.eval()
-    modules = ", ".join("/".join(map(str, path)) for path, _ in nnx.iter_modules(model) if path)
-    count = count_blocks(places, lambda path: _get(model, path) is not None, modules)
+    count = count_blocks(places, ("/".join(map(str, path)) for path, _ in nnx.iter_modules(model) if path))
     paths = [path for index in range(count) for path in places.leaves(index).values()]
     parts = look(_split(model), places, count, call)
     taken = {path: _split(_get(model, path)) for path in paths}

@@ -11,6 +11,7 @@ import pytest
 from flax_llamas import CONFIG, LinenLlama, linen_params, nnx_llama, own_llama, random_tokens
 
 from jaxinterp.errors import UserError
+from jaxinterp.evaluation.baselines import baselines
 from jaxinterp.evaluation.scoreboard import score
 from jaxinterp.methods import Transcoder
 from jaxinterp.models.adapters import Places, from_linen, from_nnx, from_penzai, to_penzai
@@ -233,9 +234,11 @@ def test_a_mesh_changes_nothing(model, text, trained):
         np.testing.assert_allclose(theirs[name], array, rtol=1e-4, atol=1e-4, err_msg=name)
 
 
-def test_other_derivatives_are_refused(model):
+def test_what_needs_layers_of_ours_is_refused(model, text):
     with pytest.raises(UserError, match="know no rules"):
         run(model, TOKENS, rules=RELEVANCE)
+    with pytest.raises(UserError, match=r"site='blocks/1/mlp' is a .*MLP: the baselines read the neurons"):
+        baselines(Subject(model, None, "tiny llama"), text, "blocks/1/mlp", k=4, features=8)
 
 
 def test_the_view_shows_site_names(model):

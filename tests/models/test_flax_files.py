@@ -96,6 +96,7 @@ def test_models_are_filled_from_files(tmp_path: Path):
         from_linen(LinenLlama(), read_flax(tmp_path / "linen.msgpack"), Places(mlp="layer_{i}/mlp")),
         from_nnx(fill_nnx(empty, read_flax(tmp_path / "nnx")), places),
     ]
+    assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(models))
     logits = [jax.jit(lambda model: run(model, random_tokens()).logits)(model) for model in models]
     for each in logits[1:]:
         np.testing.assert_allclose(each, logits[0], rtol=1e-5, atol=1e-5)
@@ -147,6 +148,10 @@ class Hostile:
         (chunked({"0": 4, "1": 4}, np.zeros(8, np.float32)), r"large array do not make up its shape \[4, 4\]"),
         (chunked({"0": "4"}, np.zeros(4, np.float32)), "do not make up"),
         (msgpack.packb({"__msgpack_chunked_array__": True}), "is not stored as shape and chunks"),
+    ],
+    ids=[
+        "empty", "pickle", "truncated", "absurd size", "negative size", "objects", "records", "complex", "unknown",
+        "text", "long lists", "wrong pieces", "wrong shape", "no pieces",
     ],
 )  # fmt: skip
 def test_damaged_and_hostile_files_are_refused(tmp_path: Path, content, words):

@@ -14,6 +14,7 @@ from typing import Any
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 from flax.traverse_util import flatten_dict, unflatten_dict
@@ -90,7 +91,10 @@ def from_linen(
     Raises:
       UserError: there is no module at a place, or it is not called once with one array; or the model gives no logits.
     """
-    flat = flatten_dict(nn.meta.unbox(dict(variables)), sep="/")
+    flat = {
+        name: jnp.asarray(leaf) if isinstance(leaf, np.ndarray) else leaf
+        for name, leaf in flatten_dict(nn.meta.unbox(dict(variables)), sep="/").items()
+    }
     if not any(name.startswith("params/") for name in flat):
         raise UserError(f"variables has the collections {', '.join(variables)}: give {{'params': parameters}}.")
     count = count_blocks(places, {owner for name in flat for owner in _owners(name.partition("/")[2])})

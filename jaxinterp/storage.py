@@ -8,6 +8,7 @@ folder.
 
 import contextlib
 import fcntl
+import math
 import os
 import socket
 import warnings
@@ -17,6 +18,7 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, UInt32
 from orbax.checkpoint import v1 as ocp
 
@@ -194,6 +196,48 @@ class Checkpoints:
             with contextlib.suppress(Exception):  # a failed save, which has been told
                 self._orbax.close()
             _unlock(self._lock)
+
+
+def read_arrays(folder: str | Path) -> Any:
+    """What an Orbax checkpoint holds, ours or anybody's: nested dictionaries and lists, arrays as NumPy's on this host.
+
+    Args:
+      folder: of one checkpoint; of a run's checkpoints, that of one step.
+    Raises:
+      UserError: it is no checkpoint, it cannot be read, or its arrays would not fit into this machine's memory.
+    """
+    folder = Path(folder).absolute()
+    steps = sorted(
+        (path for path in folder.glob("*") if path.is_dir() and path.name.isdigit()), key=lambda p: int(p.name)
+    )
+    if steps:
+        raise UserError(
+            f"{folder} holds checkpoints of {len(steps)} steps: give the folder of one, such as {steps[-1]}."
+        )
+    try:
+        shapes: Any = ocp.metadata(folder).metadata
+    except Exception as error:  # whatever Orbax makes of other or damaged files
+        raise UserError(f"{folder} cannot be read as an Orbax checkpoint: {_first_line(error)}") from error
+
+    sizes: list[int] = []
+
+    def empty(leaf: Any) -> Any:
+        if not hasattr(leaf, "shape"):
+            return leaf
+        sizes.append(math.prod(leaf.shape) * np.dtype(leaf.dtype).itemsize)
+        return np.broadcast_to(np.zeros((), leaf.dtype), leaf.shape)  # takes no room, and asks for NumPy arrays
+
+    wanted = jax.tree.map(empty, shapes, is_leaf=lambda leaf: hasattr(leaf, "shape"))
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if sum(sizes) > memory:
+        raise UserError(
+            f"{folder}: its arrays would take {sum(sizes) / 2**30:.3g} GiB, and this machine has {memory / 2**30:.3g} "
+            "GiB: read it on a larger one, or save the parameters alone."
+        )
+    try:
+        return ocp.load(folder, wanted)
+    except Exception as error:
+        raise UserError(f"the arrays of checkpoint {folder} cannot be read: {_first_line(error)}") from error
 
 
 @jax.jit

@@ -28,6 +28,7 @@ from jaxinterp.data.text import take
 from jaxinterp.decompositions.codes import SparseCodes
 from jaxinterp.decompositions.dictionary import Dictionary
 from jaxinterp.decompositions.plain import LinearMap, Neurons, PrincipalComponents
+from jaxinterp.errors import UserError
 from jaxinterp.methods.sparse_autoencoder import SparseAutoencoder
 from jaxinterp.models.mlp import MLP
 from jaxinterp.models.sites import select
@@ -78,8 +79,15 @@ def baselines(
       k: active neurons, components and random features per token.
       features: number of random features (at most 8192 are used).
       tokens: how much of the text to use.
+    Raises:
+      UserError: the leaf is no MLP of ours, whose neurons have write vectors.
     """
     mlp = select(subject.model, site).get()
+    if not isinstance(mlp, MLP):
+        raise UserError(
+            f"site={site!r} is a {type(mlp).__name__}: the baselines read the neurons of an MLP of ours: load the same "
+            "weights as a model of ours, or score without baselines."
+        )
     sites = Sites(f"{site}/in", f"{site}/out")
     names = (f"{site}/in", f"{site}/hidden", f"{site}/out")
     random: Dictionary | None = None

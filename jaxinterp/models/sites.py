@@ -215,10 +215,16 @@ def _why_absent(name: str, known: Any) -> str:
     """One sentence on why a name cannot be had, and what can."""
     leaf, _, port = name.rpartition("/")
     if f"{leaf}/in" in known and leaf.endswith("/mlp"):
-        if port in ("pre", "hidden") and f"{leaf}/pre" not in known:
-            return f"{name!r} is gone: {leaf!r} was replaced, and a replaced leaf has in, out and added only."
+        if port in ("pre", "up", "hidden") and f"{leaf}/pre" not in known:
+            return (
+                f"{name!r} cannot be seen: {leaf!r} was replaced, or is of an adapted model whose Places do not say "
+                "where it is: there are in, out and added only."
+            )
         if port == "up" and f"{leaf}/pre" in known:
             return f"{name!r} does not exist: the MLP at {leaf!r} is dense and has no second branch; take {leaf}/pre."
     if port == "mid" and f"{leaf}/pre" in known:
-        return f"{name!r} does not exist: attention and MLP of this model both read {leaf}/pre, in parallel."
+        return (
+            f"{name!r} does not exist: attention and MLP of this model both read {leaf}/pre, in parallel, or it was "
+            "adapted from Flax, where nothing stands between the two sublayers."
+        )
     return f"no site {name!r} in this model.{suggest(name, known)}"

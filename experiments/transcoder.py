@@ -24,7 +24,8 @@ from rich.console import Console
 
 from experiments.command import check_folder, check_positive, command, open_folder, print_scoreboard
 from experiments.on_text import check_mlp
-from jaxinterp.data.tokens import load_corpus, split
+from jaxinterp.data.sources import load_corpus
+from jaxinterp.data.tokens import split
 from jaxinterp.data.windows import epochs_needed, windows
 from jaxinterp.decompositions.files import save_dictionary
 from jaxinterp.errors import UserError

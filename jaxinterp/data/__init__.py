@@ -8,6 +8,7 @@
 """
 
 from jaxinterp.data.documents import Document, read_documents
-from jaxinterp.data.tokens import TokenCorpus, encode_documents, load_corpus, split
+from jaxinterp.data.sources import load_corpus
+from jaxinterp.data.tokens import TokenCorpus, encode_documents, split
 
 __all__ = ["Document", "TokenCorpus", "encode_documents", "load_corpus", "read_documents", "split"]

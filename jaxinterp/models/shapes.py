@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxinterp.errors import UserError, suggest
 from jaxinterp.models.families import family_config, family_of
 from jaxinterp.models.gguf_file import gguf_config, open_gguf
-from jaxinterp.models.load import KNOWN, SMOLLM2, TINY, smollm2_path
+from jaxinterp.models.load import BILINEAR, KNOWN, SMOLLM2, TINY, bilinear_path, smollm2_path
 from jaxinterp.models.subject import OWN_FORM, read_own_config
 from jaxinterp.models.tiny import tiny_subject
 from jaxinterp.models.tokenizer import read_json
@@ -64,7 +64,8 @@ def model_shapes(source: str | Path, *, dtype: Any = jnp.bfloat16, sharding: Sha
 
 
 def _config(source: str | Path) -> TransformerConfig:
-    path = smollm2_path() if source == SMOLLM2 else Path(source)
+    shipped = {SMOLLM2: smollm2_path, BILINEAR: bilinear_path}
+    path = shipped[str(source)]() if str(source) in shipped else Path(source)
     if str(source) in PUBLISHED:
         fields = PUBLISHED[str(source)]
         return family_config(family_of(fields), fields)

@@ -39,7 +39,7 @@ def fit(
     subject: Subject,
     tokens: grain.MapDataset,
     *,
-    site: str,
+    site: str | None = None,
     steps: int,
     batch_size: int = 2048,
     buffer_batches: int = 8,
@@ -61,7 +61,8 @@ def fit(
       method: hyperparameters of any method.
       subject: the model, frozen.
       tokens: windows from `jaxinterp.data`: a Grain dataset of {"tokens", "weight", "document"}, each `[seq]`.
-      site: the MLP leaf, `blocks/3/mlp`; for methods that take several, a glob: `blocks/*/mlp`.
+      site: the MLP leaf, `blocks/3/mlp`; for methods that take several, a glob: `blocks/*/mlp`; None for methods that
+        read no array of the subject.
       steps: training steps; each harvests and trains on `batch_size` tokens.
       batch_size: tokens a step, a multiple of the windows' length.
       buffer_batches: size of the shuffle buffer, in batches.
@@ -87,7 +88,7 @@ def fit(
     seq = len(first["tokens"])
     sizes = {"steps": steps, "batch_size": batch_size, "buffer_batches": buffer_batches}
     check_sizes(**sizes, seq=seq, mesh=mesh, save_every=save_every, log_every=log_every, stop_after=stop_after)
-    needed = method.needs(expand(subject.model, site))
+    needed = method.needs(None if site is None else expand(subject.model, site))
     for name in needed.names():
         check_site(subject.model, name.removesuffix(GRADIENT))
 

@@ -20,6 +20,7 @@ Expected of the first command: see EXPECTED.
 import platform
 import shutil
 from collections.abc import Iterable, Iterator
+from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -46,7 +47,7 @@ from jaxinterp.models.transformer import Transformer, TransformerConfig, initial
 from jaxinterp.report.shell import save
 from jaxinterp.training.fit import check_sizes, fit
 from jaxinterp.training.mesh import parse_mesh
-from jaxinterp.training.tracking import JsonLines, ProgressBar, read_rows
+from jaxinterp.training.tracking import JsonLines, ProgressBar, read_rows, tracker
 
 MLPS: dict[str, tuple[bool, Activation]] = {
     "gelu": (False, "gelu"),
@@ -98,6 +99,8 @@ class Config:
     """Devices along each axis."""
     save_every: int = 100
     """Steps between checkpoints."""
+    track: str = ""
+    """Another place for the run's numbers: tensorboard:FOLDER, wandb:PROJECT/RUN, or a .jsonl file."""
     resume: bool = False
     """Continue the run in the output folder."""
 
@@ -109,7 +112,7 @@ def main(config: Config) -> None:
     check_positive(config, "layers", "d_model", "d_mlp", "heads", "heldout_tokens")
     shape = shape_of(config)
     method = LanguageModel(learning_rate=config.learning_rate)
-    settings = settings_of(config)
+    settings = settings_of(config, "track")
     check_folder(config.out, settings, resume=config.resume)
 
     with folder_of_a_run(config.out, settings) as out:
@@ -120,7 +123,8 @@ def main(config: Config) -> None:
         text = windows(train, config.seq)
         name = f"{config.mlp}-{config.layers}x{config.d_model}"
         start = Subject(start_model(shape, config.seed), tokenizer, name)
-        with ProgressBar(steps) as bar:
+        also = tracker(config.track, resume=config.resume, config=settings) if config.track else None
+        with closing(also) if hasattr(also, "close") else nullcontext(), ProgressBar(steps) as bar:
             trained = fit(
                 method,
                 start,
@@ -133,7 +137,7 @@ def main(config: Config) -> None:
                 checkpoint=out / "checkpoints",
                 save_every=config.save_every,
                 resume=config.resume,
-                track=(JsonLines(out / "log.jsonl", resume=config.resume), bar),
+                track=(JsonLines(out / "log.jsonl", resume=config.resume), bar, *([also] if also else [])),
             )
         subject = Subject(trained.decomposition, tokenizer, name)
         recipe = finish(config, subject, corpus, train, heldout, out)
@@ -211,7 +215,7 @@ def finish(
     rows = read_rows(out / "log.jsonl")
     recipe = {
         "command": command_of(config),
-        "settings": settings_of(config),
+        "settings": settings_of(config, "track"),
         "corpus": {
             "name": corpus.name,
             "content_hash": corpus.content_hash,
@@ -262,8 +266,7 @@ def seconds_of(rows: Iterable[dict[str, Any]]) -> float:
 
 def command_of(config: Config) -> str:
     """The command line of this run, for its recipe; the folder is left to whoever repeats it."""
-    options = settings_of(config)
-    defaults = settings_of(Config(out=config.out))
+    options, defaults = settings_of(config, "track"), settings_of(Config(out=config.out), "track")
     changed = [f" --{name.replace('_', '-')} {value}" for name, value in options.items() if value != defaults[name]]
     return f"python -m experiments.train_language_model{''.join(changed)} --out OUT"
 

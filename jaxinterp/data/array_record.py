@@ -49,10 +49,13 @@ def _open(path: Path) -> Any:
         from array_record.python import array_record_module
     except ImportError as error:
         raise UserError(f"{path}: reading Array Record needs: python -m pip install array-record.") from error
-    # Without read-ahead: 16 MiB for each of as many threads as there are cores would be held otherwise.
-    reader = array_record_module.ArrayRecordReader(str(path), "readahead_buffer_size:0,max_parallelism:0")
-    if not reader.ok():
-        reader.close()
+    try:
+        # Without read-ahead: 16 MiB for each of as many threads as there are cores would be held otherwise.
+        reader = array_record_module.ArrayRecordReader(str(path), "readahead_buffer_size:0,max_parallelism:0")
+        whole = reader.ok()
+    except (RuntimeError, ValueError):  # such as a file below the smallest size
+        whole = False
+    if not whole:
         raise UserError(f"{path} is no whole Array Record file: it is damaged, truncated, or was not closed.")
     return reader
 

@@ -1,7 +1,8 @@
 """Text from Parquet files, one document per row of a text column, read in batches of rows.
 
 The reader is pyarrow, an extra of this package (`jaxinterp[parquet]`): it is imported when the first file is read. Only
-the text column is read. What a file says of its sizes is looked at before anything is read.
+the text column is read. What a file says of its sizes is looked at before anything is read, and its pages are compared
+with their checksums where it has any.
 """
 
 from collections.abc import Iterator
@@ -26,7 +27,7 @@ def texts_of_parquet(path: Path, text_field: str) -> Iterator[tuple[str, str]]:
     """
     arrow, parquet = _pyarrow(path)
     try:
-        with parquet.ParquetFile(path) as file:
+        with parquet.ParquetFile(path, page_checksum_verification=True) as file:
             _check(path, file, text_field, arrow)
             row = 0
             for batch in file.iter_batches(batch_size=ROWS, columns=[text_field]):

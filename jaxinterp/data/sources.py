@@ -125,18 +125,18 @@ def documents_of(source: str, *, text_field: str = "text") -> Iterable[Document]
     Raises:
       UserError: an unknown name or a path that cannot be read.
     """
+    parts = list(dict.fromkeys(source.split("+")))
     if _named(source):
-        parts = dict.fromkeys(source.split("+"))
         return _mixed(document for part in parts for document in NAMED[part]())
-    if not source or not (Path(source).exists() or Path(source).suffix):
-        parts = dict.fromkeys(source.split("+"))
-        unknown = next(part for part in parts if part not in NAMED)
-        if len(parts) > 1 and Path(unknown).exists():
+    unknown = [part for part in parts if part not in NAMED]
+    if not Path(source).exists():
+        if len(parts) > 1 and all(Path(part).exists() for part in unknown):
             raise UserError(f"source {source!r}: give every part a weight: {'+'.join(f'{part}:1' for part in parts)}.")
-        raise UserError(
-            f"no corpus and no path {unknown!r}: give {', '.join(NAMED)} (joined by +), or a file or folder of "
-            f"{', '.join(SUFFIXES + TOKEN_SUFFIXES)}.{suggest(unknown, NAMED)}"
-        )
+        if not Path(source).suffix:
+            raise UserError(
+                f"no corpus and no path {unknown[0]!r}: give {', '.join(NAMED)} (joined by +), or a file or folder of "
+                f"{', '.join(SUFFIXES + TOKEN_SUFFIXES)}.{suggest(unknown[0], NAMED)}"
+            )
     return read_documents(source, text_field=text_field)
 
 

@@ -44,6 +44,7 @@ def fit(
     batch_size: int = 2048,
     buffer_batches: int = 8,
     seed: int = 0,
+    shuffle_within: int | None = None,
     schedules: Schedules | None = None,
     mesh: Mesh | None = None,
     checkpoint: str | Path | None = None,
@@ -67,6 +68,7 @@ def fit(
       batch_size: tokens a step, a multiple of the windows' length.
       buffer_batches: size of the shuffle buffer, in batches.
       seed: of the data order, the start values and everything random.
+      shuffle_within: shuffle windows within stretches of so many only, for text that lies on a slow disk.
       schedules: functions of the step: "k", the number of active features (at most the method's own), and coefficients
         that terms read by name.
       mesh: from `make_mesh`; default: one device.
@@ -95,7 +97,8 @@ def fit(
     model = place_model(subject.model, mesh)
     program = Program(method.recipe(steps), needed, mesh, batch_size, seq, buffer_batches, seed, schedules)
     part, parts = host_rows(mesh)
-    data = iter(batches(tokens, batch_size // seq, seed=seed, host_index=part, host_count=parts))
+    order = {"seed": seed, "shuffle_within": shuffle_within}
+    data = iter(batches(tokens, batch_size // seq, **order, host_index=part, host_count=parts))
 
     def next_windows() -> dict[str, Array]:
         shape = batch_size // seq, seq
@@ -126,7 +129,7 @@ def fit(
                 "method": describe(method),
                 **sizes,
                 "site": site,
-                "seed": seed,
+                **order,
                 "seq": seq,
                 "schedules": describe(schedules),
                 "subject": subject.name,

@@ -20,11 +20,11 @@ Expected of the first command: see EXPECTED.
 import platform
 import shutil
 from collections.abc import Iterable, Iterator
-from contextlib import closing, nullcontext
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import equinox as eqx
 import jax
@@ -46,6 +46,7 @@ from jaxinterp.models.tokenizer import Tokenizer, tokenizer_from_file
 from jaxinterp.models.transformer import Transformer, TransformerConfig, initialise
 from jaxinterp.report.shell import save
 from jaxinterp.training.fit import check_sizes, fit
+from jaxinterp.training.loop import Tracker
 from jaxinterp.training.mesh import parse_mesh
 from jaxinterp.training.tracking import JsonLines, ProgressBar, read_rows, tracker
 
@@ -105,45 +106,66 @@ class Config:
     """Continue the run in the output folder."""
 
 
+class Text(NamedTuple):
+    """The tokenizer, and the text in its tokens: all of it, and its two sides."""
+
+    tokenizer: Tokenizer
+    corpus: TokenCorpus
+    train: TokenCorpus
+    heldout: TokenCorpus
+
+
 def main(config: Config) -> None:
     """Tokenizer, tokens, training, and the model with its recipe."""
-    steps, mesh = config.tokens // config.batch_size, parse_mesh(config.mesh)
-    check_sizes(steps=steps, batch_size=config.batch_size, seq=config.seq, mesh=mesh, save_every=config.save_every)
+    check_sizes(
+        steps=steps_of(config),
+        batch_size=config.batch_size,
+        seq=config.seq,
+        mesh=parse_mesh(config.mesh),
+        save_every=config.save_every,
+    )
     check_positive(config, "layers", "d_model", "d_mlp", "heads", "heldout_tokens")
-    shape = shape_of(config)
-    method = LanguageModel(learning_rate=config.learning_rate)
+    start = start_model(shape_of(config), config.seed)
     settings = settings_of(config, "track")
     check_folder(config.out, settings, resume=config.resume)
 
-    with folder_of_a_run(config.out, settings) as out:
-        tokenizer = tokenizer_of(config, out / "tokenizer.json")
-        corpus = load_corpus(config.text, tokenizer, cache=out / "tokens")
-        train, heldout = split(corpus, HELDOUT)
-        say(f"{corpus.name}, {corpus.content_hash[:16]}: {train.tokens:,} tokens, {heldout.tokens:,} held out")
-        text = windows(train, config.seq)
-        name = f"{config.mlp}-{config.layers}x{config.d_model}"
-        start = Subject(start_model(shape, config.seed), tokenizer, name)
-        also = tracker(config.track, resume=config.resume, config=settings) if config.track else None
-        with closing(also) if hasattr(also, "close") else nullcontext(), ProgressBar(steps) as bar:
-            trained = fit(
-                method,
-                start,
-                text,
-                steps=steps,
-                batch_size=config.batch_size,
-                buffer_batches=1,
-                seed=config.seed,
-                mesh=mesh,
-                checkpoint=out / "checkpoints",
-                save_every=config.save_every,
-                resume=config.resume,
-                track=(JsonLines(out / "log.jsonl", resume=config.resume), bar, *([also] if also else [])),
-            )
-        subject = Subject(trained.decomposition, tokenizer, name)
-        recipe = finish(config, subject, corpus, train, heldout, out)
-    held = recipe["heldout"]
+    with ExitStack() as opened:
+        also = [tracker(config.track, resume=config.resume, config=settings)] if config.track else []
+        for each in also:
+            opened.callback(getattr(each, "close", lambda: None))
+        out = opened.enter_context(folder_of_a_run(config.out, settings))
+        text = text_of(config, out)
+        say(f"{config.text}: {text.train.tokens:,} tokens, {text.heldout.tokens:,} held out")
+        subject = Subject(start, text.tokenizer, f"{config.mlp}-{config.layers}x{config.d_model}")
+        trained = replace(subject, model=train(config, subject, text, out, also))
+        held = finish(config, trained, text, out)["heldout"]
     say(f"Held-out cross-entropy {held['ce']:.4f} nats a token, over {held['counted']:,} next tokens.")
     say(f"Model: {out / 'model'}")
+
+
+def train(config: Config, subject: Subject, text: Text, out: Path, also: Iterable[Tracker]) -> Any:
+    """The model after all steps, with checkpoints and a log in the output folder."""
+    with ProgressBar(steps_of(config)) as bar:
+        trained = fit(
+            LanguageModel(learning_rate=config.learning_rate),
+            subject,
+            windows(text.train, config.seq),
+            steps=steps_of(config),
+            batch_size=config.batch_size,
+            buffer_batches=1,
+            seed=config.seed,
+            mesh=parse_mesh(config.mesh),
+            checkpoint=out / "checkpoints",
+            save_every=config.save_every,
+            resume=config.resume,
+            track=(JsonLines(out / "log.jsonl", resume=config.resume), bar, *also),
+        )
+    return trained.decomposition
+
+
+def steps_of(config: Config) -> int:
+    """Training steps."""
+    return config.tokens // config.batch_size
 
 
 def shape_of(config: Config) -> TransformerConfig:
@@ -178,14 +200,17 @@ def start_model(shape: TransformerConfig, seed: int) -> Transformer:
     return eqx.tree_at(writers, initialise(shape, jax.random.key(seed)), replace_fn=jnp.zeros_like)
 
 
-def tokenizer_of(config: Config, path: Path) -> Tokenizer:
-    """The tokenizer of this run: trained on its training documents, or read where an earlier part has trained it."""
+def text_of(config: Config, out: Path) -> Text:
+    """Tokenizer and tokens of this run; what an earlier part of it has made is read again."""
+    path = out / "tokenizer.json"
     if not path.exists():
         sources = weighted_parts(config.text) or [config.text]
         documents = (document for source in sources for document in documents_of(source))
-        trained = train_tokenizer(_beginning(_training(documents)), config.vocabulary)
-        save(trained.backend.to_str(pretty=True), path)
-    return tokenizer_from_file(path)
+        made = train_tokenizer(_beginning(_training(documents)), config.vocabulary)
+        save(made.backend.to_str(pretty=True), path)
+    tokenizer = tokenizer_from_file(path)
+    corpus = load_corpus(config.text, tokenizer, cache=out / "tokens")
+    return Text(tokenizer, corpus, *split(corpus, HELDOUT))
 
 
 def _training(documents: Iterable[Document]) -> Iterator[Document]:
@@ -202,26 +227,24 @@ def _beginning(documents: Iterable[Document]) -> Iterator[Document]:
             return
 
 
-def finish(
-    config: Config, subject: Subject, corpus: TokenCorpus, train: TokenCorpus, heldout: TokenCorpus, out: Path
-) -> dict[str, Any]:
+def finish(config: Config, subject: Subject, text: Text, out: Path) -> dict[str, Any]:
     """Write OUT/model, weights as float16, and return its recipe, with the loss of the model that is read back."""
     unfinished, final = out / ".model.unfinished", out / "model"
     shutil.rmtree(unfinished, ignore_errors=True)
     half = jax.tree.map(lambda leaf: leaf.astype(jnp.float16), subject.model)
     save_subject(Subject(half, subject.tokenizer, subject.name), unfinished)
-    np.save(unfinished / "heldout.npy", beginning_of(heldout, config.heldout_tokens))
+    np.save(unfinished / "heldout.npy", beginning_of(text.heldout, config.heldout_tokens))
     measured = heldout_loss(unfinished)
     rows = read_rows(out / "log.jsonl")
     recipe = {
         "command": command_of(config),
         "settings": settings_of(config, "track"),
         "corpus": {
-            "name": corpus.name,
-            "content_hash": corpus.content_hash,
-            "training_documents": train.documents,
-            "training_tokens": train.tokens,
-            "epochs": round(epochs_needed(train, config.seq, config.tokens), 2),
+            "name": text.corpus.name,
+            "content_hash": text.corpus.content_hash,
+            "training_documents": text.train.documents,
+            "training_tokens": text.train.tokens,
+            "epochs": round(epochs_needed(text.train, config.seq, config.tokens), 2),
         },
         "heldout": measured,
         "seconds": round(seconds_of(rows)),

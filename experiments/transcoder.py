@@ -58,7 +58,7 @@ class Config:
     out: Path
     """Folder for the results; must be empty or absent unless --resume."""
     model: str = "smollm2-135m"
-    """A known name (smollm2-135m, tiny), a Hugging Face directory, a .gguf file, or a saved jaxinterp model."""
+    """smollm2-135m, bilinear-4x128, tiny, a Hugging Face directory, a .gguf file, or a saved jaxinterp model."""
     site: str | None = None
     """The MLP leaf to decompose, such as blocks/1/mlp."""
     method: Literal["transcoder", "skip_transcoder", "sparse_autoencoder"] = "skip_transcoder"

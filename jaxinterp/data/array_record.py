@@ -1,20 +1,26 @@
 """Text from Array Record files, one document per record.
 
 Array Record is Grain's own file format: records of bytes, compressed in groups, each group with a checksum. It says
-nothing of what the bytes are, so the first record of a file decides for all of them: where it is a JSON object, every
-record is one, and the text is in a field of it; else every record is UTF-8 text.
+nothing of what the bytes are, so the first record of a file decides for all of them:
+
+    tf.train.Example     what TensorFlow Datasets write: the text is the feature named like the field
+    a JSON object        the text is in that field
+    else                 the record is the text, in UTF-8
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from jaxinterp.data.example_record import example_features
 from jaxinterp.errors import UserError
 
 SUFFIXES = (".array_record", ".arrayrecord")
 RECORDS = 64
 """Records that are read together."""
+TextOf = Callable[[bytes, str, str], str]
+"""(record, text field, place for messages) -> its text."""
 
 
 def texts_of_array_record(path: Path, text_field: str) -> Iterator[tuple[str, str]]:
@@ -27,19 +33,11 @@ def texts_of_array_record(path: Path, text_field: str) -> Iterator[tuple[str, st
     reader = _open(path)
     try:
         count = reader.num_records()
-        objects: bool | None = None
+        text_of: TextOf | None = None
         for start in range(0, count, RECORDS):
             for number, record in enumerate(_read(reader, path, start, min(start + RECORDS, count)), start + 1):
-                where = f"{path}, record {number}"
-                try:
-                    text = record.decode()
-                except UnicodeDecodeError as error:
-                    raise UserError(
-                        f"{where}: byte {error.start + 1} is not UTF-8: records must be text, or JSON objects."
-                    ) from error
-                if objects is None:
-                    objects = _object(text) is not None
-                yield (_field(text, text_field, where) if objects else text), f"{path}:{number}"
+                text_of = text_of or _kind(record)
+                yield text_of(record, text_field, f"{path}, record {number}"), f"{path}:{number}"
     finally:
         reader.close()
 
@@ -69,23 +67,52 @@ def _read(reader: Any, path: Path, start: int, stop: int) -> list[bytes]:
     return records
 
 
-def _object(text: str) -> dict[str, Any] | None:
-    """The JSON object that a text is, if it is one."""
+def _kind(record: bytes) -> TextOf:
+    """How records like this one are read."""
+    if example_features(record) is not None:
+        return _of_example
+    return _plain if _object(record) is None else _of_json
+
+
+def _plain(record: bytes, text_field: str, where: str) -> str:
     try:
-        value = json.loads(text) if text.lstrip().startswith("{") else None
+        return record.decode()
+    except UnicodeDecodeError as error:
+        raise UserError(f"{where}: byte {error.start + 1} is not UTF-8, which text must be.") from error
+
+
+def _of_example(record: bytes, text_field: str, where: str) -> str:
+    features = example_features(record)
+    if features is None:
+        raise UserError(f"{where}: no tf.train.Example, which the file's first record is.")
+    values = _in(features, text_field, where)
+    if values is None or len(values) != 1:
+        kind = "numbers" if values is None else f"{len(values)} values"
+        raise UserError(f"{where}: feature {text_field!r} holds {kind}, where one text is expected.")
+    return _plain(values[0], text_field, where)
+
+
+def _of_json(record: bytes, text_field: str, where: str) -> str:
+    fields = _object(record)
+    if fields is None:
+        raise UserError(f"{where}: no JSON object, which the file's first record is.")
+    text = _in(fields, text_field, where)
+    if not isinstance(text, str):
+        raise UserError(f"{where}: field {text_field!r} holds {type(text).__name__}, where text is expected.")
+    return text
+
+
+def _in(fields: Mapping[str, Any], text_field: str, where: str) -> Any:
+    if text_field not in fields:
+        names = ", ".join(map(repr, list(fields)[:8])) or "none"
+        raise UserError(f"{where}: no field text_field={text_field!r}; its fields: {names}.")
+    return fields[text_field]
+
+
+def _object(record: bytes) -> dict[str, Any] | None:
+    """The JSON object that a record is, if it is one."""
+    try:
+        value = json.loads(record) if record.lstrip().startswith(b"{") else None
     except (ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) else None
-
-
-def _field(text: str, text_field: str, where: str) -> str:
-    record = _object(text)
-    if record is None:
-        raise UserError(f"{where}: no JSON object, which the file's first record is.")
-    if text_field not in record:
-        fields = ", ".join(map(repr, list(record)[:8])) or "none"
-        raise UserError(f"{where}: no field text_field={text_field!r}; its fields: {fields}.")
-    if not isinstance(record[text_field], str):
-        kind = type(record[text_field]).__name__
-        raise UserError(f"{where}: field {text_field!r} holds {kind}, where text is expected.")
-    return str(record[text_field])

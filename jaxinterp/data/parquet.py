@@ -51,7 +51,8 @@ def _check(path: Path, file: Any, text_field: str, arrow: Any) -> None:
         kind = kind.value_type
     if not (arrow.types.is_string(kind) or arrow.types.is_large_string(kind) or arrow.types.is_string_view(kind)):
         raise UserError(f"{path}: column {text_field!r} holds {kind}, where text is expected.")
-    column = file.metadata.schema.names.index(text_field)
+    columns = range(file.metadata.num_columns)
+    column = next(index for index in columns if file.metadata.schema.column(index).path == text_field)
     for group in range(file.metadata.num_row_groups):
         size = file.metadata.row_group(group).column(column).total_uncompressed_size
         if not 0 <= size <= LARGEST_GROUP:

@@ -97,7 +97,7 @@ def fit(
     model = place_model(subject.model, mesh)
     program = Program(method.recipe(steps), needed, mesh, batch_size, seq, buffer_batches, seed, schedules)
     part, parts = host_rows(mesh)
-    order = {"seed": seed, "shuffle_within": shuffle_within}
+    order: dict[str, Any] = {"seed": seed, "shuffle_within": shuffle_within}
     data = iter(batches(tokens, batch_size // seq, **order, host_index=part, host_count=parts))
 
     def next_windows() -> dict[str, Array]:

@@ -17,7 +17,7 @@ pq = pytest.importorskip("pyarrow.parquet")
 def write(path, **options):
     """Three texts, an empty one, a missing one, and a column of numbers."""
     texts = ["one", "  ", None, "trois ☃", "four"]
-    table = pa.table({"id": [1, 2, 3, 4, 5], "text": texts, "nested": [{"text": "no"}] * 5})
+    table = pa.table({"nested": [{"text": "no"}] * 5, "id": [1, 2, 3, 4, 5], "text": texts})
     pq.write_table(table, path, **options)
     return path
 
@@ -50,7 +50,7 @@ def test_a_folder_may_hold_parquet_and_text(tmp_path):
 
 def test_a_wrong_column_is_named(tmp_path):
     path = write(tmp_path / "a.parquet")
-    with pytest.raises(UserError, match=r"text_field='txt'; its columns: 'id', 'text', 'nested'. Did you mean 'text'"):
+    with pytest.raises(UserError, match=r"text_field='txt'; its columns: 'nested', 'id', 'text'. Did you mean 'text'"):
         list(read_documents(path, text_field="txt"))
     with pytest.raises(UserError, match="column 'id' holds int64, where text is expected"):
         list(read_documents(path, text_field="id"))

@@ -84,7 +84,7 @@ class Config:
     """Ids of the tokenizer that is trained first."""
     text: str = "docs"
     """Text: docs, kjv, shakespeare, several joined by +, a mixture (docs:0.7+kjv:0.3), or a path."""
-    tokens: int = 12_288_000
+    tokens: int = 4_096_000
     """Training tokens."""
     heldout_tokens: int = 65_536
     """Held-out tokens that are kept beside the model, and that its loss is measured on."""
@@ -92,7 +92,7 @@ class Config:
     """Length of a window of text, in tokens."""
     batch_size: int = 2048
     """Tokens a step."""
-    learning_rate: float = 4e-3
+    learning_rate: float = 6e-3
     """Peak learning rate of AdamW."""
     seed: int = 0
     """Of the start values and the data order."""

@@ -1,6 +1,6 @@
 """Data: text -> documents -> token ids -> windows -> activations.
 
-    corpus = load_corpus("docs", tokenizer)
+    corpus = load_corpus("docs:0.7+my_files/:0.3", tokenizer, cache="tokens")
     train, heldout = split(corpus, 0.05)
     for batch in batches(windows(train, 256), 32, seed=0): ...
 

@@ -148,3 +148,15 @@ def test_without_windows_or_without_a_site_the_way_out_is_told(subject, text):
         fit(Transcoder(features=64, k=4), subject, text, steps=1, **SIZES)
     with pytest.raises(UserError, match="trained on windows of text"):
         next_token(subject.model, make_batch({}, np.zeros(0), Sites((), ())), jax.random.key(0))
+
+
+def test_the_order_of_windows_is_part_of_a_run(subject, text, tmp_path):
+    """Invariants 9 and 10 for text that is shuffled within stretches."""
+    options = {"steps": 10, **SIZES}
+    whole = fit(LanguageModel(), subject, text, **options, shuffle_within=16)
+    fit(LanguageModel(), subject, text, **options, shuffle_within=16, checkpoint=tmp_path / "c", stop_after=5)
+    with pytest.raises(UserError, match="shuffle_within=16, not None"):
+        fit(LanguageModel(), subject, text, **options, checkpoint=tmp_path / "c", resume=True)
+    again = fit(LanguageModel(), subject, text, **options, shuffle_within=16, checkpoint=tmp_path / "c", resume=True)
+    assert same(again.decomposition, whole.decomposition)
+    assert not same(whole.decomposition, fit(LanguageModel(), subject, text, **options).decomposition)

@@ -26,7 +26,7 @@ class OnText:
     out: Path
     """Folder for the results; must be empty or absent unless --resume."""
     model: str = "smollm2-135m"
-    """A known name (smollm2-135m, tiny), a Hugging Face directory, a .gguf file, or a saved jaxinterp model."""
+    """smollm2-135m, bilinear-4x128, tiny, a Hugging Face directory, a .gguf file, or a saved jaxinterp model."""
     site: str = "blocks/1/mlp"
     """The MLP leaf."""
     features: int = 2304

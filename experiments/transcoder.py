@@ -28,7 +28,8 @@ from rich.console import Console
 from experiments.command import check_folder, check_positive, command, open_folder, print_scoreboard
 from experiments.on_text import check_mlp
 from jaxinterp.data.activation_cache import cache_activations, cached_windows
-from jaxinterp.data.tokens import load_corpus, split
+from jaxinterp.data.sources import load_corpus
+from jaxinterp.data.tokens import split
 from jaxinterp.data.windows import epochs_needed, windows
 from jaxinterp.decompositions.files import save_dictionary
 from jaxinterp.errors import UserError
@@ -63,7 +64,7 @@ class Config:
     out: Path
     """Folder for the results; must be empty or absent unless --resume."""
     model: str = "smollm2-135m"
-    """A known name (smollm2-135m, minilm-l6, tiny), a Hugging Face directory, a .gguf file, or a saved model."""
+    """smollm2-135m, minilm-l6, bilinear-4x128, tiny, a Hugging Face directory, a .gguf file, or a saved model."""
     site: str | None = None
     """The MLP leaf to decompose, such as blocks/1/mlp."""
     method: Literal["transcoder", "skip_transcoder", "sparse_autoencoder"] = "skip_transcoder"

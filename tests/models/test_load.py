@@ -126,7 +126,8 @@ def test_a_sharding_that_does_not_divide_is_refused() -> None:
 
 def test_sources_that_are_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(
-        UserError, match=r"no model 'smollm2': .* known names are smollm2-135m, minilm-l6, tiny\. Did you mean"
+        UserError,
+        match=r"no model 'smollm2': .* known names are smollm2-135m, minilm-l6, tiny, bilinear-4x128\. Did you mean",
     ):
         load("smollm2")
     with pytest.raises(UserError, match=r"no model in .*: neither config\.json .* nor jaxinterp\.json"):

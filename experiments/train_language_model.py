@@ -14,7 +14,9 @@ A plain transformer: RMSNorm before each sublayer, rotary positions, no biases, 
     gated         (SiLU(x W_gate) * (x W_up)) W_down           Shazeer 2020, arXiv 2002.05202
     bilinear      ((x W_gate) * (x W_up)) W_down               the same paper; Pearce et al. 2024, arXiv 2410.08417
 
-Expected of the first command: see EXPECTED.
+Expected of the first command: held-out cross-entropy 3.26 nats a token (uniform: 7.62), training loss 3.08, after 2,000
+steps of 2,048 tokens, 1.4 epochs; half an hour at the 2,200 tokens a second of two cores that others used too. The text
+differs with the versions of the installed packages, and so does the loss.
 """
 
 import platform

@@ -129,7 +129,7 @@ def documents_of(source: str, *, text_field: str = "text") -> Iterable[Document]
     if _named(source):
         return _mixed(document for part in parts for document in NAMED[part]())
     unknown = [part for part in parts if part not in NAMED]
-    if not Path(source).exists():
+    if not source or not Path(source).exists():
         if len(parts) > 1 and all(Path(part).exists() for part in unknown):
             raise UserError(f"source {source!r}: give every part a weight: {'+'.join(f'{part}:1' for part in parts)}.")
         if not Path(source).suffix:

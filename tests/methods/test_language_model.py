@@ -150,6 +150,7 @@ def test_without_windows_or_without_a_site_the_way_out_is_told(subject, text):
         next_token(subject.model, make_batch({}, np.zeros(0), Sites((), ())), jax.random.key(0))
 
 
+@pytest.mark.slow
 def test_the_order_of_windows_is_part_of_a_run(subject, text, tmp_path):
     """Invariants 9 and 10 for text that is shuffled within stretches."""
     options = {"steps": 10, **SIZES}

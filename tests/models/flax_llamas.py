@@ -25,15 +25,20 @@ CONFIG = TransformerConfig(
 )
 
 
-def own_llama() -> Transformer:
+def filled(config: TransformerConfig) -> Transformer:
     """Our own model with random weights, norms not all one."""
     rng = np.random.default_rng(1)
     leaves = {
         name: rng.normal(1.0 if leaf.ndim == 1 else 0.0, 0.2 if leaf.ndim == 1 else leaf.shape[0] ** -0.5, leaf.shape)
-        for name, leaf in named_leaves(skeleton(CONFIG)).items()
+        for name, leaf in named_leaves(skeleton(config)).items()
     }
-    leaves["embedding/token"] = rng.normal(size=(CONFIG.vocab_size, CONFIG.d_model))
-    return fill_leaves(skeleton(CONFIG), {name: jnp.asarray(leaf, jnp.float32) for name, leaf in leaves.items()})
+    leaves["embedding/token"] = rng.normal(size=(config.vocab_size, config.d_model))
+    return fill_leaves(skeleton(config), {name: jnp.asarray(leaf, jnp.float32) for name, leaf in leaves.items()})
+
+
+def own_llama() -> Transformer:
+    """The model whose weights the Flax models get."""
+    return filled(CONFIG)
 
 
 def attend(query, key, value):

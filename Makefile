@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 INSTALLED := $(VENV)/.installed
 DEMO_OUT ?= runs/demo
 
-.PHONY: demo tiny test test-slow test-tpu lint format parity clean
+.PHONY: demo tiny test test-slow test-tpu lint format parity peers clean
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "jaxinterp needs Python 3.11 or newer: make PYTHON=/path/to/python3.11")'
@@ -38,7 +38,7 @@ format: $(INSTALLED)
 	$(BIN)/ruff check --fix .
 
 clean:
-	rm -rf $(VENV) $(PARITY) $(TPU) runs
+	rm -rf $(VENV) $(PARITY) $(PEERS) $(TPU) runs
 
 PARITY := .venv-parity
 TORCH := torch==2.13.0
@@ -52,6 +52,24 @@ parity:  ## remake the goldens with transformers and compare; fails with .no-cpu
 	  && $(PARITY)/bin/python -m pip install --quiet $(TORCH); } || { touch $(PARITY)/.no-cpu-torch; exit 2; }
 	$(PARITY)/bin/python -m pip install --quiet --constraint constraints.txt --editable ".[convert]"
 	JAX_PLATFORMS=cpu $(PARITY)/bin/python tests/parity/make_goldens.py --check
+
+PEERS := .venv-peers
+WRITTEN := build/written
+
+peers: $(INSTALLED)  ## SAELens, sparsify and dictionary_learning make the interchange goldens again, and load what we write
+	test -x $(PEERS)/bin/python || $(PYTHON) -m venv $(PEERS)
+	@rm -rf $(PEERS)/.not-to-be-had $(WRITTEN)
+	$(PEERS)/bin/python -c 'import sae_lens, sparsify, dictionary_learning' 2>/dev/null || { \
+	  $(PEERS)/bin/python -m pip install --quiet --dry-run --no-deps --report $(PEERS)/report.json $(TORCH) \
+	  && grep -q '"version": "2.13.0+cpu"' $(PEERS)/report.json \
+	  && $(PEERS)/bin/python -m pip install --quiet $(TORCH) \
+	  && $(PEERS)/bin/python -m pip install --quiet $(TORCH) $(LIBRARIES) \
+	  && $(PEERS)/bin/python -m pip uninstall --quiet --yes torchvision; } || { touch $(PEERS)/.not-to-be-had; exit 2; }
+	$(PEERS)/bin/python tests/interchange/make_goldens.py --compare
+	$(BIN)/python -m tests.interchange.written $(WRITTEN)
+	$(PEERS)/bin/python tests/interchange/make_goldens.py --check $(WRITTEN)
+
+LIBRARIES := eai-sparsify==1.3.3 dictionary-learning==0.1.0 sae-lens==6.54.12
 
 TPU := .venv-tpu
 

@@ -26,12 +26,13 @@ def main() -> int:
     parser.add_argument("--here", action="store_true")
     parser.add_argument("--scaling", action="store_true")
     parser.add_argument("--data", type=int, nargs="+", choices=list(SCALES), default=[4, 16, 128])
+    parser.add_argument("--features", type=int, default=32_768)
     options = parser.parse_args()
     os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={DEVICES} {os.environ.get('XLA_FLAGS', '')}"
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     if not (options.here or options.scaling):
         parser.error("say --here, --scaling or both")
-    return max(here() if options.here else 0, scaling(options.data) if options.scaling else 0)
+    return max(here() if options.here else 0, scaling(options.data, options.features) if options.scaling else 0)
 
 
 def here() -> int:
@@ -101,14 +102,18 @@ def both(model: str, features: int, k: int, batch: int, mesh: dict[str, int]) ->
     return estimate, statistics.median(times)
 
 
-def scaling(sizes: list[int]) -> int:
-    """Operand bytes of a chip's collectives, a skip transcoder of 24,576 features of SmolLM2's shape."""
+def scaling(sizes: list[int], features: int) -> int:
+    """Operand bytes of a chip's collectives, a skip transcoder of SmolLM2's shape.
+
+    Where a chip's part of the rows (features / 4 / data) is no multiple of 64, XLA pads it, and exchanges what that
+    shifts with neighbours.
+    """
     from jaxinterp.methods import SkipTranscoder
     from jaxinterp.models.shapes import model_shapes
     from jaxinterp.preflight.check import Setting, preflight
     from jaxinterp.preflight.chips import find
 
-    method = SkipTranscoder(features=24_576, k=32, auxk=0.0)
+    method = SkipTranscoder(features=features, k=32, auxk=0.0)
     kinds = ("reduce-scatter", "all-gather", "all-reduce", "collective-permute")
     print(f"{'chips':>6}{'data':>6}" + "".join(f"{kind:>20}" for kind in kinds) + f"{'all, MB':>12}{'step ms':>10}")
     totals = []

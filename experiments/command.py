@@ -26,17 +26,24 @@ Columns = Mapping[str, tuple[str, str]]
 
 CONFIG = "config.json"
 WIDTH = 80
-FREE = ("mesh", "pages", "save_every", "ce_tokens")  # may change when a run is resumed
-SCOREBOARD: Columns = {
+FREE = ("mesh", "pages", "save_every", "ce_tokens", "effect")  # may change when a run is resumed
+RECONSTRUCTION: Columns = {
     "method": ("method", "{}"),
     "FVU": ("fvu", "{:.3f}"),
     "L0": ("l0", "{:.0f}"),
     "dead": ("dead_fraction", "{:.1%}"),
+}
+CROSS_ENTROPY: Columns = {
     "CE": ("ce_replaced", "{:.3f}"),
     "rec zero": ("ce_recovered_zero", "{:.3f}"),
     "rec mean": ("ce_recovered_mean", "{:.3f}"),
     "KL": ("kl", "{:.3f}"),
     "top-1": ("top1_agreement", "{:.3f}"),
+}
+SIMILARITY: Columns = {
+    "similarity": ("similarity_replaced", "{:.3f}"),
+    "rec zero": ("similarity_recovered_zero", "{:.3f}"),
+    "rec mean": ("similarity_recovered_mean", "{:.3f}"),
 }
 
 
@@ -177,20 +184,30 @@ def _cell(value: Any, form: str) -> str:
 
 
 def print_scoreboard(rows: Sequence[Mapping[str, Any]]) -> None:
-    """The scoreboard."""
-    print_table(SCOREBOARD, rows)
+    """The scoreboard: of a model that predicts tokens with cross-entropies, of an encoder with similarities."""
     first = rows[0]
+    of_embeddings = "similarity_replaced" in first
+    print_table({**RECONSTRUCTION, **(SIMILARITY if of_embeddings else CROSS_ENTROPY)}, rows)
+    if of_embeddings:
+        what, key, between = "similarity: cosine of embeddings with the unchanged model's, the array", "similarity", ""
+    else:
+        what, key = "CE: cross-entropy of the next token with the array", "ce"
+        between = f"clean {first['ce_clean']:.3f}, "
     say(
-        f"CE: cross-entropy of the next token with the array replaced (clean {first['ce_clean']:.3f}, zero "
-        f"{first['ce_zero']:.3f}, mean {first['ce_mean']:.3f}); rec: what is recovered of the loss from zero and mean "
-        "ablation.",
+        f"{what} replaced ({between}zero {first[f'{key}_zero']:.3f}, mean {first[f'{key}_mean']:.3f}); rec: what is "
+        "recovered of the loss from zero and mean ablation.",
         measured_on(rows),
     )
 
 
 def measured_on(rows: Sequence[Mapping[str, Any]]) -> str:
     """How much text the numbers of a scoreboard rest on: where a text is short it is less than was asked for."""
+    first = rows[0]
+    if "ce_tokens" in first:
+        effect = f"cross-entropies on {first['ce_tokens']:,} next tokens"
+    else:
+        effect = f"similarities on {first['compared']:,} windows"
     return (
-        f"Measured on held-out text: FVU, L0 and dead features on {rows[0]['tokens']:,} tokens (attention sinks and "
-        f"special tokens left out), cross-entropies on {rows[0]['ce_tokens']:,} next tokens."
+        f"Measured on held-out text: FVU, L0 and dead features on {first['tokens']:,} tokens (attention sinks and "
+        f"special tokens left out), {effect}."
     )

@@ -36,7 +36,8 @@ from jaxinterp.data.activations import Rows, harvest_jit
 from jaxinterp.data.batch import GRADIENT
 from jaxinterp.data.text import take
 from jaxinterp.errors import UserError
-from jaxinterp.evaluation.scoreboard import compare, scoreboard
+from jaxinterp.evaluation.effects import compare
+from jaxinterp.evaluation.scoreboard import scoreboard
 from jaxinterp.methods import GradientSparseAutoencoder, Method
 from jaxinterp.models.sites import Add, run
 from jaxinterp.report.plots import Dot, dot_plot

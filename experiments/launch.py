@@ -32,7 +32,7 @@ def main(arguments: list[str]) -> int:
         return 0 if arguments[:1] == ["--help"] else 2
     count, command = int(arguments[0]), arguments[1:]
     folder = Path(tempfile.mkdtemp(prefix="jaxinterp-launch-"))
-    address = f"localhost:{_free_port()}"
+    address = f"localhost:{free_port()}"
     processes = [_start(command, f"{address},{count},{index}", folder, index) for index in range(count)]
     told: list[int] = []
 
@@ -84,7 +84,7 @@ def _log(folder: Path, index: int) -> Path:
     return folder / f"process{index}.log"
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as listener:
         listener.bind(("localhost", 0))
         return listener.getsockname()[1]

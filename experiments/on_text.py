@@ -10,6 +10,7 @@ import grain
 from experiments.command import check_folder, check_positive, folder_of_a_run, settings_of
 from jaxinterp.data.text import load_text
 from jaxinterp.errors import UserError
+from jaxinterp.evaluation.effects import NEXT_TOKEN, check_effect
 from jaxinterp.methods import Method, Together
 from jaxinterp.models.load import Subject, load
 from jaxinterp.models.sites import check_site, sites
@@ -25,7 +26,7 @@ class OnText:
     out: Path
     """Folder for the results; must be empty or absent unless --resume."""
     model: str = "smollm2-135m"
-    """A known name (smollm2-135m, tiny), a Hugging Face directory, a .gguf file, or a saved jaxinterp model."""
+    """smollm2-135m, bilinear-4x128, tiny, a Hugging Face directory, a .gguf file, or a saved jaxinterp model."""
     site: str = "blocks/1/mlp"
     """The MLP leaf."""
     features: int = 2304
@@ -92,7 +93,7 @@ def prepared(config: OnText, *, check: Callable[[Any, str], Any] = check_mlp) ->
     Args:
       check: called with the model and the site, which it refuses by a UserError.
     Raises:
-      UserError: a size, the folder, the model, the site or the text cannot be.
+      UserError: a size, the folder, the model (one without logits among them), the site or the text cannot be.
     """
     check_positive(config, "heldout_tokens", "ce_tokens")
     check_sizes(steps=config.steps, batch_size=config.batch_size, seq=config.seq, mesh=parse_mesh(config.mesh))
@@ -100,6 +101,7 @@ def prepared(config: OnText, *, check: Callable[[Any, str], Any] = check_mlp) ->
     check_folder(config.out, record, resume=config.resume)
     subject = load(config.model)
     check(subject.model, config.site)
+    check_effect(subject.model, NEXT_TOKEN)
     enough = 2 * (config.tokens + 10 * config.heldout_tokens)
     train, heldout = load_text(config.text, subject.tokenizer, seq=config.seq, max_tokens=enough)
     return Prepared(subject, train, heldout, config.out, record)

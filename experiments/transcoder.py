@@ -5,9 +5,12 @@ arXiv 2501.18823); TopK sparse autoencoders (Gao et al. 2024, arXiv 2406.04093).
 
 Command: python -m experiments.transcoder --out runs/demo            (SmolLM2-135M, blocks/1/mlp; what `make demo` runs)
          python -m experiments.transcoder --model tiny --out runs/tiny    (a planted model, nothing to download)
+         python -m experiments.transcoder --model minilm-l6 --out runs/minilm    (an encoder, scored by its embeddings)
 
 Expected on SmolLM2: FVU 0.17 against 0.38 of the best baseline, cross-entropy 2.99 against 3.02 (clean 2.95); five to
-eight minutes on two cores, 3.6 GB. Options whose default is None take the value that the model's preset has.
+eight minutes on two cores, 3.6 GB. On MiniLM (blocks/4/mlp, where a single dimension holds half of the variance): FVU
+0.02 against 0.04 of the best baseline, similarity of embeddings 0.976 against 0.959 (with the MLP at zero 0.830).
+Options whose default is None take the value that the model's preset has.
 """
 
 import json
@@ -25,11 +28,13 @@ from rich.console import Console
 from experiments.command import check_folder, check_positive, command, open_folder, print_scoreboard
 from experiments.on_text import check_mlp
 from jaxinterp.data.activation_cache import cache_activations, cached_windows
-from jaxinterp.data.tokens import load_corpus, split
+from jaxinterp.data.sources import load_corpus
+from jaxinterp.data.tokens import split
 from jaxinterp.data.windows import epochs_needed, windows
 from jaxinterp.decompositions.files import save_dictionary
 from jaxinterp.errors import UserError
 from jaxinterp.evaluation.baselines import baselines
+from jaxinterp.evaluation.effects import NEXT_TOKEN, POOLED, check_effect
 from jaxinterp.evaluation.scoreboard import scoreboard
 from jaxinterp.methods import Method, SkipTranscoder, SparseAutoencoder, Transcoder
 from jaxinterp.models.load import Subject, load
@@ -59,7 +64,7 @@ class Config:
     out: Path
     """Folder for the results; must be empty or absent unless --resume."""
     model: str = "smollm2-135m"
-    """A known name (smollm2-135m, tiny), a Hugging Face directory, a .gguf file, or a saved jaxinterp model."""
+    """smollm2-135m, minilm-l6, bilinear-4x128, tiny, a Hugging Face directory, a .gguf file, or a saved model."""
     site: str | None = None
     """The MLP leaf to decompose, such as blocks/1/mlp."""
     method: Literal["transcoder", "skip_transcoder", "sparse_autoencoder"] = "skip_transcoder"
@@ -84,8 +89,10 @@ class Config:
     """Training tokens."""
     heldout_tokens: int = 32_768
     """Held-out tokens for the scoreboard."""
+    effect: Literal["next_token", "pooled"] | None = None
+    """What is asked of the model with the MLP replaced: cross-entropy, or (of an encoder) its pooled embedding."""
     ce_tokens: int = 8_192
-    """How many of them the cross-entropies are measured on."""
+    """How many of them that is measured on."""
     seq: int = 256
     """Length of a window of text, in tokens."""
     batch_size: int = 2_048
@@ -123,11 +130,14 @@ class Plan:
     k: int
     learning_rate: float
     tokens: int
+    effect: str = "next_token"
 
 
+EFFECTS = {"next_token": NEXT_TOKEN, "pooled": POOLED}
 PRESETS = {
     "tiny": Plan("blocks/1/mlp", features=256, k=16, learning_rate=3e-3, tokens=200_000),
     "smollm2-135m": Plan("blocks/1/mlp", features=4608, k=32, learning_rate=2e-3, tokens=900_000),
+    "minilm-l6": Plan("blocks/4/mlp", features=3072, k=32, learning_rate=2e-3, tokens=400_000, effect="pooled"),
 }
 NOT_KEPT = ("out", "resume", "hosts", "preflight", "cache")
 OTHERWISE = Plan("", features=4096, k=32, learning_rate=1e-3, tokens=1_000_000)
@@ -167,6 +177,7 @@ def main(config: Config) -> None:
 
     subject = load(config.model, sharding=model_shardings(mesh))
     check_mlp(subject.model, plan.site)
+    check_effect(subject.model, EFFECTS[plan.effect])
     train, heldout, facts = text_windows(config, plan, subject)
     out = open_folder(config.out, settings)
     console.print(f"{config.model}, {plan.site}; " + ", ".join(f"{name} {fact}" for name, fact in facts.items()))
@@ -210,6 +221,7 @@ def main(config: Config) -> None:
         heldout,
         tokens=config.heldout_tokens,
         ce_tokens=config.ce_tokens,
+        effect=EFFECTS[plan.effect],
     )
     rows = [row | {"seconds": round(seconds[row["method"]], 1)} for row in rows]
     (out / "scoreboard.json").write_text(json.dumps(rows, indent=2) + "\n")

@@ -1,6 +1,6 @@
 """Data: text -> documents -> token ids -> windows -> activations.
 
-    corpus = load_corpus("docs", tokenizer)
+    corpus = load_corpus("docs:0.7+my_files/:0.3", tokenizer, cache="tokens")
     train, heldout = split(corpus, 0.05)
     for batch in batches(windows(train, 256), 32, seed=0): ...
 
@@ -8,6 +8,7 @@
 """
 
 from jaxinterp.data.documents import Document, read_documents
-from jaxinterp.data.tokens import TokenCorpus, encode_documents, load_corpus, split
+from jaxinterp.data.sources import load_corpus
+from jaxinterp.data.tokens import TokenCorpus, encode_documents, split
 
 __all__ = ["Document", "TokenCorpus", "encode_documents", "load_corpus", "read_documents", "split"]

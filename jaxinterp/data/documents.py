@@ -1,4 +1,4 @@
-"""Text -> documents, as a stream: a text file, a .jsonl file, or a folder of both.
+"""Text -> documents, as a stream: a .txt, .jsonl, .parquet or .array_record file, or a folder of these.
 
 A document is what the split into training and held-out text never divides, so a long text file is cut into pieces:
 at a line that says `<|endoftext|>`, and otherwise at the first blank line after `PIECE` characters.
@@ -6,18 +6,21 @@ at a line that says `<|endoftext|>`, and otherwise at the first blank line after
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from jaxinterp.data.array_record import SUFFIXES as ARRAY_RECORD
+from jaxinterp.data.array_record import texts_of_array_record
+from jaxinterp.data.parquet import SUFFIX as PARQUET
+from jaxinterp.data.parquet import texts_of_parquet
 from jaxinterp.errors import UserError, suggest
 
 PIECE = 8_000
 """Characters after which a text file is cut at the next blank line (about 2,000 tokens of English)."""
 LONGEST_LINE = 64 * 2**20
 """Bytes of a line that are read at most: a file without line ends must not fill the memory."""
-SUFFIXES = (".txt", ".jsonl")
 SEPARATOR_LINE = "<|endoftext|>"
 
 
@@ -40,32 +43,44 @@ def content_key(content: bytes) -> int:
 
 
 def read_documents(path: str | Path, *, text_field: str = "text") -> Iterator[Document]:
-    """The documents of a .txt file, of a .jsonl file (one per line), or of all such files below a folder, by name.
+    """The documents of a file, or of all files below a folder, by name.
 
-    Texts that hold only white space are passed over.
+    A .jsonl file has one per line, .parquet one per row, .array_record one per record; a .txt file is cut. Texts that
+    hold only white space are passed over.
 
     Args:
-      text_field: the field of a .jsonl line that holds the text.
+      text_field: the field of a .jsonl line or JSON record, or the column of a Parquet file, that holds the text.
     Raises:
       UserError: at once if there is no such file, its kind is unknown or the folder holds none; while reading if
-        a line is malformed (the message names file and line), or at the end if there was no text at all.
+        a line, row or record is malformed (the message names file and place), or at the end if there was no text at
+        all.
+    """
+    files = files_of(path)
+    documents = (document for file in files for document in READERS[file.suffix](file, text_field))
+    return _some(Path(path), (document for document in documents if document.text.strip()))
+
+
+def files_of(path: str | Path) -> list[Path]:
+    """The file itself, or the files of text below a folder, in the order in which they are read.
+
+    Raises:
+      UserError: there is none, or it is of another kind.
     """
     path = Path(path)
     if path.is_dir():
         files = sorted(file for file in path.rglob("*") if file.suffix in SUFFIXES and file.is_file())
         if not files:
             raise UserError(f"the folder {path} holds no {' or '.join(SUFFIXES)} file.")
-    elif not path.exists():
+        return files
+    if not path.exists():
         beside = [other.name for other in path.parent.iterdir()] if path.parent.is_dir() else []
         raise UserError(f"no text file or folder {path}.{suggest(path.name, beside)}")
-    elif path.suffix not in SUFFIXES:
+    if path.suffix not in SUFFIXES:
         raise UserError(
             f"{path}: cannot read text from {path.suffix or 'a file without suffix'}: "
             f"give {' or '.join(SUFFIXES)}, or a folder of them."
         )
-    else:
-        files = [path]
-    return _some(path, (document for file in files for document in _of_file(file, text_field)))
+    return [path]
 
 
 def cut(lines: Iterable[tuple[int, str]], source: str) -> Iterator[Document]:
@@ -106,10 +121,16 @@ def numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
         raise UserError(f"{path} cannot be read: {error.strerror}.") from error
 
 
-def _of_file(path: Path, text_field: str) -> Iterator[Document]:
-    if path.suffix == ".txt":
-        return cut(numbered_lines(path), str(path))
-    return (document for document in _of_jsonl(path, text_field) if document.text.strip())
+def _of_text(path: Path, text_field: str) -> Iterator[Document]:
+    return cut(numbered_lines(path), str(path))
+
+
+def _of_parquet(path: Path, text_field: str) -> Iterator[Document]:
+    return (Document(text, place) for text, place in texts_of_parquet(path, text_field))
+
+
+def _of_array_record(path: Path, text_field: str) -> Iterator[Document]:
+    return (Document(text, place) for text, place in texts_of_array_record(path, text_field))
 
 
 def _of_jsonl(path: Path, text_field: str) -> Iterator[Document]:
@@ -143,3 +164,13 @@ def _some(path: Path, documents: Iterable[Document]) -> Iterator[Document]:
         yield document
     if empty:
         raise UserError(f"{path} is empty: it holds no text.")
+
+
+READERS: Mapping[str, Callable[[Path, str], Iterator[Document]]] = {
+    ".txt": _of_text,
+    ".jsonl": _of_jsonl,
+    PARQUET: _of_parquet,
+    **dict.fromkeys(ARRAY_RECORD, _of_array_record),
+}
+"""By suffix: (file, text field) -> its documents."""
+SUFFIXES = tuple(READERS)

@@ -1,32 +1,41 @@
 """From the name of a text to windows for training and for scoring, in one call."""
 
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import grain
 import numpy as np
 
-from jaxinterp.data.tokens import TextTokenizer, load_corpus, split
+from jaxinterp.data.sources import load_corpus
+from jaxinterp.data.tokens import TextTokenizer, split
 from jaxinterp.data.windows import batches, windows
 from jaxinterp.errors import UserError
 
 
 def load_text(
-    source: str, tokenizer: TextTokenizer | None, *, seq: int = 256, heldout: float = 0.1, max_tokens: int | None = None
+    source: str,
+    tokenizer: TextTokenizer | None,
+    *,
+    seq: int = 256,
+    heldout: float = 0.1,
+    max_tokens: int | None = None,
+    cache: str | Path | None = None,
 ) -> tuple[grain.MapDataset, grain.MapDataset]:
     """Windows of training and of held-out documents: `train, heldout = load_text("docs", subject.tokenizer)`.
 
     Args:
-      source: docs, kjv, shakespeare, several joined by `+`, or a path: see `load_corpus`.
+      source: docs, kjv, shakespeare, several joined by `+`, a mixture (docs:0.7+kjv:0.3), or a path: see `load_corpus`.
       seq: tokens a window.
       heldout: the fraction of documents held out, chosen by their content.
       max_tokens: take no more of the text than these.
+      cache: a folder for token caches: see `load_corpus`.
     Raises:
       UserError: there is no tokenizer, no such text, or too little of it.
     """
     if tokenizer is None:
         raise UserError("the model came without a tokenizer: give its folder a tokenizer.json.")
-    corpus = load_corpus(source, tokenizer, max_tokens=max_tokens)
+    corpus = load_corpus(source, tokenizer, max_tokens=max_tokens, cache=cache)
     train, rest = split(corpus, heldout)
     return windows(train, seq), windows(rest, seq)
 

@@ -1,7 +1,7 @@
 """Documents -> token ids, and the split into training and held-out documents.
 
-A `TokenCorpus` is a flat array of token ids and the spans of its documents in it. Taking some of the documents copies
-no token, so that a memory-mapped file may be larger than the memory.
+A `TokenCorpus` is a flat array of token ids and the spans of its documents in it. Taking some of the documents, or
+joining corpora, copies no token, so that memory-mapped files may be larger than the memory.
 
 The split goes by the SHA-256 of each document's content (its text; in a file of token ids, the ids): the same document
 always falls on the same side, whatever stands around it and however often it occurs.
@@ -10,21 +10,16 @@ always falls on the same side, whatever stands around it and however often it oc
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Protocol, overload, runtime_checkable
 
 import numpy as np
-from jaxtyping import Bool, Int32, Integer, UInt64
+from jaxtyping import Bool, Int32, Int64, Integer, UInt64
 
-from jaxinterp.data.corpora import NAMED
-from jaxinterp.data.documents import SUFFIXES, Document, content_key, read_documents
-from jaxinterp.errors import UserError, suggest
+from jaxinterp.data.documents import Document
+from jaxinterp.errors import UserError
 
-TOKEN_SUFFIXES = (".bin", ".npy")
-SPAN = 1024
-"""Tokens of a document in a file of token ids without separators."""
 CHUNK = 2**22
-"""Token ids of a memory-mapped file, or characters of text, that are looked at together."""
+"""Characters of text that are encoded together."""
 
 
 @runtime_checkable
@@ -52,12 +47,32 @@ class TextTokenizer(Protocol):
 
 
 @dataclass(frozen=True, eq=False)
+class JoinedIds:
+    """Several arrays of token ids one after another, none of them copied. A stretch of it lies within one of them."""
+
+    arrays: tuple[Integer[np.ndarray, " _stored"], ...]
+
+    @property
+    def stops(self) -> Int64[np.ndarray, " arrays"]:
+        """Where each array ends."""
+        return np.cumsum([len(array) for array in self.arrays])
+
+    def __len__(self) -> int:
+        return int(self.stops[-1])
+
+    def __getitem__(self, stretch: slice) -> Integer[np.ndarray, " length"]:
+        index = int(np.searchsorted(self.stops, stretch.start, side="right"))
+        before = 0 if index == 0 else int(self.stops[index - 1])
+        return self.arrays[index][stretch.start - before : stretch.stop - before]
+
+
+@dataclass(frozen=True, eq=False)
 class TokenCorpus:
     """Token ids and where the documents lie in them.
 
     Attributes:
       name: for records and messages.
-      ids: flat token ids: int32, or a memory-mapped file's own integers.
+      ids: flat token ids: int32, or the own integers of a memory-mapped file or of several.
       starts: where in `ids` each document begins.
       lengths: tokens of each document, its end token included; at least 1.
       keys: 64 bits of the SHA-256 of each document's content; what the split goes by.
@@ -66,7 +81,7 @@ class TokenCorpus:
     """
 
     name: str
-    ids: Integer[np.ndarray, " stored"]
+    ids: Integer[np.ndarray, " stored"] | JoinedIds
     starts: Integer[np.ndarray, " documents"]
     lengths: Integer[np.ndarray, " documents"]
     keys: UInt64[np.ndarray, " documents"]
@@ -100,37 +115,6 @@ class TokenCorpus:
         return replace(self, starts=self.starts[chosen], lengths=self.lengths[chosen], keys=self.keys[chosen])
 
 
-def load_corpus(
-    source: str, tokenizer: TextTokenizer, *, text_field: str = "text", max_tokens: int | None = None
-) -> TokenCorpus:
-    """The tokens of a named corpus, of several joined by `+`, or of a file or folder.
-
-    Args:
-      source: "docs", "kjv", "shakespeare", "docs+kjv"; or a path: .txt, .jsonl, a folder of these, .bin, .npy. A name
-        goes before a path: a folder called docs is "./docs".
-      text_field: the field of a .jsonl line that holds the text.
-      max_tokens: take no more than these. Of named corpora that is a fair sample of them all, of a path its beginning.
-    Raises:
-      UserError: an unknown name, a path that cannot be read, a corpus whose package is not installed.
-    """
-    if max_tokens is not None and max_tokens < 1:
-        raise UserError(f"max_tokens={max_tokens} must be at least 1.")
-    parts = source.split("+")
-    if all(part in NAMED for part in parts):
-        documents: Iterable[Document] = _mixed(document for part in dict.fromkeys(parts) for document in NAMED[part]())
-    elif not source or not (Path(source).exists() or Path(source).suffix):
-        unknown = next(part for part in parts if part not in NAMED)
-        raise UserError(
-            f"no corpus and no path {unknown!r}: give {', '.join(NAMED)} (joined by +), or a file or folder of "
-            f"{', '.join(SUFFIXES + TOKEN_SUFFIXES)}.{suggest(unknown, NAMED)}"
-        )
-    elif Path(source).suffix in TOKEN_SUFFIXES:
-        return read_token_file(source, tokenizer, max_tokens=max_tokens)
-    else:
-        documents = read_documents(source, text_field=text_field)
-    return encode_documents(documents, tokenizer, name=source, max_tokens=max_tokens)
-
-
 def encode_documents(
     documents: Iterable[Document], tokenizer: TextTokenizer, *, name: str, max_tokens: int | None = None
 ) -> TokenCorpus:
@@ -141,6 +125,18 @@ def encode_documents(
     """
     arrays: list[np.ndarray] = []
     keys: list[int] = []
+    for key, ids in encoded(documents, tokenizer, max_tokens=max_tokens):
+        arrays.append(ids)
+        keys.append(key)
+    lengths = np.asarray([len(ids) for ids in arrays], np.int64)
+    flat = np.concatenate(arrays) if arrays else np.zeros(0, np.int32)
+    return corpus_of(name, flat, lengths, np.asarray(keys, np.uint64), tokenizer)
+
+
+def encoded(
+    documents: Iterable[Document], tokenizer: TextTokenizer, *, max_tokens: int | None = None
+) -> Iterator[tuple[int, Int32[np.ndarray, " length"]]]:
+    """The key and the token ids of one document after another, as `encode_documents` has them."""
     room = max_tokens
     for group in _groups(documents):
         for document, ids in zip(group, tokenizer.encode_batch([document.text for document in group]), strict=True):
@@ -148,48 +144,11 @@ def encode_documents(
                 continue
             if tokenizer.end is not None:
                 ids = [*ids, tokenizer.end]
-            arrays.append(np.asarray(ids[:room], np.int32))
-            keys.append(document.key)
-            room = None if room is None else room - len(arrays[-1])
+            array = np.asarray(ids[:room], np.int32)
+            yield document.key, array
+            room = None if room is None else room - len(array)
             if room == 0:
-                break
-        if room == 0:
-            break
-    lengths = np.asarray([len(ids) for ids in arrays], np.int64)
-    flat = np.concatenate(arrays) if arrays else np.zeros(0, np.int32)
-    return _corpus(name, flat, np.cumsum(lengths) - lengths, lengths, keys, tokenizer)
-
-
-def read_token_file(path: str | Path, tokenizer: TextTokenizer, *, max_tokens: int | None = None) -> TokenCorpus:
-    """A file of token ids, memory-mapped: .npy (one integer axis) or .bin (bare little-endian integers).
-
-    A .bin file holds uint16 where the tokenizer's ids fit into that, else uint32. Documents are the spans that end in
-    the tokenizer's end token; where none occurs, spans of 1024 tokens.
-
-    Raises:
-      UserError: no such file, not a file of token ids, or an id outside the vocabulary (with its position).
-    """
-    ids = _map(Path(path), tokenizer.vocab_size)[:max_tokens]
-    ends = [np.zeros(0, np.int64)]
-    for first in range(0, len(ids), CHUNK):
-        chunk = np.asarray(ids[first : first + CHUNK])
-        outside = np.flatnonzero((chunk < 0) | (chunk >= tokenizer.vocab_size))
-        if len(outside):
-            position = int(outside[0])
-            raise UserError(
-                f"{path}: token id {chunk[position]} at position {first + position} is not in the vocabulary of "
-                f"{tokenizer.vocab_size}: was the file written with another tokenizer, or as another integer type?"
-            )
-        ends.append(first + np.flatnonzero(chunk == tokenizer.end) if tokenizer.end is not None else ends[0])
-    separated = any(len(positions) for positions in ends)
-    stops = np.concatenate(ends) + 1 if separated else np.arange(SPAN, len(ids), SPAN)
-    stops = stops if len(stops) and stops[-1] == len(ids) else np.append(stops, len(ids))
-    starts = np.concatenate([[0], stops[:-1]]).astype(np.int64)
-    # The key leaves the end token out: a document at the end of the file, without one, is the same document.
-    texts = stops - (np.asarray(ids[stops - 1]) == tokenizer.end) if separated else stops
-    starts, stops, texts = (array[texts > starts] for array in (starts, stops, texts))
-    keys = [content_key(ids[start:text].astype("<i4").tobytes()) for start, text in zip(starts, texts, strict=True)]
-    return _corpus(str(path), ids, starts, stops - starts, keys, tokenizer)
+                return
 
 
 @overload
@@ -225,20 +184,18 @@ def split(corpus: TokenCorpus | Sequence[Document], heldout_fraction: float) -> 
     return sides
 
 
-def _corpus(
-    name: str, ids: np.ndarray, starts: np.ndarray, lengths: np.ndarray, keys: list[int], tokenizer: TextTokenizer
+def corpus_of(
+    name: str,
+    ids: Integer[np.ndarray, " stored"] | JoinedIds,
+    lengths: Integer[np.ndarray, " documents"],
+    keys: UInt64[np.ndarray, " documents"],
+    tokenizer: TextTokenizer,
+    starts: Integer[np.ndarray, " documents"] | None = None,
 ) -> TokenCorpus:
+    """A corpus from its parts; without `starts` the documents follow one another without gaps."""
     special = tokenizer.special | ({tokenizer.end} if tokenizer.end is not None else set())
-    return TokenCorpus(name, ids, starts, lengths, np.asarray(keys, np.uint64), special, tokenizer.begin)
-
-
-def _mixed(documents: Iterable[Document]) -> list[Document]:
-    """Each text once, ordered by its SHA-256, so that any beginning is a fair sample.
-
-    The split looks at the last 8 bytes of the same hash, the order at the first ones: they know nothing of each other.
-    """
-    by_hash = {hashlib.sha256(document.text.encode()).digest(): document for document in documents}
-    return [by_hash[digest] for digest in sorted(by_hash)]
+    starts = np.cumsum(lengths) - lengths if starts is None else starts
+    return TokenCorpus(name, ids, starts, lengths, keys, frozenset(special), tokenizer.begin)
 
 
 def _groups(documents: Iterable[Document]) -> Iterator[list[Document]]:
@@ -253,25 +210,3 @@ def _groups(documents: Iterable[Document]) -> Iterator[list[Document]]:
             group, characters = [], 0
     if group:
         yield group
-
-
-def _map(path: Path, vocab_size: int) -> np.ndarray:
-    if not path.is_file():
-        beside = [other.name for other in path.parent.iterdir()] if path.parent.is_dir() else []
-        raise UserError(f"no file of token ids {path}.{suggest(path.name, beside)}")
-    if path.suffix == ".npy":
-        try:
-            ids: np.ndarray = np.lib.format.open_memmap(path, mode="r")  # reads no pickle
-        except (ValueError, EOFError, OSError) as error:
-            raise UserError(f"{path} is no readable .npy file: {error}") from error
-    else:
-        dtype = np.dtype("<u2" if vocab_size <= 2**16 else "<u4")
-        size = path.stat().st_size
-        if size % dtype.itemsize:
-            raise UserError(f"{path} has {size} bytes, which is no whole number of {dtype.name} token ids.")
-        ids = np.memmap(path, dtype, mode="r") if size else np.zeros(0, dtype)
-    if ids.ndim != 1 or not np.issubdtype(ids.dtype, np.integer):
-        raise UserError(f"{path} holds {ids.dtype} with shape {ids.shape}: one axis of integers is expected.")
-    if not len(ids):
-        raise UserError(f"{path} is empty: it holds no token id.")
-    return ids

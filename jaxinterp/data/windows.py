@@ -9,6 +9,10 @@ its rows of every global batch:
     # the h-th host's batch t = rows 16 h .. 16 h + 15 of the one-host batch t
 
 The iterator's whole state is a batch number; it saves and restores through Grain and Orbax.
+
+A text larger than the memory is read from a memory-mapped file (a token cache, a file of token ids). `shuffle_within`
+then keeps reading nearly sequential: the stream is cut into stretches of so many windows, which come in their order,
+shuffled inside. Windows still have numbers, and the state is still one.
 """
 
 import hashlib
@@ -17,6 +21,7 @@ from typing import Any
 
 import grain
 import numpy as np
+from grain.experimental import index_shuffle
 from jaxtyping import Float32, Int32
 
 from jaxinterp.data.tokens import TokenCorpus
@@ -88,6 +93,30 @@ class HostRows:
         return self.dataset[batch * self.batch_size + self.host_index * self.rows + row]
 
 
+@dataclass(frozen=True)
+class Stretches:
+    """Epochs of a dataset, shuffled within stretches of so many elements only: a data source for Grain.
+
+    Element i of epoch e stays in its stretch, i // stretch; each stretch of each epoch has an order of its own.
+    """
+
+    dataset: Any
+    stretch: int
+    seed: int
+    epochs: int
+
+    def __len__(self) -> int:
+        return len(self.dataset) * self.epochs
+
+    def __getitem__(self, index: int) -> Any:
+        epoch, place = divmod(int(index), len(self.dataset))
+        number, within = divmod(place, self.stretch)
+        first = number * self.stretch
+        last = min(self.stretch, len(self.dataset) - first) - 1
+        seed = int(np.random.SeedSequence([self.seed, epoch, number]).generate_state(1)[0])
+        return self.dataset[first + index_shuffle(within, max_index=last, seed=seed, rounds=4)]
+
+
 def windows(corpus: TokenCorpus, seq_len: int) -> grain.MapDataset:
     """The windows of a corpus: element i is a dict of three arrays `[seq_len]`.
 
@@ -114,6 +143,7 @@ def batches(
     *,
     seed: int,
     shuffle: bool = True,
+    shuffle_within: int | None = None,
     epochs: int | None = None,
     host_index: int = 0,
     host_count: int = 1,
@@ -125,6 +155,8 @@ def batches(
     Args:
       batch_size: windows in a global batch.
       seed: of the global order; must be the same on all hosts.
+      shuffle: whether windows are shuffled at all.
+      shuffle_within: shuffle within stretches of so many windows, which are read one after another; None: over all.
       epochs: passes over the windows; None: without end.
     Raises:
       UserError: sizes that do not fit together, or fewer windows than one batch needs.
@@ -135,6 +167,8 @@ def batches(
         raise UserError(f"host_index={host_index} must lie in 0..{host_count - 1}.")
     if seed < 0:
         raise UserError(f"seed={seed} must not be negative.")
+    if shuffle_within is not None and shuffle_within < 1:
+        raise UserError(f"shuffle_within={shuffle_within} must be at least 1 (or None: over the whole text).")
     if epochs is not None and epochs < 1:
         raise UserError(f"epochs={epochs} must be at least 1 (or None: without end).")
     if epochs is not None and epochs * len(dataset) < batch_size:
@@ -142,10 +176,15 @@ def batches(
             f"batch_size={batch_size} windows, but {len(dataset)} windows x {epochs} epochs are fewer: "
             "give a smaller batch_size, more epochs or more text."
         )
-    if shuffle:
+    repeated: Any
+    if shuffle and shuffle_within is not None:
+        repeated = Stretches(dataset, shuffle_within, seed, epochs or ENDLESS)
+    elif shuffle:
         # Grain shuffles epoch e with seed + e, so seeds 0 and 1 would share their orders: spread the seeds first.
-        dataset = dataset.shuffle(int(np.random.SeedSequence(seed).generate_state(1)[0]))
-    rows = HostRows(dataset.repeat(epochs or ENDLESS), batch_size, host_index, host_count)
+        repeated = dataset.shuffle(int(np.random.SeedSequence(seed).generate_state(1)[0])).repeat(epochs or ENDLESS)
+    else:
+        repeated = dataset.repeat(epochs or ENDLESS)
+    rows = HostRows(repeated, batch_size, host_index, host_count)
     return grain.MapDataset.source(rows).batch(rows.rows).to_iter_dataset(READ_AHEAD)
 
 

@@ -14,29 +14,37 @@ With target y (the array named `sites.writes`), output ŷ, token weights w (0 at
 
 Where w = 0 the model keeps its own y: no method is trained there, and an attention sink would drown the rest.
 
-Intervals are 95 percent, by resampling documents. That of ce_replaced is ce_clean plus the interval of the increase:
-every decomposition sees the same tokens, so what differs between documents cancels. A next token counts where it and
-the token before it have weight and belong to one document.
+What is said of the next token is the default effect. Another one, such as the similarity of an encoder's embeddings,
+is passed by value: see `jaxinterp.evaluation.effects`.
+
+Intervals are 95 percent, by resampling documents. A next token counts where it and the token before it have weight and
+belong to one document.
 """
 
-import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import equinox as eqx
 import grain
-import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array
 
 from jaxinterp.data.activations import Rows, harvest_jit
 from jaxinterp.data.text import take
 from jaxinterp.errors import UserError
+from jaxinterp.evaluation.effects import (
+    KINDS,
+    NEXT_TOKEN,
+    Columns,
+    Effect,
+    Row,
+    Table,
+    answer_with,
+    check_effect,
+    compared,
+)
 from jaxinterp.evaluation.intervals import ratio_interval
-from jaxinterp.models.sites import SetTo, run
-
-Row = dict[str, Any]
 
 
 def score(decomposition: Any, subject: Any, heldout: grain.MapDataset, **options: Any) -> Row:
@@ -52,6 +60,7 @@ def scoreboard(
     tokens: int = 32_768,
     ce_tokens: int = 8_192,
     means: Mapping[str, Array] | None = None,
+    effect: Effect = NEXT_TOKEN,
     seed: int = 0,
 ) -> list[Row]:
     """Score decompositions of one model side by side.
@@ -60,17 +69,19 @@ def scoreboard(
       decompositions: by the name that their row shall have.
       heldout: windows of held-out text, {"tokens", "weight", "document"}, each `[seq]`.
       tokens: how much of it to use: a shuffled sample of windows.
-      ce_tokens: on how many of these cross-entropies are measured; each decomposition costs a forward pass.
+      ce_tokens: on how many of these the effect is measured; each decomposition costs a forward pass.
       means: training means by array name, for mean ablation; default: the `target_mean` of the first decomposition that
         writes the array.
+      effect: what is asked of the model with the reconstruction in place.
       seed: of the sample.
     Returns:
       A row of plain numbers for each, in the order given; `method` is its name; `tokens` and `ce_tokens`: how many were
       measured, which is less than was asked for where the text is short.
     Raises:
-      UserError: `tokens` or `ce_tokens` is below 1.
+      UserError: `tokens` or `ce_tokens` is below 1, or the model has no such answer as the effect reads.
     """
     check_counts(tokens=tokens, ce_tokens=ce_tokens)
+    check_effect(subject.model, effect)
     sites = tuple(dict.fromkeys(name for d in decompositions.values() for name in d.sites.names()))
     batches = take(heldout, tokens, seed=seed)
     centers = heldout_means(subject.model, batches, sites)
@@ -78,18 +89,17 @@ def scoreboard(
     tables = {name: Table() for name in decompositions}
     seen = 0
     for batch in batches:
-        on_device = {name: jnp.asarray(batch[name]) for name in ("tokens", "weight")}
-        rows = harvest_jit(subject.model, on_device, sites)
+        windows = {name: jnp.asarray(batch[name]) for name in ("tokens", "weight", "document")}
+        rows = harvest_jit(subject.model, {name: windows[name] for name in ("tokens", "weight")}, sites)
         outputs = {}
         for name, decomposition in decompositions.items():
             outputs[name], columns = _reconstruct(decomposition, rows, centers[decomposition.sites.writes])
             tables[name].add(document=batch["document"], weight=batch["weight"], **columns)
         if seen < ce_tokens:
-            effects = _effects(decompositions, outputs, ablations, subject.model, rows, on_device["tokens"])
-            for name, columns in effects:
-                tables[name].add(next_document=batch["document"][:, :-1], counted=next_counts(batch), **columns)
+            for name, columns in _effects(decompositions, outputs, ablations, subject.model, rows, windows, effect):
+                tables[name].add(item_document=item_documents(batch, columns), **columns)
         seen += batch["tokens"].size
-    return [row_of(name, decompositions[name], table) for name, table in tables.items()]
+    return [row_of(name, decompositions[name], table, effect) for name, table in tables.items()]
 
 
 def check_counts(**counts: int) -> None:
@@ -97,23 +107,6 @@ def check_counts(**counts: int) -> None:
     for name, count in counts.items():
         if count < 1:
             raise UserError(f"{name}={count} must be at least 1.")
-
-
-class Table:
-    """Columns of one number a token, in parts; `fired` is summed."""
-
-    def __init__(self) -> None:
-        self.parts: dict[str, list[np.ndarray]] = {}
-
-    def add(self, **columns: Any) -> None:
-        for name, column in columns.items():
-            self.parts.setdefault(name, []).append(np.asarray(column, np.float64).reshape(-1))
-
-    def __getitem__(self, name: str) -> np.ndarray:
-        return np.concatenate(self.parts[name])
-
-    def total(self, name: str) -> np.ndarray:
-        return np.sum(self.parts[name], axis=0)
 
 
 def heldout_means(model: Any, batches: Iterable[Mapping[str, Any]], sites: tuple[str, ...]) -> dict[str, Array]:
@@ -146,88 +139,52 @@ def _effects(
     ablations: Mapping[str, Array],
     model: Any,
     rows: Rows,
-    tokens: Array,
-) -> Iterable[tuple[str, dict[str, Array]]]:
-    """Per decomposition: what the model predicts with the target as it is, replaced, zero, and at its training mean."""
-    by_site: dict[str, tuple[Array, dict[str, Array]]] = {}
+    windows: Mapping[str, Array],
+    effect: Effect,
+) -> Iterable[tuple[str, Columns]]:
+    """Per decomposition: what the model answers with the target as it is, replaced, zero, and at its training mean."""
+    by_site: dict[str, tuple[Array, Columns]] = {}
     for name, decomposition in decompositions.items():
         site = decomposition.sites.writes
         if site not in by_site:
             y, counts = rows.arrays[site], rows.weight[..., None] > 0
-            clean = logits_with(model, tokens, site, y)
-            zero = logits_with(model, tokens, site, jnp.where(counts, 0.0, y))
-            mean = logits_with(model, tokens, site, jnp.where(counts, ablations[site], y))
-            by_site[site] = (
-                clean,
-                {
-                    "nll_clean": compare(clean, clean, tokens)["nll"],
-                    "nll_zero": compare(zero, clean, tokens)["nll"],
-                    "nll_mean": compare(mean, clean, tokens)["nll"],
-                },
-            )
+            values = y, jnp.where(counts, 0.0, y), jnp.where(counts, ablations[site], y)
+            answers = [answer_with(effect, model, windows["tokens"], site, value) for value in values]
+            by_site[site] = answers[0], of_kinds(effect, answers, windows)
         clean, columns = by_site[site]
-        yield name, columns | compare(logits_with(model, tokens, site, outputs[name]), clean, tokens)
+        answer = answer_with(effect, model, windows["tokens"], site, outputs[name])
+        yield name, columns | compared(effect, answer, clean, windows)
 
 
-@eqx.filter_jit
-def logits_with(
-    model: Any, tokens: Int[Array, "batch seq"], site: str, value: Array
-) -> Float[Array, "batch seq vocab"]:
-    """One program for every decomposition: the model with `value` at `site`."""
-    return run(model, tokens, edits={site: SetTo(value)}).logits
+def of_kinds(effect: Effect, answers: Sequence[Array], windows: Mapping[str, Array]) -> Columns:
+    """Columns of the unchanged model and of the ablations, `nll_clean` and so on; `answers` in the order of KINDS."""
+    columns: Columns = {}
+    for kind, answer in zip(KINDS, answers, strict=True):
+        each = compared(effect, answer, answers[0], windows)
+        columns |= {f"{name}_{kind}": column for name, column in each.items() if name != "counted"}
+    return columns
 
 
-@jax.jit
-def compare(logits: Array, clean: Array, tokens: Array) -> dict[str, Array]:
-    """Per next token: its negative log-likelihood, KL(clean || logits), whether the most likely token agrees."""
-    log_p, log_clean = jax.nn.log_softmax(logits[:, :-1]), jax.nn.log_softmax(clean[:, :-1])
-    return {
-        "nll": -jnp.take_along_axis(log_p, tokens[:, 1:, None], axis=-1)[..., 0],
-        "kl": jnp.sum(jnp.exp(log_clean) * (log_clean - log_p), axis=-1),
-        "agrees": jnp.argmax(log_p, axis=-1) == jnp.argmax(log_clean, axis=-1),
-    }
+def item_documents(batch: Mapping[str, Any], columns: Columns) -> np.ndarray:
+    """The document of each item: item i of a window begins at its token i."""
+    return np.asarray(batch["document"])[:, : columns["counted"].shape[1]]
 
 
-def next_counts(batch: Mapping[str, Any]) -> np.ndarray:
-    """1 where a next token counts."""
-    weight, document = np.asarray(batch["weight"]), np.asarray(batch["document"])
-    return weight[:, :-1] * weight[:, 1:] * (document[:, :-1] == document[:, 1:])
-
-
-def row_of(name: str, decomposition: Any, table: Table) -> Row:
+def row_of(name: str, decomposition: Any, table: Table, effect: Effect = NEXT_TOKEN) -> Row:
     """The row of the scoreboard that a table of columns adds up to."""
     weight, document = table["weight"], table["document"].astype(np.int64)
     count, spread = weight.sum(), table["spread"]
-    counted, next_document = table["counted"], table["next_document"].astype(np.int64)
-
-    def mean(column: str) -> float:
-        return float(table[column] @ counted / counted.sum())
-
-    ce = {kind: mean(f"nll_{kind}") for kind in ("clean", "zero", "mean")} | {"replaced": mean("nll")}
-
-    increase = ratio_interval((table["nll"] - table["nll_clean"]) * counted, counted, next_document)
-
-    def recovered(ablated: float) -> float:
-        lost = ablated - ce["clean"]
-        return (ablated - ce["replaced"]) / lost if lost else math.nan
-
+    numbers = effect.numbers(table)
+    last: Row = {key: numbers.pop(key) for key in ("ce_tokens", "compared") if key in numbers}
     return {
         "method": name,
         "fvu": float(table["squares"].sum() / spread.sum()),
         "fvu_interval": ratio_interval(table["squares"], spread, document),
         "l0": float(table["active"].sum() / count),
         "dead_fraction": float(np.mean(table.total("fired") == 0)),
-        "ce_clean": ce["clean"],
-        "ce_replaced": ce["replaced"],
-        "ce_replaced_interval": tuple(ce["clean"] + bound for bound in increase),
-        "ce_zero": ce["zero"],
-        "ce_mean": ce["mean"],
-        "ce_recovered_zero": recovered(ce["zero"]),
-        "ce_recovered_mean": recovered(ce["mean"]),
-        "kl": mean("kl"),
-        "top1_agreement": mean("agrees"),
+        **numbers,
         "tokens": int(count),
-        "ce_tokens": int(counted.sum()),
+        **last,
         "reads": decomposition.sites.reads,
         "writes": decomposition.sites.writes,
     }

@@ -21,16 +21,8 @@ from jaxinterp.data.activations import Rows, harvest_jit
 from jaxinterp.data.batch import Sites
 from jaxinterp.data.text import take
 from jaxinterp.errors import UserError
-from jaxinterp.evaluation.scoreboard import (
-    Row,
-    Table,
-    check_counts,
-    compare,
-    heldout_means,
-    logits_with,
-    next_counts,
-    row_of,
-)
+from jaxinterp.evaluation.effects import NEXT_TOKEN, Columns, Row, Table, answer_with, check_effect, compared
+from jaxinterp.evaluation.scoreboard import check_counts, heldout_means, item_documents, of_kinds, row_of
 from jaxinterp.models.sites import run
 from jaxinterp.objectives.end_to_end import spliced
 
@@ -53,9 +45,11 @@ def score_layers(
     Returns:
       A row for all layers together (`method` "all"), then one for each layer alone (`method`: the array it writes).
     Raises:
-      UserError: the decomposition is one of a single layer, or `tokens` or `ce_tokens` is below 1.
+      UserError: the decomposition is one of a single layer, the model has no logits, or `tokens` or `ce_tokens` is
+        below 1.
     """
     check_counts(tokens=tokens, ce_tokens=ce_tokens)
+    check_effect(subject.model, NEXT_TOKEN)
     if isinstance(decomposition.sites.writes, str):
         raise UserError(f"{decomposition.sites.writes!r} is one layer: score it with jaxinterp.score.")
     writes, names = decomposition.sites.writes, decomposition.sites.names()
@@ -65,16 +59,16 @@ def score_layers(
     layers, together = [Table() for _ in writes], Table()
     seen = 0
     for batch in batches:
-        on_device = {name: jnp.asarray(batch[name]) for name in ("tokens", "weight")}
-        rows = harvest_jit(subject.model, on_device, names)
+        windows = {name: jnp.asarray(batch[name]) for name in ("tokens", "weight", "document")}
+        rows = harvest_jit(subject.model, {name: windows[name] for name in ("tokens", "weight")}, names)
         outputs, columns = _reconstruct(decomposition, rows, centers)
         for table, own in zip(layers, columns, strict=True):
             table.add(document=batch["document"], weight=batch["weight"], **own)
         together.add(document=batch["document"], weight=batch["weight"], active=sum(own["active"] for own in columns))
         if seen < ce_tokens:
-            effects = _effects(decomposition, outputs, ablations, subject.model, rows, on_device)
+            effects = _effects(decomposition, outputs, ablations, subject.model, rows, windows)
             for table, own in zip([together, *layers], effects, strict=True):
-                table.add(next_document=batch["document"][:, :-1], counted=next_counts(batch), **own)
+                table.add(item_document=item_documents(batch, own), **own)
         seen += batch["tokens"].size
     # Every layer counts alike: squares and spreads in units of the layer's own spread.
     spreads = [table["spread"].sum() for table in layers]
@@ -128,25 +122,20 @@ def _effects(
     model: Any,
     rows: Rows,
     windows: dict[str, Array],
-) -> list[dict[str, Array]]:
+) -> list[Columns]:
     """What the model predicts with all layers replaced, then with each alone."""
     tokens, weight, writes = windows["tokens"], rows.weight, decomposition.sites.writes
     zeros = {name: jnp.zeros(()) for name in writes}
     means = {name: ablations[name] for name in writes}
     clean = _ablated(model, tokens, weight, {})
-    every = compare(_spliced(decomposition, model, tokens, weight), clean, tokens)
-    zero, mean = (_ablated(model, tokens, weight, by) for by in (zeros, means))
-    effects = [every | _columns(clean, zero, mean, tokens)]
+    every = compared(NEXT_TOKEN, _spliced(decomposition, model, tokens, weight), clean, windows)
+    ablated = [_ablated(model, tokens, weight, by) for by in (zeros, means)]
+    effects = [every | of_kinds(NEXT_TOKEN, [clean, *ablated], windows)]
     for name, output in zip(writes, outputs, strict=True):
-        zero, mean = (_ablated(model, tokens, weight, {name: by[name]}) for by in (zeros, means))
-        alone = compare(logits_with(model, tokens, name, output), clean, tokens)
-        effects.append(alone | _columns(clean, zero, mean, tokens))
+        ablated = [_ablated(model, tokens, weight, {name: by[name]}) for by in (zeros, means)]
+        alone = compared(NEXT_TOKEN, answer_with(NEXT_TOKEN, model, tokens, name, output), clean, windows)
+        effects.append(alone | of_kinds(NEXT_TOKEN, [clean, *ablated], windows))
     return effects
-
-
-def _columns(clean: Array, zero: Array, mean: Array, tokens: Array) -> dict[str, Array]:
-    kinds = {"clean": clean, "zero": zero, "mean": mean}
-    return {f"nll_{kind}": compare(logits, clean, tokens)["nll"] for kind, logits in kinds.items()}
 
 
 @eqx.filter_jit

@@ -1,6 +1,8 @@
-"""Causal self-attention, with grouped keys and values, windows, soft caps and query/key norms.
+"""Self-attention, with grouped keys and values, windows, soft caps and query/key norms.
 
     pattern = softmax(cap(q k^T * scale) + mask),   z = pattern v,   out = z W_out
+
+A query sees what came before it and itself (all positions where attention is not causal), and no padding but itself.
 
 Named arrays: `pattern` [batch, heads, seq, seq] (query, key) and `z` [batch, seq, heads, head_dim].
 """
@@ -15,7 +17,10 @@ from jaxinterp.models.rules import EXACT, Rules, hold
 
 
 class Attention(eqx.Module):
-    """One attention sublayer. `heads` must be a multiple of `kv_heads`: each key serves heads / kv_heads queries."""
+    """One attention sublayer. `heads` must be a multiple of `kv_heads`: each key serves heads / kv_heads queries.
+
+    Query and key norms are taken over as many dimensions as they have weights: a head, or the whole projection.
+    """
 
     query: Linear
     key: Linear
@@ -26,6 +31,7 @@ class Attention(eqx.Module):
     heads: int = eqx.field(static=True)
     kv_heads: int = eqx.field(static=True)
     scale: float = eqx.field(static=True)
+    causal: bool = eqx.field(static=True)
     window: int | None = eqx.field(static=True)
     cap: float | None = eqx.field(static=True)
     rotary_dimensions: int = eqx.field(static=True)
@@ -33,21 +39,27 @@ class Attention(eqx.Module):
     rotary_scaling: RopeScaling | None = eqx.field(static=True)
 
     def __call__(
-        self, x: Float[Array, "batch seq d_model"], *, tap: Tap = no_tap, rules: Rules = EXACT
+        self,
+        x: Float[Array, "batch seq d_model"],
+        *,
+        tap: Tap = no_tap,
+        rules: Rules = EXACT,
+        real: Bool[Array, "batch seq"] | None = None,
     ) -> Float[Array, "batch seq d_model"]:
         batch, seq, _ = x.shape
-        query = self.query(x).reshape(batch, seq, self.heads, -1)
-        key = self.key(x).reshape(batch, seq, self.kv_heads, -1)
-        value = self.value(x).reshape(batch, seq, self.kv_heads, -1)
-        if self.query_norm is not None and self.key_norm is not None:
-            query, key = self.query_norm(query, rules), self.key_norm(key, rules)
+        query = _heads(self.query(x), self.heads, self.query_norm, rules)
+        key = _heads(self.key(x), self.kv_heads, self.key_norm, rules)
+        value = _heads(self.value(x), self.kv_heads, None, rules)
         if self.rotary_dimensions:
             frequencies = rotary_frequencies(self.rotary_dimensions, self.rotary_base, self.rotary_scaling)
             query, key = rotate(query, frequencies), rotate(key, frequencies)
 
         grouped = query.reshape(batch, seq, self.kv_heads, self.heads // self.kv_heads, -1)
         scores = jnp.einsum("bqngd,bknd->bngqk", grouped, key, preferred_element_type=jnp.float32) * self.scale
-        scores = jnp.where(_visible(seq, self.window), soft_cap(scores, self.cap), -jnp.inf)
+        visible = _visible(seq, self.causal, self.window)
+        if real is not None:  # padding sees itself, so that its row is no division by zero
+            visible = (visible & (real[:, None, :] | jnp.eye(seq, dtype=bool)))[:, None, None]
+        scores = jnp.where(visible, soft_cap(scores, self.cap), -jnp.inf)
         pattern = jax.nn.softmax(scores, axis=-1).astype(x.dtype).reshape(batch, self.heads, seq, seq)
         pattern = tap("pattern", hold(pattern, rules.attention))
 
@@ -56,7 +68,19 @@ class Attention(eqx.Module):
         return self.out(z.reshape(batch, seq, -1))
 
 
-def _visible(seq: int, window: int | None) -> Bool[Array, "seq seq"]:
-    """Which keys a query sees: itself and what came before, at most `window` positions in all."""
+def _heads(
+    projected: Float[Array, "batch seq outputs"], heads: int, norm: Norm | None, rules: Rules
+) -> Float[Array, "batch seq heads head_dim"]:
+    """A projection cut into heads, normed before or after the cut, whichever the norm has weights for."""
+    batch, seq, _ = projected.shape
+    if norm is not None:
+        projected = norm(projected.reshape(batch, seq, -1, norm.weight.shape[0]), rules)
+    return projected.reshape(batch, seq, heads, -1)
+
+
+def _visible(seq: int, causal: bool, window: int | None) -> Bool[Array, "seq seq"]:
+    """Which keys a query sees: itself and what came before, at most `window` positions in all; or all keys."""
     distance = jnp.arange(seq)[:, None] - jnp.arange(seq)[None, :]
+    if not causal:
+        return jnp.ones((seq, seq), bool)
     return (distance >= 0) if window is None else (distance >= 0) & (distance < window)

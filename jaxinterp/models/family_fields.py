@@ -111,29 +111,74 @@ def rotary(fields: Fields) -> dict[str, Any]:
     computed here; "dynamic", "yarn", "longrope" and others are refused.
     """
     base, scaling, fraction = _rope(fields)
-    if fraction not in (None, 1.0):
-        raise refused("partial_rotary_factor", fraction, "1.0 for this family")
+    _check_whole(fraction)
     return {"rotary_dimensions": heads(fields)["head_dim"], "rotary_base": base, "rotary_scaling": scaling}
 
 
-def partial_rotary(fields: Fields) -> dict[str, Any]:
-    """GPT-NeoX: the first `rotary_pct` of every head is rotated (a quarter unless the file says otherwise)."""
-    base, scaling, fraction = _rope(fields)
-    fraction = _agreed(
-        {name: fields.get(name) for name in ("rotary_pct", "partial_rotary_factor")}
-        | {"rope_parameters.partial_rotary_factor": fraction},
-        default=0.25,
-    )
-    dimensions = int(heads(fields)["head_dim"] * fraction)
-    return {"rotary_dimensions": dimensions, "rotary_base": base, "rotary_scaling": scaling}
+def partial_rotary(default: float) -> Callable[[Fields], dict[str, Any]]:
+    """The first part of every head is rotated: the fraction that the file says, or `default`."""
+
+    def make(fields: Fields) -> dict[str, Any]:
+        base, scaling, fraction = _rope(fields)
+        fraction = _agreed(
+            {name: fields.get(name) for name in ("rotary_pct", "partial_rotary_factor")}
+            | {"rope_parameters.partial_rotary_factor": fraction},
+            default=default,
+        )
+        dimensions = int(heads(fields)["head_dim"] * fraction)
+        return {"rotary_dimensions": dimensions, "rotary_base": base, "rotary_scaling": scaling}
+
+    return make
 
 
-def _rope(fields: Fields) -> tuple[float, RopeScaling | None, float | None]:
-    """Base, scaling and rotated fraction (None where the dictionary does not say)."""
-    dictionaries = {name: fields[name] for name in ("rope_parameters", "rope_scaling") if fields.get(name)}
-    if len(dictionaries) == 2 and fields["rope_parameters"] != fields["rope_scaling"]:
-        raise UserError("config fields rope_parameters and rope_scaling contradict each other: remove one.")
-    where, given = next(iter(dictionaries.items()), ("rope_parameters", {}))
+def rotary_by_layer_type(fields: Fields) -> dict[str, Any]:
+    """Gemma 3: layers with a window have a base of their own (10,000), the others (1,000,000) may be scaled.
+
+    transformers 5 writes `rope_parameters` with a dictionary for each type of layer, 4 `rope_local_base_freq` beside
+    the usual fields, which are those of the layers without a window.
+    """
+    types = ("full_attention", "sliding_attention")
+    given = fields.get("rope_parameters") or {}
+    nested = isinstance(given, dict) and given and all(name in types for name in given)
+    flat = {f"rope_parameters.{name}": given[name] for name in given} if nested else {"rope_parameters": given}
+    flat |= {name: value for name, value in fields.items() if name != "rope_parameters"}
+    whole, local = (f"rope_parameters.{name}" for name in types)
+    base, scaling, fraction = _rope(flat, (whole if nested else "rope_parameters", "rope_scaling"), base=1_000_000.0)
+    local_base, local_scaling, local_fraction = _rope(flat, (local,), ("rope_local_base_freq",))
+    if local_scaling is not None:
+        raise refused(f"{local}.rope_type", local_scaling.kind, "default")
+    for each in (fraction, local_fraction):
+        _check_whole(each)
+    return {
+        "rotary_dimensions": heads(fields)["head_dim"],
+        "rotary_base": base,
+        "rotary_scaling": scaling,
+        "local_rotary_base": local_base,
+    }
+
+
+def _check_whole(fraction: float | None) -> None:
+    if fraction not in (None, 1.0):
+        raise refused("partial_rotary_factor", fraction, "1.0 for this family")
+
+
+def _rope(
+    fields: Fields,
+    names: tuple[str, ...] = ("rope_parameters", "rope_scaling"),
+    bases: tuple[str, ...] = ("rope_theta", "rotary_emb_base"),
+    base: float = ROPE_BASE,
+) -> tuple[float, RopeScaling | None, float | None]:
+    """Base, scaling and rotated fraction (None where the dictionary does not say).
+
+    Args:
+      names: fields that may hold the dictionary.
+      bases: fields beside it that may hold the base.
+      base: what it is where no field says.
+    """
+    dictionaries = {name: fields[name] for name in names if fields.get(name)}
+    if len(dictionaries) == 2 and fields[names[0]] != fields[names[1]]:
+        raise UserError(f"config fields {names[0]} and {names[1]} contradict each other: remove one.")
+    where, given = next(iter(dictionaries.items()), (names[0], {}))
     if not isinstance(given, dict):
         raise UserError(f"config field {where}={given!r} should be an object.")
     kind = given.get("rope_type", given.get("type", "default"))
@@ -153,9 +198,7 @@ def _rope(fields: Fields) -> tuple[float, RopeScaling | None, float | None]:
                 "ignored."
             )
     base = _agreed(
-        {f"{where}.rope_theta": given.get("rope_theta")}
-        | {name: fields.get(name) for name in ("rope_theta", "rotary_emb_base")},
-        default=ROPE_BASE,
+        {f"{where}.rope_theta": given.get("rope_theta")} | {name: fields.get(name) for name in bases}, default=base
     )
     if kind == "default":
         scaling = None
@@ -202,6 +245,22 @@ def window_in_upper_layers(fields: Fields) -> dict[str, Any]:
 def window_in_every_other_layer(fields: Fields) -> dict[str, Any]:
     """Gemma 2: the first layer and every other one after it, unless `layer_types` says which."""
     return _windows(fields, fields["sliding_window"], lambda layer: layer % 2 == 0)
+
+
+def window_in_all_but_every_nth_layer(fields: Fields) -> dict[str, Any]:
+    """Gemma 3: every sixth layer sees everything (`sliding_window_pattern`), unless `layer_types` says which."""
+    names = ("sliding_window_pattern", "_sliding_window_pattern")
+    said = {name: number(fields, name) for name in names if fields.get(name) is not None}
+    pattern = int(_agreed(said, default=6.0))
+    return _windows(fields, fields["sliding_window"], lambda layer: (layer + 1) % pattern != 0)
+
+
+def padding(fields: Fields) -> dict[str, Any]:
+    """The token that fills short inputs up; null for none."""
+    token = fields["pad_token_id"]
+    if token is not None and (isinstance(token, bool) or not isinstance(token, int) or token < 0):
+        raise UserError(f"config field pad_token_id={token!r} should be a token id or null.")
+    return {"padding": token}
 
 
 def _windows(fields: Fields, window: int | None, slides: Callable[[int], bool]) -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """Where the files of each family keep each weight: our leaf -> (tensor name, layout); `*` is the number of the layer.
 
 PyTorch's linear layers are stored `(d_out, d_in)` and so TRANSPOSED; GPT-2 uses a `Conv1D` stored `(d_in, d_out)`. A
-table lists every leaf that the family can have; the configuration says which ones a model does have.
+table lists every leaf that the family can have; the configuration says which ones a model does have. GPT-2 and Phi-3
+keep several linear maps in one tensor, one after the other.
 """
 
 import dataclasses
@@ -23,6 +24,16 @@ def block(entries: Mapping[str, tuple[str, Layout]], theirs: str) -> LeafTable:
         table |= linear(f"blocks/*/{ours}", f"{theirs}.*.{name}", layout)
     return table
 
+
+def stacked(sublayer: str, maps: tuple[str, ...], name: str, layout: Layout) -> dict[str, tuple[str, Layout]]:
+    """Linear maps of one sublayer that are kept in one tensor."""
+    return {
+        f"{sublayer}/{ours}": (name, dataclasses.replace(layout, order="stacked", part=part, stack=maps))
+        for part, ours in enumerate(maps)
+    }
+
+
+QUERY_KEY_VALUE = ("query", "key", "value")
 
 LLAMA_TENSORS: LeafTable = {
     "embedding/token": ("model.embed_tokens.weight", PLAIN),
@@ -58,6 +69,28 @@ GEMMA2_TENSORS: LeafTable = {
     ),
 }
 
+OLMO2_TENSORS: LeafTable = {
+    **LLAMA_TENSORS,
+    **block(
+        {
+            "attn_post_norm": ("post_attention_layernorm", PLAIN),
+            "mlp_post_norm": ("post_feedforward_layernorm", PLAIN),
+        },
+        "model.layers",
+    ),
+}
+
+PHI3_TENSORS: LeafTable = {
+    **LLAMA_TENSORS,
+    **block(
+        {
+            **stacked("attn", QUERY_KEY_VALUE, "self_attn.qkv_proj", TRANSPOSED),
+            **stacked("mlp", ("gate", "up"), "mlp.gate_up_proj", TRANSPOSED),
+        },
+        "model.layers",
+    ),
+}
+
 GPT2_TENSORS: LeafTable = {
     "embedding/token": ("transformer.wte.weight", PLAIN),
     "embedding/position": ("transformer.wpe.weight", PLAIN),
@@ -66,9 +99,7 @@ GPT2_TENSORS: LeafTable = {
     **block(
         {
             "attn_norm": ("ln_1", PLAIN),
-            "attn/query": ("attn.c_attn", Layout(order="thirds", part=0)),
-            "attn/key": ("attn.c_attn", Layout(order="thirds", part=1)),
-            "attn/value": ("attn.c_attn", Layout(order="thirds", part=2)),
+            **stacked("attn", QUERY_KEY_VALUE, "attn.c_attn", PLAIN),
             "attn/out": ("attn.c_proj", PLAIN),
             "mlp_norm": ("ln_2", PLAIN),
             "mlp/up": ("mlp.c_fc", PLAIN),
@@ -94,5 +125,25 @@ GPT_NEOX_TENSORS: LeafTable = {
             "mlp/down": ("mlp.dense_4h_to_h", TRANSPOSED),
         },
         "gpt_neox.layers",
+    ),
+}
+
+BERT_TENSORS: LeafTable = {
+    "embedding/token": ("bert.embeddings.word_embeddings.weight", PLAIN),
+    "embedding/position": ("bert.embeddings.position_embeddings.weight", PLAIN),
+    "embedding/token_type": ("bert.embeddings.token_type_embeddings.weight", PLAIN),
+    **linear("embedding/norm", "bert.embeddings.LayerNorm", PLAIN),
+    **block(
+        {
+            "attn/query": ("attention.self.query", TRANSPOSED),
+            "attn/key": ("attention.self.key", TRANSPOSED),
+            "attn/value": ("attention.self.value", TRANSPOSED),
+            "attn/out": ("attention.output.dense", TRANSPOSED),
+            "attn_sum_norm": ("attention.output.LayerNorm", PLAIN),
+            "mlp/up": ("intermediate.dense", TRANSPOSED),
+            "mlp/down": ("output.dense", TRANSPOSED),
+            "mlp_sum_norm": ("output.LayerNorm", PLAIN),
+        },
+        "bert.encoder.layer",
     ),
 }

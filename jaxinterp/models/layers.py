@@ -63,6 +63,11 @@ class Norm(eqx.Module):
         return y.astype(x.dtype)
 
 
+def normed(norm: Norm | None, x: Float[Array, "*axes d"], rules: Rules = EXACT) -> Float[Array, "*axes d"]:
+    """The norm of x; x itself where there is none."""
+    return x if norm is None else norm(x, rules)
+
+
 @dataclass(frozen=True)
 class RopeScaling:
     """How rotary frequencies are stretched for longer contexts.

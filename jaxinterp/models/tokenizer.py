@@ -5,6 +5,7 @@ Where a tokenizer comes from: a `tokenizer.json` (Hugging Face and our own form)
 `begin` and `end` go.
 """
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,8 +17,9 @@ from tokenizers import AddedToken, decoders, models, pre_tokenizers
 
 from jaxinterp.errors import UserError
 
-Pieces = Literal["bytes", "spaces", "plain"]
-"""How the vocabulary writes a piece: GPT-2's byte alphabet, SentencePiece's `▁` for a space, or as it is."""
+Pieces = Literal["bytes", "spaces", "words", "plain"]
+"""How the vocabulary writes a piece: GPT-2's byte alphabet, SentencePiece's `▁` for a space, WordPiece's `##` where a
+word goes on, or as it is."""
 
 DOCUMENT_ENDS = ("<|endoftext|>", "<|end_of_text|>")
 """What pretraining put between documents. Chat models name the end of a turn as their `eos`; these go first."""
@@ -51,6 +53,12 @@ class Tokenizer:
         """Number of token ids, special ones included."""
         return self.backend.get_vocab_size(with_added_tokens=True)
 
+    @property
+    def content_hash(self) -> str:
+        """SHA-256 of the vocabulary, the merges and all else that decides on ids."""
+        content = [self.backend.to_str(), self.end, self.begin, sorted(self.special)]
+        return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
     def encode(self, text: str) -> list[int]:
         """Token ids of `text`; nothing is added before or after."""
         return self.backend.encode(text, add_special_tokens=False).ids
@@ -74,6 +82,8 @@ class Tokenizer:
             raise UserError(f"no token has id={id}: the vocabulary has {self.vocab_size} ids.")
         if id in self.special or self.pieces == "plain":
             return piece
+        if self.pieces == "words":
+            return piece.removeprefix("##") if piece.startswith("##") else f" {piece}"
         if self.pieces == "spaces":
             if len(piece) == 6 and piece.startswith("<0x") and piece.endswith(">"):
                 return _readable(bytes([int(piece[3:5], 16)]))
@@ -113,6 +123,8 @@ def tokenizer_from_file(path: str | Path) -> Tokenizer:
     Read beside it where present: tokenizer_config.json and special_tokens_map.json (`bos_token`, `eos_token`),
     generation_config.json and config.json (`bos_token_id`, `eos_token_id`).
 
+    An encoder's files have neither bos nor eos: there `cls_token` begins and `sep_token` ends.
+
     Raises:
       UserError: the file is missing or no tokenizer.
     """
@@ -133,10 +145,11 @@ def tokenizer_from_file(path: str | Path) -> Tokenizer:
         beside = path.with_name(name)
         if beside.is_file():
             settings |= {key: value for key, value in read_json(beside).items() if value is not None}
-    begin, end = (_named_id(backend, settings, name) for name in ("bos", "eos"))
+    begin, end = (_first_id(backend, settings, names) for names in (("bos", "cls"), ("eos", "sep")))
     added = backend.encode("", add_special_tokens=True).ids  # what the file's own post-processor adds
     prepends = (begin is not None and begin in added[:1]) or bool(settings.get("add_bos_token"))
-    pieces: Pieces = "bytes" if "ByteLevel" in decoder else "spaces" if "▁" in decoder else "plain"
+    kinds: dict[str, Pieces] = {"ByteLevel": "bytes", "▁": "spaces", '"prefix": "##"': "words"}
+    pieces: Pieces = next((kind for mark, kind in kinds.items() if mark in decoder), "plain")
     special = frozenset(id for id, token in backend.get_added_tokens_decoder().items() if token.special)
     return Tokenizer(backend, _document_end(backend, special, end), begin if prepends else None, special, pieces)
 
@@ -227,6 +240,12 @@ def _named_id(backend: tokenizers.Tokenizer, settings: Mapping[str, Any], name: 
         number = number[0] if number else None
     known = isinstance(number, int) and backend.id_to_token(number) is not None
     return number if known else None
+
+
+def _first_id(backend: tokenizers.Tokenizer, settings: Mapping[str, Any], names: tuple[str, ...]) -> int | None:
+    """The id of the first of these tokens that there is."""
+    ids = (_named_id(backend, settings, name) for name in names)
+    return next((id for id in ids if id is not None), None)
 
 
 def _document_end(backend: tokenizers.Tokenizer, special: frozenset[int], end: int | None) -> int | None:

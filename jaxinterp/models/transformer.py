@@ -1,10 +1,18 @@
-"""One decoder-only transformer, configured: GPT-2, GPT-NeoX, Llama, Mistral, Qwen, Gemma and their kin.
+"""One transformer, configured: GPT-2, GPT-NeoX, Llama, Mistral, Qwen, Gemma, OLMo 2, Phi-3; and the encoder BERT.
 
 The model is a pytree of arrays. Blocks are unrolled (a tuple, not a scanned stack), so that every layer has a name of
 its own and a layer that nobody asks for vanishes from the compiled program.
 
-    resid/pre -> attn_norm -> attn -> (attn_post_norm) -> + -> resid/mid -> mlp_norm -> mlp -> (mlp_post_norm) -> +
+    resid/pre -> (attn_norm) -> attn -> (attn_post_norm) -> + resid/pre -> (attn_sum_norm) -> resid/mid
+    resid/mid -> (mlp_norm)  -> mlp  -> (mlp_post_norm)  -> + resid/mid -> (mlp_sum_norm)  -> resid/post
+
+    norms on what is read (most models), on what is read and written (Gemma 2 and 3), on what is written (OLMo 2), on
+    the sum (BERT)
     parallel blocks: both sublayers read resid/pre, and there is no resid/mid
+
+An encoder differs in fields of the configuration only: attention is not causal, padding is not looked at, and there is
+no head. It predicts no token; its answers are `final` and `pooled`, the mean of `final` over the tokens that are no
+padding.
 """
 
 from dataclasses import dataclass
@@ -14,11 +22,11 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from jaxinterp.errors import UserError
 from jaxinterp.models.attention import Attention
-from jaxinterp.models.layers import Linear, Norm, RopeScaling, Tap, no_tap, random_linear, soft_cap, under
+from jaxinterp.models.layers import Linear, Norm, RopeScaling, Tap, no_tap, normed, random_linear, soft_cap, under
 from jaxinterp.models.mlp import MLP, MLPLeaf
 from jaxinterp.models.rules import EXACT, Activation, Rules
 
@@ -44,22 +52,31 @@ class TransformerConfig:
     norm_epsilon: float = 1e-5
     norm_offset: float = 0.0
     norm_bias: bool = False
-    post_norms: bool = False
+    pre_norms: bool = True  # on what a sublayer reads
+    post_norms: bool = False  # on what a sublayer writes, before it is added
+    sum_norms: bool = False  # on the sum; there is no final norm then
+    embedding_norm: bool = False
     parallel: bool = False
+    causal: bool = True
+    padding: int | None = None  # the token that no other token looks at
+    token_types: int = 0  # learned vectors for the parts of an input; every token is of type 0
     learned_positions: bool = False
     rotary_dimensions: int = 0  # of each head; 0 where positions are learned
     rotary_base: float = 10_000.0
     rotary_scaling: RopeScaling | None = None
+    local_rotary_base: float | None = None  # of layers with a window, which then are not scaled; default: rotary_base
     windows: tuple[int | None, ...] = ()  # one entry a layer; empty: no windows
     attention_scale: float | None = None  # default: head_dim^-1/2
     attention_cap: float | None = None
     logit_cap: float | None = None
     query_key_norm: bool = False
+    query_key_norm_over: Literal["head", "projection"] = "head"  # all heads together
     qkv_bias: bool = False
     attention_out_bias: bool = False
     mlp_bias: bool = False
     embedding_scale: float = 1.0
     tied: bool = True
+    head: bool = True  # False: no logits, but `pooled`
 
     def __post_init__(self) -> None:
         """Raises UserError where two fields contradict each other."""
@@ -71,79 +88,108 @@ class TransformerConfig:
             raise UserError(
                 f"rotary_dimensions={self.rotary_dimensions} must be even and at most head_dim={self.head_dim}."
             )
+        if self.parallel and self.sum_norms:
+            raise UserError("parallel=True and sum_norms=True contradict each other: there is one sum to a block.")
+        if self.windows and not self.causal:
+            raise UserError("windows are for causal attention: give windows=() with causal=False.")
 
 
 class Embedding(eqx.Module):
-    """Token vectors, times a scale, plus learned positions where the model has them."""
+    """Token vectors, times a scale; plus learned positions and the vector of token type 0, and a norm, where given."""
 
     token: Float[Array, "vocab d_model"]
     position: Float[Array, "context d_model"] | None
+    token_type: Float[Array, "types d_model"] | None
+    norm: Norm | None
     scale: float = eqx.field(static=True)
 
-    def __call__(self, tokens: Int[Array, "batch seq"]) -> Float[Array, "batch seq d_model"]:
+    def __call__(self, tokens: Int[Array, "batch seq"], rules: Rules = EXACT) -> Float[Array, "batch seq d_model"]:
         x = self.token[tokens]
         if self.scale != 1.0:
             x = x * jnp.asarray(self.scale, x.dtype)
-        return x if self.position is None else x + self.position[: tokens.shape[1]]
+        if self.position is not None:
+            x = x + self.position[: tokens.shape[1]]
+        if self.token_type is not None:
+            x = x + self.token_type[0]
+        return normed(self.norm, x, rules)
 
 
 class Block(eqx.Module):
     """One transformer block. `mlp` and `attn` are leaves: any callable pytree that keeps the shape may stand there."""
 
-    attn_norm: Norm
+    attn_norm: Norm | None
     attn: Any
     attn_post_norm: Norm | None
-    mlp_norm: Norm
+    attn_sum_norm: Norm | None
+    mlp_norm: Norm | None
     mlp: Any
     mlp_post_norm: Norm | None
+    mlp_sum_norm: Norm | None
     parallel: bool = eqx.field(static=True)
 
     def __call__(
-        self, x: Float[Array, "batch seq d_model"], *, tap: Tap = no_tap, rules: Rules = EXACT
+        self,
+        x: Float[Array, "batch seq d_model"],
+        *,
+        tap: Tap = no_tap,
+        rules: Rules = EXACT,
+        real: Bool[Array, "batch seq"] | None = None,
     ) -> Float[Array, "batch seq d_model"]:
         x = tap("resid/pre", x)
-        attn_in = tap("attn/in", self.attn_norm(x, rules))
+        attn_in = tap("attn/in", normed(self.attn_norm, x, rules))
         if isinstance(self.attn, Attention):
-            attn_out = self.attn(attn_in, tap=under(tap, "attn"), rules=rules)
+            attn_out = self.attn(attn_in, tap=under(tap, "attn"), rules=rules, real=real)
         else:
             attn_out = self.attn(attn_in)
         attn_out = tap("attn/out", attn_out)
-        attn_added = attn_out if self.attn_post_norm is None else self.attn_post_norm(attn_out, rules)
-        middle = x if self.parallel else tap("resid/mid", x + attn_added)
+        attn_added = normed(self.attn_post_norm, attn_out, rules)
+        middle = x if self.parallel else tap("resid/mid", normed(self.attn_sum_norm, x + attn_added, rules))
 
-        mlp_in = tap("mlp/in", self.mlp_norm(middle, rules))
+        mlp_in = tap("mlp/in", normed(self.mlp_norm, middle, rules))
         if isinstance(self.mlp, MLPLeaf):
             mlp_out = self.mlp(mlp_in, tap=under(tap, "mlp"), rules=rules)
         else:
             mlp_out = self.mlp(mlp_in)
         mlp_out = tap("mlp/out", mlp_out)
-        mlp_added = mlp_out if self.mlp_post_norm is None else self.mlp_post_norm(mlp_out, rules)
-        mlp_added = tap("mlp/added", mlp_added)
-        return tap("resid/post", checkpoint_name((x + attn_added if self.parallel else middle) + mlp_added, RESIDUAL))
+        mlp_added = tap("mlp/added", normed(self.mlp_post_norm, mlp_out, rules))
+        post = (x + attn_added if self.parallel else middle) + mlp_added
+        return tap("resid/post", checkpoint_name(normed(self.mlp_sum_norm, post, rules), RESIDUAL))
 
 
 class Transformer(eqx.Module):
-    """A decoder-only language model: tokens -> logits, every array on the way offered to `tap` by name."""
+    """Tokens -> logits (None without a head), every array on the way offered to `tap` by name."""
 
     embedding: Embedding
     blocks: tuple[Block, ...]
-    final_norm: Norm
-    unembedding: Linear | None  # None: tied to the embedding
+    final_norm: Norm | None
+    unembedding: Linear | None  # None: tied to the embedding, or no head
     config: TransformerConfig = eqx.field(static=True)
 
     def __call__(
         self, tokens: Int[Array, "batch seq"], *, tap: Tap = no_tap, rules: Rules = EXACT
-    ) -> Float[Array, "batch seq vocab"]:
+    ) -> Float[Array, "batch seq vocab"] | None:
         if self.config.learned_positions and tokens.shape[1] > self.config.context:
             raise UserError(f"{tokens.shape[1]} positions, but the model learned only {self.config.context}.")
-        x = tap("embed", self.embedding(tokens))
+        real = None if self.config.padding is None else tokens != self.config.padding
+        x = tap("embed", self.embedding(tokens, rules))
         for index, block in enumerate(self.blocks):
-            x = block(x, tap=under(tap, f"blocks/{index}"), rules=rules)
-        final = tap("final", self.final_norm(x, rules))
-        return self.unembed(final)
+            x = block(x, tap=under(tap, f"blocks/{index}"), rules=rules, real=real)
+        final = tap("final", normed(self.final_norm, x, rules))
+        if self.config.head:
+            return self.unembed(final)
+        tap("pooled", mean_over(final, jnp.ones(tokens.shape, bool) if real is None else real))
+        return None
 
     def unembed(self, final: Float[Array, "*axes d_model"]) -> Float[Array, "*axes vocab"]:
-        """Logits of what the final norm returned."""
+        """Logits of what the final norm returned.
+
+        Raises:
+          UserError: the model has no head.
+        """
+        if not self.config.head:
+            raise UserError(
+                "the model has no head (head=False) and so no logits: its answers are 'final' and 'pooled'."
+            )
         weight = self.embedding.token.T if self.unembedding is None else self.unembedding.weight
         logits = jnp.matmul(final, weight, preferred_element_type=jnp.float32)
         if self.unembedding is not None and self.unembedding.bias is not None:
@@ -151,36 +197,49 @@ class Transformer(eqx.Module):
         return soft_cap(logits, self.config.logit_cap)
 
 
+def mean_over(x: Float[Array, "batch seq d"], real: Bool[Array, "batch seq"]) -> Float[Array, "batch d"]:
+    """The mean of x over the positions that are real; 0 where none is."""
+    count = jnp.maximum(jnp.sum(real, axis=1, keepdims=True), 1)
+    wide = jnp.sum(jnp.where(real[..., None], x, 0).astype(jnp.promote_types(x.dtype, jnp.float32)), axis=1)
+    return (wide / count).astype(x.dtype)
+
+
 def initialise(config: TransformerConfig, key: PRNGKeyArray) -> Transformer:
     """A transformer with random weights: the shape that loaders fill, and a model to test on."""
     keys = iter(jax.random.split(key, 3 + 8 * config.layers))
 
-    def norm(size: int = config.d_model) -> Norm:
-        bias = jnp.zeros(size) if config.norm_bias else None
+    def norm(present: bool) -> Norm | None:
+        if not present:
+            return None
+        size, bias = config.d_model, jnp.zeros(config.d_model) if config.norm_bias else None
         return Norm(jnp.ones(size) - config.norm_offset, bias, config.norm, config.norm_epsilon, config.norm_offset)
 
-    def head_norm() -> Norm | None:
+    def projection_norm(heads: int) -> Norm | None:
         if not config.query_key_norm:
             return None
-        return Norm(jnp.ones(config.head_dim), None, "rms", config.norm_epsilon, config.norm_offset)
+        size = config.head_dim * (heads if config.query_key_norm_over == "projection" else 1)
+        return Norm(jnp.ones(size), None, "rms", config.norm_epsilon, config.norm_offset)
 
     def attention(layer: int) -> Attention:
+        window = config.windows[layer] if config.windows else None
+        local_base = None if window is None else config.local_rotary_base
         d_model, inner, kv = config.d_model, config.heads * config.head_dim, config.kv_heads * config.head_dim
         return Attention(
             query=random_linear(next(keys), d_model, inner, config.qkv_bias),
             key=random_linear(next(keys), d_model, kv, config.qkv_bias),
             value=random_linear(next(keys), d_model, kv, config.qkv_bias),
             out=random_linear(next(keys), inner, d_model, config.attention_out_bias),
-            query_norm=head_norm(),
-            key_norm=head_norm(),
+            query_norm=projection_norm(config.heads),
+            key_norm=projection_norm(config.kv_heads),
             heads=config.heads,
             kv_heads=config.kv_heads,
             scale=config.head_dim**-0.5 if config.attention_scale is None else config.attention_scale,
-            window=config.windows[layer] if config.windows else None,
+            causal=config.causal,
+            window=window,
             cap=config.attention_cap,
             rotary_dimensions=config.rotary_dimensions,
-            rotary_base=config.rotary_base,
-            rotary_scaling=config.rotary_scaling,
+            rotary_base=config.rotary_base if local_base is None else local_base,
+            rotary_scaling=config.rotary_scaling if local_base is None else None,
         )
 
     def mlp() -> MLP:
@@ -191,24 +250,34 @@ def initialise(config: TransformerConfig, key: PRNGKeyArray) -> Transformer:
 
     def block(layer: int) -> Block:
         return Block(
-            attn_norm=norm(),
+            attn_norm=norm(config.pre_norms),
             attn=attention(layer),
-            attn_post_norm=norm() if config.post_norms else None,
-            mlp_norm=norm(),
+            attn_post_norm=norm(config.post_norms),
+            attn_sum_norm=norm(config.sum_norms),
+            mlp_norm=norm(config.pre_norms),
             mlp=mlp(),
-            mlp_post_norm=norm() if config.post_norms else None,
+            mlp_post_norm=norm(config.post_norms),
+            mlp_sum_norm=norm(config.sum_norms),
             parallel=config.parallel,
         )
 
     position = None
     if config.learned_positions:
         position = 0.1 * jax.random.normal(next(keys), (config.context, config.d_model))
+    token_type = None
+    if config.token_types:
+        token_type = 0.1 * jax.random.normal(jax.random.fold_in(key, 0), (config.token_types, config.d_model))
+    untied = config.head and not config.tied
     return Transformer(
         embedding=Embedding(
-            jax.random.normal(next(keys), (config.vocab_size, config.d_model)), position, config.embedding_scale
+            token=jax.random.normal(next(keys), (config.vocab_size, config.d_model)),
+            position=position,
+            token_type=token_type,
+            norm=norm(config.embedding_norm),
+            scale=config.embedding_scale,
         ),
         blocks=tuple(block(layer) for layer in range(config.layers)),
-        final_norm=norm(),
-        unembedding=None if config.tied else random_linear(next(keys), config.d_model, config.vocab_size, False),
+        final_norm=norm(not config.sum_norms),
+        unembedding=random_linear(next(keys), config.d_model, config.vocab_size, False) if untied else None,
         config=config,
     )

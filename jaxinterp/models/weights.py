@@ -7,7 +7,7 @@ a file calls the array, and how it lays it out, stands in a table per family (`f
 
 import re
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -50,20 +50,30 @@ class Layout:
       transposed: the file's matrix is `(d_out, d_in)`, as PyTorch's linear layers are.
       order: which of the file's outputs are ours.
         "stored": all, in order.
-        "thirds": query, key and value stand one after the other; ours is third `part` (GPT-2).
+        "stacked": those of the linear maps in `stack` stand one after the other; ours is number `part` (GPT-2, Phi-3).
         "interleaved": every head holds its query, key and value; ours is `part` of every head (GPT-NeoX).
         "rotary_pairs": within a head, the file has dimension i next to i + head_dim / 2 (Llama in GGUF files, for
           the rotation of neighbours); ours are half a head apart.
-      part: 0, 1 or 2 for query, key or value.
+      part: which of the maps in the file's array is ours: 0, 1 or 2 for query, key or value.
+      stack: names of the maps of a stack.
+      sizes: how many outputs each of them has; `sized` fills it in.
     """
 
     transposed: bool = False
-    order: Literal["stored", "thirds", "interleaved", "rotary_pairs"] = "stored"
+    order: Literal["stored", "stacked", "interleaved", "rotary_pairs"] = "stored"
     part: int = 0
+    stack: tuple[str, ...] = ()
+    sizes: tuple[int, ...] = ()
+
+    def sized(self, name: str, shapes: Mapping[str, tuple[int, ...]]) -> "Layout":
+        """The layout of our leaf `name` with the sizes that its neighbours in the stack have in the model."""
+        sublayer, _, kind = name.rpartition("/")
+        sublayer = sublayer.rpartition("/")[0]
+        return replace(self, sizes=tuple(shapes[f"{sublayer}/{each}/{kind}"][-1] for each in self.stack))
 
     def file_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """The shape that the file's array must have, where ours has `shape`."""
-        outputs = shape[-1] * (3 if self.order in ("thirds", "interleaved") else 1)
+        outputs = {"stacked": sum(self.sizes), "interleaved": 3 * shape[-1]}.get(self.order, shape[-1])
         shape = (*shape[:-1], outputs)
         return shape[::-1] if self.transposed else shape
 
@@ -71,8 +81,9 @@ class Layout:
         """Where the file keeps our outputs start..stop, of `outputs` in all."""
         if self.order == "stored":
             return slice(start, stop)
-        if self.order == "thirds":
-            return slice(self.part * outputs + start, self.part * outputs + stop)
+        if self.order == "stacked":
+            before = sum(self.sizes[: self.part])
+            return slice(before + start, before + stop)
         ours = np.arange(start, stop)
         head, within = ours // head_dim, ours % head_dim
         if self.order == "interleaved":
@@ -157,7 +168,7 @@ def load_model(
         tensor_name, layout = (name, PLAIN) if table is None else _look_up(table, name)
         if tensor_name not in tensors:
             raise UserError(f"{where}: missing tensor {tensor_name!r}.{suggest(tensor_name, tensors)}")
-        sources[name] = tensors[tensor_name], layout
+        sources[name] = tensors[tensor_name], layout.sized(name, shapes)
         used.add(tensor_name)
         check_leaf(*sources[name], shape)
         _check_sharding(name, shape, sharding)

@@ -27,7 +27,7 @@ from jaxinterp.data.activations import counted
 from jaxinterp.data.batch import Batch, several
 from jaxinterp.errors import UserError
 from jaxinterp.models.rules import EXACT
-from jaxinterp.models.sites import run
+from jaxinterp.models.sites import NO_LOGITS, run
 from jaxinterp.models.transformer import RESIDUAL
 from jaxinterp.objectives.compose import Forward, Metrics, Ratio, Term
 
@@ -82,6 +82,8 @@ def spliced(
         return write(name, value) if name in writes else value
 
     logits = model(tokens, tap=tap, rules=EXACT)
+    if logits is None:
+        raise UserError(NO_LOGITS)
     if len(codes) < len(reads) or len(written) < len(writes):
         missing = [*reads[len(codes) :], *(name for name in writes if name not in written)][0]
         raise UserError(f"{missing!r} did not come by in the forward pass: give sites of this model in its own order.")

@@ -83,16 +83,27 @@ def preflight(
     try:
         done = program.compile(model, _platform(mesh))
     except jax.errors.JaxRuntimeError as error:
-        overflow = re.search(r"memory space hbm\. Used ([\d.]+)([KMG])", str(error))
-        if overflow is None:
+        temporary = overflowing(str(error), found.bytes_needed)
+        if temporary is None:
             raise
-        size = int(float(overflow[1]) * 2.0 ** {"K": 10, "M": 20, "G": 30}[overflow[2]])
-        memory = held.memory | {"temporary, by the compiler": max(0, size - found.bytes_needed)}
+        memory = held.memory | {"temporary, by the compiler's message": temporary}
         return replace(found, program=replace(held, memory=memory))
     read = compiled.read(done, model, state)
     if target.chip is None:
         chip = estimate.measured(tuple(mesh.devices.flat), chip.memory, sum(read.memory.values()))
     return replace(found, program=read, chip=chip)
+
+
+def overflowing(message: str, held: int) -> int | None:
+    """Temporary bytes that a program would need, of which the compiler says that they are too many; else None.
+
+    The TPU compiler says it in two ways: all that a program uses, or its temporaries alone.
+    """
+    match = re.search(r"memory space hbm\. Used ([\d.]+)([KMG])|HLO temporaries \(([\d.]+)([KMG])\)", message)
+    if "RESOURCE_EXHAUSTED" not in message or match is None:
+        return None
+    size = int(float(match[1] or match[3]) * 2.0 ** {"K": 10, "M": 20, "G": 30}[match[2] or match[4]])
+    return max(0, size - held) if match[1] else size
 
 
 def _platform(mesh: Mesh) -> str:

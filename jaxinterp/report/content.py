@@ -83,7 +83,8 @@ class Report:
                 versions, command
     scoreboard  one mapping a row; the first is the trained decomposition, the rest are baselines. Keys: method, fvu,
                 fvu_interval [low, high], l0, dead_fraction, ce_clean, ce_replaced, ce_replaced_interval, ce_zero,
-                ce_mean, ce_recovered_zero, ce_recovered_mean, kl, top1_agreement, tokens, seconds. A value may be None.
+                ce_mean, ce_recovered_zero, ce_recovered_mean, kl, top1_agreement, tokens, seconds. Of an encoder
+                similarity_replaced and so on in place of ce_replaced and so on. A value may be None.
     curves      the rows of the training log: step, tokens, loss, fvu, l0, dead_fraction, tokens_per_second
     densities   the firing frequency per held-out token of every feature, 0 for a dead one
     """

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
+from jaxinterp.report.columns import answer_of
 from jaxinterp.report.content import Report
 from jaxinterp.report.feature_html import feature_section
 from jaxinterp.report.plots import Reference, bar_chart, line_chart
@@ -30,6 +31,11 @@ _DEFINITIONS = (
         "Cross-entropy: clean, replaced, mean, zero",
         "The model's loss on held-out text: as it is, with the reconstruction in place of the MLP's output, with its "
         "training mean in that place, with nothing there.",
+    ),
+    (
+        "Similarity of embeddings: replaced, mean, zero",
+        "Of an encoder, which predicts no token: the cosine of a text's embedding (the mean over its tokens) with the "
+        "unchanged model's, with the same things in the place of the MLP's output.",
     ),
     (
         "Recovered",
@@ -89,13 +95,14 @@ def render(content: Report) -> str:
 
 
 def _scoreboard(content: Report) -> str:
-    fvu, entropy = dot_plots(content.scoreboard)
+    fvu, kept = dot_plots(content.scoreboard)
+    answer = answer_of(content.scoreboard)
     return (
         '<p class="lede">Every row stands where the MLP stood and is measured on the same held-out text. The first row '
         "was trained in this run; the others are baselines. Best values are bold; ↓ and ↑ say which way is better.</p>"
         f"{table(content.scoreboard)}"
         f'<div class="two">{card("Unexplained variance", "FVU, lower is better", fvu)}'
-        f"{card('Cross-entropy with the MLP replaced', 'nats per token, lower is better', entropy)}</div>"
+        f"{card(answer.title, answer.note, kept)}</div>"
         '<p class="note">Dots are means over the held-out tokens, bars are 95\u202f% intervals over documents. Dashed '
         "lines: the unchanged model (clean), and the MLP's output replaced by its training mean or by zero.</p>"
     )

@@ -3,127 +3,12 @@
 Every word about which method is ahead is computed from the numbers, and says so as plainly when a baseline is.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any
 
+from jaxinterp.report.columns import Column, Row, answer_of, columns_of
 from jaxinterp.report.plots import Dot, Reference, dot_plot
 from jaxinterp.report.text import Number, count, finite, fixed, percent, plain, short_count
-
-Row = Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class Column:
-    """One column: its key in a row, what it means, how it is shown, which way is better (+1 up, -1 down, 0 neither)."""
-
-    key: str
-    name: str
-    group: str
-    meaning: str
-    show: Callable[[Number | None], str]
-    better: int = 0
-    interval: str | None = None
-
-
-def _three(value: Number | None) -> str:
-    return fixed(value, 3)
-
-
-COLUMNS = (
-    Column(
-        "fvu",
-        "FVU",
-        "Reconstruction",
-        "Fraction of the variance of the MLP's output that is left unexplained on held-out text; 0 is perfect, "
-        "1 is no better than the mean.",
-        _three,
-        -1,
-        "fvu_interval",
-    ),
-    Column("l0", "L0", "Reconstruction", "Mean number of components in use per token.", lambda value: fixed(value, 1)),
-    Column(
-        "dead_fraction",
-        "Dead",
-        "Reconstruction",
-        "Fraction of the components that never fired on the held-out tokens.",
-        percent,
-        -1,
-    ),
-    Column(
-        "ce_replaced",
-        "Replaced",
-        "Cross-entropy, nats per token",
-        "The model's cross-entropy on held-out text with the MLP replaced by this row.",
-        _three,
-        -1,
-        "ce_replaced_interval",
-    ),
-    Column(
-        "ce_clean",
-        "Clean",
-        "Cross-entropy, nats per token",
-        "The unchanged model's cross-entropy: what a perfect replacement would reach.",
-        _three,
-    ),
-    Column(
-        "ce_mean",
-        "Mean",
-        "Cross-entropy, nats per token",
-        "Cross-entropy with the MLP's output replaced by its training mean.",
-        _three,
-    ),
-    Column(
-        "ce_zero",
-        "Zero",
-        "Cross-entropy, nats per token",
-        "Cross-entropy with the MLP's output replaced by zero.",
-        _three,
-    ),
-    Column(
-        "ce_recovered_zero",
-        "vs zero",
-        "Recovered",
-        "Share of the damage of zeroing the MLP that the replacement undoes: (zero − replaced) / (zero − clean).",
-        percent,
-        +1,
-    ),
-    Column(
-        "ce_recovered_mean",
-        "vs mean",
-        "Recovered",
-        "Share of the damage of replacing the MLP by its mean output that the replacement undoes: "
-        "(mean − replaced) / (mean − clean).",
-        percent,
-        +1,
-    ),
-    Column(
-        "kl",
-        "KL",
-        "Predictions",
-        "Mean Kullback–Leibler divergence, in nats per token, of the replaced model's next-token distribution from "
-        "the clean model's.",
-        _three,
-        -1,
-    ),
-    Column(
-        "top1_agreement",
-        "Top-1",
-        "Predictions",
-        "Fraction of tokens on which the clean and the replaced model predict the same next token.",
-        percent,
-        +1,
-    ),
-    Column("tokens", "Tokens", "Cost", "Number of held-out tokens that the row was measured on.", count),
-    Column(
-        "seconds",
-        "Seconds",
-        "Cost",
-        "Wall-clock seconds of training; the baselines are solved together and share one number.",
-        lambda value: fixed(value, 1),
-    ),
-)
 
 
 def best_rows(rows: Sequence[Row], column: Column) -> frozenset[int]:
@@ -139,23 +24,24 @@ def best_rows(rows: Sequence[Row], column: Column) -> frozenset[int]:
 
 
 def summary(rows: Sequence[Row]) -> str:
-    """One sentence, as HTML: which row is best on FVU and on cross-entropy after replacement, whichever it is."""
+    """One sentence, as HTML: which row is best on FVU and on the model's answer after replacement, whichever it is."""
     if not rows:
         return "No scores were recorded."
+    answer = answer_of(rows)
     fvu = _ranking(rows, "fvu")
-    entropy = _ranking(rows, "ce_replaced")
-    if not fvu and not entropy:
+    kept = _ranking(rows, f"{answer.key}_replaced", answer.better)
+    if not fvu and not kept:
         return f"<b>{_name(rows[0])}</b> was trained, but no score could be measured."
     budget = rows[0].get("l0")
     opening = f"With {fixed(budget, 1)} active features per token, " if finite(budget) else ""
     first = _clause(rows, fvu, "fvu", "the lowest share of unexplained variance (FVU)")
-    second = _clause(rows, entropy, "ce_replaced", "the lowest cross-entropy when it stands in for the MLP")
-    if fvu and entropy and fvu[0] == entropy[0]:
+    second = _clause(rows, kept, f"{answer.key}_replaced", answer.best)
+    if fvu and kept and fvu[0] == kept[0]:
         joined = f"{first[0]} has {first[1]}, and {second[1]}"
     else:
         joined = "; ".join(f"{who} has {what}" for who, what in (first, second) if who)
-    clean = rows[0].get("ce_clean")
-    ending = f"; unchanged, the model has {fixed(clean, 3)}." if entropy and finite(clean) else "."
+    clean = rows[0].get(f"{answer.key}_clean")
+    ending = f"; {answer.unchanged.format(fixed(clean, 3))}." if kept and finite(clean) else "."
     sentence = opening + joined + ending
     return sentence if opening or sentence.startswith("<") else sentence[0].upper() + sentence[1:]
 
@@ -192,24 +78,23 @@ def tiles(rows: Sequence[Row], curves: Sequence[Row], features: int) -> str:
     row: Row = rows[0] if rows else {}
     rivals = [index for index in _ranking(rows, "fvu") if index != 0]
     rival = f"best baseline: {_name(rows[rivals[0]])} {fixed(rows[rivals[0]]['fvu'], 3)}" if rivals else ""
-    clean, replaced = row.get("ce_clean"), row.get("ce_replaced")
-    added = replaced - clean if finite(clean) and finite(replaced) else None
-    sign = "+" if added is not None and added >= 0 else ""
+    answer = answer_of(rows)
+    clean, replaced, vs_zero, vs_mean = (
+        row.get(f"{answer.key}_{kind}") for kind in ("clean", "replaced", "recovered_zero", "recovered_mean")
+    )
+    change = replaced - clean if finite(clean) and finite(replaced) else None
+    sign = "+" if change is not None and change >= 0 else ""
     trained = next((one["tokens"] for one in reversed(curves) if finite(one.get("tokens"))), None)
     speeds = sorted(one["tokens_per_second"] for one in curves if finite(one.get("tokens_per_second")))
     speed = f"{count(speeds[len(speeds) // 2])} tokens per second" if speeds else ""
     shown = (
-        ("Unexplained variance", _three(row.get("fvu")), rival),
+        ("Unexplained variance", fixed(row.get("fvu"), 3), rival),
         (
-            "Cross-entropy added",
-            sign + fixed(added, 3),
-            f"{fixed(replaced, 3)} replaced, {fixed(clean, 3)} clean (nats)",
+            answer.change,
+            sign + fixed(change, 3),
+            f"{fixed(replaced, 3)} replaced, {fixed(clean, 3)} clean ({answer.unit})",
         ),
-        (
-            "Cross-entropy recovered",
-            percent(row.get("ce_recovered_zero")),
-            f"against zeroing; {percent(row.get('ce_recovered_mean'))} against the mean",
-        ),
+        (f"{answer.name} recovered", percent(vs_zero), f"against zeroing; {percent(vs_mean)} against the mean"),
         ("Active per token (L0)", fixed(row.get("l0"), 1), f"of {features:,} features" if features else ""),
         ("Dead features", percent(row.get("dead_fraction")), "never fired on held-out text"),
         ("Training tokens", short_count(trained), speed),
@@ -223,19 +108,20 @@ def table(rows: Sequence[Row]) -> str:
     """The scoreboard as an HTML table: one row a method, the first one marked, the best of each column in bold."""
     if not rows:
         return '<p class="empty">No scores were recorded.</p>'
-    best = {column.key: best_rows(rows, column) for column in COLUMNS}
-    starts = {column.key for before, column in pairwise(COLUMNS) if before.group != column.group}
+    columns = columns_of(rows)
+    best = {column.key: best_rows(rows, column) for column in columns}
+    starts = {column.key for before, column in pairwise(columns) if before.group != column.group}
     groups: dict[str, int] = {}
-    for column in COLUMNS:
+    for column in columns:
         groups[column.group] = groups.get(column.group, 0) + 1
     heads = "".join(f'<th colspan="{size}" scope="colgroup">{name}</th>' for name, size in groups.items())
     arrow = {-1: " <i>↓</i>", 0: "", 1: " <i>↑</i>"}
     names = "".join(
         f'<th scope="col" title="{plain(column.meaning)}"{_class("start" * (column.key in starts))}>'
         f"{column.name}{arrow[column.better]}</th>"
-        for column in COLUMNS
+        for column in columns
     )
-    body = "".join(_table_row(rows, index, best, starts) for index in range(len(rows)))
+    body = "".join(_table_row(rows, index, columns, best, starts) for index in range(len(rows)))
     return (
         '<div class="card scroll" style="padding:8px 0 4px"><table class="board"><thead>'
         f'<tr class="groups"><th></th>{heads}</tr>'
@@ -244,18 +130,21 @@ def table(rows: Sequence[Row]) -> str:
     )
 
 
-def _table_row(rows: Sequence[Row], index: int, best: Mapping[str, frozenset[int]], starts: set[str]) -> str:
-    row = rows[index]
+def _table_row(
+    rows: Sequence[Row], index: int, columns: Sequence[Column], best: dict[str, frozenset[int]], starts: set[str]
+) -> str:
+    row, answer = rows[index], answer_of(rows)
     cells = []
-    for column in COLUMNS:
+    for column in columns:
         value = row.get(column.key)
         text = column.show(value)
         if index in best[column.key]:
             text = f"<b>{text}</b>"
         if value is not None and not finite(value):
             text = f'<span class="warn">{text}</span>'
-        # The clean and ablated cross-entropies belong to the model: said once, they are dimmed where they repeat.
-        same = not column.better and index > 0 and column.key.startswith("ce_") and value == rows[0].get(column.key)
+        # The answers clean and ablated belong to the model: said once, they are dimmed where they repeat.
+        of_the_model = not column.better and index > 0 and column.key.startswith(f"{answer.key}_")
+        same = of_the_model and value == rows[0].get(column.key)
         if column.interval and (ends := _interval(row, column.interval)):
             text += f"<small>{column.show(ends[0])}–{column.show(ends[1])}</small>"
         cells.append(f"<td{_class('start' * (column.key in starts), 'same' * same)}>{text}</td>")
@@ -263,7 +152,7 @@ def _table_row(rows: Sequence[Row], index: int, best: Mapping[str, frozenset[int
 
 
 def dot_plots(rows: Sequence[Row]) -> tuple[str, str]:
-    """FVU and cross-entropy after replacement with their 95 % intervals, as two SVG charts."""
+    """FVU and the model's answer after replacement with their 95 % intervals, as two SVG charts."""
 
     def dots(key: str) -> list[Dot]:
         return [
@@ -273,18 +162,23 @@ def dot_plots(rows: Sequence[Row]) -> tuple[str, str]:
 
     first: Row = rows[0] if rows else {}
     scale = [Reference("perfect", 0.0, bare=True), Reference("mean output", 1.0, bare=True)]
-    lines = [Reference(name, first.get(f"ce_{name}")) for name in ("clean", "mean", "zero")]
+    answer = answer_of(rows)
+    lines = [Reference(name, first.get(f"{answer.key}_{name}")) for name in ("clean", "mean", "zero")]
+    title = f"{answer.title}, by method"
     return (
         dot_plot(dots("fvu"), title="FVU by method", references=scale, show=_three),
-        dot_plot(
-            dots("ce_replaced"), title="Cross-entropy with the MLP replaced, by method", references=lines, show=_three
-        ),
+        dot_plot(dots(f"{answer.key}_replaced"), title=title, references=lines, show=_three),
     )
 
 
-def _ranking(rows: Sequence[Row], key: str) -> list[int]:
-    """The rows that have a value, lowest first; the trained row before a baseline that ties with it."""
-    return sorted((index for index, row in enumerate(rows) if finite(row.get(key))), key=lambda i: (rows[i][key], i))
+def _three(value: Number | None) -> str:
+    return fixed(value, 3)
+
+
+def _ranking(rows: Sequence[Row], key: str, better: int = -1) -> list[int]:
+    """The rows that have a value, the best first; the trained row before a baseline that ties with it."""
+    with_value = (index for index, row in enumerate(rows) if finite(row.get(key)))
+    return sorted(with_value, key=lambda index: (-better * rows[index][key], index))
 
 
 def _interval(row: Row, key: str) -> tuple[Number, ...]:

@@ -23,7 +23,7 @@ from jaxinterp.models.transformer import Transformer
 def direct_logits(
     model: Any, writes: str, vectors: Float[np.ndarray, "chosen d_out"]
 ) -> Float[np.ndarray, "chosen vocab"] | None:
-    """The direct path of the module's equation; None where the array is not written to the residual stream.
+    """The direct path of the module's equation; None without logits, or where the array is not added up to them.
 
     Args:
       writes: the site that the vectors are written to, `blocks/3/mlp/out`.
@@ -31,7 +31,7 @@ def direct_logits(
     """
     block = _block(model, writes)
     port = writes.rpartition("/")[2]
-    if block is None or port not in ("hidden", "out", "added"):
+    if block is None or port not in ("hidden", "out", "added") or not model.config.head or model.final_norm is None:
         return None
     if port == "hidden":
         if not isinstance(block.mlp, MLP):

@@ -40,11 +40,12 @@ def fit(
     subject: Subject,
     tokens: grain.MapDataset,
     *,
-    site: str,
+    site: str | None = None,
     steps: int,
     batch_size: int = 2048,
     buffer_batches: int = 8,
     seed: int = 0,
+    shuffle_within: int | None = None,
     schedules: Schedules | None = None,
     mesh: Mesh | None = None,
     checkpoint: str | Path | None = None,
@@ -65,11 +66,13 @@ def fit(
       subject: the model, frozen.
       tokens: windows from `jaxinterp.data`: a Grain dataset of {"tokens", "weight", "document"}, each `[seq]`; with
         activations in them (`cached_windows`) the subject is not run.
-      site: the MLP leaf, `blocks/3/mlp`; for methods that take several, a glob: `blocks/*/mlp`.
+      site: the MLP leaf, `blocks/3/mlp`; for methods that take several, a glob: `blocks/*/mlp`; None for methods that
+        read no array of the subject.
       steps: training steps; each harvests and trains on `batch_size` tokens.
       batch_size: tokens a step, a multiple of the windows' length.
       buffer_batches: size of the shuffle buffer, in batches.
       seed: of the data order, the start values and everything random.
+      shuffle_within: shuffle windows within stretches of so many only, for text that lies on a slow disk.
       schedules: functions of the step: "k", the number of active features (at most the method's own), and coefficients
         that terms read by name.
       mesh: from `make_mesh`; default: one device.
@@ -102,7 +105,7 @@ def fit(
         stop_after=stop_after,
         harvest_parts=harvest_parts,
     )
-    needed = method.needs(expand(subject.model, site))
+    needed = method.needs(None if site is None else expand(subject.model, site))
     for name in needed.names():
         check_site(subject.model, name.removesuffix(GRADIENT))
     cached = {name: (array.shape, array.dtype) for name, array in first.items() if name not in WINDOW}
@@ -122,7 +125,8 @@ def fit(
         cached,
     )
     part, parts = host_rows(mesh)
-    data = iter(batches(tokens, batch_size // seq, seed=seed, host_index=part, host_count=parts))
+    order: dict[str, Any] = {"seed": seed, "shuffle_within": shuffle_within}
+    data = iter(batches(tokens, batch_size // seq, **order, host_index=part, host_count=parts))
 
     def next_windows() -> dict[str, Array]:
         rows = batch_size // seq
@@ -153,7 +157,7 @@ def fit(
                 "method": describe(method),
                 **sizes,
                 "site": site,
-                "seed": seed,
+                **order,
                 "seq": seq,
                 "schedules": describe(schedules),
                 "subject": subject.name,

@@ -1,12 +1,21 @@
-"""Trackers: where the numbers of a run go. A tracker is a function of one row of plain numbers; no account needed."""
+"""Trackers: where the numbers of a run go. A tracker is a function of one row of plain numbers; no account needed.
+
+    tracker("runs/a/log.jsonl")          a file of JSON lines
+    tracker("tensorboard:runs/a/tb")     TensorBoard's event files        (pip install 'jaxinterp[tensorboard]')
+    tracker("wandb:project/run")         Weights & Biases                 (pip install 'jaxinterp[wandb]')
+
+What a service needs is imported when its tracker is made.
+"""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from rich.progress import BarColumn, Progress, ProgressColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.text import Text
+
+from jaxinterp.errors import UserError, suggest
 
 
 class JsonLines:
@@ -42,6 +51,100 @@ def read_rows(path: str | Path) -> list[dict[str, Any]]:
         except json.JSONDecodeError:
             break
     return rows
+
+
+class TensorBoard:
+    """Writes every number of a row as a scalar into event files, which `tensorboard --logdir` shows.
+
+    With `resume`, TensorBoard hides what an earlier part of the run had logged from the first new row's step on.
+
+    Raises:
+      UserError: tensorboardX is not installed, or the folder holds event files and `resume` is False.
+    """
+
+    def __init__(self, folder: str | Path, *, resume: bool = False, config: Mapping[str, Any] | None = None):
+        try:
+            from tensorboardX import SummaryWriter
+        except ImportError as error:
+            raise _missing("tensorboard", "tensorboardX") from error
+        self.folder = Path(folder)
+        if not resume and any(self.folder.glob("events.out.tfevents.*")):
+            raise UserError(f"tensorboard:{folder} holds a run: resume it, or choose another folder.")
+        self._resume, self._config = resume, config
+        self._make: Any = SummaryWriter
+        self._writer: Any = None
+
+    def __call__(self, row: Mapping[str, Any]) -> None:
+        step = int(row["step"])
+        if self._writer is None:
+            self._writer = self._make(str(self.folder), purge_step=step if self._resume else None)
+            if self._config and not self._resume:
+                self._writer.add_text("config", f"```\n{json.dumps(self._config, indent=2, default=str)}\n```", 0)
+        for name, value in row.items():
+            if name != "step" and isinstance(value, int | float):
+                self._writer.add_scalar(name, value, step)
+        self._writer.flush()
+
+    def close(self) -> None:
+        """Close the event file."""
+        if self._writer is not None:
+            self._writer.close()
+
+
+class WeightsAndBiases:
+    """Logs every row to a run of Weights & Biases: `project/run`. Without an account: WANDB_MODE=offline.
+
+    Raises:
+      UserError: wandb is not installed, or `where` is not of this form.
+    """
+
+    def __init__(self, where: str, *, resume: bool = False, config: Mapping[str, Any] | None = None):
+        project, _, run = where.rpartition("/")
+        if not project or not run or "/" in project:
+            raise UserError(f"wandb:{where}: write it as wandb:project/run.")
+        try:
+            import wandb
+        except ImportError as error:
+            raise _missing("wandb", "wandb") from error
+        self._run = wandb.init(
+            project=project, name=run, id=run, config=dict(config or {}), resume="must" if resume else "never"
+        )
+
+    def __call__(self, row: Mapping[str, Any]) -> None:
+        self._run.log({name: value for name, value in row.items() if name != "step"}, step=int(row["step"]))
+
+    def close(self) -> None:
+        """End the run; what was logged is sent."""
+        self._run.finish()
+
+
+SERVICES: Mapping[str, Callable[..., Any]] = {"tensorboard": TensorBoard, "wandb": WeightsAndBiases}
+
+
+def tracker(where: str, *, resume: bool = False, config: Mapping[str, Any] | None = None) -> Any:
+    """The tracker that a short text names: `tensorboard:FOLDER`, `wandb:PROJECT/RUN`, or a .jsonl file.
+
+    Args:
+      resume: go on with the run that is there.
+      config: plain values that the run is known by, where the service shows them.
+    Returns:
+      What `fit(..., track=[...])` takes; `close()` ends it where it has something to end.
+    Raises:
+      UserError: no such service, or its package is not installed.
+    """
+    service, colon, rest = where.partition(":")
+    if colon and service in SERVICES and rest:
+        return SERVICES[service](rest, resume=resume, config=config)
+    if where.endswith(".jsonl") and not colon:
+        return JsonLines(where, resume=resume)
+    raise UserError(
+        f"track={where!r}: give tensorboard:FOLDER, wandb:PROJECT/RUN, or a file ending in .jsonl."
+        f"{suggest(service, SERVICES)}"
+    )
+
+
+def _missing(extra: str, package: str) -> UserError:
+    return UserError(f"tracking with {extra} needs {package}: python -m pip install 'jaxinterp[{extra}]'.")
 
 
 class ProgressBar:

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from jaxinterp.data import corpora, tokens
+from jaxinterp.data import corpora, sources, tokens
 from jaxinterp.data.corpora import docstrings, installed_documentation, king_james_bible, prose, shakespeare
 from jaxinterp.errors import UserError
 from jaxinterp.models.tokenizer import byte_tokenizer
@@ -110,8 +110,8 @@ def test_installed_documentation_repeats_nothing(documentation):
 
 def test_the_default_corpus_is_enough_to_train_on(documentation, monkeypatch):
     """A byte tokenizer gives about four tokens for one of a large vocabulary: 1.2 million of these are 5 million."""
-    monkeypatch.setattr(tokens, "NAMED", {"docs": lambda: documentation})
-    corpus = tokens.load_corpus("docs", byte_tokenizer())
+    monkeypatch.setattr(sources, "NAMED", {"docs": lambda: documentation})
+    corpus = sources.load_corpus("docs", byte_tokenizer())
     assert corpus.documents == len(documentation)
     train, heldout = tokens.split(corpus, 0.1)
     assert train.tokens > 5e6

@@ -94,9 +94,9 @@ def test_a_missing_path_is_told_at_once_with_the_nearest_name(tmp_path):
 def test_other_kinds_of_file_and_barren_folders_are_refused(tmp_path):
     with pytest.raises(UserError, match=r"holds no \.txt or \.jsonl"):
         read_documents(tmp_path)
-    (tmp_path / "table.parquet").write_bytes(b"PAR1")
-    with pytest.raises(UserError, match=r"table\.parquet.*\.parquet.*\.jsonl"):
-        read_documents(tmp_path / "table.parquet")
+    (tmp_path / "table.csv").write_text("text")
+    with pytest.raises(UserError, match=r"table\.csv.*\.csv.*\.jsonl"):
+        read_documents(tmp_path / "table.csv")
 
 
 @pytest.mark.parametrize(("name", "content"), [("a.txt", ""), ("b.txt", " \n\n"), ("c.jsonl", '{"text": ""}\n')])

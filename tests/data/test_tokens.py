@@ -3,9 +3,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from jaxinterp.data import sources, token_files
 from jaxinterp.data import tokens as module
 from jaxinterp.data.documents import Document
-from jaxinterp.data.tokens import TextTokenizer, encode_documents, load_corpus, read_token_file, split
+from jaxinterp.data.sources import load_corpus
+from jaxinterp.data.token_files import read_token_file
+from jaxinterp.data.tokens import TextTokenizer, encode_documents, split
 from jaxinterp.errors import UserError
 from jaxinterp.models.tokenizer import byte_tokenizer
 
@@ -173,7 +176,7 @@ def test_chunks_do_not_change_what_is_read(tmp_path, tokenizer, monkeypatch):
     ids = np.random.default_rng(0).choice([0, 4, 5, 6, 7], 1000)
     path = write_ids(tmp_path / "a.bin", ids, "<u2")
     whole = read_token_file(path, tokenizer)
-    monkeypatch.setattr(module, "CHUNK", 7)
+    monkeypatch.setattr(token_files, "CHUNK", 7)
     chunked = read_token_file(path, tokenizer)
     assert whole.content_hash == chunked.content_hash and np.array_equal(whole.starts, chunked.starts)
 
@@ -201,7 +204,7 @@ def test_a_large_vocabulary_means_wide_integers(tmp_path):
 
 @pytest.mark.parametrize(("bad", "dtype"), [(298, "<u4"), (2**32 - 1, "<u4"), (-1, "<i4")])
 def test_an_id_outside_the_vocabulary_is_named_with_its_place(tmp_path, tokenizer, monkeypatch, bad, dtype):
-    monkeypatch.setattr(module, "CHUNK", 8)
+    monkeypatch.setattr(token_files, "CHUNK", 8)
     path = write_ids(tmp_path / "a.npy", [5] * 19 + [bad, 5, bad], dtype)
     with pytest.raises(UserError, match=rf"a\.npy: token id {bad} at position 19 .* vocabulary of 298"):
         read_token_file(path, tokenizer)
@@ -238,7 +241,7 @@ def test_token_files_that_are_none_are_refused(tmp_path, tokenizer):
 
 def test_named_corpora_are_mixed_and_each_text_is_taken_once(tokenizer, monkeypatch):
     monkeypatch.setattr(
-        module,
+        sources,
         "NAMED",
         {
             "docs": lambda: documents_of(*(f"documentation {index}" for index in range(300))),

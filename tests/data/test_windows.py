@@ -215,3 +215,46 @@ def test_a_batch_may_be_one_window():
     text = windows(make_corpus([30, 20]), 8)
     first, second = (next(iter(batches(text, 1, seed=0)))["tokens"] for _ in range(2))
     assert first.shape == (1, 8) and (first == second).all()
+
+
+@settings(deadline=None, max_examples=40)
+@given(count=st.integers(1, 50), stretch=st.integers(1, 60), epochs=st.integers(1, 3), seed=st.integers(0, 2**40))
+def test_shuffling_within_stretches_moves_nothing_out_of_its_stretch(count, stretch, epochs, seed):
+    dataset = windows(make_corpus([4] * count), 4)
+    found = list(batches(dataset, 1, seed=seed, shuffle_within=stretch, epochs=epochs))
+    order = [(batch["tokens"][0, 1] - 101) // 4 for batch in found]
+    for epoch in range(epochs):
+        one = order[epoch * count : (epoch + 1) * count]
+        assert sorted(one) == list(range(count))
+        assert [place // stretch for place in one] == [place // stretch for place in range(count)]
+
+
+def test_every_stretch_of_every_epoch_has_its_own_order():
+    dataset = windows(make_corpus([4] * 64), 4)
+
+    def stretches(seed):
+        rows = [row for batch in batches(dataset, 8, seed=seed, shuffle_within=16, epochs=2) for row in rows_of(batch)]
+        return [tuple((row - 101) // 4 % 16 for row in rows[start : start + 16]) for start in range(0, 128, 16)]
+
+    assert stretches(3) == stretches(3)
+    assert len({*stretches(3), *stretches(4)}) == 16
+
+
+@pytest.mark.parametrize("stretch", [None, 5])
+def test_hosts_and_resumption_are_the_same_within_stretches(stretch):
+    """Invariant 11."""
+    dataset = windows(make_corpus([4] * 22), 4)
+    options = {"seed": 3, "shuffle_within": stretch, "epochs": 2}
+    whole = list(batches(dataset, 4, **options))
+    parts = [list(batches(dataset, 4, **options, host_index=host, host_count=2)) for host in range(2)]
+    for index, batch in enumerate(whole):
+        both = np.concatenate([part[index]["tokens"] for part in parts])
+        assert np.array_equal(both, batch["tokens"])
+    grain.experimental.assert_equal_output_after_checkpoint(batches(dataset, 4, **options, host_count=2))
+
+
+def test_an_endless_text_is_shuffled_within_stretches():
+    dataset = windows(make_corpus([4] * 3), 4)
+    assert len(list(islice(batches(dataset, 8, seed=0, shuffle_within=2), 20))) == 20
+    with pytest.raises(UserError, match="shuffle_within=0 must be at least 1"):
+        batches(dataset, 1, seed=0, shuffle_within=0)

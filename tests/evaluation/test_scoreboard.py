@@ -196,7 +196,7 @@ def test_nothing_is_scored_on_no_token(subject, heldout, name):
 def test_where_ablation_changes_nothing_there_is_nothing_to_recover():
     table, ones = Table(), np.ones(4)
     table.add(weight=ones, document=np.arange(4), squares=0.5 * ones, spread=ones, active=ones, fired=ones)
-    table.add(counted=ones, next_document=np.arange(4), kl=0 * ones, agrees=ones)
+    table.add(counted=ones, item_document=np.arange(4), kl=0 * ones, agrees=ones)
     table.add(nll=2.5 * ones, nll_clean=2 * ones, nll_zero=2 * ones, nll_mean=3 * ones)
     row = row_of("m", Whole(None, jnp.zeros(64), SITES), table)
     assert np.isnan(row["ce_recovered_zero"]) and row["ce_recovered_mean"] == pytest.approx(0.5)

@@ -4,11 +4,17 @@ import json
 import math
 import sys
 
+import jax
 import pytest
 
 from experiments.command import command
+from experiments.on_text import OnText, prepared
 from experiments.transcoder import Config, main
 from jaxinterp.decompositions.files import load_dictionary
+from jaxinterp.errors import UserError
+from jaxinterp.models.load import Subject, save_subject
+from jaxinterp.models.tokenizer import byte_tokenizer
+from jaxinterp.models.transformer import TransformerConfig, initialise
 
 SMALL = [
     "--model", "tiny", "--features", "64", "--k", "4", "--tokens", "12800", "--seq", "64", "--batch-size", "256",
@@ -113,6 +119,39 @@ def test_a_mistake_gives_one_line_and_writes_nothing(tmp_path, corpus, capsys, a
     error = capsys.readouterr().err
     assert words in error and error.startswith("error: ") and error.count("\n") == 1
     assert not out.exists()
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory):
+    """A saved encoder of bytes."""
+    folder = tmp_path_factory.mktemp("model") / "encoder"
+    config = TransformerConfig(
+        vocab_size=257, d_model=32, layers=2, heads=2, kv_heads=2, head_dim=16, d_mlp=64, context=64, activation="gelu",
+        gated=False, norm="layer", norm_bias=True, pre_norms=False, sum_norms=True, embedding_norm=True, causal=False,
+        learned_positions=True, head=False,
+    )  # fmt: skip
+    save_subject(Subject(initialise(config, jax.random.key(0)), byte_tokenizer(), "encoder"), folder)
+    return folder
+
+
+def test_an_encoder_is_scored_by_its_embeddings(tmp_path, corpus, encoder, capsys):
+    options = [*SMALL, "--model", encoder, "--site", "blocks/0/mlp", "--text", corpus]
+    assert run(*options, "--out", tmp_path / "refused") == 2
+    assert "no logits and so no cross-entropy" in capsys.readouterr().err and not (tmp_path / "refused").exists()
+    out = tmp_path / "out"
+    assert run(*options, "--tokens", "2560", "--out", out, "--effect", "pooled") == 0
+    rows = json.loads((out / "scoreboard.json").read_text())
+    assert all(0 < row["similarity_replaced"] <= 1.00001 and "ce_clean" not in row for row in rows)
+    printed = capsys.readouterr().out
+    assert "similarity" in printed and "similarities on 32 windows" in printed
+    assert "Similarity of embeddings" in (out / "report.html").read_text()
+
+
+def test_comparisons_refuse_an_encoder_before_they_train(tmp_path, corpus, encoder):
+    config = OnText(tmp_path / "out", model=str(encoder), site="blocks/0/mlp", text=str(corpus), seq=64)
+    with pytest.raises(UserError, match="no logits and so no cross-entropy"):
+        prepared(config)
+    assert not config.out.exists()
 
 
 def test_a_file_in_the_place_of_the_folder(tmp_path, corpus, capsys):

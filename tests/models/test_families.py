@@ -4,13 +4,15 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from jaxinterp.errors import UserError
 from jaxinterp.models.families import FAMILIES, NO_EFFECT, REQUIRED, family_config, family_of
+from jaxinterp.models.family_tables import PHI3_CODE
 from jaxinterp.models.layers import RopeScaling
 from jaxinterp.models.transformer import TransformerConfig
-from jaxinterp.models.weights import leaf_shapes
+from jaxinterp.models.weights import leaf_shapes, skeleton
 
 GOLDENS = Path(__file__).parents[1] / "parity" / "goldens"
 NAMES = sorted(path.name for path in GOLDENS.iterdir())
@@ -29,18 +31,23 @@ def as_transformers_4(fields: dict[str, Any]) -> dict[str, Any]:
     fields = dict(fields)
     fields["torch_dtype"] = fields.pop("dtype")
     rope = dict(fields.pop("rope_parameters", None) or {})
+    if "sliding_attention" in rope:
+        fields["rope_local_base_freq"] = rope["sliding_attention"]["rope_theta"]
+        fields["sliding_window_pattern"] = fields.pop("_sliding_window_pattern")
+        rope = dict(rope["full_attention"])
     if rope:
         theta, kind, fraction = rope.pop("rope_theta"), rope.pop("rope_type"), rope.pop("partial_rotary_factor", None)
         fields["rope_scaling"] = {"type": kind, **rope} if kind != "default" else None
         if fields["model_type"] == "gpt_neox":
             fields |= {"rotary_emb_base": theta, "rotary_pct": fraction}
         else:
-            fields["rope_theta"] = theta
+            fields |= {"rope_theta": theta} | ({"partial_rotary_factor": fraction} if fraction else {})
     if fields["model_type"] == "gemma":
         fields |= {"hidden_act": "gelu", "hidden_activation": None}
     if fields.get("layer_types") in (
         ["full_attention", "sliding_attention", "sliding_attention"],  # Qwen 2, from max_window_layers on
         ["sliding_attention", "full_attention", "sliding_attention"],  # Gemma 2, every other layer
+        [*["sliding_attention"] * 5, "full_attention", "sliding_attention"],  # Gemma 3, five of six
     ):
         del fields["layer_types"]
     return fields
@@ -120,17 +127,99 @@ def test_llama3_scaling_is_read() -> None:
     assert config.rotary_base == 500_000.0
 
 
+def test_gemma3_layers_have_two_kinds_of_rotary_positions() -> None:
+    """With a window: a base of their own, no scaling."""
+    config = config_of(fields_of("gemma3-linear"))
+    assert (config.rotary_base, config.rotary_scaling) == (1000.0, RopeScaling("linear", 4.0))
+    whole, local = (block.attn for block in skeleton(config).blocks)
+    assert (whole.window, whole.rotary_base, whole.rotary_scaling) == (None, 1000.0, RopeScaling("linear", 4.0))
+    assert (local.window, local.rotary_base, local.rotary_scaling) == (6, 50.0, None)
+
+
+def test_the_published_config_of_gemma_3_1b_is_read() -> None:
+    """As it stands beside google/gemma-3-1b-it."""
+    config = config_of(
+        {
+            "architectures": ["Gemma3ForCausalLM"],
+            "attention_bias": False,
+            "attention_dropout": 0.0,
+            "attn_logit_softcapping": None,
+            "bos_token_id": 2,
+            "cache_implementation": "hybrid",
+            "eos_token_id": [1, 106],
+            "final_logit_softcapping": None,
+            "head_dim": 256,
+            "hidden_activation": "gelu_pytorch_tanh",
+            "hidden_size": 1152,
+            "initializer_range": 0.02,
+            "intermediate_size": 6912,
+            "max_position_embeddings": 32768,
+            "model_type": "gemma3_text",
+            "num_attention_heads": 4,
+            "num_hidden_layers": 26,
+            "num_key_value_heads": 1,
+            "pad_token_id": 0,
+            "query_pre_attn_scalar": 256,
+            "rms_norm_eps": 1e-06,
+            "rope_local_base_freq": 10000,
+            "rope_scaling": None,
+            "rope_theta": 1000000,
+            "sliding_window": 512,
+            "sliding_window_pattern": 6,
+            "torch_dtype": "bfloat16",
+            "transformers_version": "4.52.4",
+            "use_cache": True,
+            "vocab_size": 262144,
+        }
+    )
+    assert [layer for layer, window in enumerate(config.windows) if window is None] == [5, 11, 17, 23]
+    assert set(config.windows) == {512, None} and config.padding is None and config.head
+    assert (config.rotary_base, config.local_rotary_base, config.rotary_scaling) == (1e6, 1e4, None)
+    sizes = [np.prod(shape, dtype=np.int64) for shape in leaf_shapes(config).values()]
+    assert sum(sizes) == 999_885_952  # as counted by others
+
+
+def test_gemma3_defaults_are_those_of_transformers() -> None:
+    """The text part of the larger models' files says only what differs from these."""
+    config = config_of(
+        {
+            "model_type": "gemma3_text",
+            "hidden_size": 2560,
+            "intermediate_size": 10240,
+            "num_hidden_layers": 6,
+            "rope_scaling": {"factor": 8.0, "rope_type": "linear"},
+            "sliding_window": 1024,
+            "vocab_size": 262208,
+        }
+    )
+    assert (config.heads, config.kv_heads, config.head_dim, config.context) == (8, 4, 256, 131_072)
+    assert (config.rotary_base, config.local_rotary_base) == (1e6, 1e4)
+    assert config.rotary_scaling == RopeScaling("linear", 8.0)
+    assert config.windows == (1024,) * 5 + (None,)
+    assert (config.attention_scale, config.embedding_scale, config.tied) == (1 / 16, 2560**0.5, True)
+
+
+def test_the_first_phi3_files_are_read() -> None:
+    """They name the code that they came with, which is transformers' own by now."""
+    first = {"auto_map": PHI3_CODE, "attention_bias": False, "rope_scaling": None}
+    assert config_of(fields_of("phi3") | first) == config_of(fields_of("phi3"))
+
+
 def test_windows_follow_the_family() -> None:
     assert config_of(fields_of("mistral-window")).windows == (5, 5)
     assert config_of(fields_of("mistral-full")).windows == ()
     assert config_of(fields_of("qwen2")).windows == ()
     assert config_of(fields_of("qwen2-window")).windows == (None, 4, 4)
     assert config_of(fields_of("gemma2")).windows == (4, None, 4)
+    assert config_of(fields_of("gemma3")).windows == (4, 4, 4, 4, 4, None, 4)
+    assert config_of(fields_of("gemma3") | {"layer_types": None}).windows == (4, 4, 4, 4, 4, None, 4)
+    assert config_of(fields_of("phi3")).windows == (5, 5)
     absent = {name: value for name, value in fields_of("mistral-full").items() if name != "sliding_window"}
     assert config_of(absent).windows == (4096, 4096)  # what transformers assumes
 
 
 LLAMA3_INVERTED = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 4.0, "high_freq_factor": 1.0}
+LOCAL_LINEAR = {"sliding_attention": {"rope_type": "linear", "factor": 2.0}}
 REFUSALS: list[tuple[str, dict[str, Any], str]] = [
     ("llama", {"residual_multiplier": 0.2}, r"unknown config field residual_multiplier=0\.2"),
     ("llama", {"layer_types": ["full_attention"] * 2}, r"unknown config field layer_types="),
@@ -170,6 +259,35 @@ REFUSALS: list[tuple[str, dict[str, Any], str]] = [
     ("gemma", {"hidden_act": "silu"}, r"hidden_act='silu' is not supported"),
     ("gemma", {"use_bidirectional_attention": True}, r"use_bidirectional_attention=True is not supported"),
     ("gemma2", {"final_logit_softcapping": -1.0}, r"final_logit_softcapping=-1\.0 should be a positive float"),
+    ("gemma3", {"attn_logit_softcapping": 50.0}, r"attn_logit_softcapping=50\.0 is not supported; supported: None"),
+    ("gemma3", {"use_bidirectional_attention": True}, r"use_bidirectional_attention=True is not supported"),
+    ("gemma3", {"sliding_window": None}, r"sliding_window is null or switched off"),
+    ("gemma3", {"sliding_window_pattern": 5}, r"contradict each other: sliding_window_pattern=5"),
+    ("gemma3", {"rope_local_base_freq": 7.0}, r"contradict each other: rope_parameters\.sliding_attention\.rope_theta"),
+    (
+        "gemma3",
+        {"rope_parameters": LOCAL_LINEAR},
+        r"rope_parameters\.sliding_attention\.rope_type='linear' is not supp",
+    ),
+    (
+        "gemma3",
+        {"rope_parameters": {"full_attention": {"rope_type": "yarn"}}},
+        r"full_attention\.rope_type='yarn' is not",
+    ),
+    ("gemma3", {"mm_tokens_per_image": 256}, r"unknown config field mm_tokens_per_image=256"),
+    ("olmo2", {"clip_qkv": 8.0}, r"unknown config field clip_qkv=8\.0"),
+    ("olmo2", {"sliding_window": 4}, r"unknown config field sliding_window=4"),
+    ("phi3", {"rope_parameters": None, "rope_scaling": {"type": "longrope"}}, r"rope_type='longrope' is not supported"),
+    ("phi3", {"rope_parameters": None, "rope_scaling": {"type": "su"}}, r"rope_type='su' is not supported"),
+    ("phi3", {"attention_bias": True}, r"attention_bias=True is not supported"),
+    ("phi3", {"auto_map": {"AutoConfig": "other.Config"}}, r"auto_map=.* is not supported"),
+    ("phi3", {"num_experts": 4}, r"unknown config field num_experts=4"),
+    ("bert", {"is_decoder": True}, r"is_decoder=True is not supported; supported: False"),
+    ("bert", {"position_embedding_type": "relative_key"}, r"position_embedding_type='relative_key' is not supported"),
+    ("bert", {"pad_token_id": -1}, r"pad_token_id=-1 should be a token id or null"),
+    ("bert", {"type_vocab_size": 0}, r"type_vocab_size=0 should be a positive int"),
+    ("bert", {"embedding_size": 128}, r"unknown config field embedding_size=128"),
+    ("bert", {"architectures": ["BertForTokenClassification"]}, r"architectures='BertForTokenClassification' is not"),
 ]
 
 
@@ -181,8 +299,12 @@ def test_refused(name: str, change: dict[str, Any], message: str) -> None:
 
 
 def test_other_families_are_refused() -> None:
-    with pytest.raises(UserError, match=r"model_type='gemma3' is not supported; supported: gpt2, gpt_neox.*'gemma'"):
-        family_of({"model_type": "gemma3"})
+    with pytest.raises(UserError, match=r"model_type='gemma4' is not supported; supported: gpt2, gpt_neox.*'gemma'"):
+        family_of({"model_type": "gemma4"})
+    with pytest.raises(
+        UserError, match=r"model_type='gemma3' is not supported: it reads images.* text_config as config"
+    ):
+        family_of({"model_type": "gemma3", "text_config": {"model_type": "gemma3_text"}})
     with pytest.raises(UserError, match="model_type=None"):
         family_of({"hidden_size": 4})
     with pytest.raises(UserError, match=r"architectures='LlamaForSequenceClassification' .* LlamaForCausalLM"):

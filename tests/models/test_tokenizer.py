@@ -105,6 +105,27 @@ def test_add_bos_token_is_believed(tmp_path: Path) -> None:
     assert tokenizer_from_file(path).begin == 0
 
 
+def test_file_with_word_pieces(tmp_path: Path) -> None:
+    """As in BERT: `##` where a word goes on, [CLS] before and [SEP] after, truncation and padding in the file."""
+    vocab = {"[PAD]": 0, "[UNK]": 1, "[CLS]": 2, "[SEP]": 3, "eat": 4, "##ing": 5, "food": 6}
+    backend = tokenizers.Tokenizer(models.WordPiece(vocab=vocab, unk_token="[UNK]"))
+    backend.normalizer = tokenizers.normalizers.BertNormalizer(lowercase=True)
+    backend.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
+    backend.decoder = decoders.WordPiece()
+    backend.add_special_tokens([AddedToken(name, special=True) for name in list(vocab)[:4]])
+    backend.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    backend.enable_truncation(4)
+    backend.enable_padding(length=4)
+    backend.save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "special_tokens_map.json").write_text(json.dumps({"cls_token": "[CLS]", "sep_token": "[SEP]"}))
+    tokenizer = tokenizer_from_file(tmp_path / "tokenizer.json")
+    assert (tokenizer.begin, tokenizer.end, tokenizer.special) == (2, 3, {0, 1, 2, 3})
+    assert tokenizer.encode("Eating food eating") == [4, 5, 6, 4, 5]
+    assert [tokenizer.token_text(id) for id in (2, 4, 5, 6)] == ["[CLS]", " eat", "ing", " food"]
+
+
 def test_unreadable_files_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no tokenizer file .*tokenizer\.json"):
         tokenizer_from_file(tmp_path / "tokenizer.json")

@@ -1,4 +1,7 @@
-"""Make the goldens of the parity test: tiny random models of every family, and the logits that transformers gives.
+"""Make the goldens of the parity test: tiny random models of every family, and what transformers makes of them.
+
+`expected.npz` holds tokens and logits; of an encoder, its last hidden state under the name `final`, computed with the
+padding at the end of some inputs masked.
 
     python tests/parity/make_goldens.py           writes goldens/<name>/{config.json, *.safetensors, expected.npz}
     python tests/parity/make_goldens.py --check   makes them anew in a temporary folder and compares: the fresh ones
@@ -25,11 +28,20 @@ BATCH, SEQ, VOCAB = 2, 20, 48
 COMMON = {"vocab_size": VOCAB, "max_position_embeddings": 64, "initializer_range": 0.02, "pad_token_id": None}
 LLAMA = COMMON | {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4}
 NEOX = COMMON | {"hidden_size": 32, "intermediate_size": 40, "num_hidden_layers": 2, "num_attention_heads": 4}
+BERT = {"vocab_size": VOCAB, "max_position_embeddings": 24, "hidden_size": 16, "intermediate_size": 24}
+BERT |= {"num_hidden_layers": 2, "num_attention_heads": 4}
 GPT2 = {"vocab_size": VOCAB, "n_positions": 32, "n_embd": 16, "n_layer": 2, "n_head": 4}
 
 
 def rope(theta: float, **more: Any) -> dict[str, Any]:
     return {"rope_parameters": {"rope_type": "default", "rope_theta": theta, **more}}
+
+
+def local_rope(theta: float, local_theta: float, **more: Any) -> dict[str, Any]:
+    """Gemma 3: one kind of rotary positions for layers without a window, another for those with one."""
+    full = rope(theta, **more)["rope_parameters"]
+    local = rope(local_theta)["rope_parameters"]
+    return {"rope_parameters": {"full_attention": full, "sliding_attention": local}}
 
 
 LLAMA3 = rope(
@@ -197,6 +209,59 @@ GOLDENS: dict[str, tuple[str, dict[str, Any], str | None]] = {
         },
         None,
     ),
+    "gemma3": (
+        "Gemma3ForCausalLM",
+        LLAMA
+        | local_rope(10_000.0, 100.0)
+        | {
+            "num_hidden_layers": 7,
+            "num_key_value_heads": 2,
+            "head_dim": 6,
+            "sliding_window": 4,
+            "query_pre_attn_scalar": 3,
+        },
+        None,
+    ),
+    "gemma3-linear": (
+        "Gemma3ForCausalLM",
+        LLAMA
+        | local_rope(1000.0, 50.0, rope_type="linear", factor=4.0)
+        | {
+            "num_key_value_heads": 4,
+            "head_dim": 8,
+            "sliding_window": 6,
+            "layer_types": ["full_attention", "sliding_attention"],
+            "query_pre_attn_scalar": 20,
+            "final_logit_softcapping": 5.0,
+            "hidden_activation": "gelu",
+            "attention_bias": True,
+            "rms_norm_eps": 0.05,
+            "tie_word_embeddings": False,
+        },
+        None,
+    ),
+    "olmo2": ("Olmo2ForCausalLM", LLAMA | rope(500_000.0) | {"num_key_value_heads": 2}, None),
+    "olmo2-bias": (
+        "Olmo2ForCausalLM",
+        LLAMA
+        | rope(100.0)
+        | {"num_key_value_heads": 4, "attention_bias": True, "rms_norm_eps": 0.05, "tie_word_embeddings": True},
+        None,
+    ),
+    "phi3": ("Phi3ForCausalLM", LLAMA | rope(10_000.0) | {"num_key_value_heads": 4, "sliding_window": 5}, None),
+    "phi3-grouped": (
+        "Phi3ForCausalLM",
+        LLAMA
+        | rope(100.0, partial_rotary_factor=0.5)
+        | {"hidden_size": 32, "num_key_value_heads": 1, "rms_norm_eps": 0.1, "tie_word_embeddings": True},
+        None,
+    ),
+    "bert": ("BertModel", BERT | {"pad_token_id": 3}, None),
+    "bert-masked-lm": (
+        "BertForMaskedLM",
+        BERT | {"hidden_act": "relu", "layer_norm_eps": 0.1, "type_vocab_size": 3, "num_attention_heads": 2},
+        None,
+    ),
 }
 
 
@@ -234,28 +299,37 @@ def make(name: str, directory: Path) -> None:
     seed = zlib.crc32(name.encode())
     randomise(model, seed)
     tokens = np.random.default_rng(seed + 1).integers(0, VOCAB, (BATCH, SEQ))
+    kind, expected = "logits", None
     with torch.no_grad():
-        logits = model(torch.from_numpy(tokens)).logits.numpy()
+        if class_name.startswith("Bert"):
+            tokens[0, -6:] = model.config.pad_token_id
+            mask = torch.from_numpy(tokens != model.config.pad_token_id)
+            kind, encoder = "final", getattr(model, "bert", model)
+            expected = encoder(torch.from_numpy(tokens), attention_mask=mask.long()).last_hidden_state.numpy()
+        else:
+            expected = model(torch.from_numpy(tokens)).logits.numpy()
     directory.mkdir(parents=True, exist_ok=True)
     for old in directory.iterdir():
         old.unlink()
     model.save_pretrained(directory, **({"max_shard_size": split} if split else {}))
     (directory / "generation_config.json").unlink(missing_ok=True)
-    np.savez_compressed(directory / "expected.npz", tokens=tokens.astype(np.int32), logits=logits)
+    np.savez_compressed(directory / "expected.npz", tokens=tokens.astype(np.int32), **{kind: expected})
     size = sum(path.stat().st_size for path in directory.iterdir())
     print(
-        f"{name:22s} {size / 1000:6.1f} kB   logits: deviation {logits.std():.2f}, largest {np.abs(logits).max():.2f}"
+        f"{name:22s} {size / 1000:6.1f} kB   {kind}: deviation {expected.std():.2f}, "
+        f"largest {np.abs(expected).max():.2f}"
     )
 
 
-def relative_error(actual: np.ndarray, expected: np.ndarray) -> float:
-    """Largest difference over largest value."""
-    return float(np.abs(actual - expected).max() / np.abs(expected).max())
+def relative_error(actual: np.ndarray, expected: np.ndarray, counts: np.ndarray) -> float:
+    """Largest difference over largest value, where a position counts."""
+    return float(np.abs(actual - expected)[counts].max() / np.abs(expected)[counts].max())
 
 
 def check() -> bool:
     """Make every golden anew; compare it with our forward pass, and the committed one with it."""
     from jaxinterp.models.load import load
+    from jaxinterp.models.sites import run
 
     good = True
     with tempfile.TemporaryDirectory() as folder:
@@ -263,8 +337,12 @@ def check() -> bool:
             make(name, Path(folder) / name)
             fresh = np.load(Path(folder) / name / "expected.npz", allow_pickle=False)
             committed = np.load(HERE / name / "expected.npz", allow_pickle=False)
-            ours = np.asarray(load(Path(folder) / name, dtype="float32").model(fresh["tokens"]))
-            errors = relative_error(ours, fresh["logits"]), relative_error(committed["logits"], fresh["logits"])
+            model = load(Path(folder) / name, dtype="float32").model
+            trace = run(model, fresh["tokens"])
+            kind = "logits" if "logits" in fresh else "final"
+            ours = np.asarray(trace.logits if kind == "logits" else trace["final"])
+            counts = fresh["tokens"] != (-1 if model.config.padding is None else model.config.padding)
+            errors = tuple(relative_error(each, fresh[kind], counts) for each in (ours, committed[kind]))
             print(f"{'':22s} ours against transformers {errors[0]:.1e}, committed against fresh {errors[1]:.1e}")
             good = good and max(errors) < TOLERANCE
     return good

@@ -12,11 +12,12 @@ from jaxinterp.methods import SkipTranscoder, Transcoder
 from jaxinterp.models.load import load
 from jaxinterp.models.shapes import model_shapes
 from jaxinterp.preflight import chips
-from jaxinterp.preflight.check import Setting, announce, nearest, neighbours, preflight
+from jaxinterp.preflight.check import Setting, announce, nearest, neighbours, overflowing, preflight
 from jaxinterp.preflight.chips import Chip, Target
 from jaxinterp.preflight.compiled import Program
 from jaxinterp.preflight.estimate import Estimate
 from jaxinterp.preflight.hlo import Collective, Kernel, Work, read_work
+from jaxinterp.training import program as programs
 from jaxinterp.trees import named_leaves
 
 HERE = Chip("made up", flops=1e9, memory=2**30, memory_bandwidth=1e9, interconnect=1e8, clock=1e9)
@@ -127,6 +128,21 @@ def test_what_does_not_fit_is_told_with_a_neighbour_that_does(capsys):
     assert announce(method, shapes, "blocks/1/mlp", target=target, setting=setting, steps=20, seq=32) == 1
     said = capsys.readouterr().out
     assert "DOES NOT FIT" in said and "the nearest setting that fits: --mesh data=4,feature=2 --batch-size 256" in said
+
+
+def test_what_the_compiler_says_of_too_little_memory_is_read():
+    used = "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 20.50G of 15.75G hbm. Exceeded"
+    temporaries = "RESOURCE_EXHAUSTED: the total memory required for HLO temporaries (18.42G) exceeds available HBM"
+    assert overflowing(used, 2**30) == int(19.5 * 2**30)
+    assert overflowing(temporaries, 2**30) == int(18.42 * 2**30)
+    assert overflowing("RESOURCE_EXHAUSTED: Ran out of memory in memory space vmem. Used 64.57M", 0) is None
+
+
+def test_what_cannot_fit_is_told_without_compiling(monkeypatch):
+    """Weights alone are too much: no compiler is asked."""
+    monkeypatch.setattr(programs.Program, "compile", lambda *_: pytest.fail("compiled"))
+    found = of_tiny(Transcoder(features=512, k=4), Chip("small", 1e9, 2**16, 1e9, 1e8))
+    assert not found.fits and "DOES NOT FIT" in found.lines()[0] and "model weights" in found.lines()[1]
 
 
 def test_neighbours_change_little_first():

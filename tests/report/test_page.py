@@ -2,15 +2,18 @@
 
 import dataclasses
 import re
+from collections.abc import Mapping, Sequence
 from html.parser import HTMLParser
+from typing import Any
 
 import numpy as np
 import pytest
 
 from jaxinterp.errors import UserError
+from jaxinterp.report.columns import COLUMNS, columns_of
 from jaxinterp.report.content import FeaturePage, NeuronMatch, Report, TokenContext
 from jaxinterp.report.page import density_histogram, render, write_report
-from jaxinterp.report.scoreboard import COLUMNS, best_rows, summary
+from jaxinterp.report.scoreboard import best_rows, summary
 from jaxinterp.report.style import EARLY_SCRIPT, SCRIPT, STYLE
 
 VOID = {"meta", "link", "br", "img", "input", "hr"}
@@ -71,9 +74,9 @@ def board(*rows: dict) -> list[dict]:
     return list(rows)
 
 
-def cells(source: str, key: str) -> list[str]:
-    """The cells of one column of the scoreboard, as HTML."""
-    column = 1 + [column.key for column in COLUMNS].index(key)
+def cells(source: str, key: str, rows: Sequence[Mapping[str, Any]] = ()) -> list[str]:
+    """The cells of one column of the scoreboard, as HTML; the columns are those of `rows`."""
+    column = 1 + [column.key for column in columns_of(rows)].index(key)
     body = source.split('<table class="board">')[1].split("<tbody>")[1].split("</tbody>")[0]
     return [re.findall(r"<td[^>]*>(.*?)</td>", row)[column] for row in re.findall(r"<tr.*?</tr>", body)]
 
@@ -288,6 +291,44 @@ def test_a_feature_without_anything_is_still_shown() -> None:
     )
     page = Page(render(Report("t", "s", {}, [], [], np.zeros(5), (silent, odd))))
     assert len(page.all("article")) == 2 and "never fired" in page.words()
+
+
+def test_an_encoder_s_page_speaks_of_embeddings(report: Report) -> None:
+    """Higher is better there, and nothing is said of cross-entropy but how it would be read."""
+    kept = {"transcoder": 0.98, "skip transcoder": 0.97, "neurons": 0.99}
+    rows = [
+        {
+            "method": method,
+            "fvu": 0.2,
+            "l0": 32.0,
+            "similarity_clean": 1.0,
+            "similarity_replaced": value,
+            "similarity_replaced_interval": [value - 0.002, value + 0.002],
+            "similarity_zero": 0.91,
+            "similarity_mean": 0.9,
+            "similarity_recovered_zero": (value - 0.91) / 0.09,
+            "similarity_recovered_mean": (value - 0.9) / 0.1,
+            "compared": 32,
+            "tokens": 8_192,
+        }
+        for method, value in kept.items()
+    ]
+    page = dataclasses.replace(report, scoreboard=rows)
+    source = render(page)
+    titles = [found["title"] for found in Page(source).all("th", scope="col") if "title" in found]
+    assert [title for title in titles if title in {c.meaning for c in (*columns_of(rows), *COLUMNS)}] == [
+        column.meaning for column in columns_of(rows)
+    ]
+    assert [cell.startswith("<b>") for cell in cells(source, "similarity_replaced", rows)] == [False, False, True]
+    assert "0.968–0.972" in cells(source, "similarity_replaced", rows)[1]
+    said = summary(rows)
+    assert "the baseline <b>neurons</b> has the embeddings most similar" in said
+    assert "ahead of <b>transcoder</b> at 0.980" in said and "at 1.000 nothing would have changed" in said
+    words = Page(source).words()
+    assert (
+        "Change of similarity" in words and "-0.020" in words.replace("−", "-") and "Cross-entropy added" not in words
+    )
+    assert "Similarity of embeddings with the MLP replaced" in words
 
 
 def test_index_has_a_row_a_feature_with_values_to_sort_by(report: Report) -> None:

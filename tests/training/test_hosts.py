@@ -10,10 +10,11 @@ import time
 import numpy as np
 import pytest
 
+from experiments.launch import free_port
 from jaxinterp.errors import UserError
 from jaxinterp.models.load import load
 from jaxinterp.training.fit import fit
-from jaxinterp.training.hosts import join
+from jaxinterp.training.hosts import VARIABLE, join
 from jaxinterp.trees import named_leaves
 from tests.training.hosted import METHOD, SIZES, text
 
@@ -78,6 +79,28 @@ def test_a_killed_process_ends_the_run(tmp_path):
     assert time.monotonic() - killed < 60 and run.returncode != 0
     assert "launch: process 1 of 2 was ended by SIGKILL, and the others were stopped" in error
     assert not any(alive(worker) for worker in workers)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("lost", [0, 1])
+def test_without_the_launcher_a_lost_process_ends_the_others(tmp_path, lost):
+    """By signs of life, of which none may be missing for longer than 30 s; by an end that no code of ours sees."""
+    out, address = tmp_path / "run", f"localhost:{free_port()}"
+    out.mkdir()
+    command = [sys.executable, "-m", "tests.training.host_worker", str(out), "data=2,feature=4", "100000"]
+    given = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=4", "JAX_PLATFORMS": "cpu"}
+    workers = [
+        subprocess.Popen(command, env=given | {VARIABLE: f"{address},2,{index}"}, stderr=subprocess.DEVNULL)
+        for index in range(2)
+    ]
+    until = time.monotonic() + 300
+    while not any((out / "checkpoints").glob("[1-9]0")) and time.monotonic() < until:
+        assert all(worker.poll() is None for worker in workers)
+        time.sleep(0.1)
+    workers[lost].kill()
+    killed = time.monotonic()
+    assert workers[1 - lost].wait(timeout=90) != 0
+    assert time.monotonic() - killed < 60
 
 
 @pytest.mark.slow

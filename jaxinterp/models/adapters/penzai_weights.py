@@ -30,6 +30,19 @@ GATED = {"silu": "swiglu", "gelu_tanh": "geglu_approx"}
 DENSE = {"gelu": "gelu_exact", "gelu_tanh": "gelu_approx", "relu": "relu", "silu": "silu"}
 """Penzai's names of activation functions."""
 
+ALL: dict[str, Any] = {
+    "learned_positions": False,
+    "rotary_scaling": None,
+    "local_rotary_base": None,
+    "query_key_norm": False,
+    "pre_norms": True,
+    "sum_norms": False,
+    "embedding_norm": False,
+    "causal": True,
+    "padding": None,
+    "token_types": 0,
+    "head": True,
+}
 LLAMALIKE: dict[str, Any] = {
     "parallel": False,
     "norm_bias": False,
@@ -49,7 +62,7 @@ GPT_NEOX: dict[str, Any] = {
     "logit_cap": None,
     "embedding_scale": 1.0,
 }
-"""What a configuration must have to be computed by Penzai's llama-like layers, or by those of GPT-NeoX."""
+"""What a configuration must have to be computed by Penzai's layers, by the llama-like ones, or by those of GPT-NeoX."""
 
 Arrays = dict[str, pz.nx.NamedArray]
 
@@ -64,7 +77,7 @@ def to_penzai(model: Transformer) -> TransformerLM:
       UserError: Penzai's layers cannot compute this configuration, or a leaf was replaced.
     """
     config = model.config
-    _require(config, learned_positions=False, rotary_scaling=None, query_key_norm=False)
+    _require(config, **ALL)
     for index, block in enumerate(model.blocks):
         for name, kind in (("mlp", MLP), ("attn", Attention)):
             if not isinstance(getattr(block, name), kind):
@@ -146,11 +159,11 @@ def _gpt_neox(model: Transformer) -> tuple[TransformerLM, Arrays]:
     # The builder leaves the final norm at an epsilon of its own.
     norms = pz.select(build).at_instances_of(pz.nn.Standardize)
     build = norms.apply(lambda norm: pz.nn.Standardize(across=norm.across, epsilon=config.norm_epsilon))
-    arrays = _around(model, with_head=True) | {"final_norm/shift.bias": _tag(model.final_norm.bias, "embedding")}
+    arrays = _around(model, with_head=True) | {"final_norm/shift.bias": _shift(model.final_norm)}
     for index, block in enumerate(model.blocks):
         part: Arrays = {}
         for name, norm in {"pre_attention_norm": block.attn_norm, "pre_ffw_norm": block.mlp_norm}.items():
-            part |= {f"{name}/scale.weights": _scale(norm), f"{name}/shift.bias": _tag(norm.bias, "embedding")}
+            part |= {f"{name}/scale.weights": _scale(norm), f"{name}/shift.bias": _shift(norm)}
         for name, linear in {"in": block.mlp.up, "out": block.mlp.down}.items():
             axis = "embedding" if name == "out" else "neurons"
             part[f"mlp/{name}/Linear.weights"] = _matrix(linear, name == "out")
@@ -202,8 +215,14 @@ def _matrix(linear: Linear, down: bool) -> pz.nx.NamedArray:
     return _tag(linear.weight, *(("neurons", "embedding") if down else ("embedding", "neurons")))
 
 
-def _scale(norm: Norm) -> pz.nx.NamedArray:
+def _scale(norm: Norm | None) -> pz.nx.NamedArray:
+    assert norm is not None  # the configuration says that it is there
     return _tag(norm.weight + jnp.asarray(norm.offset, norm.weight.dtype), "embedding")
+
+
+def _shift(norm: Norm | None) -> pz.nx.NamedArray:
+    assert norm is not None
+    return _tag(norm.bias, "embedding")
 
 
 def _tag(array: Array | None, *names: str) -> pz.nx.NamedArray:

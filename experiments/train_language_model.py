@@ -1,0 +1,298 @@
+"""Train a small language model with a chosen kind of MLP, to have a subject whose every weight and text is known.
+
+Command: python -m experiments.train_language_model --out runs/bilinear                     (4 x 128, bilinear, docs)
+         python -m experiments.train_language_model --mlp gated --layers 2 --out runs/gated
+
+The tokenizer is trained on the training documents, a tenth of the documents is held out by content, and what `load`
+takes is written to OUT/model: weights as float16, tokenizer, a sample of the held-out documents as token ids
+(heldout.npy), the loss curve (loss.csv), and recipe.json: the settings, the corpus and its hash, the held-out
+cross-entropy of the float16 weights. `load("bilinear-4x128")` is what the first command gave.
+
+A plain transformer: RMSNorm before each sublayer, rotary positions, no biases, untied embeddings. The kinds of MLP:
+
+    gelu, relu    f(x W_up) W_down
+    gated         (SiLU(x W_gate) * (x W_up)) W_down           Shazeer 2020, arXiv 2002.05202
+    bilinear      ((x W_gate) * (x W_up)) W_down               the same paper; Pearce et al. 2024, arXiv 2410.08417
+
+Expected of the first command: see EXPECTED.
+"""
+
+import platform
+import shutil
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments.command import check_folder, check_positive, command, folder_of_a_run, say, settings_of, write_json
+from jaxinterp.data.documents import Document
+from jaxinterp.data.sources import documents_of, load_corpus, weighted_parts
+from jaxinterp.data.token_files import read_token_file
+from jaxinterp.data.tokens import TokenCorpus, split
+from jaxinterp.data.vocabulary import train_tokenizer
+from jaxinterp.data.windows import epochs_needed, windows
+from jaxinterp.evaluation.language_loss import language_loss
+from jaxinterp.methods.language_model import LanguageModel
+from jaxinterp.models.load import Subject, load, save_subject
+from jaxinterp.models.rules import Activation
+from jaxinterp.models.tokenizer import Tokenizer, tokenizer_from_file
+from jaxinterp.models.transformer import Transformer, TransformerConfig, initialise
+from jaxinterp.report.shell import save
+from jaxinterp.training.fit import check_sizes, fit
+from jaxinterp.training.loop import Tracker
+from jaxinterp.training.mesh import parse_mesh
+from jaxinterp.training.tracking import JsonLines, ProgressBar, read_rows, tracker
+
+MLPS: dict[str, tuple[bool, Activation]] = {
+    "gelu": (False, "gelu"),
+    "relu": (False, "relu"),
+    "gated": (True, "silu"),
+    "bilinear": (True, "identity"),
+}
+"""Kind of MLP -> whether it is gated, and its activation."""
+
+HELDOUT = 0.1
+"""Share of the documents that is held out: what `load_text` holds out, too."""
+TOKENIZER_TEXT = 2 * 10**7
+"""Characters of training text that the tokenizer is trained on, at most."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """The defaults are the recipe of the model `bilinear-4x128`."""
+
+    out: Path
+    """Folder for the results; must be empty or absent unless --resume."""
+    mlp: Literal["gelu", "relu", "gated", "bilinear"] = "bilinear"
+    """Kind of MLP."""
+    layers: int = 4
+    """Blocks."""
+    d_model: int = 128
+    """Width of the residual stream."""
+    d_mlp: int = 512
+    """Hidden neurons of an MLP."""
+    heads: int = 4
+    """Attention heads; d_model must be a multiple of twice as many."""
+    vocabulary: int = 2048
+    """Ids of the tokenizer that is trained first."""
+    text: str = "docs"
+    """Text: docs, kjv, shakespeare, several joined by +, a mixture (docs:0.7+kjv:0.3), or a path."""
+    tokens: int = 4_096_000
+    """Training tokens."""
+    heldout_tokens: int = 65_536
+    """Held-out tokens that are kept beside the model, and that its loss is measured on."""
+    seq: int = 256
+    """Length of a window of text, in tokens."""
+    batch_size: int = 2048
+    """Tokens a step."""
+    learning_rate: float = 6e-3
+    """Peak learning rate of AdamW."""
+    seed: int = 0
+    """Of the start values and the data order."""
+    mesh: str = "data=1"
+    """Devices along each axis."""
+    save_every: int = 100
+    """Steps between checkpoints."""
+    track: str = ""
+    """Another place for the run's numbers: tensorboard:FOLDER, wandb:PROJECT/RUN, or a .jsonl file."""
+    resume: bool = False
+    """Continue the run in the output folder."""
+
+
+class Text(NamedTuple):
+    """The tokenizer, and the text in its tokens: all of it, and its two sides."""
+
+    tokenizer: Tokenizer
+    corpus: TokenCorpus
+    train: TokenCorpus
+    heldout: TokenCorpus
+
+
+def main(config: Config) -> None:
+    """Tokenizer, tokens, training, and the model with its recipe."""
+    check_sizes(
+        steps=steps_of(config),
+        batch_size=config.batch_size,
+        seq=config.seq,
+        mesh=parse_mesh(config.mesh),
+        save_every=config.save_every,
+    )
+    check_positive(config, "layers", "d_model", "d_mlp", "heads", "heldout_tokens")
+    start = start_model(shape_of(config), config.seed)
+    settings = settings_of(config, "track")
+    check_folder(config.out, settings, resume=config.resume)
+
+    with ExitStack() as opened:
+        also = [tracker(config.track, resume=config.resume, config=settings)] if config.track else []
+        for each in also:
+            opened.callback(getattr(each, "close", lambda: None))
+        out = opened.enter_context(folder_of_a_run(config.out, settings))
+        text = text_of(config, out)
+        say(f"{config.text}: {text.train.tokens:,} tokens, {text.heldout.tokens:,} held out")
+        subject = Subject(start, text.tokenizer, f"{config.mlp}-{config.layers}x{config.d_model}")
+        trained = replace(subject, model=train(config, subject, text, out, also))
+        held = finish(config, trained, text, out)["heldout"]
+    say(f"Held-out cross-entropy {held['ce']:.4f} nats a token, over {held['counted']:,} next tokens.")
+    say(f"Model: {out / 'model'}")
+
+
+def train(config: Config, subject: Subject, text: Text, out: Path, also: Iterable[Tracker]) -> Any:
+    """The model after all steps, with checkpoints and a log in the output folder."""
+    with ProgressBar(steps_of(config)) as bar:
+        trained = fit(
+            LanguageModel(learning_rate=config.learning_rate),
+            subject,
+            windows(text.train, config.seq),
+            steps=steps_of(config),
+            batch_size=config.batch_size,
+            buffer_batches=1,
+            seed=config.seed,
+            mesh=parse_mesh(config.mesh),
+            checkpoint=out / "checkpoints",
+            save_every=config.save_every,
+            resume=config.resume,
+            track=(JsonLines(out / "log.jsonl", resume=config.resume), bar, *also),
+        )
+    return trained.decomposition
+
+
+def steps_of(config: Config) -> int:
+    """Training steps."""
+    return config.tokens // config.batch_size
+
+
+def shape_of(config: Config) -> TransformerConfig:
+    """The transformer that the options describe.
+
+    Raises:
+      UserError: its sizes contradict each other.
+    """
+    gated, activation = MLPS[config.mlp]
+    return TransformerConfig(
+        vocab_size=config.vocabulary,
+        d_model=config.d_model,
+        layers=config.layers,
+        heads=config.heads,
+        kv_heads=config.heads,
+        head_dim=config.d_model // config.heads,
+        d_mlp=config.d_mlp,
+        context=config.seq,
+        activation=activation,
+        gated=gated,
+        rotary_dimensions=config.d_model // config.heads,
+        tied=False,
+    )
+
+
+def start_model(shape: TransformerConfig, seed: int) -> Transformer:
+    """Random weights; what writes into the residual stream starts at zero: every block starts as the identity."""
+
+    def writers(model: Transformer) -> list[Any]:
+        return [weight for block in model.blocks for weight in (block.attn.out.weight, block.mlp.down.weight)]
+
+    return eqx.tree_at(writers, initialise(shape, jax.random.key(seed)), replace_fn=jnp.zeros_like)
+
+
+def text_of(config: Config, out: Path) -> Text:
+    """Tokenizer and tokens of this run; what an earlier part of it has made is read again."""
+    path = out / "tokenizer.json"
+    if not path.exists():
+        sources = weighted_parts(config.text) or [config.text]
+        documents = (document for source in sources for document in documents_of(source))
+        made = train_tokenizer(_beginning(_training(documents)), config.vocabulary)
+        save(made.backend.to_str(pretty=True), path)
+    tokenizer = tokenizer_from_file(path)
+    corpus = load_corpus(config.text, tokenizer, cache=out / "tokens")
+    return Text(tokenizer, corpus, *split(corpus, HELDOUT))
+
+
+def _training(documents: Iterable[Document]) -> Iterator[Document]:
+    """The documents that `split` does not hold out."""
+    return (document for document in documents if document.key >= int(HELDOUT * 2**64))
+
+
+def _beginning(documents: Iterable[Document]) -> Iterator[Document]:
+    characters = 0
+    for document in documents:
+        yield document
+        characters += len(document.text)
+        if characters >= TOKENIZER_TEXT:
+            return
+
+
+def finish(config: Config, subject: Subject, text: Text, out: Path) -> dict[str, Any]:
+    """Write OUT/model, weights as float16, and return its recipe, with the loss of the model that is read back."""
+    unfinished, final = out / ".model.unfinished", out / "model"
+    shutil.rmtree(unfinished, ignore_errors=True)
+    half = jax.tree.map(lambda leaf: leaf.astype(jnp.float16), subject.model)
+    save_subject(Subject(half, subject.tokenizer, subject.name), unfinished)
+    np.save(unfinished / "heldout.npy", beginning_of(text.heldout, config.heldout_tokens))
+    measured = heldout_loss(unfinished)
+    rows = read_rows(out / "log.jsonl")
+    recipe = {
+        "command": command_of(config),
+        "settings": settings_of(config, "track"),
+        "corpus": {
+            "name": text.corpus.name,
+            "content_hash": text.corpus.content_hash,
+            "training_documents": text.train.documents,
+            "training_tokens": text.train.tokens,
+            "epochs": round(epochs_needed(text.train, config.seq, config.tokens), 2),
+        },
+        "heldout": measured,
+        "seconds": round(seconds_of(rows)),
+        "versions": {"python": platform.python_version()} | {name: version(name) for name in ("jax", "tokenizers")},
+    }
+    curve = [f"{row['step']},{row['tokens']},{row['loss']:.4f}\n" for row in rows]
+    (unfinished / "loss.csv").write_text("step,tokens,loss\n" + "".join(curve))
+    write_json(unfinished / "recipe.json", recipe)
+    shutil.rmtree(final, ignore_errors=True)
+    unfinished.rename(final)
+    return recipe
+
+
+def beginning_of(corpus: TokenCorpus, tokens: int) -> np.ndarray:
+    """The first documents of a corpus, as many as fit into so many tokens whole, and the next one cut."""
+    ids: list[np.ndarray] = []
+    for index in range(corpus.documents):
+        ids.append(corpus.document(index)[:tokens])
+        tokens -= len(ids[-1])
+        if not tokens:
+            break
+    return np.concatenate(ids).astype(np.uint16 if max(map(np.max, ids)) < 2**16 else np.uint32)
+
+
+def heldout_loss(model: Path) -> dict[str, Any]:
+    """The cross-entropy of a saved model on the held-out tokens beside it, in float32."""
+    subject = load(model, dtype=jnp.float32)
+    assert subject.tokenizer is not None
+    assert isinstance(subject.model, Transformer)
+    corpus = read_token_file(model / "heldout.npy", subject.tokenizer)
+    loss = language_loss(subject.model, windows(corpus, subject.model.config.context))
+    return {"ce": round(loss["ce"], 5), "counted": int(loss["tokens"]), "tokens": corpus.tokens}
+
+
+def seconds_of(rows: Iterable[dict[str, Any]]) -> float:
+    """How long the logged steps took, over all parts of a resumed run."""
+    seconds, before = 0.0, 0
+    for row in rows:
+        seconds, before = seconds + (row["tokens"] - before) / row["tokens_per_second"], row["tokens"]
+    return seconds
+
+
+def command_of(config: Config) -> str:
+    """The command line of this run, for its recipe; the folder is left to whoever repeats it."""
+    options, defaults = settings_of(config, "track"), settings_of(Config(out=config.out), "track")
+    changed = [f" --{name.replace('_', '-')} {value}" for name, value in options.items() if value != defaults[name]]
+    return f"python -m experiments.train_language_model{''.join(changed)} --out OUT"
+
+
+if __name__ == "__main__":
+    command(Config, main, __doc__)

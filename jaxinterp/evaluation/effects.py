@@ -1,0 +1,157 @@
+"""What a reconstruction in an array's place does to the model's answer: an effect is plain functions, passed by value.
+
+    read(trace)                        the answer: logits, an embedding, any array that the trace has
+    compare(answer, clean, windows)    numbers per item (a next token, a window), one array [batch, items] a column;
+                                       `counted` among them says which items count (1) and which do not (0)
+    numbers(table)                     the entries of the row; default: `summary` of every column
+
+`compare` is called with the answer of the model as it is (clean), with the array at zero, at its training mean, and
+with the reconstruction in its place. A mean m over the items that count then is
+
+    m_clean, m_zero, m_mean, m_replaced
+    m_recovered_zero    (m_zero - m_replaced) / (m_zero - m_clean); m_recovered_mean likewise
+                        (NaN where the ablation changes nothing: there is nothing to recover)
+
+The interval of m_replaced is 95 percent, by resampling documents: m_clean plus the interval of the change. Every
+decomposition sees the same items, so what differs between documents cancels.
+
+`NEXT_TOKEN` is for models that predict tokens, `POOLED` for encoders: the cosine of the input's embedding with that of
+the unchanged model.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from jaxinterp.data.activations import counted
+from jaxinterp.evaluation.intervals import ratio_interval
+from jaxinterp.models.sites import SetTo, Trace, run
+
+Row = dict[str, Any]
+Columns = dict[str, Array]
+
+KINDS = ("clean", "zero", "mean")
+"""What stands in the array's place beside a reconstruction."""
+
+
+class Table:
+    """Columns of numbers, in parts; `fired` is summed."""
+
+    def __init__(self) -> None:
+        self.parts: dict[str, list[np.ndarray]] = {}
+
+    def add(self, **columns: Any) -> None:
+        for name, column in columns.items():
+            self.parts.setdefault(name, []).append(np.asarray(column, np.float64).reshape(-1))
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        return np.concatenate(self.parts[name])
+
+    def total(self, name: str) -> np.ndarray:
+        return np.sum(self.parts[name], axis=0)
+
+    def mean(self, name: str) -> float:
+        """The mean of a column over the items that count."""
+        weight = self["counted"]
+        return float(self[name] @ weight / weight.sum())
+
+
+def summary(table: Table, column: str, name: str) -> Row:
+    """What the module's equations say of one column, under `name`."""
+    clean, zero, mean, replaced = (table.mean(each) for each in (*(f"{column}_{kind}" for kind in KINDS), column))
+    weight, document = table["counted"], table["item_document"].astype(np.int64)
+    change = ratio_interval((table[column] - table[f"{column}_clean"]) * weight, weight, document)
+
+    def recovered(ablated: float) -> float:
+        lost = ablated - clean
+        return (ablated - replaced) / lost if lost else math.nan
+
+    return {
+        f"{name}_clean": clean,
+        f"{name}_replaced": replaced,
+        f"{name}_replaced_interval": tuple(clean + bound for bound in change),
+        f"{name}_zero": zero,
+        f"{name}_mean": mean,
+        f"{name}_recovered_zero": recovered(zero),
+        f"{name}_recovered_mean": recovered(mean),
+    }
+
+
+def every_column(table: Table) -> Row:
+    """`summary` of every column that was compared, and how many items count."""
+    columns = [name.removesuffix("_clean") for name in table.parts if name.endswith("_clean")]
+    rows = [summary(table, column, column) for column in columns]
+    return {key: value for row in rows for key, value in row.items()} | {"compared": int(table["counted"].sum())}
+
+
+@dataclass(frozen=True)
+class Effect:
+    """How the model's answer is read and compared; see the module's docstring."""
+
+    read: Callable[[Trace], Array]
+    compare: Callable[[Array, Array, Mapping[str, Array]], Columns]
+    numbers: Callable[[Table], Row] = every_column
+
+
+def check_effect(model: Any, effect: Effect) -> None:
+    """Raises UserError, before compute, where the model does not give the answer that the effect reads."""
+    tokens = jax.ShapeDtypeStruct((1, 1), jnp.int32)
+    eqx.filter_eval_shape(lambda model, tokens: effect.read(run(model, tokens)), model, tokens)
+
+
+@eqx.filter_jit
+def answer_with(effect: Effect, model: Any, tokens: Int[Array, "batch seq"], site: str, value: Array) -> Array:
+    """One program for every decomposition: what the model answers with `value` at `site`."""
+    return effect.read(run(model, tokens, edits={site: SetTo(value)}))
+
+
+@partial(jax.jit, static_argnums=0)
+def compared(effect: Effect, answer: Array, clean: Array, windows: Mapping[str, Array]) -> Columns:
+    """The columns of `effect.compare`, as one program."""
+    return effect.compare(answer, clean, windows)
+
+
+@jax.jit
+def compare(
+    logits: Float[Array, "batch seq vocab"], clean: Float[Array, "batch seq vocab"], tokens: Int[Array, "batch seq"]
+) -> Columns:
+    """Per next token: its negative log-likelihood, KL(clean || logits), whether the most likely token agrees."""
+    log_p, log_clean = jax.nn.log_softmax(logits[:, :-1]), jax.nn.log_softmax(clean[:, :-1])
+    return {
+        "nll": -jnp.take_along_axis(log_p, tokens[:, 1:, None], axis=-1)[..., 0],
+        "kl": jnp.sum(jnp.exp(log_clean) * (log_clean - log_p), axis=-1),
+        "agrees": jnp.argmax(log_p, axis=-1) == jnp.argmax(log_clean, axis=-1),
+    }
+
+
+def _compare_next_tokens(logits: Array, clean: Array, windows: Mapping[str, Array]) -> Columns:
+    return compare(logits, clean, windows["tokens"]) | {"counted": counted(windows)}
+
+
+def _next_token_numbers(table: Table) -> Row:
+    """Cross-entropy in nats, KL and agreement of the most likely token."""
+    others = {"kl": table.mean("kl"), "top1_agreement": table.mean("agrees")}
+    return summary(table, "nll", "ce") | others | {"ce_tokens": int(table["counted"].sum())}
+
+
+def _compare_pooled(
+    pooled: Float[Array, "batch d_model"], clean: Float[Array, "batch d_model"], windows: Mapping[str, Array]
+) -> Columns:
+    """Per window: the cosine of its embedding with that of the unchanged model. A window counts if a token does."""
+    wide, wide_clean = (array.astype(jnp.float32) for array in (pooled, clean))
+    lengths = jnp.linalg.norm(wide, axis=-1) * jnp.linalg.norm(wide_clean, axis=-1)
+    cosine = jnp.sum(wide * wide_clean, axis=-1) / jnp.maximum(lengths, 1e-30)
+    counts = jnp.any(windows["weight"] > 0, axis=1).astype(jnp.float32)
+    return {"similarity": cosine[:, None], "counted": counts[:, None]}
+
+
+NEXT_TOKEN = Effect(lambda trace: trace.logits, _compare_next_tokens, _next_token_numbers)
+POOLED = Effect(lambda trace: trace["pooled"], _compare_pooled)

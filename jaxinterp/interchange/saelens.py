@@ -1,0 +1,203 @@
+"""SAELens folders: `cfg.json` beside `sae_weights.safetensors`, read and written.
+
+    a = (x - b_dec [where apply_b_dec_to_input]) W_enc + b_enc,   y = f(a) W_dec + b_dec [+ x W_skip^T]
+
+f, its arrays and fields: `saelens_fields.py`. Scales that were not taken into the weights (normalize_activations) are
+not in the file: `expected_average_only_in` needs its factor from the caller; what is divided by each token's own norm
+or whitened is no dictionary here.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import save_file
+
+from jaxinterp.decompositions.activations import TopK
+from jaxinterp.decompositions.dictionary import Dictionary
+from jaxinterp.decompositions.gates import Gated, JumpReLU
+from jaxinterp.errors import UserError
+from jaxinterp.interchange.arrays import check_names, read_arrays
+from jaxinterp.interchange.beside import read_beside, write_beside
+from jaxinterp.interchange.contents import Contents, gate_biases, plain
+from jaxinterp.interchange.fields import check_known, flag, one_of, read_config, size
+from jaxinterp.interchange.names import Hooks, from_hooks, has_post_norms, to_hook
+from jaxinterp.interchange.saelens_fields import (
+    ARCHITECTURES,
+    KNOWN,
+    TRAINING,
+    WRITTEN,
+    arrays_hint,
+    current,
+    fields_hint,
+)
+from jaxinterp.models.safetensors_file import open_safetensors
+
+CONFIG, WEIGHTS = "cfg.json", "sae_weights.safetensors"
+VERSION = "6.0.0"
+"""The version whose layout is written."""
+
+PER_TOKEN = "; what is divided by each token's own norm, or whitened, is no dictionary here"
+CHANGED = ("fold_ln", "center_writing_weights", "fold_value_biases")
+"""Options of TransformerLens under which its activations are not those of the model as it was published."""
+
+
+def read_saelens(folder: Path) -> Contents:
+    """What a SAELens folder says.
+
+    Raises:
+      UserError: it is damaged, of another architecture, normalises by something else than one scale for all tokens, or
+        has fields or arrays that are unknown.
+    """
+    where = folder / CONFIG
+    fields = current(read_config(where), where)
+    name = one_of(fields, "architecture", where, ARCHITECTURES)
+    architecture = ARCHITECTURES[name]
+    stored = open_safetensors(folder / WEIGHTS)
+    layout = dict(architecture.tensors) | ({"scaling_factor": ("features",)} if "scaling_factor" in stored else {})
+    check_names(stored, layout, folder / WEIGHTS, arrays_hint(name, stored))
+    check_known(fields, (*KNOWN, *TRAINING, *architecture.fields), where, hint=fields_hint(name, fields))
+    sizes = {"d_in": size(fields, "d_in", where)}
+    sizes["d_out"] = size(fields, "d_out", where) if architecture.transcoder else sizes["d_in"]
+    sizes |= {"features": size(fields, "d_sae", where)} if fields.get("d_sae") is not None else {}
+    if name == "topk":
+        size(fields, "k", where)
+    subtracts = flag(fields, "apply_b_dec_to_input", where, default=not architecture.transcoder)
+    if subtracts and architecture.transcoder:
+        raise UserError(f"{where}: config field apply_b_dec_to_input=true has no meaning for a transcoder.")
+    allowed = ("none", "expected_average_only_in", None)
+    scaling = one_of(fields, "normalize_activations", where, allowed, why=PER_TOKEN)
+    arrays = read_arrays(stored, layout, folder / WEIGHTS, sizes=sizes)
+    theirs, no_site = _hooks(fields, where, architecture.transcoder)
+    hooks, target = read_beside(folder, theirs, arrays["b_dec"].shape[0])
+    contents = Contents(
+        encoder=np.ascontiguousarray(arrays["W_enc"].T),
+        encoder_bias=arrays.get("b_enc", np.zeros(arrays["W_enc"].shape[1], np.float32)),
+        decoder=_finetuned(arrays, fields, where),
+        decoder_bias=arrays["b_dec"],
+        activation=architecture.activation(arrays, fields),
+        subtracts=subtracts,
+        transcoder=architecture.transcoder,
+        skip=np.ascontiguousarray(arrays["W_skip"].T) if "W_skip" in arrays else None,
+        hooks=hooks,
+        no_site=no_site,
+        post_norms=has_post_norms(fields.get("metadata", {}).get("model_name")),
+        before_gain=hooks is not None and hooks.before_gain,
+        factor=None if scaling == "expected_average_only_in" else 1.0,
+        target=target,
+    )
+    return _rescaled(contents) if flag(fields, "rescale_acts_by_decoder_norm", where, default=False) else contents
+
+
+def write_saelens(dictionary: Dictionary, folder: Path) -> Path:
+    """Write a SAELens folder, which is made if it is not there.
+
+    Raises:
+      UserError: SAELens has no architecture for this dictionary, or no name for its sites.
+    """
+    contents = plain(dictionary)
+    activation: Any = contents.activation
+    name = WRITTEN.get((type(activation), bool(contents.transcoder), contents.skip is not None))
+    if name is None:
+        what = "transcoders" if contents.transcoder else "autoencoders"
+        raise UserError(
+            f"activation={type(activation).__name__}{'' if contents.skip is None else ' with a skip path'}: SAELens "
+            f"has no such {what}; it has {', '.join(ARCHITECTURES)} (format='sparsify' has TopK transcoders)."
+        )
+    reads, writes = str(dictionary.sites.reads), str(dictionary.sites.writes)
+    metadata: dict[str, Any] = {"sae_lens_version": VERSION, "hook_name": to_hook(reads)}
+    metadata |= {"hook_name_out": to_hook(writes)} if contents.transcoder else {}
+    config: dict[str, Any] = {
+        "architecture": name,
+        "d_in": contents.encoder.shape[1],
+        "d_sae": contents.encoder.shape[0],
+        "dtype": "float32",
+        "device": "cpu",
+        "apply_b_dec_to_input": contents.subtracts,
+        "normalize_activations": "none",
+        "reshape_activations": "hook_z" if reads.endswith("/attn/z") else "none",
+        "metadata": metadata,
+    }
+    config |= {"k": activation.k, "rescale_acts_by_decoder_norm": False} if isinstance(activation, TopK) else {}
+    config |= {"d_out": contents.decoder.shape[1]} if contents.transcoder else {}
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(_arrays(contents), folder / WEIGHTS)
+    (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    write_beside(folder, contents, dictionary.sites)
+    return folder
+
+
+def _arrays(contents: Contents) -> dict[str, np.ndarray]:
+    """The arrays by SAELens's names."""
+    arrays = {"W_enc": contents.encoder.T, "W_dec": contents.decoder, "b_dec": contents.decoder_bias}
+    match contents.activation:
+        case Gated(log_scale=log_scale):
+            gate, magnitude = gate_biases(contents)
+            arrays |= {"b_gate": gate, "r_mag": np.asarray(log_scale), "b_mag": magnitude}
+        case JumpReLU(parametrisation=parametrisation) as jump:
+            threshold = jump.threshold_parameter if parametrisation == "raw" else jump.threshold
+            arrays |= {"b_enc": contents.encoder_bias, "threshold": np.asarray(threshold)}
+        case _:
+            arrays |= {"b_enc": contents.encoder_bias}
+    if contents.skip is not None:
+        arrays["W_skip"] = contents.skip.T
+    return {name: np.ascontiguousarray(array, np.float32) for name, array in arrays.items()}
+
+
+def _finetuned(arrays: Mapping[str, np.ndarray], fields: Mapping[str, Any], where: Path) -> np.ndarray:
+    """W_dec, its rows times the finetuned scale of their feature, where the file has one."""
+    factors, named = arrays.get("scaling_factor"), bool(fields.get("finetuning_scaling_factor"))
+    if factors is None and named:
+        raise UserError(
+            f"{where}: finetuning_scaling_factor is set, but the scale is missing: no tensor 'scaling_factor'."
+        )
+    if factors is None or np.all(factors == 1):
+        return arrays["W_dec"]
+    if not named:
+        raise UserError(
+            f"{where}: tensor 'scaling_factor' is not 1, but finetuning_scaling_factor is not set; mend one."
+        )
+    return arrays["W_dec"] * factors[:, None]
+
+
+def _rescaled(contents: Contents) -> Contents:
+    """Unit write vectors, their lengths taken into the encoder: what rescale_acts_by_decoder_norm computes."""
+    norms = np.linalg.norm(contents.decoder, axis=1)
+    if not np.all(norms):
+        raise UserError("rescale_acts_by_decoder_norm with a write vector of length 0 divides by 0.")
+    return replace(
+        contents,
+        encoder=contents.encoder * norms[:, None],
+        encoder_bias=contents.encoder_bias * norms,
+        decoder=contents.decoder / norms[:, None],
+    )
+
+
+def _hooks(fields: Mapping[str, Any], where: Path, transcoder: bool) -> tuple[Hooks | None, str]:
+    """Where it was trained; None, and why not, where that cannot be told."""
+    metadata = fields.get("metadata") or {}
+    for name in ("hook_head_index", "hook_head_index_out"):
+        one_of(metadata, name, where, (None,), why=": one head of several has no name here")
+    shape = one_of(fields, "reshape_activations", where, ("none", "hook_z", None))
+    reads = metadata.get("hook_name")
+    writes = metadata.get("hook_name_out") if transcoder else reads
+    if not isinstance(reads, str) or not isinstance(writes, str):
+        name = "hook_name_out" if isinstance(reads, str) else "hook_name"
+        return None, f"{where}: config field metadata.{name} is missing"
+    options = metadata.get("model_from_pretrained_kwargs") or {}
+    for name in CHANGED if isinstance(options, dict) else ():
+        if options.get(name):
+            return None, (
+                f"{where}: model_from_pretrained_kwargs.{name}={options[name]!r}: it was trained on a model whose "
+                "activations TransformerLens had changed, which ours are not"
+            )
+    try:
+        theirs = from_hooks(reads, writes)
+    except UserError as error:
+        return None, f"{where}: {error}"
+    if shape == "hook_z" and not theirs.reads.endswith("/attn/z"):
+        raise UserError(f"{where}: config field reshape_activations='hook_z' contradicts {theirs.said}.")
+    return theirs, ""

@@ -1,0 +1,159 @@
+"""SAELens's architectures as a table: their arrays, their fields, their activations; and the layouts before version 6.
+
+    standard, transcoder             f = ReLU
+    topk                             f = ReLU of the k largest; with rescale_acts_by_decoder_norm of a |W_dec rows|
+    jumprelu, jumprelu_transcoder    f = a 1[a > threshold] of ReLU(a)
+    gated                            f = 1[x W_enc + b_gate > 0] ReLU(x W_enc exp(r_mag) + b_mag)
+    skip_transcoder, jumprelu_skip_transcoder: with W_skip
+
+W_enc is (d_in, features), W_dec (features, d_out), W_skip (d_out, d_in). BatchTopK and Matryoshka dictionaries are
+`jumprelu` in files meant for use.
+
+Source: SAELens 6.54 (sae_lens/saes/*.py, loading/pretrained_sae_loaders.py).
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from jaxinterp.decompositions.activations import Activation, ReLU, TopK
+from jaxinterp.decompositions.gates import Gated, JumpReLU
+from jaxinterp.errors import UserError
+from jaxinterp.interchange.arrays import Layout
+from jaxinterp.interchange.fields import one_of
+
+BANDWIDTH = 0.001
+"""Of JumpReLU, for further training: the published one, where the file has none."""
+
+Arrays = Mapping[str, np.ndarray]
+Fields = Mapping[str, Any]
+
+LINEAR: Layout = {"W_enc": ("d_in", "features"), "W_dec": ("features", "d_out"), "b_dec": ("d_out",)}
+BIAS: Layout = {"b_enc": ("features",)}
+THRESHOLD: Layout = {"threshold": ("features",)}
+GATES: Layout = {"b_gate": ("features",), "r_mag": ("features",), "b_mag": ("features",)}
+SKIP: Layout = {"W_skip": ("d_out", "d_in")}
+
+
+def _relu(arrays: Arrays, fields: Fields) -> Activation:
+    return ReLU()
+
+
+def _topk(arrays: Arrays, fields: Fields) -> Activation:
+    return TopK(fields["k"])
+
+
+def _jumprelu(arrays: Arrays, fields: Fields) -> Activation:
+    details = (fields.get("metadata") or {}).get("training_architecture_details")
+    bandwidth = details.get("jumprelu_bandwidth") if isinstance(details, dict) else None
+    if not (isinstance(bandwidth, float) and bandwidth > 0):
+        bandwidth = BANDWIDTH
+    return JumpReLU(jnp.asarray(arrays["threshold"]), "raw", bandwidth)
+
+
+def _gated(arrays: Arrays, fields: Fields) -> Activation:
+    return Gated(*(jnp.asarray(arrays[name]) for name in ("b_gate", "r_mag", "b_mag")))
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """The arrays of an architecture, how they and the fields make an activation, and the fields that are its own."""
+
+    tensors: Layout
+    activation: Callable[[Arrays, Fields], Activation]
+    fields: tuple[str, ...] = ()
+
+    @property
+    def transcoder(self) -> bool:
+        """Whether it writes another array than it reads."""
+        return "d_out" in self.fields
+
+
+TOPK_FIELDS = ("k", "rescale_acts_by_decoder_norm")
+ARCHITECTURES = {
+    "standard": Architecture(LINEAR | BIAS, _relu),
+    "topk": Architecture(LINEAR | BIAS, _topk, TOPK_FIELDS),
+    "jumprelu": Architecture(LINEAR | BIAS | THRESHOLD, _jumprelu),
+    "gated": Architecture(LINEAR | GATES, _gated),
+    "transcoder": Architecture(LINEAR | BIAS, _relu, ("d_out",)),
+    "skip_transcoder": Architecture(LINEAR | BIAS | SKIP, _relu, ("d_out",)),
+    "jumprelu_transcoder": Architecture(LINEAR | BIAS | THRESHOLD, _jumprelu, ("d_out",)),
+    "jumprelu_skip_transcoder": Architecture(LINEAR | BIAS | THRESHOLD | SKIP, _jumprelu, ("d_out",)),
+}
+
+WRITTEN: dict[tuple[type, bool, bool], str] = {
+    (ReLU, False, False): "standard",
+    (TopK, False, False): "topk",
+    (JumpReLU, False, False): "jumprelu",
+    (Gated, False, False): "gated",
+    (ReLU, True, False): "transcoder",
+    (ReLU, True, True): "skip_transcoder",
+    (JumpReLU, True, False): "jumprelu_transcoder",
+    (JumpReLU, True, True): "jumprelu_skip_transcoder",
+}
+"""(activation, whether a transcoder, whether it has a skip path) -> architecture."""
+
+KNOWN = (
+    *("architecture", "d_in", "d_sae", "dtype", "device", "apply_b_dec_to_input", "normalize_activations"),
+    *("reshape_activations", "metadata", "finetuning_scaling_factor", "sae_lens_version"),
+)
+TRAINING = (
+    *("decoder_init_norm", "l1_coefficient", "lp_norm", "l1_warm_up_steps", "l0_coefficient", "l0_warm_up_steps"),
+    *("jumprelu_init_threshold", "jumprelu_bandwidth", "jumprelu_sparsity_loss_mode", "pre_act_loss_coefficient"),
+    *("jumprelu_tanh_scale", "jumprelu_ste_to_input", "target_l0", "use_sparse_activations", "aux_loss_coefficient"),
+)
+"""Fields that no forward pass reads: how it was trained."""
+
+RENAMED = {"hook_point": "hook_name", "hook_point_head_index": "hook_head_index", "activation_fn_str": "activation_fn"}
+METADATA = ("hook_name", "hook_name_out", "hook_head_index", "model_name", "model_from_pretrained_kwargs")
+NORMALISED = {True: "expected_average_only_in", False: "none", None: "none"}
+
+
+def current(config: Mapping[str, Any], where: Path) -> dict[str, Any]:
+    """The fields as version 6 has them.
+
+    Older files hold the configuration of the whole run; what it says beside the known fields is ignored, as SAELens
+    does. Arrays are never ignored.
+
+    Raises:
+      UserError: the activation is neither relu nor topk, or topk without k.
+    """
+    metadata = config.get("metadata", {})
+    if not isinstance(metadata, dict):
+        raise UserError(f"{where}: config field metadata should be an object.")
+    version = str(config.get("sae_lens_version") or metadata.get("sae_lens_version") or "0").split(".")[0]
+    if version.isdigit() and int(version) >= 6:
+        return dict(config)
+    old = {"activation_fn": "relu"} | {RENAMED.get(name, name): value for name, value in config.items()}
+    fields = {"architecture": "standard"} | {name: old[name] for name in (*KNOWN, "d_out") if name in old}
+    if one_of(old, "activation_fn", where, ("relu", "topk")) == "topk":
+        arguments = old.get("activation_fn_kwargs")
+        one_of(fields, "architecture", where, ("standard", "topk"), why=" with activation_fn='topk'")
+        if not isinstance(arguments, dict) or arguments.get("signed") or set(arguments) - {"k", "signed"}:
+            raise UserError(f"{where}: config field activation_fn_kwargs={arguments!r} is not supported: expected k.")
+        fields |= {"architecture": "topk", "k": arguments.get("k")}
+    scaling = fields.get("normalize_activations")
+    if scaling is None or isinstance(scaling, bool):
+        fields["normalize_activations"] = NORMALISED[scaling]
+    return fields | {"metadata": {name: old[name] for name in METADATA if name in old} | metadata}
+
+
+def arrays_hint(name: str, arrays: Mapping[str, Any]) -> str:
+    """Which architectures have these arrays, where the named one has not."""
+    like = [other for other, kind in ARCHITECTURES.items() if set(kind.tensors) == set(arrays) - {"scaling_factor"}]
+    if not like or name in like:
+        return ""
+    return f" These are the arrays of {' or '.join(map(repr, like))}: architecture={name!r} looks wrong."
+
+
+def fields_hint(name: str, fields: Fields) -> str:
+    """Which architectures have a field that the named one has not."""
+    for field in fields:
+        like = [other for other, kind in ARCHITECTURES.items() if field in kind.fields]
+        if like and name not in like:
+            return f" It belongs to {' or '.join(map(repr, like))}: architecture={name!r} looks wrong."
+    return ""

@@ -119,7 +119,10 @@ def test_every_norm_has_the_epsilon_of_the_file():
         ("qwen3", "query_key_norm=True"),
         ("qwen2", "qkv_bias=True"),
         ("gpt2", "learned_positions=True"),
-        ("gpt-neox-sequential", "qkv_bias=False"),
+        ("gemma3", "local_rotary_base="),
+        ("olmo2", "pre_norms=False"),
+        ("bert-masked-lm", "pre_norms=False"),
+        ("gpt-neox-sequential", "parallel=False"),
         ("mistral-full", "activation='gelu' .* is none of Penzai's: it has silu, gelu_tanh"),
     ],
 )

@@ -25,15 +25,20 @@ CONFIG = TransformerConfig(
 )
 
 
-def own_llama() -> Transformer:
+def filled(config: TransformerConfig) -> Transformer:
     """Our own model with random weights, norms not all one."""
     rng = np.random.default_rng(1)
     leaves = {
         name: rng.normal(1.0 if leaf.ndim == 1 else 0.0, 0.2 if leaf.ndim == 1 else leaf.shape[0] ** -0.5, leaf.shape)
-        for name, leaf in named_leaves(skeleton(CONFIG)).items()
+        for name, leaf in named_leaves(skeleton(config)).items()
     }
-    leaves["embedding/token"] = rng.normal(size=(CONFIG.vocab_size, CONFIG.d_model))
-    return fill_leaves(skeleton(CONFIG), {name: jnp.asarray(leaf, jnp.float32) for name, leaf in leaves.items()})
+    leaves["embedding/token"] = rng.normal(size=(config.vocab_size, config.d_model))
+    return fill_leaves(skeleton(config), {name: jnp.asarray(leaf, jnp.float32) for name, leaf in leaves.items()})
+
+
+def own_llama() -> Transformer:
+    """The model whose weights the Flax models get."""
+    return filled(CONFIG)
 
 
 def attend(query, key, value):
@@ -81,10 +86,14 @@ class LinenLlama(nn.Module):
         return nn.Dense(CONFIG.vocab_size, use_bias=False, name="head")(x)
 
 
+ZEROS = nnx.initializers.zeros_init()
+PLAIN = {"use_bias": False, "kernel_init": ZEROS}  # real weights are put in; none need be drawn
+
+
 class NNXMLP(nnx.Module):
     def __init__(self, rngs):
         def linear(d_in, d_out):
-            return nnx.Linear(d_in, d_out, use_bias=False, rngs=rngs)
+            return nnx.Linear(d_in, d_out, **PLAIN, rngs=rngs)
 
         self.gate_proj, self.up_proj = linear(CONFIG.d_model, CONFIG.d_mlp), linear(CONFIG.d_model, CONFIG.d_mlp)
         self.down_proj = linear(CONFIG.d_mlp, CONFIG.d_model)
@@ -97,10 +106,10 @@ class NNXMLP(nnx.Module):
 class NNXAttention(nnx.Module):
     def __init__(self, rngs):
         def project(heads):
-            return nnx.LinearGeneral(CONFIG.d_model, (heads, CONFIG.head_dim), use_bias=False, rngs=rngs)
+            return nnx.LinearGeneral(CONFIG.d_model, (heads, CONFIG.head_dim), **PLAIN, rngs=rngs)
 
         self.q, self.k, self.v = project(CONFIG.heads), project(CONFIG.kv_heads), project(CONFIG.kv_heads)
-        self.o = nnx.Linear(CONFIG.heads * CONFIG.head_dim, CONFIG.d_model, use_bias=False, rngs=rngs)
+        self.o = nnx.Linear(CONFIG.heads * CONFIG.head_dim, CONFIG.d_model, **PLAIN, rngs=rngs)
 
     def __call__(self, x):
         return self.o(attend(self.q(x), self.k(x), self.v(x)))
@@ -119,10 +128,10 @@ class NNXBlock(nnx.Module):
 
 class NNXLlama(nnx.Module):
     def __init__(self, rngs):
-        self.embed = nnx.Embed(CONFIG.vocab_size, CONFIG.d_model, rngs=rngs)
+        self.embed = nnx.Embed(CONFIG.vocab_size, CONFIG.d_model, embedding_init=ZEROS, rngs=rngs)
         self.layers = nnx.List([NNXBlock(rngs) for _ in range(CONFIG.layers)])
         self.norm = nnx.RMSNorm(CONFIG.d_model, epsilon=1e-5, rngs=rngs)
-        self.head = nnx.Linear(CONFIG.d_model, CONFIG.vocab_size, use_bias=False, rngs=rngs)
+        self.head = nnx.Linear(CONFIG.d_model, CONFIG.vocab_size, **PLAIN, rngs=rngs)
 
     def __call__(self, tokens):
         x = self.embed(tokens)
@@ -168,7 +177,7 @@ def linen_params(model: Transformer) -> dict:
 def nnx_llama(model: Transformer) -> NNXLlama:
     """`NNXLlama` with our model's weights, in training mode, as a new model is."""
     arrays = _arrays(model, {"layers": {i: _block_arrays(block) for i, block in enumerate(model.blocks)}})
-    llama = nnx.jit(lambda: NNXLlama(nnx.Rngs(0)))()
+    llama = NNXLlama(nnx.Rngs(0))
     state = nnx.state(llama, nnx.Param)
     assert jax.tree.structure(nnx.to_pure_dict(state)) == jax.tree.structure(arrays)
     nnx.replace_by_pure_dict(state, arrays)

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax_llamas import own_llama
+from flax_llamas import filled, own_llama
 from model_files import GOLDENS
 from penzai import pz
 from penzai.models.transformer.model_parts import TransformerBlock, TransformerFeedForward
@@ -17,7 +17,7 @@ from jaxinterp.models.adapters import from_penzai, to_penzai
 from jaxinterp.models.load import load
 from jaxinterp.models.mlp import MLP
 from jaxinterp.models.sites import replace, run, select, sites
-from jaxinterp.models.transformer import TransformerConfig, initialise
+from jaxinterp.models.transformer import TransformerConfig
 from jaxinterp.trees import named_leaves
 
 TOKENS = jnp.arange(24).reshape(2, 12) * 7 % 50
@@ -69,7 +69,18 @@ def test_our_weights_in_penzais_layers_give_our_arrays(name):
 
 def test_a_model_of_penzais_own_builder():
     """Weights in bfloat16, computed in float32: Penzai casts behind its embedding."""
-    whole = llamalike(jax.random.key(0), parameter_dtype=jnp.bfloat16)
+    options = {"parameter_dtype": jnp.bfloat16}
+    shapes = jax.eval_shape(lambda key: pz.freeze_params(llamalike(key, **options)), jax.random.key(0))
+    rng = np.random.default_rng(0)
+
+    def draw(shape):
+        return jnp.asarray(rng.normal(size=shape.shape, scale=0.2), shape.dtype)
+
+    parameters = [
+        pz.Parameter(value=jax.tree.map(draw, value.value), label=value.label)
+        for value in pz.select(shapes).at_instances_of(pz.ParameterValue).get_sequence()
+    ]
+    whole = pz.bind_variables(llamalike(**options), parameters)
     model = from_penzai(whole)
     expected = penzai_logits(pz.freeze_params(whole), TOKENS)
     np.testing.assert_allclose(forward(model, TOKENS).logits, expected, rtol=1e-5, atol=1e-5)
@@ -94,10 +105,10 @@ NEOX = TransformerConfig(
 
 def test_every_norm_has_the_epsilon_of_the_file():
     """Penzai's converter leaves the final norm at 1e-6."""
-    own = initialise(NEOX, jax.random.key(0))
+    own = filled(NEOX)
     model = from_penzai(to_penzai(own))
     np.testing.assert_allclose(forward(model, TOKENS).logits, forward(own, TOKENS).logits, rtol=1e-5, atol=1e-5)
-    narrow = initialise(dataclasses.replace(NEOX, norm_epsilon=1e-6), jax.random.key(0))
+    narrow = filled(dataclasses.replace(NEOX, norm_epsilon=1e-6))
     assert float(jnp.abs(forward(narrow, TOKENS).logits - forward(own, TOKENS).logits).max()) > 0.01
 
 
@@ -108,7 +119,10 @@ def test_every_norm_has_the_epsilon_of_the_file():
         ("qwen3", "query_key_norm=True"),
         ("qwen2", "qkv_bias=True"),
         ("gpt2", "learned_positions=True"),
-        ("gpt-neox-sequential", "qkv_bias=False"),
+        ("gemma3", "local_rotary_base="),
+        ("olmo2", "pre_norms=False"),
+        ("bert-masked-lm", "pre_norms=False"),
+        ("gpt-neox-sequential", "parallel=False"),
         ("mistral-full", "activation='gelu' .* is none of Penzai's: it has silu, gelu_tanh"),
     ],
 )

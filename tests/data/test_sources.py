@@ -32,6 +32,7 @@ LENGTHS = st.lists(st.integers(1, 30), min_size=3, max_size=60)
 
 @given(st.lists(LENGTHS, min_size=1, max_size=3), st.data())
 def test_a_mixture_has_its_shares_and_takes_nothing_twice(lengths, data):
+    """Invariant 25."""
     parts = [corpus(each, 10_000 * index) for index, each in enumerate(lengths)]
     weights = data.draw(st.lists(st.integers(1, 5), min_size=len(parts), max_size=len(parts)))
     shares = [weight / sum(weights) for weight in weights]

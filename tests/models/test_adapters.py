@@ -202,6 +202,7 @@ def test_layers_nobody_asks_for_are_never_computed(model):
 
 @pytest.mark.parametrize("make", ["penzai", "nnx", pytest.param("linen", marks=pytest.mark.slow)])
 def test_a_transcoder_trained_on_it_is_the_one_trained_on_our_own(make, own, text, trained):
+    """Invariant 27."""
     model = ADAPTED[make](own)
     result = train(model, text)
     theirs, ours = named_leaves(result.decomposition), named_leaves(trained.decomposition)

@@ -49,11 +49,14 @@ def preflight(
     buffer_batches: int = 8,
     activations: Activations = "auto",
     harvest_parts: int = 1,
+    expected: int = 0,
 ) -> Estimate:
     """The estimate of one setting.
 
     Args:
       shapes: from a function (name, shape) -> sharding to the model of shapes: `model_shapes` with its source.
+      expected: temporary bytes that a step will need at least; where these do not fit beside what a device holds
+        between steps, nothing is compiled.
     Raises:
       UserError: the sizes do not fit together, or the mesh has more devices than the target.
     """
@@ -76,7 +79,8 @@ def preflight(
     )
     chip = target.chip or Chip("unmeasured", 1.0, _memory(mesh), 1.0, 1.0)
     state = program.abstract_state(model)
-    held = compiled.Program(compiled.held(model, state), 0.0, 0.0, Work(), Work())
+    besides = {"temporary, at least": expected} if expected else {}
+    held = compiled.Program(compiled.held(model, state) | besides, 0.0, 0.0, Work(), Work())
     found = Estimate(chip, held, mesh.devices.size, setting.batch_size, steps, _pace(seq) * _hosts(mesh))
     if not found.fits:
         return found  # what lies there between steps is too much already
@@ -158,7 +162,7 @@ def announce(
       UserError: as `preflight`.
     """
 
-    def attempt(setting: Setting) -> Estimate:
+    def attempt(setting: Setting, expected: int = 0) -> Estimate:
         return preflight(
             method,
             shapes,
@@ -169,6 +173,7 @@ def announce(
             seq=seq,
             activations=activations,
             harvest_parts=harvest_parts,
+            expected=expected,
         )
 
     found = attempt(setting)
@@ -176,7 +181,7 @@ def announce(
     print("\n".join(found.lines()))
     if found.fits:
         return 0
-    better = nearest(attempt, setting, len(target.devices), seq)
+    better = nearest(attempt, setting, len(target.devices), seq, found.temporary)
     if better is None:
         print("no neighbouring setting fits: take more devices, or a smaller dictionary.")
         return 1
@@ -186,36 +191,53 @@ def announce(
 
 
 def nearest(
-    attempt: Callable[[Setting], Estimate], setting: Setting, devices: int, seq: int
+    attempt: Callable[[Setting, int], Estimate], setting: Setting, devices: int, seq: int, temporary: int = 0
 ) -> tuple[Setting, Estimate] | None:
-    """The first neighbour of a setting that fits: more of `feature`, then of `model`, then smaller batches."""
+    """The first neighbour of a setting that fits.
+
+    A compilation takes minutes. From one that did not fit it is known how much the next must need at least: temporary
+    bytes per token of a device that shares its tokens with no other.
+
+    Args:
+      attempt: from a setting and the temporary bytes expected to its estimate.
+      temporary: of the setting itself, where it was compiled.
+    """
+    least = temporary / share_of(setting)
     for neighbour in neighbours(setting, devices, seq):
         try:
-            found = attempt(neighbour)
+            found = attempt(neighbour, int(least * share_of(neighbour)))
         except UserError:  # sizes that do not divide
             continue
         if found.fits:
             return neighbour, found
+        least = max(least, found.temporary / share_of(neighbour))
     return None
 
 
+def share_of(setting: Setting) -> float:
+    """Tokens of a step for every device: what temporary memory shrinks with at best."""
+    mesh = setting.mesh
+    return setting.batch_size / (mesh["data"] * mesh["feature"] * mesh["model"])
+
+
 def neighbours(setting: Setting, devices: int, seq: int) -> Iterator[Setting]:
-    """Settings of as many devices, the least changed first; then of all devices; then with smaller batches."""
+    """Settings with more of `feature`, then of `model`, on as many devices, then on all; then with smaller batches."""
     mesh = dict(setting.mesh)
     count = mesh["data"] * mesh["feature"] * mesh["model"]
+    shapes = []
     for total in dict.fromkeys((count, devices)):
-        shapes = [
+        of_total = [
             {"data": total // (feature * model), "feature": feature, "model": model}
             for model in _powers(mesh["model"], total)
             for feature in _powers(mesh["feature"], total // model)
             if total % (feature * model) == 0
         ]
-        for shape in sorted(shapes, key=lambda shape: shape["feature"] * shape["model"]):
-            if shape != mesh:
-                yield replace(setting, mesh=shape)
-    batch = setting.batch_size // 2
-    while batch >= seq * mesh["data"]:
-        yield replace(setting, batch_size=batch)
+        shapes += sorted(of_total, key=lambda shape: shape["feature"] * shape["model"])
+    batch = setting.batch_size
+    while batch >= seq:
+        yield from (
+            replace(setting, mesh=s, batch_size=batch) for s in shapes if (s, batch) != (mesh, setting.batch_size)
+        )
         batch //= 2
 
 

@@ -42,6 +42,11 @@ class Estimate:
         return sum(self.program.memory.values())
 
     @property
+    def temporary(self) -> int:
+        """What is needed within a step only, as far as it is known."""
+        return sum(size for name, size in self.program.memory.items() if name.startswith("temporary"))
+
+    @property
     def fits(self) -> bool:
         return self.bytes_needed <= SPARE * self.chip.memory
 

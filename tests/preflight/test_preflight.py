@@ -120,7 +120,7 @@ def test_what_does_not_fit_is_told_with_a_neighbour_that_does(capsys):
     spread = of_tiny(method, mesh={"data": 4, "feature": 2, "model": 1})
     assert spread.bytes_needed < 0.9 * alone.bytes_needed
     small = Chip("small", 1e9, int((alone.bytes_needed + spread.bytes_needed) / 2 / 0.9), 1e9, 1e8)
-    attempt = lambda setting: of_tiny(method, small, setting.mesh, setting.batch_size)
+    attempt = lambda setting, expected: of_tiny(method, small, setting.mesh, setting.batch_size)
     setting = Setting({"data": 8, "feature": 1, "model": 1}, 256)
     better, estimate = nearest(attempt, setting, 8, 32)
     assert estimate.fits and better == Setting({"data": 4, "feature": 2, "model": 1}, 256)
@@ -148,7 +148,24 @@ def test_what_cannot_fit_is_told_without_compiling(monkeypatch):
 def test_neighbours_change_little_first():
     found = list(map(str, neighbours(Setting({"data": 4, "feature": 1, "model": 1}, 1024), 8, 32)))
     assert found[0] == "--mesh data=2,feature=2 --batch-size 1024"
-    assert "--mesh data=8 --batch-size 1024" in found and found[-1] == "--mesh data=4 --batch-size 128"
+    assert "--mesh data=8 --batch-size 1024" in found and "--mesh data=4 --batch-size 1024" not in found
+    assert found.index("--mesh data=4 --batch-size 512") > found.index("--mesh model=8 --batch-size 1024")
+
+
+def test_what_one_compilation_said_spares_the_next():
+    """Of 1000 temporary bytes for 1024 tokens on four devices, eight devices need 500 at least, half the batch 500."""
+    expectations = {}
+
+    def attempt(setting, expected):
+        expectations[str(setting)] = expected
+        program = Program({"temporary": expected}, 0.0, 0.0, Work(), Work())
+        return Estimate(Chip("small", 1e9, 400, 1e9, 1e9), program, 1, 1, 1)
+
+    setting = Setting({"data": 4, "feature": 1, "model": 1}, 1024)
+    better, _ = nearest(attempt, setting, 8, 32, 1000)
+    assert expectations["--mesh data=2,feature=2 --batch-size 1024"] == 1000
+    assert expectations["--mesh data=8 --batch-size 1024"] == 500
+    assert str(better) == "--mesh data=8 --batch-size 512"
 
 
 @pytest.mark.parametrize(

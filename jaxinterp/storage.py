@@ -7,10 +7,8 @@ folder.
 """
 
 import contextlib
-import fcntl
 import math
 import os
-import socket
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,6 +21,7 @@ from jaxtyping import Array, UInt32
 from orbax.checkpoint import v1 as ocp
 
 from jaxinterp.errors import UserError
+from jaxinterp.lock import lock, unlock
 from jaxinterp.trees import fill_leaves, named_leaves
 
 Position = dict[str, int]
@@ -53,18 +52,18 @@ class Checkpoints:
         self.folder = Path(folder).absolute()
         self.on_failed_save = on_failed_save
         self._pending: tuple[int, Any] | None = None
-        self._lock = _locked(self.folder)
+        self._lock = lock(self.folder)
         self._keep, self._config = keep, dict(config)
         try:
             self._orbax = self._open()
         except OSError as error:
-            _unlock(self._lock)
+            unlock(self._lock)
             raise UserError(f"checkpoint folder {self.folder} cannot be written: {error}") from error
         try:
             self._check(config, resume)
         except UserError:
             self._orbax.close()
-            _unlock(self._lock)
+            unlock(self._lock)
             raise
 
     def _open(self) -> ocp.training.Checkpointer:
@@ -195,7 +194,7 @@ class Checkpoints:
         finally:
             with contextlib.suppress(Exception):  # a failed save, which has been told
                 self._orbax.close()
-            _unlock(self._lock)
+            unlock(self._lock)
 
 
 def read_arrays(folder: str | Path) -> Any:
@@ -254,41 +253,6 @@ def _checksums(arrays: dict[str, Array]) -> dict[str, UInt32[Array, ""]]:
         return jnp.sum(bits.astype(jnp.uint32), dtype=jnp.uint32)
 
     return {name: checksum(array) for name, array in arrays.items()}
-
-
-def _locked(folder: Path) -> Any:
-    """An open file that only one process at a time can hold; the operating system lets go of it at any death.
-
-    Raises:
-      UserError: another run holds it, or it cannot be written.
-    """
-    if jax.process_index() != 0:
-        return None
-    path = folder.with_name(f"{folder.name}.lock")
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        file = path.open("a+")
-    except OSError as error:
-        raise UserError(f"checkpoint folder {folder} cannot be written: {error}") from error
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        file.seek(0)
-        owner = file.read().strip() or "another process"
-        file.close()
-        raise UserError(
-            f"checkpoint folder {folder} is being written by {owner}: wait for it or stop it, or choose another folder."
-        ) from error
-    file.seek(0)
-    file.truncate()
-    file.write(f"process {os.getpid()} on {socket.gethostname()}")
-    file.flush()
-    return file
-
-
-def _unlock(file: Any) -> None:
-    if file is not None:
-        file.close()
 
 
 def _unused(path: Path) -> Path:

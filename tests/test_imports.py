@@ -11,8 +11,8 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 ORDER = (
-    "errors", "trees", "storage", "kernels", "models", "data", "decompositions", "objectives", "methods", "evaluation",
-    "training", "interchange", "preflight", "report", "jaxinterp", "experiments",
+    "errors", "trees", "lock", "storage", "kernels", "models", "data", "decompositions", "objectives", "methods",
+    "evaluation", "training", "interchange", "preflight", "report", "jaxinterp", "experiments",
 )  # fmt: skip
 """Each may import from itself and from what stands before it; `jaxinterp` is the front of the package."""
 

@@ -1,0 +1,47 @@
+"""One writer at a time: a run holds its checkpoint folder as long as it lives."""
+
+import fcntl
+import os
+import socket
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from jaxinterp.errors import UserError
+
+
+def lock(folder: Path) -> Any:
+    """An open file that only one process at a time can hold; the operating system lets go of it at any death.
+
+    Raises:
+      UserError: another run holds it, or it cannot be written.
+    """
+    if jax.process_index() != 0:
+        return None
+    path = folder.with_name(f"{folder.name}.lock")
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("a+")
+    except OSError as error:
+        raise UserError(f"checkpoint folder {folder} cannot be written: {error}") from error
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        file.seek(0)
+        owner = file.read().strip() or "another process"
+        file.close()
+        raise UserError(
+            f"checkpoint folder {folder} is being written by {owner}: wait for it or stop it, or choose another folder."
+        ) from error
+    file.seek(0)
+    file.truncate()
+    file.write(f"process {os.getpid()} on {socket.gethostname()}")
+    file.flush()
+    return file
+
+
+def unlock(file: Any) -> None:
+    """Let go of it."""
+    if file is not None:
+        file.close()

@@ -5,7 +5,8 @@ Command: python -m benchmarks.faults --kills 25
 SIGKILL at moments drawn at random: while the process starts, between steps, inside a step, while a checkpoint is being
 written (one is, a good part of the time: the steps are short). Prints kills, resumes, the steps that a kill cost, and
 whether the whole last state (decomposition, optimizer, buffer, step) is the same to the last bit. Exit code 1 where it
-is not, or where a kill cost more than the save interval.
+is not, or where a kill cost two save intervals: training goes on while a checkpoint is being written, and one that is
+not whole does not count.
 """
 
 import argparse
@@ -58,7 +59,7 @@ def main() -> int:
         f"{last} steps the state is {'to the last bit' if same else 'NOT'} that of a run left alone"
     )
     shutil.rmtree(folder)
-    return 0 if same and most <= SAVE_EVERY else 1
+    return 0 if same and most < 2 * SAVE_EVERY else 1
 
 
 def command(folder: Path, stop: int) -> list[str]:
@@ -81,10 +82,10 @@ def life(out: Path, folder: Path, moments: random.Random) -> tuple[int | None, i
     if moments.random() < 0.2:
         time.sleep(moments.uniform(0, 6))
     else:
-        lines = before + 1 + moments.randint(1, 6)  # however fast the machine is, some checkpoints are written
+        lines = before + moments.randint(1, 6 * SAVE_EVERY)  # however fast the machine is, some checkpoints are written
         while process.poll() is None and (not log.exists() or log.read_text().count("\n") < lines):
             time.sleep(0.01)
-        time.sleep(moments.uniform(0, 1))
+        time.sleep(moments.uniform(0, 0.3))
     if process.poll() is not None:
         return None, 0
     process.send_signal(signal.SIGKILL)
@@ -117,7 +118,7 @@ def worker(out: Path, stop: int) -> int:
     def note(row: Any) -> None:
         with (out / "log.txt").open("a") as file:
             if not started:
-                started.append(row["step"] - SAVE_EVERY)
+                started.append(row["step"] - 1)
                 file.write(f"start {started[0]}\n")
             file.write(f"step {row['step']}\n")
 
@@ -134,7 +135,7 @@ def worker(out: Path, stop: int) -> int:
         steps=STEPS,
         stop_after=stop,
         batch_size=512,
-        log_every=SAVE_EVERY,
+        log_every=1,
         save_every=SAVE_EVERY,
         checkpoint=out / "checkpoints",
         resume=True,

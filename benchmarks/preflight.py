@@ -123,7 +123,9 @@ def scaling(sizes: list[int], features: int) -> int:
         found = preflight(method, shapes, "blocks/1/mlp", target, setting, steps=100, seq=256)
         by_kind = dict.fromkeys(kinds, 0.0)
         for each in found.program.always.collectives:
-            by_kind[each.kind] += each.total * (each.devices if each.kind == "all-gather" else 1)
+            by_kind[each.kind] = by_kind.get(each.kind, 0.0) + each.total * (
+                each.devices if each.kind == "all-gather" else 1
+            )
         totals.append(sum(by_kind.values()))
         numbers = "".join(f"{by_kind[kind] / 1e6:>20.2f}" for kind in kinds)
         print(f"{4 * data:>6}{data:>6}{numbers}{totals[-1] / 1e6:>12.2f}{found.seconds * 1e3:>10.2f}", flush=True)

@@ -2,15 +2,19 @@
 
 import json
 import math
+import os
 import shutil
 import sys
+import traceback
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
+import jax
 import tyro
+from jax.experimental import multihost_utils
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -19,6 +23,7 @@ from jaxinterp.errors import UserError, suggest
 from jaxinterp.report.shell import save
 from jaxinterp.storage import first_difference
 from jaxinterp.training.guard import PREEMPTED, Preempted
+from jaxinterp.training.hosts import VARIABLE
 
 Config = TypeVar("Config")
 Columns = Mapping[str, tuple[str, str]]
@@ -26,7 +31,7 @@ Columns = Mapping[str, tuple[str, str]]
 
 CONFIG = "config.json"
 WIDTH = 80
-FREE = ("mesh", "pages", "save_every", "ce_tokens", "effect")  # may change when a run is resumed
+FREE = ("mesh", "pages", "save_every", "ce_tokens", "effect", "harvest_parts")  # may change when a run is resumed
 RECONSTRUCTION: Columns = {
     "method": ("method", "{}"),
     "FVU": ("fvu", "{:.3f}"),
@@ -50,16 +55,34 @@ SIMILARITY: Columns = {
 def command(config: type[Config], main: Callable[[Config], Any], description: str | None) -> None:
     """Run `main` on the configuration that the command line gives.
 
-    One line and exit code 2 for a user's mistake, 75 for a run that SIGTERM stopped and that wants to be resumed.
+    One line and exit code 2 for a user's mistake, 75 for a run that SIGTERM stopped and that wants to be resumed. Of
+    several processes, one that fails ends at once: the others wait for it in vain and are ended by its silence.
     """
     try:
-        main(tyro.cli(config, description=description))
+        options = tyro.cli(config, description=description)
+        if not hasattr(options, "hosts") and VARIABLE in os.environ:
+            raise UserError(
+                f"{VARIABLE} is set, but this experiment runs in one process: start it without the launcher."
+            )
+        main(options)
     except Preempted as stopped:
         print(stopped, file=sys.stderr)
         sys.exit(PREEMPTED)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        leave(2)
+    except Exception:
+        traceback.print_exc()
+        leave(1)
+
+
+def leave(code: int) -> NoReturn:
+    """Exit; of several processes without the usual wait for the others, who may be waiting for this one."""
+    if jax.distributed.is_initialized() and jax.process_count() > 1:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 def chosen(only: str, known: Iterable[str], separator: str = ",") -> list[str]:
@@ -117,7 +140,10 @@ def check_folder(folder: Path, settings: Mapping[str, Any], *, resume: bool) -> 
 
 def open_folder(folder: Path, settings: Mapping[str, Any]) -> Path:
     """Make the output folder and keep the settings of the run in it."""
-    write_json(folder / CONFIG, settings)
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices("every process has looked at the folder")
+    if jax.process_index() == 0:
+        write_json(folder / CONFIG, settings)
     return folder
 
 

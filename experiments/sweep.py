@@ -53,6 +53,7 @@ METHODS: dict[str, Any] = {
     "group_bias": GroupBiasAdaptation,
 }
 SEED = "seed"
+BOOLEANS = {"True": True, "False": False, "true": True, "false": False}
 Setting = Mapping[str, Any]
 
 
@@ -139,8 +140,9 @@ def parsed(name: str, values: str, config: Config) -> list[Any]:
         if ".." in values and kind is int:
             first, _, last = values.partition("..")
             return list(range(int(first), int(last) + 1))
-        return [kind(value.strip()) for value in values.split(",")]
-    except ValueError as error:
+        read = BOOLEANS.__getitem__ if kind is bool else kind
+        return [read(value.strip()) for value in values.split(",")]
+    except (ValueError, KeyError) as error:
         raise UserError(f"sweep {name}={values}: values must be of type {kind.__name__}.") from error
 
 

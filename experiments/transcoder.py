@@ -23,11 +23,12 @@ from typing import Any, Literal
 
 import grain
 import jax
+import jax.numpy as jnp
 from rich.console import Console
 
 from experiments.command import check_folder, check_positive, command, open_folder, print_scoreboard
 from experiments.on_text import check_mlp
-from jaxinterp.data.activation_cache import cache_activations, cached_windows
+from jaxinterp.data.activation_cache import cache_activations, cached_windows, holds
 from jaxinterp.data.sources import load_corpus
 from jaxinterp.data.tokens import split
 from jaxinterp.data.windows import epochs_needed, windows
@@ -47,7 +48,7 @@ from jaxinterp.report.page import write_report
 from jaxinterp.training.fit import check_sizes, fit
 from jaxinterp.training.hosts import join
 from jaxinterp.training.mesh import fetch, mesh_sizes, model_shardings, parse_mesh
-from jaxinterp.training.program import Activations
+from jaxinterp.training.program import BUFFER_BATCHES, Activations
 from jaxinterp.training.tracking import JsonLines, ProgressBar, read_rows
 
 METHODS: dict[str, Callable[..., Method]] = {
@@ -243,11 +244,14 @@ def main(config: Config) -> None:
 
 def preflight_of(config: Config, plan: Plan, method: Method, steps: int) -> int:
     """Print what the run would need on the devices that --preflight names; 0 where it fits, else 1."""
+    target = find(config.preflight)
+    dtype = jnp.float32 if target.devices[0].platform == "cpu" else jnp.bfloat16  # as `load` has it there
+    check_mlp(model_shapes(config.model, dtype=dtype), plan.site)
     return announce(
         method,
-        lambda sharding: model_shapes(config.model, sharding=sharding),
+        lambda sharding: model_shapes(config.model, dtype=dtype, sharding=sharding),
         plan.site,
-        target=find(config.preflight),
+        target=target,
         setting=Setting(mesh_sizes(config.mesh), config.batch_size),
         steps=steps,
         seq=config.seq,
@@ -300,16 +304,20 @@ def text_windows(
 def on_disk(
     config: Config, subject: Subject, train: grain.MapDataset, names: tuple[str, ...], steps: int
 ) -> grain.MapDataset:
-    """As many windows as training reads, with their activations, harvested where they are not on disk yet.
+    """As many windows as training reads, with their activations: a beginning of what is on disk, or harvested now.
 
     Raises:
-      UserError: the folder cannot be used; with several processes, it is not whole.
+      UserError: the folder holds other or fewer activations; with several processes, it is not whole.
     """
     assert config.cache is not None
-    chosen = train[: min(len(train), steps * config.batch_size // config.seq)]
-    if jax.process_count() == 1:
-        cache_activations(subject, chosen, names, config.cache)
-    return cached_windows(config.cache)
+    needed = min(len(train), (steps + BUFFER_BATCHES) * config.batch_size // config.seq)
+    chosen = train.shuffle(0)[:needed]  # a sample of the text, of which a shorter run takes a beginning
+    if not holds(config.cache, subject, chosen, names):
+        if jax.process_count() > 1:
+            raise UserError(f"cache={config.cache} does not hold this run's activations: harvest in one process first.")
+        dtype: Any = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+        cache_activations(subject, chosen, names, config.cache, dtype=dtype)
+    return cached_windows(config.cache)[:needed]
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ memory. It is checked whenever it is read.
 """
 
 import json
+import os
 import shutil
 import zlib
 from collections.abc import Mapping
@@ -108,6 +109,20 @@ def cached_windows(folder: str | Path) -> grain.MapDataset:
     return grain.MapDataset.source(CachedWindows(Path(folder)))
 
 
+def holds(folder: str | Path, subject: Subject, windows: grain.MapDataset, names: tuple[str, ...]) -> bool:
+    """Whether a folder has the named arrays of at least these windows, by the subject's name and the first window."""
+    folder = Path(folder)
+    if not (folder / SETTINGS).exists():
+        return False
+    settings = _settings(folder)
+    whole = all(_done(folder, shard).exists() for shard in range(_shards(settings)))
+    same = settings["subject"] == subject.name and set(names) <= set(settings["arrays"])
+    if not whole or not same or settings["windows"] < len(windows):
+        return False
+    first: Any = windows[0]
+    return np.array_equal(CachedWindows(folder)[0]["tokens"], first["tokens"])
+
+
 class CachedWindows:
     """Random access to cached windows: a data source for Grain."""
 
@@ -183,7 +198,8 @@ def _open(folder: Path, settings: dict[str, Any]) -> None:
                 )
         return
     folder.mkdir(parents=True, exist_ok=True)
-    if any(folder.iterdir()):
+    others = [path for path in folder.iterdir() if path.suffix != ".part"]  # another process may be here already
+    if any(path.name != SETTINGS for path in others):
         raise UserError(f"folder={folder} is not empty and holds no activations: give another one.")
     _write(folder / SETTINGS, settings)
 
@@ -219,6 +235,6 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _write(path: Path, content: Mapping[str, Any]) -> None:
-    half = path.with_suffix(".part")
+    half = path.with_suffix(f".{os.getpid()}.part")
     half.write_text(json.dumps(content, indent=1) + "\n")
     half.replace(path)

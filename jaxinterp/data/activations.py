@@ -56,7 +56,7 @@ class Harvest:
 
         Args:
           windows: "tokens", "weight" and, where windows hold several documents, "document", `[batch, seq]`; and arrays
-            by name that were harvested before (`ActivationCache`): where it has all, the model is not run.
+            by name that were harvested before (`cached_windows`): where it has all, the model is not run.
         """
         if all(name in windows for name in self.names):
             return Rows({name: windows[name].astype(self.dtype) for name in self.names}, windows["weight"])

@@ -16,6 +16,7 @@ shuffled inside. Windows still have numbers, and the state is still one.
 """
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -77,12 +78,17 @@ class HostRows:
 
     dataset: Any
     batch_size: int
-    host_index: int
+    parts: tuple[int, ...]
     host_count: int
 
     @property
     def rows(self) -> int:
         """Rows of a global batch on this host."""
+        return self.share * len(self.parts)
+
+    @property
+    def share(self) -> int:
+        """Rows of one part."""
         return self.batch_size // self.host_count
 
     def __len__(self) -> int:
@@ -90,7 +96,8 @@ class HostRows:
 
     def __getitem__(self, index: int) -> Any:
         batch, row = divmod(int(index), self.rows)
-        return self.dataset[batch * self.batch_size + self.host_index * self.rows + row]
+        part, place = divmod(row, self.share)
+        return self.dataset[batch * self.batch_size + self.parts[part] * self.share + place]
 
 
 @dataclass(frozen=True)
@@ -145,7 +152,7 @@ def batches(
     shuffle: bool = True,
     shuffle_within: int | None = None,
     epochs: int | None = None,
-    host_index: int = 0,
+    host_index: int | Sequence[int] = 0,
     host_count: int = 1,
 ) -> grain.IterDataset:
     """Batches of windows: dicts of arrays `[batch_size / host_count, seq]`, this host's rows of each global batch.
@@ -155,6 +162,7 @@ def batches(
     Args:
       batch_size: windows in a global batch.
       seed: of the global order; must be the same on all hosts.
+      host_index: which of `host_count` parts of every batch this host reads; several, one after another.
       shuffle: whether windows are shuffled at all.
       shuffle_within: shuffle within stretches of so many windows, which are read one after another; None: over all.
       epochs: passes over the windows; None: without end.
@@ -163,7 +171,8 @@ def batches(
     """
     if batch_size < 1 or host_count < 1 or batch_size % host_count:
         raise UserError(f"batch_size={batch_size} must be a positive multiple of host_count={host_count}.")
-    if not 0 <= host_index < host_count:
+    parts = (host_index,) if isinstance(host_index, int) else tuple(host_index)
+    if not parts or not all(0 <= part < host_count for part in parts):
         raise UserError(f"host_index={host_index} must lie in 0..{host_count - 1}.")
     if seed < 0:
         raise UserError(f"seed={seed} must not be negative.")
@@ -184,7 +193,7 @@ def batches(
         repeated = dataset.shuffle(int(np.random.SeedSequence(seed).generate_state(1)[0])).repeat(epochs or ENDLESS)
     else:
         repeated = dataset.repeat(epochs or ENDLESS)
-    rows = HostRows(repeated, batch_size, host_index, host_count)
+    rows = HostRows(repeated, batch_size, parts, host_count)
     return grain.MapDataset.source(rows).batch(rows.rows).to_iter_dataset(READ_AHEAD)
 
 

@@ -91,7 +91,7 @@ def preflight(
         if temporary is None:
             raise
         memory = held.memory | {"temporary, by the compiler's message": temporary}
-        return replace(found, program=replace(held, memory=memory))
+        return replace(found, program=replace(held, memory=memory), refused=True)
     read = compiled.read(done, model, state)
     if target.chip is None:
         chip = estimate.measured(tuple(mesh.devices.flat), chip.memory, sum(read.memory.values()))

@@ -1,16 +1,16 @@
 """What a chip can do at most: the one table of peak figures, and devices that are described, not present.
 
-bf16 FLOP/s, memory and its bandwidth, interconnect bandwidth of a chip in one direction, all links together. `clock` is
-what the peak and the matrix units give: FLOP/s / (2 * rows * columns * units).
+bf16 FLOP/s, memory and its bandwidth, interconnect bandwidth of a chip in one direction, all links together (half of
+the bidirectional figure that is published). `clock` is what the peak and the matrix units give: FLOP/s / (2 * rows *
+columns * units). Where JAX sees a chip as two devices, each is half a chip.
 
-Sources: Google Cloud's page of the TPU v5e (docs.cloud.google.com/tpu/docs/v5e) for all of v5e; FLOP/s, memory and its
-bandwidth of v4, v5p and v6e as its pages of them have them, at second hand. Recalled, and checked against no page: the
-interconnect of v4, v5p and v6e, and everything of TPU7x.
+Sources: Google Cloud's pages of v5e, v5p, v6e and TPU7x (docs.cloud.google.com/tpu/docs/v6e and so on). Recalled, and
+checked against no page: the interconnect of v4.
 """
 
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -37,8 +37,8 @@ CHIPS = {
         Chip("v4", 275e12, 32 * 2**30, 1228 * GB, 300 * GB, 1.05e9),
         Chip("v5e", 197e12, 16 * 2**30, 819 * GB, 200 * GB, 1.5e9),
         Chip("v5p", 459e12, 95 * 2**30, 2765 * GB, 600 * GB, 1.75e9),
-        Chip("v6e", 918e12, 32 * 2**30, 1640 * GB, 448 * GB, 1.75e9),
-        Chip("tpu7x", 2307e12, 192 * 2**30, 7380 * GB, 1200 * GB),
+        Chip("v6e", 918e12, 32 * 2**30, 1638 * GB, 400 * GB, 1.75e9),
+        Chip("tpu7x", 2307e12, 192 * 2**30, 7380 * GB, 600 * GB),
     )
 }
 
@@ -72,7 +72,8 @@ def find(text: str) -> Target:
         devices = tuple(jax.devices())
         kind = devices[0].device_kind.lower()
         known = {"tpu v4": "v4", "tpu v5 lite": "v5e", "tpu v5p": "v5p", "tpu v5": "v5p", "tpu v6 lite": "v6e"}
-        return Target(text, devices, CHIPS.get(known.get(kind, "")))
+        chip = CHIPS.get(known.get(kind, ""))
+        return Target(text, devices, chip and of_a_device(chip, devices))
     name, _, shape = text.partition(":")
     if name == "cpu":
         return _cpu(text, shape)
@@ -81,7 +82,20 @@ def find(text: str) -> Target:
     if not re.fullmatch("x".join([r"[1-9]\d*"] * AXES[name]), shape):
         example = "x".join(["4"] * AXES[name])
         raise UserError(f"preflight={text!r}: {name} comes in {AXES[name]} dimensions, such as {name}:{example}.")
-    return Target(text, _described(name, shape), CHIPS[name])
+    devices = _described(name, shape)
+    return Target(text, devices, of_a_device(CHIPS[name], devices))
+
+
+def of_a_device(chip: Chip, devices: tuple[Any, ...]) -> Chip:
+    """The share of a chip that one of these devices is."""
+    share = 1 + max(getattr(device, "core_on_chip", 0) for device in devices)
+    return replace(
+        chip,
+        flops=chip.flops / share,
+        memory=chip.memory // share,
+        memory_bandwidth=chip.memory_bandwidth / share,
+        interconnect=chip.interconnect / share,
+    )
 
 
 def _cpu(text: str, count: str) -> Target:

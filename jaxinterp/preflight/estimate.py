@@ -28,7 +28,10 @@ SPARE = 0.9
 
 @dataclass(frozen=True)
 class Estimate:
-    """What one step needs on one device, in seconds and bytes; `read_per_second`: tokens that all hosts read."""
+    """What one step needs on one device, in seconds and bytes.
+
+    read_per_second: tokens that all hosts read; refused: the compiler said that memory is too small.
+    """
 
     chip: Chip
     program: Program
@@ -36,6 +39,7 @@ class Estimate:
     tokens: int
     steps: int
     read_per_second: float = float("inf")
+    refused: bool = False
 
     @property
     def bytes_needed(self) -> int:
@@ -48,7 +52,7 @@ class Estimate:
 
     @property
     def fits(self) -> bool:
-        return self.bytes_needed <= SPARE * self.chip.memory
+        return not self.refused and self.bytes_needed <= SPARE * self.chip.memory
 
     @property
     def compute(self) -> float:
@@ -98,9 +102,11 @@ class Estimate:
     @property
     def bound(self) -> str:
         always = self.program.always
+        cycles = always.cycles is not None
         parts = {
             "compute": self.compute,
-            "memory bandwidth": min(self.memory, self._busy(always)) if always.cycles is not None else self.memory,
+            # Of the compiler's cycles, what products at peak do not take: copies, small operations, waiting for memory.
+            "memory bandwidth": max(0.0, self._busy(always) - self.compute) if cycles else self.memory,
             "interconnect": self.interconnect(always),
             "input": self.input,
         }

@@ -20,7 +20,7 @@ from jaxinterp.models.sites import LEAVES, check_site, sites
 from jaxinterp.storage import Checkpoints
 from jaxinterp.training.guard import Losses
 from jaxinterp.training.loop import Run, Tracker
-from jaxinterp.training.mesh import check_spread, host_rows, make_mesh, over_data, place_model
+from jaxinterp.training.mesh import check_spread, data_places, make_mesh, place_model, spread_over_data
 from jaxinterp.training.program import Activations, Program
 from jaxinterp.training.record import describe
 from jaxinterp.training.state import Schedules, TrainState
@@ -105,6 +105,16 @@ def fit(
         stop_after=stop_after,
         harvest_parts=harvest_parts,
     )
+    for name, value, known in (
+        ("on_failed_save", on_failed_save, ("stop", "continue")),
+        ("activations", activations, ("auto", "float32", "bfloat16")),
+    ):
+        if value not in known:
+            raise UserError(f"{name}={value!r} must be one of {', '.join(known)}.")
+    if spike is not None and spike <= 1:
+        raise UserError(f"spike={spike} must be above 1 (times the usual loss), or None.")
+    if resume and checkpoint is None:
+        raise UserError("resume=True needs the folder of the checkpoints: give checkpoint=.")
     needed = method.needs(None if site is None else expand(subject.model, site))
     for name in needed.names():
         check_site(subject.model, name.removesuffix(GRADIENT))
@@ -124,16 +134,12 @@ def fit(
         harvest_parts,
         cached,
     )
-    part, parts = host_rows(mesh)
+    places = data_places(mesh, jax.process_index())
     order: dict[str, Any] = {"seed": seed, "shuffle_within": shuffle_within}
-    data = iter(batches(tokens, batch_size // seq, **order, host_index=part, host_count=parts))
+    data = iter(batches(tokens, batch_size // seq, **order, host_index=places, host_count=mesh.shape["data"]))
 
     def next_windows() -> dict[str, Array]:
-        rows = batch_size // seq
-        return {
-            name: jax.make_array_from_process_local_data(over_data(mesh), array, (rows, *array.shape[1:]))
-            for name, array in next(data).items()
-        }
+        return spread_over_data(next(data), places, batch_size // seq, mesh)
 
     def first_state() -> TrainState:
         return program.first_state(model, iter(next_windows, None))

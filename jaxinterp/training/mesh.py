@@ -10,12 +10,11 @@ Methods and objectives see whole arrays.
 """
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import equinox as eqx
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.experimental import mesh_utils, multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
@@ -41,7 +40,9 @@ def make_mesh(data: int = 1, feature: int = 1, model: int = 1, *, devices: Seque
     wanted = ",".join(f"{axis}={size}" for axis, size in sizes.items())
     given = jax.devices() if devices is None else list(devices)
     count = data * feature * model
-    if count > len(given) or min(sizes.values()) < 1:
+    if min(sizes.values()) < 1:
+        raise UserError(f"mesh {wanted}: every axis must have at least 1 device.")
+    if count > len(given):
         raise UserError(f"mesh {wanted} needs {count} devices, but there are {len(given)}.")
     if devices is None and jax.process_count() > 1 and count != len(given):
         raise UserError(
@@ -53,7 +54,11 @@ def make_mesh(data: int = 1, feature: int = 1, model: int = 1, *, devices: Seque
     shape, chosen = tuple(sizes.values()), given[:count]
     try:
         return jax.make_mesh(shape, AXES, axis_types=types, devices=chosen)
-    except NotImplementedError:  # no axis is a product of whole sides of the torus: sides are cut
+    except (NotImplementedError, AssertionError):  # no axis is a product of whole sides of the torus: sides are cut
+        if count != len(given):
+            raise UserError(
+                f"mesh {wanted} has {count} devices, which are no part of a torus of {len(given)}: take all of them."
+            ) from None
         arranged = mesh_utils.create_device_mesh(shape, chosen, allow_split_physical_axes=True)
         return Mesh(arranged, AXES, axis_types=types)
 
@@ -93,25 +98,30 @@ def over_data(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, P("data"))
 
 
-def host_rows(mesh: Mesh) -> tuple[int, int]:
-    """Which part of every global batch this process reads, of how many: (part, parts).
+def data_places(mesh: Mesh, process: int) -> tuple[int, ...]:
+    """At which places of `data` a process's devices lie, in rising order: which parts of every global batch it reads.
 
-    Processes whose devices lie at the same places of `data` read the same rows.
-
-    Raises:
-      UserError: the processes' devices do not cut `data` into equal stretches.
+    Processes whose devices lie at the same places read the same rows. The places need not lie side by side: on a TPU's
+    torus a host's chips are a block, and an axis of the mesh may go through it anywhere.
     """
-    places: dict[int, set[int]] = {}
-    for index, device in np.ndenumerate(mesh.devices):
-        places.setdefault(device.process_index, set()).add(index[mesh.axis_names.index("data")])
-    own = sorted(places[jax.process_index()])
-    parts = mesh.shape["data"] // len(own)
-    if own != list(range(own[0], own[0] + len(own))) or any(len(each) != len(own) for each in places.values()):
-        raise UserError(
-            f"mesh data={mesh.shape['data']}: the devices of a process must lie side by side along it: take a number "
-            f"of which the {jax.process_count()} processes are a divisor or a multiple."
-        )
-    return own[0] // len(own), parts
+    axis = mesh.axis_names.index("data")
+    return tuple(sorted({at[axis] for at, device in np.ndenumerate(mesh.devices) if device.process_index == process}))
+
+
+def spread_over_data(
+    own: Mapping[str, np.ndarray], places: tuple[int, ...], windows: int, mesh: Mesh
+) -> dict[str, jax.Array]:
+    """Global arrays with so many windows, over `data`, from the rows of a process's places, one place after another."""
+    share = windows // mesh.shape["data"]
+
+    def put(array: np.ndarray) -> jax.Array:
+        def part(index: Any) -> np.ndarray:
+            first = places.index((index[0].start or 0) // share) * share
+            return array[first : first + share]
+
+        return jax.make_array_from_callback((windows, *array.shape[1:]), over_data(mesh), part)
+
+    return {name: put(array) for name, array in own.items()}
 
 
 def check_spread(field: str, value: int, pieces: int, mesh: Mesh, axis: str) -> None:
@@ -199,11 +209,16 @@ def place_model(model: Any, mesh: Mesh) -> Any:
 
 
 def fetch(tree: Any) -> Any:
-    """Every array of the tree on this process's first device, whole; all processes must call it together."""
+    """Every array of the tree whole and on this process's first device; all processes must call it together."""
+    here = jax.local_devices()[0]
 
     def whole(leaf: Any) -> Any:
-        if not isinstance(leaf, jax.Array) or leaf.is_fully_addressable:
+        if not isinstance(leaf, jax.Array):
             return leaf
-        return jnp.asarray(leaf if leaf.is_fully_replicated else multihost_utils.process_allgather(leaf, tiled=True))
+        if leaf.is_fully_addressable:
+            return jax.device_put(leaf, here)
+        if leaf.is_fully_replicated:
+            return jax.device_put(leaf.addressable_data(0), here)
+        return jax.device_put(multihost_utils.process_allgather(leaf, tiled=True), here)
 
     return jax.tree.map(whole, tree)

@@ -20,6 +20,8 @@ from jaxinterp.training.mesh import over_data, state_shardings
 from jaxinterp.training.state import Schedules, TrainState, make_step, start_state
 
 Activations = Literal["auto", "float32", "bfloat16"]
+BUFFER_BATCHES = 8
+"""The usual size of the shuffle buffer."""
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxinterp.data.activation_cache import cache_activations, cached_windows
+from jaxinterp.data.activation_cache import cache_activations, cached_windows, holds
 from jaxinterp.errors import UserError
 from jaxinterp.methods import SkipTranscoder
 from jaxinterp.models.load import load
@@ -81,6 +81,20 @@ def test_a_harvest_goes_on_where_it_was_cut_off(subject, text, tmp_path):
     cache_activations(subject, text, NAMES, tmp_path / "a", windows_per_shard=32)
     after = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "a").glob("*.arrayrecord")}
     assert [name for name in before if before[name] != after[name]] == ["00002.arrayrecord"]
+    assert len(cached_windows(tmp_path / "a")) == 100
+
+
+def test_a_shorter_run_takes_a_beginning_of_what_is_there(subject, text, folder):
+    assert holds(folder, subject, text, NAMES) and holds(folder, subject, text[:40], NAMES)
+    assert not holds(folder, subject, text[1:40], NAMES)
+    assert not holds(folder, subject, text, (*NAMES, "blocks/0/mlp/in"))
+
+
+def test_two_processes_may_begin_together(subject, text, tmp_path):
+    """What the other has not finished writing is no foreign file."""
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "settings.123.part").write_text("{")
+    cache_activations(subject, text, NAMES, tmp_path / "a")
     assert len(cached_windows(tmp_path / "a")) == 100
 
 

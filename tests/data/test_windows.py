@@ -258,3 +258,14 @@ def test_an_endless_text_is_shuffled_within_stretches():
     assert len(list(islice(batches(dataset, 8, seed=0, shuffle_within=2), 20))) == 20
     with pytest.raises(UserError, match="shuffle_within=0 must be at least 1"):
         batches(dataset, 1, seed=0, shuffle_within=0)
+
+
+def test_a_host_may_read_parts_that_do_not_lie_side_by_side():
+    """Invariant 11: as a host of a pod does whose chips lie at two places of the mesh's data axis."""
+    dataset = windows(make_corpus([4] * 32), 4)
+    whole = list(batches(dataset, 8, seed=3, epochs=1))
+    own = list(batches(dataset, 8, seed=3, epochs=1, host_index=(0, 2), host_count=4))
+    for batch, part in zip(whole, own, strict=True):
+        np.testing.assert_array_equal(part["tokens"], batch["tokens"][[0, 1, 4, 5]])
+    with pytest.raises(UserError, match=r"host_index=\(0, 4\) must lie in 0\.\.3"):
+        batches(dataset, 8, seed=3, host_index=(0, 4), host_count=4)

@@ -21,6 +21,8 @@ def test_every_combination_has_a_name_and_values_of_the_fields_type(tmp_path):
     found = combinations(swept(tmp_path, sweep=("k=4,8", "seed=0..2")))
     assert list(found) == [f"k={k}, seed={seed}" for k in (4, 8) for seed in (0, 1, 2)]
     assert found["k=8, seed=2"] == {"k": 8, "seed": 2}
+    scaled = combinations(swept(tmp_path, sweep=("normalise=True,False",)))
+    assert [setting["normalise"] for setting in scaled.values()] == [True, False]
     rates = combinations(swept(tmp_path, sweep=("learning_rate=0.001,0.01",), method="topk"))
     assert [setting["learning_rate"] for setting in rates.values()] == [0.001, 0.01]
 

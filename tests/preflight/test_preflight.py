@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from functools import partial
+from types import SimpleNamespace
 
 import jax
 import pytest
@@ -136,6 +137,17 @@ def test_what_the_compiler_says_of_too_little_memory_is_read():
     assert overflowing(used, 2**30) == int(19.5 * 2**30)
     assert overflowing(temporaries, 2**30) == int(18.42 * 2**30)
     assert overflowing("RESOURCE_EXHAUSTED: Ran out of memory in memory space vmem. Used 64.57M", 0) is None
+
+
+def test_a_device_may_be_half_a_chip():
+    halves = tuple(SimpleNamespace(core_on_chip=core) for core in (0, 1))
+    assert chips.of_a_device(chips.CHIPS["tpu7x"], halves).memory == 96 * 2**30
+    assert chips.of_a_device(chips.CHIPS["v5e"], halves[:1]) == chips.CHIPS["v5e"]
+
+
+def test_what_the_compiler_refused_does_not_fit():
+    program = Program({"all": 1}, 0.0, 0.0, Work(), Work())
+    assert Estimate(HERE, program, 1, 1, 1).fits and not Estimate(HERE, program, 1, 1, 1, refused=True).fits
 
 
 def test_what_cannot_fit_is_told_without_compiling(monkeypatch):

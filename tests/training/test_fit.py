@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jaxtyping import TypeCheckError
 
 from jaxinterp.data.activations import Rows, harvest, shuffle_in
 from jaxinterp.data.batch import Sites, make_batch
@@ -284,3 +285,17 @@ def test_a_mesh_that_cannot_be_read(words):
 def test_a_mesh_larger_than_the_machine():
     with pytest.raises(UserError, match="needs 64 devices, but there are 8"):
         parse_mesh("data=16,feature=4")
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"on_failed_save": "stopp"}, "on_failed_save='stopp' must be one of stop, continue"),
+        ({"activations": "bf16"}, "activations='bf16' must be one of auto, float32, bfloat16"),
+        ({"spike": 0.0}, "spike=0.0 must be above 1"),
+        ({"resume": True}, "resume=True needs the folder of the checkpoints"),
+    ],
+)
+def test_options_that_cannot_be_are_refused(subject, text, options, words):
+    with pytest.raises((UserError, TypeCheckError), match=words if "spike" in options or "resume" in options else ""):
+        fit(METHOD, subject, text, **SIZES | {"steps": 5}, **options)

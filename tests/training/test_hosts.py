@@ -104,6 +104,23 @@ def test_without_the_launcher_a_lost_process_ends_the_others(tmp_path, lost):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(("text", "code"), [("", 0), ("no/such/text", 2)])
+def test_the_launcher_runs_a_whole_experiment(tmp_path, text, code):
+    """Training in both, the report in the first; and a mistake ends both, though each would wait for the other."""
+    (tmp_path / "text").mkdir()
+    for index in range(60):
+        words = " ".join(f"the {index + n} quick brown foxes jump over {n * index} lazy dogs." for n in range(12))
+        (tmp_path / "text" / f"{index}.txt").write_text(words)
+    sizes = "--tokens 5120 --seq 32 --batch-size 256 --features 64 --k 4 --heldout-tokens 512 --ce-tokens 256 --pages 2"
+    command = [sys.executable, "-m", "experiments.launch", "2", "experiments.transcoder", "--model", "tiny"]
+    places = ["--text", text or str(tmp_path / "text"), "--out", str(tmp_path / "out"), "--mesh", "data=2,feature=4"]
+    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=4", "JAX_PLATFORMS": "cpu"}
+    run = subprocess.run([*command, *places, *sizes.split()], env=environment, capture_output=True, timeout=500)
+    assert run.returncode == code, run.stderr.decode()
+    assert (tmp_path / "out" / "report.html").is_file() == (code == 0)
+
+
+@pytest.mark.slow
 def test_another_number_of_processes_continues(alone, tmp_path):
     """Two processes stop at step 10, four go on, on another mesh."""
     first = launch(2, tmp_path / "run", "data=2,feature=4", 20, 10)

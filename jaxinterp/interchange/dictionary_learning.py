@@ -26,7 +26,7 @@ import numpy as np
 from jaxinterp.decompositions.activations import Activation, ReLU, TopK
 from jaxinterp.decompositions.gates import Gated, JumpReLU
 from jaxinterp.errors import UserError
-from jaxinterp.interchange.arrays import Layout, check_names, integer, read_arrays
+from jaxinterp.interchange.arrays import AxesByName, check_names, integer, read_checked
 from jaxinterp.interchange.contents import Contents
 from jaxinterp.interchange.fields import one_of, read_config
 from jaxinterp.interchange.names import Hooks, from_submodule, has_post_norms
@@ -37,11 +37,11 @@ NAME, CONFIG = "ae.pt", "config.json"
 
 Arrays = Mapping[str, np.ndarray]
 
-TORCH: Layout = {"encoder.weight": ("features", "d"), "decoder.weight": ("d", "features")}
-ENCODER_BIAS: Layout = {"encoder.bias": ("features",)}
-OWN: Layout = {"W_enc": ("d", "features"), "W_dec": ("features", "d"), "b_enc": ("features",), "b_dec": ("d",)}
-SELECTED: Layout = {"k": (), "threshold": ()}
-GATES: Layout = {"gate_bias": ("features",), "r_mag": ("features",), "mag_bias": ("features",)}
+TORCH: AxesByName = {"encoder.weight": ("features", "d"), "decoder.weight": ("d", "features")}
+ENCODER_BIAS: AxesByName = {"encoder.bias": ("features",)}
+OWN: AxesByName = {"W_enc": ("d", "features"), "W_dec": ("features", "d"), "b_enc": ("features",), "b_dec": ("d",)}
+SELECTED: AxesByName = {"k": (), "threshold": ()}
+GATES: AxesByName = {"gate_bias": ("features",), "r_mag": ("features",), "mag_bias": ("features",)}
 
 
 def _relu(arrays: Arrays, features: int, path: Path) -> Activation:
@@ -74,7 +74,7 @@ def _gated(arrays: Arrays, features: int, path: Path) -> Activation:
 class Class:
     """The arrays of a class, the one that is the decoder's bias, and how they make an activation."""
 
-    tensors: Layout
+    tensors: AxesByName
     activation: Callable[[Arrays, int, Path], Activation]
     bias: str
     subtracts: bool = True
@@ -113,7 +113,7 @@ def read_dictionary_learning(path: Path) -> Contents:
     hint = f" These are the arrays of {' or '.join(like)}: dict_class={name!r} looks wrong." if like else ""
     kind = CLASSES[name]
     check_names(stored, kind.tensors, path, hint)
-    arrays = read_arrays(stored, kind.tensors, path, sizes=_sizes(trainer))
+    arrays = read_checked(stored, kind.tensors, path, sizes=_sizes(trainer))
     if "k" in arrays and trainer.get("k") not in (None, integer(arrays["k"], "k", path)):
         raise UserError(
             f"{where}: k={trainer['k']!r}, but {path.name} has {integer(arrays['k'], 'k', path)}; mend one."

@@ -18,14 +18,14 @@ import numpy as np
 
 from jaxinterp.decompositions.gates import JumpReLU
 from jaxinterp.errors import UserError
-from jaxinterp.interchange.arrays import Layout, read_arrays
+from jaxinterp.interchange.arrays import AxesByName, read_checked
 from jaxinterp.interchange.contents import Contents
 from jaxinterp.interchange.names import Hooks
 from jaxinterp.interchange.npz_file import open_npz
 from jaxinterp.interchange.saelens_fields import BANDWIDTH
 
 NAME = "params.npz"
-LAYOUT: Layout = {
+LAYOUT: AxesByName = {
     "W_enc": ("d_in", "features"),
     "W_dec": ("features", "d_out"),
     "b_enc": ("features",),
@@ -52,7 +52,7 @@ def read_gemma_scope(path: Path) -> Contents:
         raise UserError(f"{path}: dictionaries of the embedding are in other units than the model's: not supported.")
     stored = {OTHER_NAMES.get(name, name): tensor for name, tensor in open_npz(path).items()}
     layout = LAYOUT | ({"scaling_factor": ("features",)} if "scaling_factor" in stored else {})
-    arrays = read_arrays(stored, layout, path, sizes={})
+    arrays = read_checked(stored, layout, path, sizes={})
     if not np.all(arrays.get("scaling_factor", 1) == 1):
         raise UserError(f"{path}: tensor 'scaling_factor' is not 1, and no published reader says what it scales.")
     names = "/".join(path.absolute().parts[-8:])

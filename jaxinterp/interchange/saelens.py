@@ -20,7 +20,7 @@ from jaxinterp.decompositions.activations import TopK
 from jaxinterp.decompositions.dictionary import Dictionary
 from jaxinterp.decompositions.gates import Gated, JumpReLU
 from jaxinterp.errors import UserError
-from jaxinterp.interchange.arrays import check_names, read_arrays
+from jaxinterp.interchange.arrays import check_names, read_checked
 from jaxinterp.interchange.beside import read_beside, write_beside
 from jaxinterp.interchange.contents import Contents, gate_biases, plain
 from jaxinterp.interchange.fields import check_known, flag, one_of, read_config, size
@@ -70,7 +70,7 @@ def read_saelens(folder: Path) -> Contents:
         raise UserError(f"{where}: config field apply_b_dec_to_input=true has no meaning for a transcoder.")
     allowed = ("none", "expected_average_only_in", None)
     scaling = one_of(fields, "normalize_activations", where, allowed, why=PER_TOKEN)
-    arrays = read_arrays(stored, layout, folder / WEIGHTS, sizes=sizes)
+    arrays = read_checked(stored, layout, folder / WEIGHTS, sizes=sizes)
     theirs, no_site = _hooks(fields, where, architecture.transcoder)
     hooks, target = read_beside(folder, theirs, arrays["b_dec"].shape[0])
     contents = Contents(

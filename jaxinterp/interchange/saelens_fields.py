@@ -23,7 +23,7 @@ import numpy as np
 from jaxinterp.decompositions.activations import Activation, ReLU, TopK
 from jaxinterp.decompositions.gates import Gated, JumpReLU
 from jaxinterp.errors import UserError
-from jaxinterp.interchange.arrays import Layout
+from jaxinterp.interchange.arrays import AxesByName
 from jaxinterp.interchange.fields import one_of
 
 BANDWIDTH = 0.001
@@ -32,11 +32,11 @@ BANDWIDTH = 0.001
 Arrays = Mapping[str, np.ndarray]
 Fields = Mapping[str, Any]
 
-LINEAR: Layout = {"W_enc": ("d_in", "features"), "W_dec": ("features", "d_out"), "b_dec": ("d_out",)}
-BIAS: Layout = {"b_enc": ("features",)}
-THRESHOLD: Layout = {"threshold": ("features",)}
-GATES: Layout = {"b_gate": ("features",), "r_mag": ("features",), "b_mag": ("features",)}
-SKIP: Layout = {"W_skip": ("d_out", "d_in")}
+LINEAR: AxesByName = {"W_enc": ("d_in", "features"), "W_dec": ("features", "d_out"), "b_dec": ("d_out",)}
+BIAS: AxesByName = {"b_enc": ("features",)}
+THRESHOLD: AxesByName = {"threshold": ("features",)}
+GATES: AxesByName = {"b_gate": ("features",), "r_mag": ("features",), "b_mag": ("features",)}
+SKIP: AxesByName = {"W_skip": ("d_out", "d_in")}
 
 
 def _relu(arrays: Arrays, fields: Fields) -> Activation:
@@ -63,7 +63,7 @@ def _gated(arrays: Arrays, fields: Fields) -> Activation:
 class Architecture:
     """The arrays of an architecture, how they and the fields make an activation, and the fields that are its own."""
 
-    tensors: Layout
+    tensors: AxesByName
     activation: Callable[[Arrays, Fields], Activation]
     fields: tuple[str, ...] = ()
 

@@ -18,7 +18,7 @@ from safetensors.numpy import save_file
 from jaxinterp.decompositions.activations import TopK
 from jaxinterp.decompositions.dictionary import Dictionary
 from jaxinterp.errors import UserError
-from jaxinterp.interchange.arrays import Layout, read_arrays
+from jaxinterp.interchange.arrays import AxesByName, read_checked
 from jaxinterp.interchange.beside import read_beside, write_beside
 from jaxinterp.interchange.contents import Contents, plain, subtracting
 from jaxinterp.interchange.fields import check_known, flag, one_of, read_config, size
@@ -26,13 +26,13 @@ from jaxinterp.interchange.names import from_module, module_folder
 from jaxinterp.models.safetensors_file import open_safetensors
 
 CONFIG, WEIGHTS = "cfg.json", "sae.safetensors"
-LAYOUT: Layout = {
+LAYOUT: AxesByName = {
     "encoder.weight": ("features", "d"),
     "encoder.bias": ("features",),
     "W_dec": ("features", "d"),
     "b_dec": ("d",),
 }
-SKIP: Layout = {"W_skip": ("d", "d")}
+SKIP: AxesByName = {"W_skip": ("d", "d")}
 KNOWN = (
     *("activation", "expansion_factor", "normalize_decoder", "num_latents", "k", "multi_topk", "skip_connection"),
     *("transcode", "d_in", "signed"),
@@ -59,7 +59,7 @@ def read_sparsify(folder: Path) -> Contents:
     if features is None and "expansion_factor" in fields:
         features = width * size(fields, "expansion_factor", where)
     sizes = {"d": width} | ({} if features is None else {"features": features})
-    arrays = read_arrays(
+    arrays = read_checked(
         open_safetensors(folder / WEIGHTS), LAYOUT | SKIP if skip else LAYOUT, folder / WEIGHTS, sizes=sizes
     )
     module = module_folder(folder)

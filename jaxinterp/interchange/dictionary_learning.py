@@ -28,7 +28,7 @@ from jaxinterp.decompositions.gates import Gated, JumpReLU
 from jaxinterp.errors import UserError
 from jaxinterp.interchange.arrays import AxesByName, check_names, integer, read_checked
 from jaxinterp.interchange.contents import Contents
-from jaxinterp.interchange.fields import one_of, read_config
+from jaxinterp.interchange.fields import one_of, read_config, shown
 from jaxinterp.interchange.names import Hooks, from_submodule, has_post_norms
 from jaxinterp.interchange.saelens_fields import BANDWIDTH
 from jaxinterp.interchange.torch_file import open_torch
@@ -116,7 +116,7 @@ def read_dictionary_learning(path: Path) -> Contents:
     arrays = read_checked(stored, kind.tensors, path, sizes=_sizes(trainer))
     if "k" in arrays and trainer.get("k") not in (None, integer(arrays["k"], "k", path)):
         raise UserError(
-            f"{where}: k={trainer['k']!r}, but {path.name} has {integer(arrays['k'], 'k', path)}; mend one."
+            f"{where}: k={shown(trainer['k'])}, but {path.name} has {integer(arrays['k'], 'k', path)}; mend one."
         )
     own = "W_enc" in arrays
     encoder = arrays["W_enc"].T if own else arrays["encoder.weight"]
@@ -150,7 +150,10 @@ def _sizes(trainer: Mapping[str, Any]) -> dict[str, int]:
 def _hooks(trainer: Mapping[str, Any], buffer: Mapping[str, Any], where: Path) -> tuple[Hooks | None, str]:
     """Where it was trained; None, and why not, where that cannot be told."""
     if buffer.get("io", "out") != "out":
-        return None, f"{where}: buffer.io={buffer['io']!r}: it was trained on more than what a module returns"
+        return None, f"{where}: buffer.io={shown(buffer['io'])}: it was trained on more than what a module returns"
     name = trainer.get("submodule_name")
     hooks = from_submodule(name) if isinstance(name, str) else None
-    return hooks, f"{where}: trainer.submodule_name={name!r} says no place that is known here (resid_post_layer_8, ...)"
+    return (
+        hooks,
+        f"{where}: trainer.submodule_name={shown(name)} says no place that is known here (resid_post_layer_8, ...)",
+    )

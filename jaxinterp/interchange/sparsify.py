@@ -84,7 +84,7 @@ def write_sparsify(dictionary: Dictionary, folder: Path) -> Path:
     """Write a sparsify folder, which is made if it is not there; name it by the module, as sparsify does.
 
     Raises:
-      UserError: sparsify has no such dictionary.
+      UserError: sparsify has no such dictionary, or the folder's name says another place.
     """
     contents = plain(dictionary)
     activation = contents.activation
@@ -96,6 +96,12 @@ def write_sparsify(dictionary: Dictionary, folder: Path) -> Path:
     if contents.skip is not None and not contents.transcoder:
         raise UserError(
             "an autoencoder with a skip path may copy its input: sparsify is given transcoders with one only."
+        )
+    named = from_module(module_folder(folder.resolve()), transcoder=bool(contents.transcoder))
+    if named is not None and not named.may_be(dictionary.sites):
+        raise UserError(
+            f"{dictionary.sites} and {named.said} contradict each other: sparsify takes the place from the folder's "
+            "name; give another folder."
         )
     if not contents.transcoder:
         contents = subtracting(contents)

@@ -13,11 +13,11 @@ import numpy as np
 from jaxinterp.errors import UserError, suggest
 from jaxinterp.models.weights import StoredTensor
 
-Layout = dict[str, tuple[str, ...]]
+AxesByName = dict[str, tuple[str, ...]]
 """The axes of every array by name; arrays that share the name of an axis agree on its size."""
 
 
-def check_names(stored: Mapping[str, StoredTensor], layout: Layout, where: Path, hint: str = "") -> None:
+def check_names(stored: Mapping[str, StoredTensor], layout: AxesByName, where: Path, hint: str = "") -> None:
     """Raises UserError where an array of the layout is missing, or one is there that it does not have."""
     for name in layout:
         if name not in stored:
@@ -30,8 +30,8 @@ def check_names(stored: Mapping[str, StoredTensor], layout: Layout, where: Path,
             )
 
 
-def read_arrays(
-    stored: Mapping[str, StoredTensor], layout: Layout, where: Path, *, sizes: Mapping[str, int]
+def read_checked(
+    stored: Mapping[str, StoredTensor], layout: AxesByName, where: Path, *, sizes: Mapping[str, int]
 ) -> dict[str, np.ndarray]:
     """Every array of the layout, float32 (integers as they are).
 
@@ -46,7 +46,9 @@ def read_arrays(
     return {name: _numbers(stored[name], where) for name in layout}
 
 
-def check_shapes(stored: Mapping[str, StoredTensor], layout: Layout, where: Path, *, sizes: Mapping[str, int]) -> None:
+def check_shapes(
+    stored: Mapping[str, StoredTensor], layout: AxesByName, where: Path, *, sizes: Mapping[str, int]
+) -> None:
     """Raises UserError where the shapes disagree with `sizes`, or among each other."""
     known = dict(sizes)
     for name, axes in layout.items():

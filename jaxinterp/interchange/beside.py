@@ -6,6 +6,7 @@ The target's moments are there where they are known. Without the file, sites are
 """
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,13 @@ import numpy as np
 from jaxinterp.data.batch import Sites
 from jaxinterp.errors import UserError
 from jaxinterp.interchange.contents import Contents, Target
+from jaxinterp.interchange.fields import shown
 from jaxinterp.interchange.names import Hooks
 from jaxinterp.models.tokenizer import read_json
 
 NAME = "jaxinterp_sites.json"
+
+LARGEST = float(np.finfo(np.float32).max)
 
 
 def write_beside(folder: Path, contents: Contents, sites: Sites) -> None:
@@ -38,20 +42,33 @@ def read_beside(folder: Path, theirs: Hooks | None, width: int) -> tuple[Hooks |
     """
     if not (folder / NAME).is_file():
         return theirs, None
-    target = None
-    match read_json(folder / NAME):
-        case {"reads": str(reads), "writes": str(writes), "target_mean": [*mean], "target_variance": float(variance)}:
-            if len(mean) != width or not all(type(number) is float for number in mean):
-                raise UserError(f"{folder / NAME}: target_mean should be {width} numbers.")
-            target = Target(np.asarray(mean, np.float32), variance)
+    entry = read_json(folder / NAME)
+    match entry:
         case {"reads": str(reads), "writes": str(writes)}:
-            pass
+            target = _target(entry, folder / NAME, width)
         case _:
             raise UserError(f"{folder / NAME} should name the arrays 'reads' and 'writes'.")
     ours = Hooks(reads, writes, f"reads={reads!r}, writes={writes!r}")
-    if theirs is None or (not theirs.before_gain and ours.sites(False) in (theirs.sites(True), theirs.sites(False))):
+    if theirs is None or (not theirs.before_gain and theirs.may_be(ours.sites(False))):
         return ours, target
     raise UserError(
         f"{folder}: {ours.said} in {NAME} and {theirs.said} contradict each other: files were edited or renamed; mend "
         "one of them."
     )
+
+
+def _target(entry: Mapping[str, Any], where: Path, width: int) -> Target | None:
+    """The target's moments: both, or none."""
+    if not {"target_mean", "target_variance"} & set(entry):
+        return None
+    mean: Any = entry.get("target_mean")
+    variance: Any = entry.get("target_variance")
+    if not (isinstance(mean, list) and len(mean) == width and all(map(_is_number, mean))):
+        raise UserError(f"{where}: target_mean should be {width} numbers, beside target_variance.")
+    if not (_is_number(variance) and variance >= 0):
+        raise UserError(f"{where}: target_variance={shown(variance)} should be a number of at least 0.")
+    return Target(np.asarray(mean, np.float32), float(variance))
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and abs(value) <= LARGEST

@@ -21,6 +21,7 @@ from jaxinterp.decompositions.dictionary import Dictionary, fold
 from jaxinterp.decompositions.gates import Gated
 from jaxinterp.errors import UserError
 from jaxinterp.interchange.names import Hooks
+from jaxinterp.trees import named_leaves
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,7 @@ def plain(dictionary: Dictionary) -> Contents:
 
     Raises:
       UserError: it reads or writes several arrays, its activation depends on more than the pre-activations, or is
-        BatchTopK, which no format has as it is.
+        BatchTopK, which no format has as it is; or a value is NaN or infinite.
     """
     sites, activation = dictionary.sites, dictionary.activation
     if not isinstance(sites.reads, str) or not isinstance(sites.writes, str):
@@ -116,6 +117,11 @@ def plain(dictionary: Dictionary) -> Contents:
         else:
             dictionary = fold(dictionary)
             dictionary = replace(dictionary, decoder_bias=dictionary.decoder_bias + dictionary.output_mean)
+    for name, leaf in named_leaves(dictionary).items():
+        if not name.startswith("target_") and not np.all(np.isfinite(leaf)):
+            raise UserError(
+                f"{name} has values that are NaN or infinite: the dictionary is broken; nothing is written."
+            )
     target = Target(np.asarray(dictionary.target_mean), float(dictionary.target_variance))
     known = np.all(np.isfinite(target.mean)) and np.isfinite(target.variance)
     return Contents(

@@ -26,9 +26,9 @@ import numpy as np
 from jaxinterp.decompositions.activations import Activation, ReLU, TopK
 from jaxinterp.decompositions.gates import Gated, JumpReLU
 from jaxinterp.errors import UserError
-from jaxinterp.interchange.arrays import Layout, check_names, integer, read_arrays
+from jaxinterp.interchange.arrays import AxesByName, check_names, integer, read_checked
 from jaxinterp.interchange.contents import Contents
-from jaxinterp.interchange.fields import one_of, read_config
+from jaxinterp.interchange.fields import one_of, read_config, shown
 from jaxinterp.interchange.names import Hooks, from_submodule, has_post_norms
 from jaxinterp.interchange.saelens_fields import BANDWIDTH
 from jaxinterp.interchange.torch_file import open_torch
@@ -37,11 +37,11 @@ NAME, CONFIG = "ae.pt", "config.json"
 
 Arrays = Mapping[str, np.ndarray]
 
-TORCH: Layout = {"encoder.weight": ("features", "d"), "decoder.weight": ("d", "features")}
-ENCODER_BIAS: Layout = {"encoder.bias": ("features",)}
-OWN: Layout = {"W_enc": ("d", "features"), "W_dec": ("features", "d"), "b_enc": ("features",), "b_dec": ("d",)}
-SELECTED: Layout = {"k": (), "threshold": ()}
-GATES: Layout = {"gate_bias": ("features",), "r_mag": ("features",), "mag_bias": ("features",)}
+TORCH: AxesByName = {"encoder.weight": ("features", "d"), "decoder.weight": ("d", "features")}
+ENCODER_BIAS: AxesByName = {"encoder.bias": ("features",)}
+OWN: AxesByName = {"W_enc": ("d", "features"), "W_dec": ("features", "d"), "b_enc": ("features",), "b_dec": ("d",)}
+SELECTED: AxesByName = {"k": (), "threshold": ()}
+GATES: AxesByName = {"gate_bias": ("features",), "r_mag": ("features",), "mag_bias": ("features",)}
 
 
 def _relu(arrays: Arrays, features: int, path: Path) -> Activation:
@@ -74,7 +74,7 @@ def _gated(arrays: Arrays, features: int, path: Path) -> Activation:
 class Class:
     """The arrays of a class, the one that is the decoder's bias, and how they make an activation."""
 
-    tensors: Layout
+    tensors: AxesByName
     activation: Callable[[Arrays, int, Path], Activation]
     bias: str
     subtracts: bool = True
@@ -113,10 +113,10 @@ def read_dictionary_learning(path: Path) -> Contents:
     hint = f" These are the arrays of {' or '.join(like)}: dict_class={name!r} looks wrong." if like else ""
     kind = CLASSES[name]
     check_names(stored, kind.tensors, path, hint)
-    arrays = read_arrays(stored, kind.tensors, path, sizes=_sizes(trainer))
+    arrays = read_checked(stored, kind.tensors, path, sizes=_sizes(trainer))
     if "k" in arrays and trainer.get("k") not in (None, integer(arrays["k"], "k", path)):
         raise UserError(
-            f"{where}: k={trainer['k']!r}, but {path.name} has {integer(arrays['k'], 'k', path)}; mend one."
+            f"{where}: k={shown(trainer['k'])}, but {path.name} has {integer(arrays['k'], 'k', path)}; mend one."
         )
     own = "W_enc" in arrays
     encoder = arrays["W_enc"].T if own else arrays["encoder.weight"]
@@ -150,7 +150,10 @@ def _sizes(trainer: Mapping[str, Any]) -> dict[str, int]:
 def _hooks(trainer: Mapping[str, Any], buffer: Mapping[str, Any], where: Path) -> tuple[Hooks | None, str]:
     """Where it was trained; None, and why not, where that cannot be told."""
     if buffer.get("io", "out") != "out":
-        return None, f"{where}: buffer.io={buffer['io']!r}: it was trained on more than what a module returns"
+        return None, f"{where}: buffer.io={shown(buffer['io'])}: it was trained on more than what a module returns"
     name = trainer.get("submodule_name")
     hooks = from_submodule(name) if isinstance(name, str) else None
-    return hooks, f"{where}: trainer.submodule_name={name!r} says no place that is known here (resid_post_layer_8, ...)"
+    return (
+        hooks,
+        f"{where}: trainer.submodule_name={shown(name)} says no place that is known here (resid_post_layer_8, ...)",
+    )

@@ -21,6 +21,13 @@ def read_config(path: Path) -> dict[str, Any]:
     return read_json(path)
 
 
+def shown(value: Any) -> str:
+    """A value of a configuration for a message; of lists and objects the kind only, as they may be long and deep."""
+    if isinstance(value, dict | list):
+        return "an object" if isinstance(value, dict) else "a list"
+    return repr(value)[:60]
+
+
 def size(fields: Mapping[str, Any], name: str, where: Path) -> int:
     """The value of a field that must be a positive whole number.
 
@@ -29,7 +36,7 @@ def size(fields: Mapping[str, Any], name: str, where: Path) -> int:
     """
     value = fields.get(name)
     if type(value) is not int or not 0 < value < LARGEST_SIZE:
-        raise UserError(f"{where}: config field {name}={value!r} should be a positive whole number.")
+        raise UserError(f"{where}: config field {name}={shown(value)} should be a positive whole number.")
     return value
 
 
@@ -41,7 +48,7 @@ def flag(fields: Mapping[str, Any], name: str, where: Path, *, default: bool | N
     """
     value = fields.get(name, default)
     if not isinstance(value, bool):
-        raise UserError(f"{where}: config field {name}={value!r} should be true or false.")
+        raise UserError(f"{where}: config field {name}={shown(value)} should be true or false.")
     return value
 
 
@@ -53,8 +60,8 @@ def one_of(fields: Mapping[str, Any], name: str, where: Path, allowed: Collectio
     """
     value = fields.get(name)
     if not any(value is choice or (type(value) is type(choice) and value == choice) for choice in allowed):
-        shown = ", ".join(repr(choice) for choice in allowed)
-        raise UserError(f"{where}: config field {name}={value!r} is not supported{why}; supported: {shown}.")
+        choices = ", ".join(repr(choice) for choice in allowed)
+        raise UserError(f"{where}: config field {name}={shown(value)} is not supported{why}; supported: {choices}.")
     return value
 
 
@@ -63,6 +70,6 @@ def check_known(fields: Mapping[str, Any], known: Collection[str], where: Path, 
     for name, value in fields.items():
         if name not in known:
             raise UserError(
-                f"{where}: unknown config field {name}={str(value)[:60]}: a field that may change the computation must "
+                f"{where}: unknown config field {name}={shown(value)}: a field that may change the computation must "
                 f"not be ignored.{hint or suggest(name, known)}"
             )

@@ -26,7 +26,7 @@ from jaxinterp.decompositions.activations import BatchTopK
 from jaxinterp.decompositions.dictionary import Dictionary
 from jaxinterp.decompositions.gates import JumpReLU
 from jaxinterp.errors import UserError, suggest
-from jaxinterp.interchange import dictionary_learning, gemma_scope, saelens, sparsify
+from jaxinterp.interchange import beside, dictionary_learning, gemma_scope, saelens, sparsify
 from jaxinterp.interchange.contents import Contents, behind_gain, build
 from jaxinterp.interchange.probe import check_reconstruction
 from jaxinterp.interchange.saelens_fields import BANDWIDTH
@@ -50,9 +50,19 @@ READERS: dict[str, Reader] = {
     "gemma_scope": Reader(gemma_scope.NAME, False, gemma_scope.read_gemma_scope),
     "dictionary_learning": Reader(dictionary_learning.NAME, False, dictionary_learning.read_dictionary_learning),
 }
-WRITERS: dict[str, Callable[[Dictionary, Path], Path]] = {
-    "saelens": saelens.write_saelens,
-    "sparsify": sparsify.write_sparsify,
+
+
+@dataclass(frozen=True)
+class Writer:
+    """The files of a format, and what writes them."""
+
+    files: tuple[str, ...]
+    write: Callable[[Dictionary, Path], Path]
+
+
+WRITERS: dict[str, Writer] = {
+    "saelens": Writer((saelens.WEIGHTS, saelens.CONFIG, beside.NAME), saelens.write_saelens),
+    "sparsify": Writer((sparsify.WEIGHTS, sparsify.CONFIG, beside.NAME), sparsify.write_sparsify),
 }
 
 
@@ -102,18 +112,19 @@ def write(dictionary: Any, folder: str | Path, *, format: Format) -> Path:
     Read back, it is the same to the last bit where there was nothing to fold.
 
     Raises:
-      UserError: the format is unknown or read only, its files are there already, or it has no such dictionary.
+      UserError: the format is unknown or read only, one of its files is there already, or it has no such dictionary.
     """
     if format not in WRITERS:
         raise UserError(f"format={format!r} cannot be written; those that can: {', '.join(WRITERS)}.")
     if not isinstance(dictionary, Dictionary):
         raise UserError(f"a {type(dictionary).__name__} has no place in format={format!r}, a Dictionary has.")
     folder = Path(folder)
-    if (folder / READERS[format].file).exists():
-        raise UserError(
-            f"{folder / READERS[format].file} is there already: nothing is overwritten; give another folder."
-        )
-    return WRITERS[format](dictionary, folder)
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder} is there already and no folder; give another.")
+    for file in (folder / name for name in WRITERS[format].files):
+        if file.exists() or file.is_symlink():
+            raise UserError(f"{file} is there already: nothing is overwritten; give another folder.")
+    return WRITERS[format].write(dictionary, folder)
 
 
 def as_jumprelu(dictionary: Dictionary) -> Dictionary:
@@ -207,10 +218,16 @@ def _behind_norm(contents: Contents, sites: Sites, subject: Any) -> Contents:
     check_site(subject.model, str(sites.reads))
     _, layer, sublayer, _ = str(sites.reads).split("/")
     blocks = getattr(subject.model, "blocks", None)
-    norm = None if blocks is None else getattr(blocks[int(layer)], f"{sublayer}_norm", None)
-    if norm is None:
+    block = None if blocks is None else blocks[int(layer)]
+    if not hasattr(block, f"{sublayer}_norm"):
         raise UserError(
             f"{said}: a {type(subject.model).__name__} does not show its norms; load the subject with load()."
+        )
+    norm = getattr(block, f"{sublayer}_norm")
+    if norm is None:
+        raise UserError(
+            f"{said}: this model has no norm before the sublayer blocks/{layer}/{sublayer} (its norms are behind it), "
+            "so there is no such array in it: the dictionary is of another model."
         )
     gain = np.asarray(norm.weight, np.float32) + np.float32(norm.offset)
     bias = np.zeros_like(gain) if norm.bias is None else np.asarray(norm.bias, np.float32)

@@ -10,6 +10,7 @@ folded it into the MLP). Those of the embedding are in other units than the publ
 Sources: Lieberum et al. 2024, arXiv 2408.05147; the model cards; names of arrays as SAELens 6.54 accepts them.
 """
 
+import os
 import re
 from pathlib import Path
 
@@ -18,14 +19,14 @@ import numpy as np
 
 from jaxinterp.decompositions.gates import JumpReLU
 from jaxinterp.errors import UserError
-from jaxinterp.interchange.arrays import Layout, read_arrays
+from jaxinterp.interchange.arrays import AxesByName, read_checked
 from jaxinterp.interchange.contents import Contents
 from jaxinterp.interchange.names import Hooks
 from jaxinterp.interchange.npz_file import open_npz
 from jaxinterp.interchange.saelens_fields import BANDWIDTH
 
 NAME = "params.npz"
-LAYOUT: Layout = {
+LAYOUT: AxesByName = {
     "W_enc": ("d_in", "features"),
     "W_dec": ("features", "d_out"),
     "b_enc": ("features",),
@@ -41,6 +42,11 @@ KINDS = {
 }
 """What is read and written, by the last part of the repository's name."""
 
+EMBEDDING = re.compile(
+    r"/embedding/width_\w+(/average_l0_\w+)?$|gemma-scope-[^/]*(/snapshots/\w+)?/embedding(/(?!.*gemma-scope-)|$)"
+)
+"""Of the embedding: by the folders as they are published, wherever they lie; not by what they lie in."""
+
 
 def read_gemma_scope(path: Path) -> Contents:
     """What a `params.npz` and the names of the folders above it say.
@@ -48,14 +54,15 @@ def read_gemma_scope(path: Path) -> Contents:
     Raises:
       UserError: it is damaged, has other arrays, a scale that the equation has no place for, or is of the embedding.
     """
-    if "embedding" in path.parts:
+    spelled = Path(os.path.abspath(path))  # the file itself may be a link into a hub's cache, without these names
+    if any(EMBEDDING.search(folder.as_posix()) for folder in (spelled.parent, path.parent.resolve())):
         raise UserError(f"{path}: dictionaries of the embedding are in other units than the model's: not supported.")
     stored = {OTHER_NAMES.get(name, name): tensor for name, tensor in open_npz(path).items()}
     layout = LAYOUT | ({"scaling_factor": ("features",)} if "scaling_factor" in stored else {})
-    arrays = read_arrays(stored, layout, path, sizes={})
+    arrays = read_checked(stored, layout, path, sizes={})
     if not np.all(arrays.get("scaling_factor", 1) == 1):
         raise UserError(f"{path}: tensor 'scaling_factor' is not 1, and no published reader says what it scales.")
-    names = "/".join(path.absolute().parts[-8:])
+    names = "/".join(spelled.parts[-8:])
     kind, layer = (
         re.search(r"gemma-scope-[\w.-]*?-(res|mlp|att|transcoders)\b", names),
         re.search(r"layer_(\d+)/", names),

@@ -6,7 +6,9 @@ input and output: `layers.5.mlp`. dictionary_learning writes `mlp_out_layer_5`. 
 Two names need more than a table. `ln2.hook_normalized` is the residual stream divided by its norm *before* the norm's
 gain and bias (TransformerLens 3.9: components/rms_norm.py, layer_norm.py), where `mlp/in` is what the MLP reads, behind
 them. And `hook_mlp_out` is what the MLP adds to the residual stream: `mlp/added`, which is `mlp/out` unless the model
-has a norm behind its MLP (Gemma 2 and 3).
+has a norm behind its MLP (Gemma 2 and 3, OLMo 2); `hook_attn_out` likewise. What the sublayer itself returns is
+`mlp.hook_out`, `attn.hook_out` in every model (TransformerLens 3.9: model_bridge/generalized_components/block.py); we
+write these.
 """
 
 import re
@@ -30,13 +32,17 @@ TRANSFORMER_LENS = {
     "mlp.hook_out": "mlp/out",
     "hook_mlp_out": "mlp/added",
     "attn.hook_z": "attn/z",
+    "attn.hook_out": "attn/out",
     "hook_attn_out": "attn/out",
 }
 """Ours by the name of a hook within its block."""
 
 WRITTEN = {ours: theirs for theirs, ours in TRANSFORMER_LENS.items() if "normalized" not in theirs}
-WRITTEN |= {"mlp/out": "hook_mlp_out", "mlp/in": "mlp.hook_in"}
-"""The hook whose array is ours, for files that we write."""
+WRITTEN |= {"mlp/out": "mlp.hook_out", "mlp/in": "mlp.hook_in", "attn/out": "attn.hook_out"}
+"""The hook whose array is ours in every model, for files that we write."""
+
+ATTENTION_ADDED = "hook_attn_out"
+"""What attention adds to the residual stream: `attn/out`, unless the model has a norm behind it."""
 
 NORMALISED = ("ln1.hook_normalized", "ln2.hook_normalized")
 """Hooks before the gain and bias of their norm."""
@@ -65,6 +71,7 @@ class Hooks:
       said: the file's own words, for messages.
       before_gain: what it reads is the normalised array before the gain and bias of the norm.
       added: our names say `mlp/added`, which is `mlp/out` in a model without norms behind its sublayers.
+      attention_added: they say `attn/out`, which is another array in a model with such norms.
     """
 
     reads: str
@@ -72,6 +79,7 @@ class Hooks:
     said: str
     before_gain: bool = False
     added: bool = False
+    attention_added: bool = False
 
     def sites(self, post_norms: bool) -> Sites:
         """Our names in a model with or without norms behind its sublayers.
@@ -79,12 +87,16 @@ class Hooks:
         Raises:
           UserError: there is none for what attention adds behind such a norm.
         """
-        if post_norms and "hook_attn_out" in self.said:
+        if post_norms and self.attention_added:
             raise UserError(f"{self.said}: what attention adds behind a norm of its own has no name here.")
-        names = (self.reads, self.writes)
-        if self.added and not post_norms:
-            names = (self.reads.replace("/added", "/out"), self.writes.replace("/added", "/out"))
-        return Sites(*names)
+        return self._without_norms() if self.added and not post_norms else Sites(self.reads, self.writes)
+
+    def may_be(self, sites: Sites) -> bool:
+        """Whether these are our names in one model or another."""
+        return sites == Sites(self.reads, self.writes) or (self.added and sites == self._without_norms())
+
+    def _without_norms(self) -> Sites:
+        return Sites(self.reads.replace("/added", "/out"), self.writes.replace("/added", "/out"))
 
 
 def from_hooks(reads: str, writes: str) -> Hooks:
@@ -93,7 +105,7 @@ def from_hooks(reads: str, writes: str) -> Hooks:
     Raises:
       UserError: one is unknown, or what is written is before the gain of a norm and what is read is not.
     """
-    ours, before = [], []
+    ours, hooks = [], []
     for name in (reads, writes):
         found = BLOCK.fullmatch(name)
         if found is None or found[2] not in TRANSFORMER_LENS:
@@ -102,11 +114,18 @@ def from_hooks(reads: str, writes: str) -> Hooks:
                 f"{{{', '.join(TRANSFORMER_LENS)}}}"
             )
         ours.append(f"blocks/{int(found[1])}/{TRANSFORMER_LENS[found[2]]}")
-        before.append(found[2] in NORMALISED)
-    if before[1] and reads != writes:
+        hooks.append(found[2])
+    if hooks[1] in NORMALISED and reads != writes:
         raise UserError(f"hook_name_out={writes!r}: writing before the gain of a norm is not supported.")
     said = f"hook_name={reads!r}" + ("" if reads == writes else f", hook_name_out={writes!r}")
-    return Hooks(ours[0], ours[1], said, before[0], any(name.endswith("/added") for name in ours))
+    return Hooks(
+        ours[0],
+        ours[1],
+        said,
+        before_gain=hooks[0] in NORMALISED,
+        added=any(name.endswith("/added") for name in ours),
+        attention_added=ATTENTION_ADDED in hooks,
+    )
 
 
 def to_hook(site: str) -> str:

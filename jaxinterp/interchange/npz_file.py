@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from jaxinterp.errors import UserError
+from jaxinterp.interchange.fields import LARGEST_SIZE
 from jaxinterp.interchange.zip_file import damage, members, read_member
 from jaxinterp.models.weights import Rows, StoredTensor
 
@@ -51,8 +52,10 @@ def _open_npy(path: Path, info: zipfile.ZipInfo, name: str) -> StoredTensor:
         raise UserError(f"{path}: array {name!r} has no readable header ({error}); the file is damaged.") from error
     if dtype.hasobject:
         raise UserError(f"{path}: array {name!r} holds pickled objects, which can run code when read: it is refused.")
+    if any(not 0 <= axis < LARGEST_SIZE for axis in shape):  # Python refuses to print the product of huge ones
+        raise UserError(f"{path}: array {name!r} claims an axis that no array has; the file is damaged.")
     offset = start.tell()
-    if math.prod(shape) * dtype.itemsize != info.file_size - offset or any(axis < 0 for axis in shape):
+    if math.prod(shape) * dtype.itemsize != info.file_size - offset:
         raise UserError(
             f"{path}: array {name!r} claims shape {list(shape)} of {dtype}, {math.prod(shape) * dtype.itemsize} bytes, "
             f"but {info.file_size - offset} are there; the file is truncated or damaged."

@@ -20,10 +20,10 @@ from jaxinterp.decompositions.activations import TopK
 from jaxinterp.decompositions.dictionary import Dictionary
 from jaxinterp.decompositions.gates import Gated, JumpReLU
 from jaxinterp.errors import UserError
-from jaxinterp.interchange.arrays import check_names, read_arrays
+from jaxinterp.interchange.arrays import check_names, read_checked
 from jaxinterp.interchange.beside import read_beside, write_beside
 from jaxinterp.interchange.contents import Contents, gate_biases, plain
-from jaxinterp.interchange.fields import check_known, flag, one_of, read_config, size
+from jaxinterp.interchange.fields import check_known, flag, one_of, read_config, shown, size
 from jaxinterp.interchange.names import Hooks, from_hooks, has_post_norms, to_hook
 from jaxinterp.interchange.saelens_fields import (
     ARCHITECTURES,
@@ -70,13 +70,18 @@ def read_saelens(folder: Path) -> Contents:
         raise UserError(f"{where}: config field apply_b_dec_to_input=true has no meaning for a transcoder.")
     allowed = ("none", "expected_average_only_in", None)
     scaling = one_of(fields, "normalize_activations", where, allowed, why=PER_TOKEN)
-    arrays = read_arrays(stored, layout, folder / WEIGHTS, sizes=sizes)
+    if scaling == "expected_average_only_in" and architecture.transcoder:
+        raise UserError(
+            f"{where}: config field normalize_activations={scaling!r} of a transcoder: what it reads and what it "
+            "writes have a scale each, which the file has not: the scales must be folded into its weights first."
+        )
+    arrays = read_checked(stored, layout, folder / WEIGHTS, sizes=sizes)
     theirs, no_site = _hooks(fields, where, architecture.transcoder)
     hooks, target = read_beside(folder, theirs, arrays["b_dec"].shape[0])
     contents = Contents(
         encoder=np.ascontiguousarray(arrays["W_enc"].T),
         encoder_bias=arrays.get("b_enc", np.zeros(arrays["W_enc"].shape[1], np.float32)),
-        decoder=_finetuned(arrays, fields, where),
+        decoder=arrays["W_dec"],
         decoder_bias=arrays["b_dec"],
         activation=architecture.activation(arrays, fields),
         subtracts=subtracts,
@@ -89,7 +94,10 @@ def read_saelens(folder: Path) -> Contents:
         factor=None if scaling == "expected_average_only_in" else 1.0,
         target=target,
     )
-    return _rescaled(contents) if flag(fields, "rescale_acts_by_decoder_norm", where, default=False) else contents
+    if flag(fields, "rescale_acts_by_decoder_norm", where, default=False):
+        contents = _rescaled(contents)
+    # Last: y = ((z / |W_dec|) scale) W_dec has the lengths of W_dec as it is stored.
+    return replace(contents, decoder=contents.decoder * _finetuned(arrays, fields, where))
 
 
 def write_saelens(dictionary: Dictionary, folder: Path) -> Path:
@@ -147,20 +155,20 @@ def _arrays(contents: Contents) -> dict[str, np.ndarray]:
     return {name: np.ascontiguousarray(array, np.float32) for name, array in arrays.items()}
 
 
-def _finetuned(arrays: Mapping[str, np.ndarray], fields: Mapping[str, Any], where: Path) -> np.ndarray:
-    """W_dec, its rows times the finetuned scale of their feature, where the file has one."""
+def _finetuned(arrays: Mapping[str, np.ndarray], fields: Mapping[str, Any], where: Path) -> np.ndarray | np.float32:
+    """The finetuned scale of every write vector, 1 where the file has none."""
     factors, named = arrays.get("scaling_factor"), bool(fields.get("finetuning_scaling_factor"))
     if factors is None and named:
         raise UserError(
             f"{where}: finetuning_scaling_factor is set, but the scale is missing: no tensor 'scaling_factor'."
         )
     if factors is None or np.all(factors == 1):
-        return arrays["W_dec"]
+        return np.float32(1)
     if not named:
         raise UserError(
             f"{where}: tensor 'scaling_factor' is not 1, but finetuning_scaling_factor is not set; mend one."
         )
-    return arrays["W_dec"] * factors[:, None]
+    return factors[:, None]
 
 
 def _rescaled(contents: Contents) -> Contents:
@@ -191,7 +199,7 @@ def _hooks(fields: Mapping[str, Any], where: Path, transcoder: bool) -> tuple[Ho
     for name in CHANGED if isinstance(options, dict) else ():
         if options.get(name):
             return None, (
-                f"{where}: model_from_pretrained_kwargs.{name}={options[name]!r}: it was trained on a model whose "
+                f"{where}: model_from_pretrained_kwargs.{name}={shown(options[name])}: it was trained on a model whose "
                 "activations TransformerLens had changed, which ours are not"
             )
     try:

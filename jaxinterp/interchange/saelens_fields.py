@@ -23,8 +23,8 @@ import numpy as np
 from jaxinterp.decompositions.activations import Activation, ReLU, TopK
 from jaxinterp.decompositions.gates import Gated, JumpReLU
 from jaxinterp.errors import UserError
-from jaxinterp.interchange.arrays import Layout
-from jaxinterp.interchange.fields import one_of
+from jaxinterp.interchange.arrays import AxesByName
+from jaxinterp.interchange.fields import one_of, shown
 
 BANDWIDTH = 0.001
 """Of JumpReLU, for further training: the published one, where the file has none."""
@@ -32,11 +32,11 @@ BANDWIDTH = 0.001
 Arrays = Mapping[str, np.ndarray]
 Fields = Mapping[str, Any]
 
-LINEAR: Layout = {"W_enc": ("d_in", "features"), "W_dec": ("features", "d_out"), "b_dec": ("d_out",)}
-BIAS: Layout = {"b_enc": ("features",)}
-THRESHOLD: Layout = {"threshold": ("features",)}
-GATES: Layout = {"b_gate": ("features",), "r_mag": ("features",), "b_mag": ("features",)}
-SKIP: Layout = {"W_skip": ("d_out", "d_in")}
+LINEAR: AxesByName = {"W_enc": ("d_in", "features"), "W_dec": ("features", "d_out"), "b_dec": ("d_out",)}
+BIAS: AxesByName = {"b_enc": ("features",)}
+THRESHOLD: AxesByName = {"threshold": ("features",)}
+GATES: AxesByName = {"b_gate": ("features",), "r_mag": ("features",), "b_mag": ("features",)}
+SKIP: AxesByName = {"W_skip": ("d_out", "d_in")}
 
 
 def _relu(arrays: Arrays, fields: Fields) -> Activation:
@@ -63,7 +63,7 @@ def _gated(arrays: Arrays, fields: Fields) -> Activation:
 class Architecture:
     """The arrays of an architecture, how they and the fields make an activation, and the fields that are its own."""
 
-    tensors: Layout
+    tensors: AxesByName
     activation: Callable[[Arrays, Fields], Activation]
     fields: tuple[str, ...] = ()
 
@@ -109,6 +109,9 @@ TRAINING = (
 """Fields that no forward pass reads: how it was trained."""
 
 RENAMED = {"hook_point": "hook_name", "hook_point_head_index": "hook_head_index", "activation_fn_str": "activation_fn"}
+NOT_OURS = ("activation", "transcode", "num_latents", "skip_connection", "k")
+"""Fields that no configuration of SAELens before 6 has; sparsify's has."""
+
 METADATA = ("hook_name", "hook_name_out", "hook_head_index", "model_name", "model_from_pretrained_kwargs")
 NORMALISED = {True: "expected_average_only_in", False: "none", None: "none"}
 
@@ -120,14 +123,17 @@ def current(config: Mapping[str, Any], where: Path) -> dict[str, Any]:
     does. Arrays are never ignored.
 
     Raises:
-      UserError: the activation is neither relu nor topk, or topk without k.
+      UserError: it has no version, and nothing else that tells a configuration of SAELens; the activation is neither
+        relu nor topk, or topk without k.
     """
     metadata = config.get("metadata", {})
     if not isinstance(metadata, dict):
         raise UserError(f"{where}: config field metadata should be an object.")
-    version = str(config.get("sae_lens_version") or metadata.get("sae_lens_version") or "0").split(".")[0]
-    if version.isdigit() and int(version) >= 6:
+    version = config.get("sae_lens_version") or metadata.get("sae_lens_version")
+    if version and _major(version, where) >= 6:
         return dict(config)
+    if not version:
+        _check_old(config, where)
     old = {"activation_fn": "relu"} | {RENAMED.get(name, name): value for name, value in config.items()}
     fields = {"architecture": "standard"} | {name: old[name] for name in (*KNOWN, "d_out") if name in old}
     if one_of(old, "activation_fn", where, ("relu", "topk")) == "topk":
@@ -140,6 +146,28 @@ def current(config: Mapping[str, Any], where: Path) -> dict[str, Any]:
     if scaling is None or isinstance(scaling, bool):
         fields["normalize_activations"] = NORMALISED[scaling]
     return fields | {"metadata": {name: old[name] for name in METADATA if name in old} | metadata}
+
+
+def _major(version: Any, where: Path) -> int:
+    try:
+        return int(version.split(".")[0])
+    except (AttributeError, ValueError) as error:
+        raise UserError(f"{where}: config field sae_lens_version={shown(version)} should be like '6.0.0'.") from error
+
+
+def _check_old(config: Mapping[str, Any], where: Path) -> None:
+    """Raises UserError where nothing says that it is SAELens's: what it leaves out would have SAELens's defaults."""
+    foreign = [name for name in NOT_OURS if name in config]
+    if foreign:
+        raise UserError(
+            f"{where}: config field {foreign[0]}={shown(config[foreign[0]])} is none of SAELens before version 6, and "
+            "no sae_lens_version says that it is newer: it is of another library, or edited."
+        )
+    if "d_sae" not in config or not {"hook_point", "hook_name"} & set(config):
+        raise UserError(
+            f"{where}: it has neither sae_lens_version nor the fields that every older file of SAELens has (d_sae and "
+            "hook_name or hook_point): it is of another library, whose activation cannot be told."
+        )
 
 
 def arrays_hint(name: str, arrays: Mapping[str, Any]) -> str:

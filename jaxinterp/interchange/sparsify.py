@@ -18,7 +18,7 @@ from safetensors.numpy import save_file
 from jaxinterp.decompositions.activations import TopK
 from jaxinterp.decompositions.dictionary import Dictionary
 from jaxinterp.errors import UserError
-from jaxinterp.interchange.arrays import Layout, read_arrays
+from jaxinterp.interchange.arrays import AxesByName, read_checked
 from jaxinterp.interchange.beside import read_beside, write_beside
 from jaxinterp.interchange.contents import Contents, plain, subtracting
 from jaxinterp.interchange.fields import check_known, flag, one_of, read_config, size
@@ -26,13 +26,13 @@ from jaxinterp.interchange.names import from_module, module_folder
 from jaxinterp.models.safetensors_file import open_safetensors
 
 CONFIG, WEIGHTS = "cfg.json", "sae.safetensors"
-LAYOUT: Layout = {
+LAYOUT: AxesByName = {
     "encoder.weight": ("features", "d"),
     "encoder.bias": ("features",),
     "W_dec": ("features", "d"),
     "b_dec": ("d",),
 }
-SKIP: Layout = {"W_skip": ("d", "d")}
+SKIP: AxesByName = {"W_skip": ("d", "d")}
 KNOWN = (
     *("activation", "expansion_factor", "normalize_decoder", "num_latents", "k", "multi_topk", "skip_connection"),
     *("transcode", "d_in", "signed"),
@@ -59,7 +59,7 @@ def read_sparsify(folder: Path) -> Contents:
     if features is None and "expansion_factor" in fields:
         features = width * size(fields, "expansion_factor", where)
     sizes = {"d": width} | ({} if features is None else {"features": features})
-    arrays = read_arrays(
+    arrays = read_checked(
         open_safetensors(folder / WEIGHTS), LAYOUT | SKIP if skip else LAYOUT, folder / WEIGHTS, sizes=sizes
     )
     module = module_folder(folder)
@@ -84,7 +84,7 @@ def write_sparsify(dictionary: Dictionary, folder: Path) -> Path:
     """Write a sparsify folder, which is made if it is not there; name it by the module, as sparsify does.
 
     Raises:
-      UserError: sparsify has no such dictionary.
+      UserError: sparsify has no such dictionary, or the folder's name says another place.
     """
     contents = plain(dictionary)
     activation = contents.activation
@@ -96,6 +96,12 @@ def write_sparsify(dictionary: Dictionary, folder: Path) -> Path:
     if contents.skip is not None and not contents.transcoder:
         raise UserError(
             "an autoencoder with a skip path may copy its input: sparsify is given transcoders with one only."
+        )
+    named = from_module(module_folder(folder.resolve()), transcoder=bool(contents.transcoder))
+    if named is not None and not named.may_be(dictionary.sites):
+        raise UserError(
+            f"{dictionary.sites} and {named.said} contradict each other: sparsify takes the place from the folder's "
+            "name; give another folder."
         )
     if not contents.transcoder:
         contents = subtracting(contents)

@@ -152,7 +152,10 @@ def _machine(program: bytes, path: Path) -> Any:
                 stack.append(_name(argument.replace(" ", "."), path))
             case "STACK_GLOBAL":
                 module, attribute = stack.pop(-2), stack.pop()
-                stack.append(_name(f"{str(module)[:60]}.{str(attribute)[:60]}", path))
+                # The text of a deeply shared tuple would take for ever.
+                if type(module) is not str or type(attribute) is not str:
+                    raise _refused("a global whose name is no text", path)
+                stack.append(_name(f"{module[:60]}.{attribute[:60]}", path))
             case "BINPERSID":
                 stack.append(_storage(stack.pop(), path))
             case "REDUCE":

@@ -24,6 +24,7 @@ SCOPE = GOLDENS / "gemma-scope-2b-pt-res" / "layer_1" / "width_16k" / "average_l
         ("blocks.8.hook_mlp_out", "blocks/8/mlp/out", "blocks/8/mlp/added"),
         ("blocks.8.mlp.hook_out", "blocks/8/mlp/out", "blocks/8/mlp/out"),
         ("blocks.8.mlp.hook_post", "blocks/8/mlp/hidden", "blocks/8/mlp/hidden"),
+        ("blocks.10.attn.hook_out", "blocks/10/attn/out", "blocks/10/attn/out"),
         ("blocks.10.attn.hook_z", "blocks/10/attn/z", "blocks/10/attn/z"),
     ],
 )
@@ -31,7 +32,10 @@ def test_hooks(hook: str, site: str, with_post_norms: str) -> None:
     hooks = from_hooks(hook, hook)
     assert hooks.sites(False) == Sites(site, site) and not hooks.before_gain
     assert hooks.sites(True) == Sites(with_post_norms, with_post_norms)
-    assert from_hooks(to_hook(site), to_hook(site)).sites(False) == Sites(site, site)
+    for post_norms in (False, True):
+        for ours in (site, with_post_norms):
+            written = from_hooks(to_hook(ours), to_hook(ours)).sites(post_norms)
+            assert written == Sites(ours, ours) or (ours.endswith("/added") and not post_norms)
 
 
 def test_hooks_that_are_not_quite_ours() -> None:
@@ -90,6 +94,22 @@ def test_the_folders_of_gemma_scope(kind: str, reads: str, writes: str, tmp_path
         assert contents.hooks is not None
         assert contents.hooks.sites(contents.post_norms) == Sites(f"blocks/20/{reads}", f"blocks/20/{writes}")
         assert contents.transcoder == (reads != writes)
+
+
+def test_gemma_scopes_embedding_is_known_however_it_is_spelled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From within its folder, by a link, and without the repository's name; not by a folder that the whole lies in."""
+    folder = tmp_path / "gemma-scope-9b-pt-res" / "embedding" / "width_4k" / "average_l0_111"
+    folder.mkdir(parents=True)
+    shutil.copy(SCOPE, folder)
+    (tmp_path / "mine").symlink_to(folder)
+    other = shutil.copytree(folder.parents[1], tmp_path / "downloads" / "embedding")
+    monkeypatch.chdir(folder.parent)
+    for path in (Path("average_l0_111"), tmp_path / "mine", other / "width_4k" / "average_l0_111"):
+        with pytest.raises(UserError, match="dictionaries of the embedding are in other units"):
+            read(path, site="embed")
+    layer = tmp_path / "embedding" / "gemma-scope-9b-pt-res" / "layer_3" / "width_4k" / "average_l0_111"
+    shutil.copytree(folder, layer)
+    assert read(layer).sites.reads == "blocks/3/resid/post"
 
 
 def with_metadata(folder: Path, **metadata: Any) -> Path:

@@ -200,6 +200,18 @@ def test_gemma_scope_transcoders_are_taken_behind_the_gain(tmp_path: Path) -> No
     np.testing.assert_array_equal(found.decoder, rows)
 
 
+def test_a_model_without_the_norm_of_a_hook_is_named(tmp_path: Path) -> None:
+    """OLMo 2 and BERT have their norms behind their sublayers."""
+    model = planted_transformer(jax.random.key(0), replace(CONFIG, pre_norms=False, post_norms=True))
+    rows = np.asarray(unit_rows(jax.random.key(1), 48, D))
+    path = write(dictionary(rows, np.ones(48), rows, MLP), tmp_path, format="saelens")
+    (path / "jaxinterp_sites.json").unlink()
+    config = (path / "cfg.json").read_text()
+    (path / "cfg.json").write_text(config.replace("mlp.hook_in", "ln2.hook_normalized"))
+    with pytest.raises(UserError, match=r"ln2\.hook_normalized.* has no norm before the sublayer blocks/1/mlp"):
+        read(path, subject=Subject(model, None, "olmo"))
+
+
 @pytest.mark.parametrize("subtracts", [False, True])
 @pytest.mark.parametrize("kind", ["autoencoder", "scaled autoencoder", "transcoder", "skip"])
 def test_behind_gain_changes_nothing(kind: str, subtracts: bool) -> None:

@@ -92,6 +92,14 @@ def without(*names: str) -> Edit:
         ("saelens-standard", set_to(normalize_activations="covariance_whitening"), "'covariance_whitening' is not"),
         ("saelens-old-relu", set_to(normalize_activations=True), "the scale is missing"),
         ("saelens-old-relu", set_to(finetuning_scaling_factor=True), "the scale is missing: no tensor 'scaling_f"),
+        ("saelens-transcoder", set_to(normalize_activations="expected_average_only_in"), "s='expected_.*be folded"),
+        # no configuration of SAELens, or of a version that cannot be told
+        ("saelens-old-relu", set_to(activation="topk", k=5), "field activation='topk' is none of SAELens before"),
+        ("saelens-old-relu", set_to(k=5), "field k=5 is none of SAELens before"),
+        ("saelens-old-relu", without("d_sae"), "neither sae_lens_version nor the fields .*whose activation cannot be"),
+        ("saelens-old-relu", without("hook_point"), "neither sae_lens_version nor the fields"),
+        ("saelens-old-relu", set_to(sae_lens_version="²"), "sae_lens_version='²' should be like '6.0.0'"),
+        ("saelens-old-relu", set_to(sae_lens_version=[6]), "sae_lens_version=a list should be like"),
         # sizes, kinds, unknown fields
         ("saelens-topk", set_to(d_in=13), r"'W_enc' has shape \[12, 24\], expected \[d_in=13, features=24\]"),
         ("saelens-topk", set_to(k=0), "field k=0 should be a positive whole number"),
@@ -164,6 +172,15 @@ def test_arrays(name: str, arrays: Edit, message: str, tmp_path: Path) -> None:
         read(edited(name, tmp_path, arrays=arrays))
 
 
+def test_sparsifys_configuration_beside_saelens_arrays_is_refused(tmp_path: Path) -> None:
+    """It would be read as a ReLU in silence."""
+    place = copied("saelens-standard", tmp_path)
+    for fields in ({"d_in": 12, "activation": "topk", "k": 5}, {"d_in": 12}):
+        (place / "cfg.json").write_text(json.dumps(fields))
+        with pytest.raises(UserError, match="it is of another library"):
+            read(place, site=HERE)
+
+
 def test_truncated_tensors(tmp_path: Path) -> None:
     for name, file in (("saelens-topk", "sae_weights.safetensors"), ("sparsify-sae/layers.1", "sae.safetensors")):
         place = copied(name, tmp_path)
@@ -205,6 +222,12 @@ def test_npz_arrays_of_objects_are_refused(tmp_path: Path) -> None:
     with zipfile.ZipFile(npz, "w") as archive:
         archive.writestr("W_enc.npy", b"\x93NUMPY\x01\x00\x76\x00{'descr': __import__('os').getcwd()}")
     with pytest.raises(UserError, match="array 'W_enc' has no readable header"):
+        read(npz)
+    with zipfile.ZipFile(npz, "w") as archive:  # a product that Python refuses to print
+        shape = f"({10**4000}, {10**4000})"
+        header = f"{{'descr': '<f4', 'fortran_order': False, 'shape': {shape}}}".encode()
+        archive.writestr("W_enc.npy", b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header)
+    with pytest.raises(UserError, match="array 'W_enc' claims an axis that no array has"):
         read(npz)
     with zipfile.ZipFile(npz, "w") as archive:
         archive.writestr("run.py", b"")
@@ -322,6 +345,23 @@ def test_finetuned_scales_multiply_write_vectors(tmp_path: Path) -> None:
     before, after = read(GOLDENS / "saelens-old-relu"), read(place)
     np.testing.assert_array_equal(after.decoder, before.decoder * factors[:, None])
     np.testing.assert_array_equal(after.encoder, before.encoder)
+
+
+def test_finetuned_scales_come_after_the_rescaling(tmp_path: Path) -> None:
+    """y = ((z / |W|) f) W + b: the codes are those without f."""
+    factors = np.linspace(0.5, 2, 24).astype(np.float32)
+    place = edited(
+        "saelens-topk-rescaled",
+        tmp_path,
+        config=set_to(finetuning_scaling_factor=True),
+        arrays=lambda arrays: arrays.update(scaling_factor=factors),
+    )
+    found, stored = read(place), load_file(place / "sae_weights.safetensors")
+    with np.load(GOLDENS / "saelens-topk-rescaled" / "expected.npz") as expected:
+        x, z = jnp.asarray(expected["x"]), expected["z"]
+    np.testing.assert_allclose(found.encode(x).dense(), z, rtol=0, atol=1e-5)
+    lengths = np.linalg.norm(stored["W_dec"], axis=1)
+    np.testing.assert_allclose(found(x), (z / lengths * factors) @ stored["W_dec"] + stored["b_dec"], atol=1e-5)
 
 
 def test_an_unmeasured_threshold_is_refused(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """What is written is read back: arrays to the last bit, outputs equal; what a format cannot hold is refused."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from jaxinterp.decompositions.gates import JumpReLU
 from jaxinterp.errors import UserError
 from jaxinterp.interchange import as_jumprelu, read, write
 from jaxinterp.trees import named_leaves
-from tests.interchange.written import CASES, FEATURES, INPUTS, MLP, at, dictionary, gated
+from tests.interchange.written import CASES, FEATURES, INPUTS, MLP, D, at, dictionary, gated
 
 EXACT = [(name, {}) for name in CASES if name != "sparsify_sae"]
 EXACT += [(name, {"centred": True}) for name in CASES if "transcoder" not in name and "skip" not in name]
@@ -113,6 +114,72 @@ def test_nothing_is_overwritten_and_no_other_class_written(tmp_path: Path) -> No
         write(EffectDictionary(dictionary(TopK(4), MLP), MLP), tmp_path, format="sparsify")
 
 
+@pytest.mark.parametrize(
+    ("format", "file"),
+    [
+        ("saelens", "cfg.json"),
+        ("saelens", "jaxinterp_sites.json"),
+        ("sparsify", "cfg.json"),
+        ("sparsify", "jaxinterp_sites.json"),
+    ],
+)
+def test_no_file_of_a_format_is_overwritten(format: Any, file: str, tmp_path: Path) -> None:
+    (tmp_path / file).write_text("mine")
+    with pytest.raises(UserError, match=f"{file} is there already: nothing is overwritten"):
+        write(dictionary(TopK(4), at("blocks/2/resid/post")), tmp_path, format=format)
+    assert [path.name for path in tmp_path.iterdir()] == [file] and (tmp_path / file).read_text() == "mine"
+    with pytest.raises(UserError, match="is there already and no folder"):
+        write(dictionary(TopK(4), at("blocks/2/resid/post")), tmp_path / file, format=format)
+
+
+def test_a_broken_dictionary_is_not_written(tmp_path: Path) -> None:
+    made, jump = dictionary(ReLU(), MLP), dictionary(JumpReLU(jnp.full(FEATURES, jnp.inf), "raw", 0.1), MLP)
+    for name, bad in (
+        ("decoder", replace(made, decoder=made.decoder.at[3, 2].set(jnp.nan))),
+        ("encoder_bias", replace(made, input_mean=jnp.full_like(made.input_mean, jnp.nan))),
+        ("activation/threshold_parameter", jump),
+    ):
+        with pytest.raises(UserError, match=f"{name} has values that are NaN or infinite"):
+            write(bad, tmp_path / "it", format="saelens")
+    assert not (tmp_path / "it").exists()
+
+
+def test_a_folder_that_its_reader_would_refuse_is_not_written(tmp_path: Path) -> None:
+    for name, sites in (("layers.4.mlp", MLP), ("layers.3.mlp", at("blocks/3/mlp/added")), ("layers.3", MLP)):
+        with pytest.raises(UserError, match=rf"the folder's name '{name}' contradict each other: .* another folder"):
+            write(dictionary(TopK(4), sites), tmp_path / name, format="sparsify")
+        assert not (tmp_path / name).exists()
+    assert read(write(dictionary(TopK(4), MLP), tmp_path / "layers.3.mlp" / "seed1", format="sparsify")).sites == MLP
+
+
+def beside(place: Path, **entry: Any) -> Path:
+    """The folder with our own file edited; None takes an entry away."""
+    file = place / "jaxinterp_sites.json"
+    fields = json.loads(file.read_text()) | entry
+    file.write_text(json.dumps({name: value for name, value in fields.items() if value is not None}))
+    return place
+
+
+def test_moments_of_the_target_are_read_or_refused(tmp_path: Path) -> None:
+    """A number is a number, however JSON spells it."""
+    place = write(dictionary(ReLU(), MLP), tmp_path / "it", format="saelens")
+    found = read(beside(place, target_mean=[1] * D, target_variance=2))
+    np.testing.assert_array_equal(found.target_mean, np.ones(D))
+    assert float(found.target_variance) == 2
+    for entry, message in (
+        ({"target_variance": None}, "target_variance=None should be a number"),
+        ({"target_variance": "2"}, "target_variance='2' should be a number"),
+        ({"target_variance": True}, "target_variance=True should be a number"),
+        ({"target_variance": 1e300}, "target_variance=1e.300 should be a number"),
+        ({"target_variance": 2, "target_mean": None}, "target_mean should be 12 numbers, beside target_variance"),
+        ({"target_mean": [1.0]}, "target_mean should be 12 numbers"),
+        ({"target_mean": [float("nan")] * D}, "target_mean should be 12 numbers"),
+    ):
+        with pytest.raises(UserError, match=message):
+            read(beside(place, **entry))
+    assert np.isnan(read(beside(place, target_mean=None, target_variance=None)).target_variance)
+
+
 def test_sites_that_contradict_each_other_are_refused(tmp_path: Path) -> None:
     place = write(dictionary(TopK(4), MLP), tmp_path / "layers.3.mlp", format="sparsify")
     assert read(place).sites == MLP
@@ -127,7 +194,7 @@ def test_sites_that_contradict_each_other_are_refused(tmp_path: Path) -> None:
 
 
 def test_added_and_out_are_told_apart(tmp_path: Path) -> None:
-    """SAELens has one name for both; without our own file, the name of the model decides."""
+    """Without our own file too, once the model's name is there: `mlp.hook_out` is before the norm behind the MLP."""
     for port, other in (("added", "out"), ("out", "out")):
         made = replace(dictionary(ReLU(), MLP), sites=Sites("blocks/3/mlp/in", f"blocks/3/mlp/{port}"))
         place = write(made, tmp_path / port, format="saelens")
@@ -138,4 +205,16 @@ def test_added_and_out_are_told_apart(tmp_path: Path) -> None:
         (place / "cfg.json").write_text(
             config.replace('"hook_name":', '"model_name": "google/gemma-2-2b", "hook_name":')
         )
-        assert read(place).sites.writes == "blocks/3/mlp/added"
+        assert read(place).sites.writes == f"blocks/3/mlp/{port}"
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_what_attention_returns_is_read_back_by_either_name(known: bool, tmp_path: Path) -> None:
+    place = write(dictionary(ReLU(), at("blocks/3/attn/out")), tmp_path, format="saelens")
+    if not known:
+        (place / "jaxinterp_sites.json").unlink()
+    for hook in ("attn.hook_out", "hook_attn_out"):
+        config = (place / "cfg.json").read_text()
+        (place / "cfg.json").write_text(config.replace("attn.hook_out", hook))
+        assert f'"blocks.3.{hook}"' in (place / "cfg.json").read_text()
+        assert read(place).sites == at("blocks/3/attn/out")

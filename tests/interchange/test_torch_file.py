@@ -58,6 +58,7 @@ def hostile(mark: Path) -> dict[str, tuple[bytes, str]]:
     """Programs that would make the file `mark`, or worse, and what their refusal names."""
     command = f"touch {mark}"
     tensor = b"ctorch._utils\n_rebuild_tensor_v2\n"
+    doubled = b"".join(b"\x94h" + bytes([n]) + b"\x86" for n in range(60))
     shared = b"".join(b"q" + bytes([n]) + b"h" + bytes([n]) + b"\x86" for n in range(60))
     return {
         "protocol 2": (pickle.dumps({"bias": Shell(command)}, protocol=2), r"'(posix|nt)\.system'"),
@@ -76,6 +77,14 @@ def hostile(mark: Path) -> dict[str, tuple[bytes, str]]:
         "state of an object": (b"\x80\x02}}X\x01\x00\x00\x00aK\x01sb.", "BUILD of an object"),
         "another persistent object": (b"\x80\x02X\x01\x00\x00\x00aQ.", "a persistent object that is no storage"),
         "a key that takes for ever to hash": (b"\x80\x02})" + shared + b"K\x01s.", "dictionary with other keys"),
+        "a module that takes for ever to print": (
+            b"\x80\x04\x8c\x01x" + doubled + b"\x8c\x01y\x93.",
+            "a global whose name is no text",
+        ),
+        "an attribute that takes for ever to print": (
+            b"\x80\x04\x8c\x02os\x8c\x01x" + doubled + b"\x93.",
+            "a global whose name is no text",
+        ),
         "numbers instead of tensors": (b"\x80\x02}X\x01\x00\x00\x00aK\x01s.", "entry 'a' is no tensor"),
         "no dictionary": (b"\x80\x02K\x01.", "holds no state dict, but a int"),
         "no end": (b"\x80\x02}", "no readable pickle"),

@@ -3,6 +3,7 @@
 import fcntl
 import os
 import socket
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ from jaxinterp.errors import UserError
 
 def lock(folder: Path) -> Any:
     """An open file that only one process at a time can hold; the operating system lets go of it at any death.
+
+    On file systems that know no locks (Lustre mounted without `flock`) it warns and holds nothing.
 
     Raises:
       UserError: another run holds it, or it cannot be written.
@@ -34,6 +37,14 @@ def lock(folder: Path) -> Any:
         raise UserError(
             f"checkpoint folder {folder} is being written by {owner}: wait for it or stop it, or choose another folder."
         ) from error
+    except OSError as error:
+        file.close()
+        warnings.warn(
+            f"checkpoint folder {folder} is not locked: its file system knows no locks ({error}); see to it that no "
+            "other run writes to it.",
+            stacklevel=2,
+        )
+        return None
     file.seek(0)
     file.truncate()
     file.write(f"process {os.getpid()} on {socket.gethostname()}")

@@ -2,21 +2,22 @@
 
 A checkpoint holds everything that changes (one pytree, by leaf name), the position in the data, and a checksum of every
 leaf, so that a run can be resumed bit for bit and a damaged checkpoint is noticed. The configuration of the run stands
-in the folder and is compared on restore: a run is never resumed with another k or site. One run at a time writes to a
-folder.
+in every checkpoint and is compared on restore: a run is never resumed with another k or site. One run at a time writes
+to a folder.
 """
 
 import contextlib
 import math
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 from jaxtyping import Array, UInt32
 from orbax.checkpoint import v1 as ocp
 
@@ -32,7 +33,7 @@ class Checkpoints:
     """The checkpoints of one run in one folder; a context manager that waits for writes on leaving.
 
     Args:
-      config: plain JSON values; written on creation, compared with what is there on resume.
+      config: plain JSON values; written with every checkpoint, compared with those of the newest one on resume.
       keep: how many of the latest checkpoints are kept.
       on_failed_save: what a full disk does: "stop" the run, or "continue" it with a warning.
     Raises:
@@ -70,7 +71,6 @@ class Checkpoints:
         return ocp.training.Checkpointer(
             self.folder,
             preservation_policy=ocp.training.preservation_policies.LatestN(self._keep),
-            custom_metadata={"config": self._config},
             cleanup_tmp_directories=True,
         )
 
@@ -82,8 +82,7 @@ class Checkpoints:
                 f"checkpoint folder {self.folder} already holds step {self.latest}: pass resume=True (--resume) to "
                 "continue it, or choose another folder."
             )
-        metadata = self._orbax.root_metadata().custom_metadata or {}
-        difference = first_difference(metadata.get("config", {}), dict(config))
+        difference = first_difference(self._saved_config(), dict(config))
         if difference is not None:
             field, saved, asked = difference
             raise UserError(
@@ -91,46 +90,67 @@ class Checkpoints:
                 "value, or choose another folder."
             )
 
+    def _saved_config(self) -> dict[str, Any]:
+        """Of the newest checkpoint that still tells it: `restore` looks into damage."""
+        for checkpoint in reversed(self._orbax.checkpoints):
+            with contextlib.suppress(Exception):  # whatever Orbax makes of damaged files
+                return self._notes(checkpoint.step)["config"]
+        return (self._orbax.root_metadata().custom_metadata or {}).get("config", {})  # where earlier versions wrote it
+
+    def _notes(self, step: int) -> dict[str, Any]:
+        """What stands beside the arrays: "config", "checksums", "losses"."""
+        return self._orbax.metadata(step).custom_metadata or {}
+
     @property
     def latest(self) -> int | None:
-        """The step of the newest checkpoint, None where there is none."""
+        """The step of the newest checkpoint, also of one that is being written; None where there is none."""
         return None if self._orbax.latest is None else self._orbax.latest.step
 
-    def save(self, step: int, state: Any, position: Position) -> None:
+    def save(self, step: int, state: Any, position: Position, losses: Sequence[float] = ()) -> Callable[[], int | None]:
         """Write the state and the position in the data; returns when the copy off the devices is done.
 
+        Args:
+          losses: the recent ones, by which a leap is told.
+        Returns:
+          `settle`, for when the files must be there.
         Raises:
           UserError: this save or the one before it failed, and `on_failed_save` is "stop".
         """
-        self._settle()
+        self.settle()
         arrays = _stored(named_leaves(state))
         sums = {name: int(total) for name, total in jax.device_get(_checksums(arrays)).items()}
+        notes = {"config": self._config, "checksums": sums, "losses": [float(loss) for loss in losses]}
         try:
             response = self._orbax.save_checkpointables_async(
-                step, {"state": arrays, "data": position}, force=True, custom_metadata={"checksums": sums}
+                step, {"state": arrays, "data": position}, force=True, custom_metadata=notes
             )
         except (OSError, ValueError) as error:
             self._failed(step, error)
         else:
             self._pending = step, response
+        return self.settle
+
+    def losses(self, step: int) -> list[float]:
+        """The recent losses that were saved with a checkpoint."""
+        return self._notes(step).get("losses", [])
 
     def restore(self, template: Any) -> tuple[Any, Position]:
         """The newest state that is whole, in the shapes and shardings of `template`, and its position in the data.
 
-        Newer checkpoints that are damaged are reported, and moved aside once an older one has been read.
+        Newer checkpoints that are damaged are reported, and moved aside once an older one has been read. What one
+        process cannot read is damaged for all.
 
         Args:
           template: the state as `jax.ShapeDtypeStruct`s (with shardings).
         Raises:
-          UserError: no checkpoint can be read.
+          UserError: no checkpoint can be read, or one holds other arrays than the template.
+          JaxRuntimeError, MemoryError: there is no room for the state, which says nothing of the checkpoint.
         """
         shapes = _stored(named_leaves(template))
         damaged: dict[int, Exception] = {}
         for checkpoint in reversed(self._orbax.checkpoints):
-            try:
-                loaded = self._orbax.load_checkpointables(checkpoint.step, {"state": shapes, "data": None})
-                self._verify(checkpoint.step, loaded["state"])
-            except Exception as error:  # whatever Orbax makes of damaged files
+            loaded, error = self._load(checkpoint.step, shapes)
+            if error is not None:
                 damaged[checkpoint.step] = error
                 continue
             for step, reason in damaged.items():
@@ -148,11 +168,45 @@ class Checkpoints:
             f"{_first_line(first)}"
         ) from first
 
-    def _verify(self, step: int, arrays: Mapping[str, Any]) -> None:
-        expected = (self._orbax.metadata(step).custom_metadata or {}).get("checksums", {})
-        for name, total in jax.device_get(_checksums(dict(arrays))).items():
+    def _load(self, step: int, shapes: Mapping[str, Any]) -> tuple[Any, Exception | None]:
+        """What a checkpoint holds, and what is wrong with it: the same verdict in every process."""
+        loaded: Any = None
+        expected: dict[str, int] = {}
+        failed: Exception | None = None
+        try:
+            held = self._orbax.checkpointables_metadata(step).metadata["state"]
+            expected = self._notes(step)["checksums"]
+        except Exception as error:  # whatever Orbax makes of damaged files
+            failed = error
+        else:
+            try:
+                self._check_layout(step, held, shapes)
+                loaded = self._orbax.load_checkpointables(step, {"state": shapes, "data": None})
+            except Exception as error:
+                failed = error
+        worst = _worst(0 if failed is None else 2 if _is_no_damage(failed) else 1)
+        if worst == 2:
+            raise failed or UserError(f"another process could not take the checkpoint of step {step}; it says why.")
+        if worst == 1:
+            return None, failed or ValueError("another process cannot read it")
+        for name, total in jax.device_get(_checksums(dict(loaded["state"]))).items():
             if int(total) != expected.get(name):
-                raise ValueError(f"array {name.replace('.', '/')} differs from what was saved")
+                return None, ValueError(f"array {name.replace('.', '/')} differs from what was saved")
+        return loaded, None
+
+    def _check_layout(self, step: int, held: Mapping[str, Any], shapes: Mapping[str, Any]) -> None:
+        place = f"the checkpoint of step {step} in {self.folder}"
+        for name in sorted(held.keys() ^ shapes.keys()):
+            which = "which this run has not" if name in held else "which this run needs"
+            word = "holds" if name in held else "lacks"
+            raise UserError(f"{place} {word} array {name!r}, {which}: resume with the version that wrote it.")
+        for name, shape in shapes.items():
+            random_key = jax.dtypes.issubdtype(shape.dtype, jax.dtypes.prng_key)
+            if not random_key and tuple(held[name].shape) != shape.shape:
+                raise UserError(
+                    f"{place} holds array {name!r} of shape {tuple(held[name].shape)}, and this run needs "
+                    f"{shape.shape}: resume with the version that wrote it."
+                )
 
     def _put_aside(self, steps: Mapping[int, Any]) -> None:
         if not steps:
@@ -162,17 +216,23 @@ class Checkpoints:
             aside.mkdir(exist_ok=True)
             for step in steps:
                 os.replace(self.folder / str(step), _unused(aside / str(step)))
+        if jax.process_count() > 1:
+            multihost_utils.sync_global_devices("jaxinterp: damaged checkpoints are put aside")
         self._orbax.reload()
 
-    def _settle(self) -> None:
-        """Wait for the save that is under way."""
-        if self._pending is None:
-            return
-        (step, response), self._pending = self._pending, None
-        try:
-            response.result()
-        except Exception as error:  # a full disk comes as whatever the writing library raises
-            self._failed(step, error)
+    def settle(self) -> int | None:
+        """Wait for the save that is under way; the step of the newest checkpoint that is written to its end.
+
+        Raises:
+          UserError: it failed, and `on_failed_save` is "stop".
+        """
+        if self._pending is not None:
+            (step, response), self._pending = self._pending, None
+            try:
+                response.result()
+            except Exception as error:  # a full disk comes as whatever the writing library raises
+                self._failed(step, error)
+        return self.latest
 
     def _failed(self, step: int, error: Exception) -> None:
         kept = "no earlier one is there" if self.latest is None else f"that of step {self.latest} is kept"
@@ -190,7 +250,7 @@ class Checkpoints:
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
         try:
             if error is None:
-                self._settle()
+                self.settle()
         finally:
             with contextlib.suppress(Exception):  # a failed save, which has been told
                 self._orbax.close()
@@ -253,6 +313,17 @@ def _checksums(arrays: dict[str, Array]) -> dict[str, UInt32[Array, ""]]:
         return jnp.sum(bits.astype(jnp.uint32), dtype=jnp.uint32)
 
     return {name: checksum(array) for name, array in arrays.items()}
+
+
+def _worst(code: int) -> int:
+    """The largest of all processes' codes."""
+    if jax.process_count() == 1:
+        return code
+    return int(np.max(multihost_utils.process_allgather(np.asarray(code))))
+
+
+def _is_no_damage(error: Exception) -> bool:
+    return isinstance(error, UserError | MemoryError) or "RESOURCE_EXHAUSTED" in str(error)
 
 
 def _unused(path: Path) -> Path:

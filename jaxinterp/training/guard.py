@@ -4,7 +4,7 @@ import signal
 import statistics
 import threading
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from jaxinterp.data.activations import WINDOW
 from jaxinterp.errors import UserError
 from jaxinterp.objectives import Ratio
 
@@ -20,12 +21,21 @@ PREEMPTED = 75
 
 
 class Preempted(Exception):
-    """The run was told to stop by SIGTERM, and everything is saved; `step` is where it continues."""
+    """The run was told to stop by SIGTERM after `step`.
 
-    def __init__(self, step: int, saved: bool):
-        self.step, self.saved = step, saved
-        kept = "everything is saved: continue with --resume" if saved else "nothing was saved: no checkpoint folder"
-        super().__init__(f"stopped by SIGTERM after step {step}; {kept}.")
+    saved: whether the files of that step's checkpoint are written; kept: the step of the newest checkpoint, None where
+    there is none.
+    """
+
+    def __init__(self, step: int, saved: bool, kept: int | None = None):
+        self.step, self.saved, self.kept = step, saved, step if saved else kept
+        if saved:
+            words = "everything is saved: continue with --resume"
+        elif kept is not None:
+            words = f"that step could not be saved: continue from step {kept} with --resume"
+        else:
+            words = "nothing is saved: there is no checkpoint"
+        super().__init__(f"stopped by SIGTERM after step {step}; {words}.")
 
 
 class Preemption:
@@ -63,49 +73,64 @@ class Losses:
     """The loss of every step; refuses one that is not finite or that leaps.
 
     Args:
-      spike: how many times the median of the last hundred losses is a leap; None: any finite loss is good.
-      folder: where the batch of the refused step is kept; None: nowhere.
+      spike: a loss leaps where loss - median > spike * |median|, with the median of the last hundred losses; None: any
+        finite loss is good.
+      folder: where the text before the refused step is kept; None: nowhere.
+      buffer_batches: of how many steps before the refused one the text is kept. Training draws its rows at random from
+        the shuffle buffer, where most wait about so many steps: the text read at one step is not what it trained on.
+      recent: losses of the run so far, where it is resumed.
     """
 
-    def __init__(self, spike: float | None, folder: Path | None):
+    def __init__(self, spike: float | None, folder: Path | None, buffer_batches: int = 8, recent: Iterable[float] = ()):
         self._spike, self._folder = spike, folder
         self._steps: list[tuple[int, Ratio, Mapping[str, Any]]] = []
-        self._recent: deque[float] = deque(maxlen=100)
+        self._read: deque[tuple[int, Mapping[str, Any]]] = deque(maxlen=buffer_batches + 1)
+        self.recent: deque[float] = deque(recent, maxlen=100)
 
     def add(self, step: int, loss: Ratio, windows: Mapping[str, Any]) -> None:
-        """Note a step's loss, which is still on the device, and its batch."""
-        self._steps.append((step, loss, windows))
+        """Note a step's loss, which is still on the device, and the text that was read at it."""
+        self._steps.append((step, loss, {name: windows[name] for name in WINDOW if name in windows}))
 
-    def check(self, kept: str) -> None:
+    def check(self, kept: Callable[[], str]) -> None:
         """Look at the losses noted since the last check.
 
         Raises:
-          UserError: one is not finite or leaps; the batch is saved and `kept` says which checkpoint is left.
+          UserError: one is not finite or leaps; the text is saved and `kept()` says which checkpoint is left.
         """
         steps, self._steps = self._steps, []
         losses = [float(loss.value()) for loss in jax.device_get([loss for _, loss, _ in steps])]
         for (step, _, windows), loss in zip(steps, losses, strict=True):
-            usual = statistics.median(self._recent) if len(self._recent) >= 10 else None
+            self._read.append((step, windows))
+            usual = statistics.median(self.recent) if len(self.recent) >= 10 else None
             if not np.isfinite(loss):
                 why = "is not finite: lower the learning rate"
-            elif self._spike is not None and usual is not None and loss > self._spike * max(usual, 1e-6):
-                why = f"is {loss / max(usual, 1e-6):.0f} times the usual {usual:.3g}: lower the learning rate"
+            elif self._spike is not None and usual is not None and loss - usual > self._spike * max(abs(usual), 1e-6):
+                times = (loss - usual) / max(abs(usual), 1e-6)
+                why = f"is {times:.0f} times the size of the usual {usual:.3g} above it: lower the learning rate"
             else:
-                self._recent.append(loss)
+                self.recent.append(loss)
                 continue
-            where = "" if self._folder is None else f"; its batch is in {_keep(self._folder, step, loss, windows)}"
-            raise UserError(f"loss={loss:.3g} at step {step} {why}; {kept}{where}.")
+            where = ""
+            if self._folder is not None:
+                path = _keep(self._folder, step, loss, self._read)
+                where = (
+                    f"; the text read at steps {self._read[0][0]} to {step}, most of what it trained on, is in {path}"
+                )
+            raise UserError(f"loss={loss:.3g} at step {step} {why}; {kept()}{where}.")
 
 
-def _keep(folder: Path, step: int, loss: float, windows: Mapping[str, Any]) -> Path:
-    """The text of a batch as a file: this process's rows."""
+def _keep(folder: Path, step: int, loss: float, read: Iterable[tuple[int, Mapping[str, Any]]]) -> Path:
+    """The text of the last steps as a file, `[steps, batch, seq]`: this process's rows."""
     path = folder / f"refused_batch_step{step}_process{jax.process_index()}.npz"
-    rows: dict[str, Any] = {
-        name: np.concatenate([np.asarray(shard.data) for shard in _distinct(array)]) for name, array in windows.items()
-    }
+    texts = [{name: _here(array) for name, array in windows.items()} for _, windows in read]
+    arrays: dict[str, Any] = {name: np.stack([text[name] for text in texts]) for name in texts[0]}
     folder.mkdir(parents=True, exist_ok=True)
-    np.savez(path, step=step, loss=loss, **rows)
+    np.savez(path, step=step, loss=loss, steps=np.array([read_at for read_at, _ in read]), **arrays)
     return path
+
+
+def _here(array: Any) -> np.ndarray:
+    return np.concatenate([np.asarray(shard.data) for shard in _distinct(array)])
 
 
 def _distinct(array: Any) -> list[Any]:

@@ -22,7 +22,8 @@ Tracker = Callable[[Mapping[str, Any]], None]
 class Run:
     """One run of a compiled step over windows of text.
 
-    save: called with a state that is to be kept; None: none is. saved: the step of the newest checkpoint.
+    save: called with a state that is to be kept, returns what waits until it is written and gives the step of the
+    newest checkpoint; None: none is kept. saved: the step of the newest checkpoint that is written to its end.
     """
 
     step: Any
@@ -33,16 +34,18 @@ class Run:
     save_every: int | None
     track: tuple[Tracker, ...]
     losses: Losses
-    save: Callable[[TrainState], None] | None = None
+    save: Callable[[TrainState], Callable[[], int | None]] | None = None
     saved: int | None = None
+    settle: Callable[[], int | None] | None = None
     history: list[dict[str, Any]] = field(default_factory=list)
 
     def from_state(self, state: TrainState) -> TrainState:
         """Step until `last`, logging, checking and saving on the way.
 
         Raises:
-          UserError: a number is not finite or the loss leaps; the newest checkpoint is kept.
-          Preempted: SIGTERM came; the state is saved.
+          UserError: a number is not finite or the loss leaps: the newest checkpoint is kept; the state could not be
+            saved; the method's metrics have no loss.
+          Preempted: SIGTERM came; it says whether the state is saved.
         """
         window: Metrics | None = None
         clock, logged_at = time.perf_counter(), int(state.step)
@@ -51,6 +54,10 @@ class Run:
                 windows = self.next_windows()
                 state, metrics = self.step((self.model, windows), state)
                 window = metrics if window is None else jax.tree.map(jnp.add, window, metrics)
+                if "loss" not in metrics:
+                    raise UserError(
+                        f"the method's metrics have no 'loss', only {', '.join(map(repr, metrics))}: add it."
+                    )
                 self.losses.add(done, metrics["loss"], windows)
                 logged = done % self.log_every == 0 or done == self.last
                 preempted = done < self.last and preemption.asked(together=logged)
@@ -65,22 +72,32 @@ class Run:
                     self.history.append(row)
                     for tracker in self.track:
                         tracker(row)
-                if preempted or done == self.last or (self.save_every and done % self.save_every == 0):
-                    self._save(state, done)
+                due = preempted or done == self.last or (self.save_every and done % self.save_every == 0)
+                if due and self.save is not None:
+                    self.settle = self.save(state)
+                if preempted or done == self.last:  # here, where a second SIGTERM does not end the writing
+                    newest = self._newest()
                 if preempted:
-                    raise Preempted(done, saved=self.save is not None)
+                    raise Preempted(done, saved=newest == done, kept=newest)
         return state
 
     def _check(self, state: TrainState, done: int) -> None:
-        kept = "nothing was saved before" if self.saved is None else f"the checkpoint of step {self.saved} is kept"
-        self.losses.check(kept)
+        self.losses.check(self._kept)
         if not bool(all_finite(state.method)):
-            raise UserError(f"numbers are not finite by step {done}: lower the learning rate; {kept}.")
+            raise UserError(f"numbers are not finite by step {done}: lower the learning rate; {self._kept()}.")
 
-    def _save(self, state: TrainState, done: int) -> None:
-        if self.save is not None:
-            self.save(state)
-            self.saved = done
+    def _newest(self) -> int | None:
+        """The step of the newest checkpoint, once it is written."""
+        if self.settle is not None:
+            self.saved = self.settle()
+        return self.saved
+
+    def _kept(self) -> str:
+        try:
+            newest = self._newest()
+        except UserError as error:  # a checkpoint that could not be written: it says which one is left
+            return str(error).removesuffix(".")
+        return "nothing was saved before" if newest is None else f"the checkpoint of step {newest} is kept"
 
 
 def _row(step: int, tokens: int, window: Metrics) -> dict[str, Any]:

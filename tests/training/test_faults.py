@@ -1,5 +1,7 @@
 """What can go wrong while a run saves and is resumed: nothing that was saved is lost. Invariant 9."""
 
+import errno
+import fcntl
 import os
 import resource
 import shutil
@@ -11,14 +13,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from orbax.checkpoint import v1 as ocp
 
+from jaxinterp import storage
+from jaxinterp.data.activations import Rows
 from jaxinterp.errors import UserError
 from jaxinterp.methods import SkipTranscoder
 from jaxinterp.objectives import Ratio, reconstruction, total
 from jaxinterp.storage import Checkpoints
 from jaxinterp.training.fit import fit
-from jaxinterp.training.guard import Preempted
+from jaxinterp.training.guard import Losses, Preempted
+from jaxinterp.training.loop import Run
 from jaxinterp.training.mesh import make_mesh
+from jaxinterp.training.state import TrainState
 from jaxinterp.trees import named_leaves
 from tests.training.test_fit import METHOD, SIZES, same
 
@@ -109,7 +116,7 @@ def test_a_full_disk(tmp_path, on_failed_save):
         resource.setrlimit(resource.RLIMIT_FSIZE, (1024, hard))
         with told, Checkpoints(tmp_path / "run", {"k": 1}, **options) as checkpoints:
             checkpoints.save(2, numbers(2), {"next_index": 20})
-            checkpoints._settle()
+            checkpoints.settle()
             resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
             checkpoints.save(3, numbers(3), {"next_index": 30})
     finally:
@@ -160,7 +167,9 @@ def leaping(decomposition, batch, key, *, model=None):
 def test_a_loss_that_leaps_ends_the_run(subject, text, tmp_path):
     method = SkipTranscoder(features=64, k=4, objective=leaping)
     sizes = SIZES | {"checkpoint": tmp_path / "run", "save_every": 5}
-    with pytest.raises(UserError, match=r"at step 14 is \d+ times the usual .*; the checkpoint of step 10 is kept"):
+    with pytest.raises(
+        UserError, match=r"at step 14 is \d+ times the size of the usual .*; the checkpoint of step 10 is kept"
+    ):
         fit(method, subject, text, **sizes)
     assert fit(method, subject, text, **SIZES, spike=None).history[-1]["step"] == 20
 
@@ -174,3 +183,170 @@ def test_an_unread_lock_is_let_go_by_death(tmp_path):
     done = subprocess.run([sys.executable, "-c", program, str(tmp_path / "run")], env=os.environ)
     assert done.returncode == -signal.SIGKILL
     saved(tmp_path / "run")
+
+
+def test_a_folder_opened_without_saving_says_nothing_of_the_next_run(tmp_path):
+    """The configuration belongs to the checkpoints: the first one that was saved counts."""
+    with Checkpoints(tmp_path / "run", {"k": 1}, resume=False):
+        pass
+    with Checkpoints(tmp_path / "run", {"k": 2}, resume=False) as checkpoints:
+        checkpoints.save(1, numbers(1), {"next_index": 10})
+    with pytest.raises(UserError, match="was made with k=2, not 1"):
+        Checkpoints(tmp_path / "run", {"k": 1}, resume=True)
+    with Checkpoints(tmp_path / "run", {"k": 2}, resume=True) as checkpoints:
+        assert checkpoints.restore(SHAPES)[1] == {"next_index": 10}
+
+
+def full_disk(monkeypatch, steps):
+    """Saves of these steps fail as they do where no room is left."""
+    save = ocp.training.Checkpointer.save_checkpointables_async
+
+    def fails(self, step, *arguments, **options):
+        if step in steps:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return save(self, step, *arguments, **options)
+
+    monkeypatch.setattr(ocp.training.Checkpointer, "save_checkpointables_async", fails)
+
+
+def test_a_full_disk_stops_the_run(subject, text, tmp_path, monkeypatch):
+    full_disk(monkeypatch, {10})
+    sizes = SIZES | {"checkpoint": tmp_path / "run", "save_every": 5}
+    with pytest.raises(UserError, match=r"step 10 could not be written .*No space left.*; that of step 5 is kept"):
+        fit(METHOD, subject, text, **sizes)
+
+
+def test_on_a_full_disk_the_checkpoint_that_is_there_is_named(subject, text, tmp_path, monkeypatch):
+    """Going on without that of step 10: what ends the run at step 14 names that of step 5."""
+    full_disk(monkeypatch, {10})
+    method = SkipTranscoder(features=64, k=4, objective=leaping)
+    sizes = SIZES | {"checkpoint": tmp_path / "run", "save_every": 5, "on_failed_save": "continue"}
+    with (
+        pytest.warns(UserWarning, match="step 10 could not be written .*: the run continues"),
+        pytest.raises(UserError, match=r"at step 14 .*; the checkpoint of step 5 is kept"),
+    ):
+        fit(method, subject, text, **sizes)
+
+
+@pytest.mark.parametrize("on_failed_save", ["stop", "continue"])
+def test_a_preempted_run_does_not_say_that_it_saved_where_it_could_not(
+    subject, text, tmp_path, monkeypatch, on_failed_save
+):
+    def stop(row):
+        if row["step"] == 10:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    full_disk(monkeypatch, {11})
+    sizes = SIZES | {"checkpoint": tmp_path / "run", "save_every": 5, "on_failed_save": on_failed_save}
+    if on_failed_save == "stop":
+        with pytest.raises(UserError, match=r"step 11 could not be written .*; that of step 10 is kept"):
+            fit(METHOD, subject, text, **sizes, track=(stop,))
+    else:
+        with pytest.warns(UserWarning, match="could not be written"), pytest.raises(Preempted) as stopped:
+            fit(METHOD, subject, text, **sizes, track=(stop,))
+        assert not stopped.value.saved and stopped.value.kept == 10
+        assert "step 11; that step could not be saved: continue from step 10" in str(stopped.value)
+
+
+def test_a_second_sigterm_does_not_end_the_writing(subject, text, tmp_path, monkeypatch):
+    """When `Preempted` is raised, the files are there; until then SIGTERM is listened to."""
+    settle, seen = Checkpoints.settle, []
+
+    def watched(self):
+        pending = self._pending is not None
+        if pending:
+            seen.append(signal.getsignal(signal.SIGTERM))
+        return settle(self)
+
+    monkeypatch.setattr(Checkpoints, "settle", watched)
+    with pytest.raises(Preempted):
+        fit(
+            METHOD,
+            subject,
+            text,
+            **SIZES | {"checkpoint": tmp_path / "run"},
+            track=(lambda row: os.kill(os.getpid(), signal.SIGTERM),),
+        )
+    assert len(seen) == 1 and seen[0] != signal.getsignal(signal.SIGTERM)
+    assert (tmp_path / "run" / "5").is_dir() or (tmp_path / "run" / "6").is_dir()
+
+
+def ratio(loss):
+    return Ratio(jnp.float32(loss), jnp.ones(()))
+
+
+WINDOWS = {"tokens": jnp.zeros((2, 4), jnp.int32), "weight": jnp.ones((2, 4))}
+
+
+def checked(losses, steps):
+    for step, loss in enumerate(steps):
+        losses.add(step, ratio(loss), WINDOWS)
+    losses.check(lambda: "nothing")
+
+
+def test_the_usual_loss_is_saved_with_the_state_and_a_leap_is_one_after_a_resume(tmp_path):
+    before = Losses(100.0, None)
+    checked(before, [0.5] * 20)
+    with Checkpoints(tmp_path / "run", {"k": 1}, resume=False) as checkpoints:
+        checkpoints.save(20, numbers(1), {"next_index": 10}, before.recent)
+    with Checkpoints(tmp_path / "run", {"k": 1}, resume=True) as checkpoints:
+        after = Losses(100.0, None, recent=checkpoints.losses(20))
+    with pytest.raises(UserError, match=r"at step 0 is 199 times the size of the usual 0.5"):
+        checked(after, [100.0])
+
+
+def test_a_negative_loss_may_rise_by_a_little():
+    losses = Losses(100.0, None)
+    checked(losses, [-0.5] * 20 + [0.001, 1.0])
+    with pytest.raises(UserError, match=r"is 119 times the size of the usual -0.5"):
+        checked(losses, [59.0])
+
+
+def test_arrays_of_another_layout_are_no_damage(tmp_path):
+    saved(tmp_path / "run")
+    with Checkpoints(tmp_path / "run", {"k": 1}, resume=True) as checkpoints:
+        with pytest.raises(UserError, match=r"step 2 .* holds array 'flags', which this run has not"):
+            checkpoints.restore({NUMBERS: SHAPES[NUMBERS]})
+        with pytest.raises(UserError, match=r"of shape \(4096,\), and this run needs \(5,\)"):
+            checkpoints.restore(SHAPES | {NUMBERS: jax.ShapeDtypeStruct((5,), jnp.float32)})
+    assert not (tmp_path / "run-damaged").exists()
+
+
+def test_too_little_memory_is_no_damage(tmp_path, monkeypatch):
+    saved(tmp_path / "run")
+
+    def full(self, *_):
+        raise RuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 16384 bytes.")
+
+    monkeypatch.setattr(ocp.training.Checkpointer, "load_checkpointables", full)
+    with pytest.raises(RuntimeError, match="RESOURCE_EXHAUSTED"):
+        restored(tmp_path / "run")
+    assert not (tmp_path / "run-damaged").exists()
+
+
+def test_what_another_process_cannot_read_is_damaged_here_too(tmp_path, monkeypatch):
+    """The other process's verdict of the newest checkpoint is put in where processes tell each other theirs."""
+    saved(tmp_path / "run")
+    verdicts = iter([1, 0])
+    monkeypatch.setattr(storage, "_worst", lambda code: max(code, next(verdicts)))
+    with pytest.warns(UserWarning, match="step 2 .* another process cannot read it.* continues from step 1"):
+        assert restored(tmp_path / "run")[0][1] == {"next_index": 10}
+
+
+def test_without_file_locks_a_run_goes_on_unlocked_and_says_so(tmp_path, monkeypatch):
+    def unsupported(*_):
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(fcntl, "flock", unsupported)
+    with pytest.warns(UserWarning, match="is not locked: its file system knows no locks"):
+        saved(tmp_path / "run", steps=(1,))
+
+
+def test_a_method_without_a_loss_is_told(subject):
+    def step(frozen, state):
+        return state, {"fvu": ratio(1.0)}
+
+    run = Run(step, None, lambda: WINDOWS, 5, 5, None, (), Losses(None, None))
+    state = TrainState({}, Rows({}, jnp.ones(1)), jax.random.key(0), jnp.zeros((), jnp.int32))
+    with pytest.raises(UserError, match="metrics have no 'loss', only 'fvu'"):
+        run.from_state(state)

@@ -191,7 +191,10 @@ def test_a_run_that_breaks_stops_and_keeps_its_last_good_checkpoint(subject, tex
     with pytest.raises(UserError, match=r"loss=nan at step 14 is not finite: .*; the checkpoint of step 10 is kept"):
         fit(method, subject, text, **sizes)
     refused = np.load(next(tmp_path.glob("refused_batch_step14*.npz")))
-    assert refused["tokens"].shape == (8, 32) and np.isnan(refused["loss"])
+    steps = len(refused["steps"])
+    assert steps > 4 and refused["tokens"].shape == (steps, 8, 32) and np.isnan(refused["loss"])
+    np.testing.assert_array_equal(refused["steps"], range(15 - steps, 15))
+    assert len(np.unique(refused["tokens"].reshape(-1, 32), axis=0)) == steps * 8, "of every step its own text"
     resumed = fit(method, subject, text, **sizes, resume=True, stop_after=10)
     assert int(resumed.state.step) == 10
     assert all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(resumed.decomposition))

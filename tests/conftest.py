@@ -11,8 +11,8 @@ from jaxtyping import install_import_hook
 
 install_import_hook("jaxinterp", "beartype.beartype")
 
-import jax
-import pytest
+import jax  # noqa: E402
+import pytest  # noqa: E402
 
 LIMIT = 3 * 2**30
 """Bytes of a test process from which compiled programs are forgotten: a whole suite's take more than 10 GB."""

@@ -82,15 +82,15 @@ def fit(
         of processes with the same data order, and sums that round otherwise.
       stop_after: leave (with a checkpoint) after this step, a multiple of `log_every`, as a preempted run would.
       track: called with a row of numbers every `log_every` steps, in the first process.
-      spike: a loss that is so many times the usual one ends the run; None: any finite loss is good.
+      spike: a loss so many times the size of the usual one above it ends the run; None: any finite loss is good.
       on_failed_save: what a full disk does: "stop" the run, or "continue" it with a warning.
       activations: what activations are kept and multiplied in, with float32 sums; "auto": bfloat16 on accelerators,
         float32 on a CPU.
       harvest_parts: forward passes that a batch is cut into, one after another, to save memory.
     Raises:
       UserError: before any training where a value cannot be; during training where a number is not finite or the loss
-        leaps: the last checkpoint before is kept, and the batch lies beside the checkpoints.
-      Preempted: SIGTERM came, and the state is saved.
+        leaps: the last checkpoint before is kept, and the text of the last steps lies beside the checkpoints.
+      Preempted: SIGTERM came; it says whether the state is saved.
     """
     mesh = mesh or make_mesh()
     first: Any = tokens[0]
@@ -153,7 +153,7 @@ def fit(
         log_every,
         save_every,
         tuple(track) if jax.process_index() == 0 else (),
-        Losses(spike, None if folder is None else folder.parent),
+        Losses(spike, None if folder is None else folder.parent, buffer_batches),
     )
     with jax.set_mesh(mesh):
         if folder is None:
@@ -171,13 +171,14 @@ def fit(
                 "activations": program.take.dtype,
             }
             with Checkpoints(folder, config, resume=resume, on_failed_save=on_failed_save) as checkpoints:
-                run.save = lambda state: checkpoints.save(int(state.step), state, data.get_state())
+                run.save = lambda state: checkpoints.save(int(state.step), state, data.get_state(), run.losses.recent)
                 if checkpoints.latest is None:
                     state = first_state()
                 else:
                     state, position = checkpoints.restore(program.abstract_state(model))
                     data.set_state(position)
                     run.saved = int(state.step)
+                    run.losses.recent.extend(checkpoints.losses(run.saved))
                 state = run.from_state(state)
     return Fit(program.recipe.finish(state.method), run.history, state)
 

@@ -169,8 +169,11 @@ def test_a_loss_that_leaps_ends_the_run(subject, text, tmp_path):
     sizes = SIZES | {"checkpoint": tmp_path / "run", "save_every": 5}
     with pytest.raises(
         UserError, match=r"at step 14 is \d+ times the size of the usual .*; the checkpoint of step 10 is kept"
-    ):
+    ) as first:
         fit(method, subject, text, **sizes)
+    with pytest.raises(UserError) as again:
+        fit(method, subject, text, **sizes, resume=True)
+    assert str(again.value).partition(";")[0] == str(first.value).partition(";")[0]
     assert fit(method, subject, text, **SIZES, spike=None).history[-1]["step"] == 20
 
 

@@ -9,14 +9,18 @@ nothing of what the bytes are, so the first record of a file decides for all of 
 """
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+import re
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from jaxinterp.data.example_record import example_features
+from jaxinterp.data.json_record import text_of_object
 from jaxinterp.errors import UserError
 
 SUFFIXES = (".array_record", ".arrayrecord")
+SHARD = re.compile(r"(\.array_?record)-\d+-of-\d+")
+"""How TensorFlow Datasets end the names of a text's files: `wiki-train.array_record-00000-of-00002`."""
 RECORDS = 64
 """Records that are read together."""
 TextOf = Callable[[bytes, str, str], str]
@@ -85,7 +89,10 @@ def _of_example(record: bytes, text_field: str, where: str) -> str:
     features = example_features(record)
     if features is None:
         raise UserError(f"{where}: no tf.train.Example, which the file's first record is.")
-    values = _in(features, text_field, where)
+    if text_field not in features:
+        names = ", ".join(map(repr, list(features)[:8])) or "none"
+        raise UserError(f"{where}: no field text_field={text_field!r}; its fields: {names}.")
+    values = features[text_field]
     if values is None or len(values) != 1:
         kind = "numbers" if values is None else f"{len(values)} values"
         raise UserError(f"{where}: feature {text_field!r} holds {kind}, where one text is expected.")
@@ -96,17 +103,7 @@ def _of_json(record: bytes, text_field: str, where: str) -> str:
     fields = _object(record)
     if fields is None:
         raise UserError(f"{where}: no JSON object, which the file's first record is.")
-    text = _in(fields, text_field, where)
-    if not isinstance(text, str):
-        raise UserError(f"{where}: field {text_field!r} holds {type(text).__name__}, where text is expected.")
-    return text
-
-
-def _in(fields: Mapping[str, Any], text_field: str, where: str) -> Any:
-    if text_field not in fields:
-        names = ", ".join(map(repr, list(fields)[:8])) or "none"
-        raise UserError(f"{where}: no field text_field={text_field!r}; its fields: {names}.")
-    return fields[text_field]
+    return text_of_object(fields, text_field, where)
 
 
 def _object(record: bytes) -> dict[str, Any] | None:

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from jaxinterp.data.array_record import SHARD, texts_of_array_record
 from jaxinterp.data.array_record import SUFFIXES as ARRAY_RECORD
-from jaxinterp.data.array_record import texts_of_array_record
+from jaxinterp.data.json_record import text_of_object
 from jaxinterp.data.parquet import SUFFIX as PARQUET
 from jaxinterp.data.parquet import texts_of_parquet
 from jaxinterp.errors import UserError, suggest
@@ -56,7 +57,7 @@ def read_documents(path: str | Path, *, text_field: str = "text") -> Iterator[Do
         all.
     """
     files = files_of(path)
-    documents = (document for file in files for document in READERS[file.suffix](file, text_field))
+    documents = (document for file in files for document in READERS[kind_of(file)](file, text_field))
     return _some(Path(path), (document for document in documents if document.text.strip()))
 
 
@@ -68,19 +69,25 @@ def files_of(path: str | Path) -> list[Path]:
     """
     path = Path(path)
     if path.is_dir():
-        files = sorted(file for file in path.rglob("*") if file.suffix in SUFFIXES and file.is_file())
+        files = sorted(file for file in path.rglob("*") if kind_of(file) in SUFFIXES and file.is_file())
         if not files:
             raise UserError(f"the folder {path} holds no {' or '.join(SUFFIXES)} file.")
         return files
     if not path.exists():
         beside = [other.name for other in path.parent.iterdir()] if path.parent.is_dir() else []
         raise UserError(f"no text file or folder {path}.{suggest(path.name, beside)}")
-    if path.suffix not in SUFFIXES:
+    if kind_of(path) not in SUFFIXES:
         raise UserError(
             f"{path}: cannot read text from {path.suffix or 'a file without suffix'}: "
             f"give {' or '.join(SUFFIXES)}, or a folder of them."
         )
     return [path]
+
+
+def kind_of(path: Path) -> str:
+    """The suffix that says what a file is; of one of several numbered files, what stands before its number."""
+    shard = SHARD.fullmatch(path.suffix)
+    return path.suffix if shard is None else shard[1]
 
 
 def cut(lines: Iterable[tuple[int, str]], source: str) -> Iterator[Document]:
@@ -144,17 +151,7 @@ def _of_jsonl(path: Path, text_field: str) -> Iterator[Document]:
             raise UserError(f"{where}: no readable JSON ({error}).") from error
         if not isinstance(record, dict):
             raise UserError(f"{where}: a JSON object is expected, not {type(record).__name__}.")
-        if text_field not in record:
-            fields = ", ".join(repr(field) for field in list(record)[:8]) or "none"
-            raise UserError(f"{where}: no field text_field={text_field!r}; its fields: {fields}.")
-        text = record[text_field]
-        if not isinstance(text, str):
-            raise UserError(f"{where}: field {text_field!r} holds {type(text).__name__}, where text is expected.")
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:  # half of a surrogate pair, which JSON can write and UTF-8 cannot
-            raise UserError(f"{where}: field {text_field!r} holds half a surrogate pair, which is no text.") from error
-        yield Document(text, f"{path}:{number}")
+        yield Document(text_of_object(record, text_field, where), f"{path}:{number}")
 
 
 def _some(path: Path, documents: Iterable[Document]) -> Iterator[Document]:

@@ -3,6 +3,9 @@
 The reader is pyarrow, an extra of this package (`jaxinterp[parquet]`): it is imported when the first file is read. Only
 the text column is read. What a file says of its sizes is looked at before anything is read, and its pages are compared
 with their checksums where it has any.
+
+A column may say a long text once and name it in any number of rows, so that a file of bytes stands for gigabytes. It is
+read as it is written, as a table of texts and numbers of rows in it, and one row after another is made a text.
 """
 
 from collections.abc import Iterator
@@ -16,6 +19,8 @@ ROWS = 256
 """Rows that are decoded together."""
 LARGEST_GROUP = 8 * 2**30
 """Bytes of a row group's text column, uncompressed: a reader may have to hold it."""
+LONGEST_TEXT = 64 * 2**20
+"""Bytes of one row's text."""
 
 
 def texts_of_parquet(path: Path, text_field: str) -> Iterator[tuple[str, str]]:
@@ -23,20 +28,31 @@ def texts_of_parquet(path: Path, text_field: str) -> Iterator[tuple[str, str]]:
 
     Raises:
       UserError: pyarrow is not installed; no Parquet file, or a damaged one; no such column, or one that is no text; a
-        row group whose text would fill the memory.
+        row group whose text would fill the memory; a text longer than `LONGEST_TEXT`.
     """
     arrow, parquet = _pyarrow(path)
     try:
-        with parquet.ParquetFile(path, page_checksum_verification=True) as file:
+        with parquet.ParquetFile(path) as file:
             _check(path, file, text_field, arrow)
+        with parquet.ParquetFile(path, page_checksum_verification=True, read_dictionary=[text_field]) as file:
             row = 0
             for batch in file.iter_batches(batch_size=ROWS, columns=[text_field]):
-                for text in batch.column(0).to_pylist():
+                for entry in batch.column(0):
                     row += 1
-                    if text is not None:
-                        yield text, f"{path}:{row}"
+                    if entry.is_valid:
+                        yield _text(entry, f"{path}, row {row}"), f"{path}:{row}"
     except (arrow.ArrowException, OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is no readable Parquet file: {_first_line(error)}") from error
+
+
+def _text(entry: Any, where: str) -> str:
+    """The text of one row: it alone becomes a string here, however often the file names it."""
+    stored = getattr(entry, "value", entry)  # of an entry of a table: the text itself
+    size = stored.as_buffer().size
+    if size > LONGEST_TEXT:
+        raise UserError(f"{where}: a text of {size} bytes, more than {LONGEST_TEXT}: cut it into several rows.")
+    text: str = stored.as_py()
+    return text
 
 
 def _check(path: Path, file: Any, text_field: str, arrow: Any) -> None:

@@ -19,6 +19,7 @@ def load_text(
     *,
     seq: int = 256,
     heldout: float = 0.1,
+    text_field: str = "text",
     max_tokens: int | None = None,
     cache: str | Path | None = None,
 ) -> tuple[grain.MapDataset, grain.MapDataset]:
@@ -28,6 +29,7 @@ def load_text(
       source: docs, kjv, shakespeare, several joined by `+`, a mixture (docs:0.7+kjv:0.3), or a path: see `load_corpus`.
       seq: tokens a window.
       heldout: the fraction of documents held out, chosen by their content.
+      text_field: the field of a .jsonl line, or the column of a Parquet file, that holds the text.
       max_tokens: take no more of the text than these.
       cache: a folder for token caches: see `load_corpus`.
     Raises:
@@ -35,7 +37,7 @@ def load_text(
     """
     if tokenizer is None:
         raise UserError("the model came without a tokenizer: give its folder a tokenizer.json.")
-    corpus = load_corpus(source, tokenizer, max_tokens=max_tokens, cache=cache)
+    corpus = load_corpus(source, tokenizer, text_field=text_field, max_tokens=max_tokens, cache=cache)
     train, rest = split(corpus, heldout)
     return windows(train, seq), windows(rest, seq)
 

@@ -52,7 +52,13 @@ class LanguageModel:
                 raise UserError(f"{name}={getattr(self, name)} is a share of the steps: at most 1.")
 
     def needs(self, site: Any = None) -> Sites:
-        """No array of the subject: the windows are the batch."""
+        """No array of the subject: the windows are the batch.
+
+        Raises:
+          UserError: a site is named, but the whole model is trained.
+        """
+        if site is not None:
+            raise UserError(f"site={site!r}: LanguageModel trains the whole model; leave the site out.")
         return Sites((), ())
 
     def recipe(self, steps: int) -> Recipe:

@@ -8,6 +8,8 @@ What a service needs is imported when its tracker is made.
 """
 
 import json
+import os
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -22,35 +24,71 @@ class JsonLines:
     """Appends every row to a .jsonl file.
 
     With `resume` the rows that are there stay, except those from the first new row's step on: what a killed run had
-    logged after its last checkpoint is computed again.
+    logged after its last checkpoint is computed again. A row that cannot be written, as on a full disk, is told
+    once and left out: the run goes on.
+
+    Raises:
+      UserError: a row that is there has no step: the file is not a run's.
     """
 
     def __init__(self, path: str | Path, *, resume: bool = False):
         self.path = Path(path)
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._earlier: list[dict[str, Any]] | None = read_rows(self.path) if resume else []
+        self._earlier: list[dict[str, Any]] | None = read_rows(self.path) if resume else None
+        self._told = False
+        for number, row in enumerate(self._earlier or [], 1):
+            if not isinstance(row.get("step"), int):
+                raise _foreign(self.path, number)
         if not resume:
             self.path.write_text("")
 
     def __call__(self, row: Mapping[str, Any]) -> None:
-        if self._earlier is not None:
-            kept = [earlier for earlier in self._earlier if earlier["step"] < row["step"]]
-            self.path.write_text("".join(json.dumps(earlier) + "\n" for earlier in kept))
-            self._earlier = None
-        with self.path.open("a") as file:
-            file.write(json.dumps(dict(row)) + "\n")
+        try:
+            if self._earlier is not None:
+                self._keep_before(row["step"], self._earlier)
+                self._earlier = None
+            self._append((json.dumps(dict(row)) + "\n").encode())
+        except OSError as error:
+            if not self._told:
+                warnings.warn(f"{self.path} cannot be written ({error}): rows are missing there.", stacklevel=2)
+            self._told = True
+
+    def _keep_before(self, step: int, rows: list[dict[str, Any]]) -> None:
+        """Replace the file in one step by its rows before `step`."""
+        unfinished = self.path.with_name(f".{self.path.name}.unfinished")
+        unfinished.write_text("".join(json.dumps(row) + "\n" for row in rows if row["step"] < step))
+        os.replace(unfinished, self.path)
+
+    def _append(self, line: bytes) -> None:
+        """The whole line or nothing of it: half a line would hide all rows after it."""
+        with self.path.open("ab", buffering=0) as file:
+            end = file.tell()
+            if file.write(line) < len(line):
+                file.truncate(end)
+                raise OSError("there is no room for a whole row")
 
 
 def read_rows(path: str | Path) -> list[dict[str, Any]]:
-    """The rows of a .jsonl file; none where the file is absent. A last line that a kill cut short is left out."""
+    """The rows of a .jsonl file; none where the file is absent. A last line that a kill cut short is left out.
+
+    Raises:
+      UserError: a line holds something else than a JSON object.
+    """
     file = Path(path)
     rows: list[dict[str, Any]] = []
-    for line in file.read_text().splitlines() if file.exists() else []:
+    for number, line in enumerate(file.read_text().splitlines() if file.exists() else [], 1):
         try:
-            rows.append(json.loads(line))
+            row = json.loads(line)
         except json.JSONDecodeError:
             break
+        if not isinstance(row, dict):
+            raise _foreign(file, number)
+        rows.append(row)
     return rows
+
+
+def _foreign(file: Path, number: int) -> UserError:
+    return UserError(f"{file}, line {number}: no row of a run, which has a step: choose another file.")
 
 
 class TensorBoard:
@@ -132,15 +170,21 @@ def tracker(where: str, *, resume: bool = False, config: Mapping[str, Any] | Non
     Raises:
       UserError: no such service, or its package is not installed.
     """
-    service, colon, rest = where.partition(":")
-    if colon and service in SERVICES and rest:
+    check_tracker(where)
+    service, _, rest = where.partition(":")
+    if service in SERVICES:
         return SERVICES[service](rest, resume=resume, config=config)
-    if where.endswith(".jsonl") and not colon:
-        return JsonLines(where, resume=resume)
-    raise UserError(
-        f"track={where!r}: give tensorboard:FOLDER, wandb:PROJECT/RUN, or a file ending in .jsonl."
-        f"{suggest(service, SERVICES)}"
-    )
+    return JsonLines(where, resume=resume)
+
+
+def check_tracker(where: str) -> None:
+    """Raises UserError where a text names no tracker; nothing is made or written."""
+    service, colon, rest = where.partition(":")
+    if not (colon and service in SERVICES and rest) and not (where.endswith(".jsonl") and not colon):
+        raise UserError(
+            f"track={where!r}: give tensorboard:FOLDER, wandb:PROJECT/RUN, or a file ending in .jsonl."
+            f"{suggest(service, SERVICES)}"
+        )
 
 
 def _missing(extra: str, package: str) -> UserError:

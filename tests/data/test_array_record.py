@@ -35,6 +35,15 @@ def test_records_are_documents(tmp_path, monkeypatch, suffix, read_together):
     assert [document.source for document in documents[2:]] == [f"{path}:{number}" for number in range(4, 14)]
 
 
+def test_numbered_files_of_tensorflow_datasets_are_read(tmp_path):
+    names = [f"wiki-train.array_record-{index:05}-of-00002" for index in range(2)]
+    for name in names:
+        write(tmp_path / name, [name])
+    (tmp_path / "wiki-train.array_record-notes").write_text("of another kind")
+    assert [document.text for document in read_documents(tmp_path)] == names
+    assert [document.text for document in read_documents(tmp_path / names[1])] == names[1:]
+
+
 def test_json_records_are_read_by_field(tmp_path):
     records = [json.dumps({"body": text, "id": 3}) for text in ("one", "two")]
     path = write(tmp_path / "a.array_record", records)
@@ -51,6 +60,7 @@ def test_text_that_looks_like_json_is_text_where_the_first_record_is(tmp_path):
     [
         ('{"txt": "a"}', "no field text_field='text'; its fields: 'txt'"),
         ('{"text": 3}', "holds int, where text is expected"),
+        ('{"text": "bad \\ud800 half"}', "field 'text' holds half a surrogate pair"),
         ("plain", "no JSON object, which the file's first record is"),
         ("[" * 100_000, "no JSON object"),
         (b"\xff", "no JSON object"),

@@ -1,6 +1,7 @@
 """Parquet files as text: the column, the places, the refusals. pyarrow writes and reads them."""
 
 import sys
+import tracemalloc
 
 import pytest
 
@@ -77,6 +78,31 @@ def test_a_row_group_that_would_fill_the_memory_is_refused_before_it_is_read(tmp
     monkeypatch.setattr(module, "LARGEST_GROUP", 10)
     with pytest.raises(UserError, match=r"column 'text' of row group 0 would take .* write the file with smaller"):
         next(read_documents(path))
+
+
+def test_a_text_that_many_rows_name_is_made_a_text_once_at_a_time(tmp_path):
+    """A file of some hundred bytes stands for 512 MB."""
+    table = pa.DictionaryArray.from_arrays(pa.array([0] * 256, pa.int32()), pa.array(["x" * 2_000_000]))
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"text": table}), path, compression="zstd", store_schema=False)
+    assert path.stat().st_size < 1000
+    before = pa.total_allocated_bytes()
+    documents = read_documents(path)
+    tracemalloc.start()
+    try:
+        assert len(next(documents).text) == 2_000_000
+        taken = tracemalloc.get_traced_memory()[1] + pa.total_allocated_bytes() - before
+    finally:
+        tracemalloc.stop()
+    assert taken < 50_000_000
+    assert sum(1 for _ in documents) == 255
+
+
+def test_a_text_that_is_too_long_is_named_by_its_row(tmp_path, monkeypatch):
+    path = write(tmp_path / "a.parquet")
+    monkeypatch.setattr(module, "LONGEST_TEXT", 8)
+    with pytest.raises(UserError, match=r"a\.parquet, row 4: a text of 9 bytes, more than 8: cut it"):
+        list(read_documents(path))
 
 
 def test_without_pyarrow_the_extra_is_named(tmp_path, monkeypatch):

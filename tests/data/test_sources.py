@@ -115,6 +115,13 @@ def test_paths_and_names_are_mixed_with_weights(named, tmp_path):
         load_corpus(f"docs+{tmp_path}/own.jsonl", byte_tokenizer())
 
 
+def test_the_field_that_holds_the_text_can_be_named(tmp_path):
+    path = tmp_path / "own.jsonl"
+    path.write_text("".join(f'{{"body": "mine {index:07}"}}\n' for index in range(100)))
+    train, heldout = load_text(str(path), byte_tokenizer(), seq=16, heldout=0.2, text_field="body")
+    assert len(train) > len(heldout) > 0
+
+
 def test_a_path_that_looks_like_a_mixture_is_a_path(tmp_path):
     path = tmp_path / "a+b:0.5.txt"
     path.write_text("one file")

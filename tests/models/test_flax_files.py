@@ -113,6 +113,36 @@ def test_models_are_filled_from_files(tmp_path: Path):
         fill_nnx(empty, arrays)
 
 
+class Normed(nnx.Module):
+    """Holds variables of every kind: parameters, statistics, a plain variable, keys."""
+
+    def __init__(self):
+        rngs = nnx.Rngs(0)
+        self.norm = nnx.BatchNorm(3, rngs=rngs)
+        self.dropout = nnx.Dropout(0.1, rngs=rngs)
+        self.steps = nnx.Variable(jnp.zeros((), jnp.int32))
+
+
+def test_what_is_no_parameter_is_filled_too(tmp_path: Path):
+    saved = Normed()
+    saved.norm.mean[...] = jnp.asarray([1.0, 2.0, 3.0])
+    saved.norm.scale[...] = jnp.asarray([4.0, 5.0, 6.0])
+    saved.steps[...] = jnp.asarray(7)
+    saved.dropout.rngs.count[...] = jnp.asarray(9, jnp.uint32)
+    orbax.v1.save(tmp_path / "nnx", nnx.state(saved))
+    arrays = read_flax(tmp_path / "nnx")
+    model = fill_nnx(Normed(), arrays)
+    assert model.norm.mean.tolist() == [1.0, 2.0, 3.0] and model.norm.scale.tolist() == [4.0, 5.0, 6.0]
+    assert model.steps == 7 and model.dropout.rngs.count == 0
+    parameters = {"norm": {name: arrays["norm"][name] for name in ("scale", "bias")}}
+    model = fill_nnx(Normed(), parameters)
+    assert model.norm.mean.tolist() == [0.0, 0.0, 0.0] and model.norm.scale.tolist() == [4.0, 5.0, 6.0]
+    with pytest.raises(UserError, match=r"variable 'norm/mean' has shape \(2,\), but the model's has \(3,\)"):
+        fill_nnx(Normed(), {"norm": parameters["norm"] | {"mean": np.zeros(2)}})
+    with pytest.raises(UserError, match="unexpected array 'norm/means'"):
+        fill_nnx(Normed(), {"norm": parameters["norm"] | {"means": np.zeros(3)}})
+
+
 def packed(shape, name, buffer, code=1):
     return msgpack.packb({"a": msgpack.ExtType(code, msgpack.packb((shape, name, buffer)))})
 
@@ -143,6 +173,7 @@ class Hostile:
         (packed((4,), "float32", bytes(16), code=2), "of the unknown kind 2"),
         (packed((4,), "float32", bytes(16), code=9), "of the unknown kind 9"),
         (msgpack.packb({"a": {"b": "text"}}), "a/b is a str; arrays and numbers are read"),
+        (msgpack.packb({"a": {1: 2.0, "1": 3.0}}), "a holds a number and the same number as text"),
         (b"\xdd\x7f\xff\xff\xff" * 200, "damaged"),
         (chunked({"0": 4, "1": 4}, np.zeros(8, np.float32)), r"large array do not make up its shape \[4, 4\]"),
         (chunked({"0": "4"}, np.zeros(4, np.float32)), "do not make up"),
@@ -150,7 +181,7 @@ class Hostile:
     ],
     ids=[
         "empty", "pickle", "truncated", "absurd size", "negative size", "objects", "records", "complex", "unknown",
-        "text", "long lists", "wrong pieces", "wrong shape", "no pieces",
+        "text", "names", "long lists", "wrong pieces", "wrong shape", "no pieces",
     ],
 )  # fmt: skip
 def test_damaged_and_hostile_files_are_refused(tmp_path: Path, content, words):

@@ -12,6 +12,7 @@ from flax_llamas import CONFIG, LinenBlock, LinenLlama, LinenMLP, linen_params, 
 
 from jaxinterp.errors import UserError
 from jaxinterp.models.adapters import Places, from_linen, from_nnx
+from jaxinterp.models.adapters.flax_places import count_blocks
 from jaxinterp.models.sites import run, sites
 from jaxinterp.trees import named_leaves
 
@@ -53,6 +54,22 @@ def started(module, **options):
 def test_a_wrong_table_is_refused_by_what_the_model_has(llama, places, words):
     with pytest.raises(UserError, match=words):
         from_nnx(llama, places)
+
+
+@pytest.mark.parametrize(
+    ("places", "modules", "words"),
+    [
+        (Places(mlp="h/{i}/mlp"), ["h/0/mlp", "h/1/moe", "h/2/mlp"], "mlp of block 2 is there, but .* 'h/1/mlp'"),
+        (Places(mlp="h/{i}/mlp", block="h/{i}"), ["h/0/mlp", "h/1/moe"], "block of block 1 is there, but .*'h/1/mlp'"),
+        (Places(mlp="h_{i}/mlp_{i}"), ["h_0/mlp_0", "h_11/mlp_11"], "mlp of block 11 is there"),
+    ],
+)
+def test_blocks_of_different_kinds_are_refused_and_not_lost(places, modules, words):
+    paths = {*modules, *(path.rpartition("/")[0] for path in modules), "h"}
+    with pytest.raises(UserError, match=words):
+        count_blocks(places, paths)
+    fewer = {path for path in paths if path.startswith(("h/0", "h_0"))} | {"h_0/mlp_1", "head/1/mlp", "h/1/mlp/x"}
+    assert count_blocks(places, fewer) == 1
 
 
 def test_a_table_without_a_number_is_refused():

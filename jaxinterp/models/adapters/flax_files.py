@@ -31,8 +31,8 @@ from jaxinterp.models.safetensors_file import pickle_refusal
 from jaxinterp.storage import read_arrays
 from jaxinterp.trees import fill_leaves
 
-ARRAY, COMPLEX, SCALAR = 1, 2, 3
-"""Flax's types of msgpack extensions."""
+ARRAY, SCALAR = 1, 3
+"""Flax's types of msgpack extensions; 2 is a single complex number, which no model's parameters hold."""
 
 NUMBERS = (bool, *(f"{kind}{bits}" for kind in ("int", "uint") for bits in (8, 16, 32, 64)))
 DTYPES = {
@@ -73,25 +73,32 @@ def read_flax(path: str | Path) -> dict[str, Any]:
 
 
 def fill_nnx(model: nnx.Module, arrays: Mapping[str, Any]) -> nnx.Module:
-    """A copy of the model with its parameters taken from `arrays`, by their paths.
+    """A copy of the model with its variables taken from `arrays`, by their paths.
+
+    Every parameter must be there. Other variables, such as the means of a BatchNorm, are taken where they are there and
+    otherwise stay as they are; keys and counters of random numbers always stay.
 
     Args:
       arrays: as `read_flax` gives them, of a state (`nnx.state(model)`) or of its pure dictionary.
     Raises:
-      UserError: a parameter is missing, of another shape, or has no place in the model.
+      UserError: a parameter is missing, an array is of another shape than its variable, or has no place in the model.
     """
     model = nnx.clone(model)
-    state = nnx.state(model, nnx.Param)
-    others = {name.removesuffix("/value") for name in _by_name(nnx.to_pure_dict(nnx.state(model, nnx.Not(nnx.Param))))}
+    state = nnx.state(model, nnx.Not(nnx.RngState))
+    places = {"/".join(map(str, path)): path for path in flatten_dict(nnx.to_pure_dict(state))}
+    parameters = _by_name(nnx.to_pure_dict(nnx.state(model, nnx.Param)))
+    random = {name.removesuffix("/value") for name in _by_name(nnx.to_pure_dict(nnx.state(model, nnx.RngState)))}
     given = {name.removesuffix("/value"): array for name, array in _by_name(arrays).items()}
-    wanted = _by_name(nnx.to_pure_dict(state))
-    new = {name: array for name, array in given.items() if name in wanted or name not in others}
+    new = {name: array for name, array in given.items() if name in places or name not in random}
+    wanted = {
+        name: array for name, array in _by_name(nnx.to_pure_dict(state)).items() if name in parameters or name in new
+    }
     fill_leaves(dict.fromkeys(wanted, 0), new)  # the same names, or an error
     for name, array in wanted.items():
-        if new[name].shape != array.shape:
-            raise UserError(f"parameter {name!r} has shape {new[name].shape}, but the model's has {array.shape}.")
-    paths = {"/".join(map(str, path)): path for path in flatten_dict(nnx.to_pure_dict(state))}
-    filled = {paths[name]: jnp.asarray(new[name], array.dtype) for name, array in wanted.items()}
+        if new[name].shape != jnp.shape(array):
+            kind = "parameter" if name in parameters else "variable"
+            raise UserError(f"{kind} {name!r} has shape {new[name].shape}, but the model's has {jnp.shape(array)}.")
+    filled = {places[name]: jnp.asarray(new[name], jnp.result_type(array)) for name, array in wanted.items()}
     nnx.replace_by_pure_dict(state, unflatten_dict(filled))
     nnx.update(model, state)
     return model
@@ -124,6 +131,8 @@ def _plain(tree: Any, name: str) -> Any:
     if isinstance(tree, list | tuple):
         tree = {str(index): entry for index, entry in enumerate(tree)}
     if isinstance(tree, Mapping):
+        if len({str(key) for key in tree}) < len(tree):
+            raise UserError(f"{name} holds a number and the same number as text as names of two entries.")
         entries = {str(key): _plain(entry, f"{name}/{key}") for key, entry in tree.items()}
         return {key: entry for key, entry in entries.items() if not (isinstance(entry, dict) and not entry)}
     if tree is None:

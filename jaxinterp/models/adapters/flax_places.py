@@ -106,7 +106,8 @@ def count_blocks(places: Places, paths: Iterable[str]) -> int:
     Args:
       paths: of all modules of the model.
     Raises:
-      UserError: there is no block, or a part of a block or the final norm is not where the table says.
+      UserError: there is no block, a part of a block or the final norm is not where the table says, or there is a
+        block with a higher number than one whose MLP is not where the table says.
     """
     there = set(paths)
     known = ", ".join(sorted({re.sub(r"\d+", "{i}", path) for path in there}))
@@ -122,7 +123,24 @@ def count_blocks(places: Places, paths: Iterable[str]) -> int:
     for name, path in wanted.items():
         if path not in there:
             raise UserError(f"{name}: the model has no module {path!r}; it has {known}.")
+    for name in ("mlp", "block"):
+        more = min((index for index in _numbers(getattr(places, name), there) if index >= count), default=None)
+        if more is not None:
+            missing = places.leaves(count)["mlp"]
+            raise UserError(
+                f"{name} of block {more} is there, but the model has no module {missing!r}: a model whose blocks hold "
+                f"MLPs in different places cannot be told by one table; it has {known}."
+            )
     return count
+
+
+def _numbers(pattern: str | None, paths: Iterable[str]) -> set[int]:
+    """The numbers of blocks that a path of the table has in the model."""
+    if pattern is None:
+        return set()
+    first, *rest = map(re.escape, pattern.split("{i}"))
+    whole = re.compile(first + r"(\d+)" + "\\1".join(rest))
+    return {int(match[1]) for match in map(whole.fullmatch, paths) if match}
 
 
 def look(whole: PureModule, places: Places, count: int, function: Callable[[Any, Any], Any]) -> dict[str, Part]:

@@ -26,12 +26,14 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Literal, NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 
 from experiments.command import check_folder, check_positive, command, folder_of_a_run, say, settings_of, write_json
 from jaxinterp.data.documents import Document
@@ -40,6 +42,7 @@ from jaxinterp.data.token_files import read_token_file
 from jaxinterp.data.tokens import TokenCorpus, split
 from jaxinterp.data.vocabulary import train_tokenizer
 from jaxinterp.data.windows import epochs_needed, windows
+from jaxinterp.errors import UserError
 from jaxinterp.evaluation.language_loss import language_loss
 from jaxinterp.methods.language_model import LanguageModel
 from jaxinterp.models.load import Subject, load, save_subject
@@ -49,8 +52,8 @@ from jaxinterp.models.transformer import Transformer, TransformerConfig, initial
 from jaxinterp.report.shell import save
 from jaxinterp.training.fit import check_sizes, fit
 from jaxinterp.training.loop import Tracker
-from jaxinterp.training.mesh import parse_mesh
-from jaxinterp.training.tracking import JsonLines, ProgressBar, read_rows, tracker
+from jaxinterp.training.mesh import fetch, parse_mesh
+from jaxinterp.training.tracking import JsonLines, ProgressBar, check_tracker, read_rows, tracker
 
 MLPS: dict[str, tuple[bool, Activation]] = {
     "gelu": (False, "gelu"),
@@ -118,7 +121,11 @@ class Text(NamedTuple):
 
 
 def main(config: Config) -> None:
-    """Tokenizer, tokens, training, and the model with its recipe."""
+    """Tokenizer, tokens, training, and the model with its recipe.
+
+    With several processes each makes the same tokenizer and tokens; the first one alone keeps a log and the model.
+    """
+    check_positive(config, "batch_size", "layers", "d_model", "d_mlp", "heads", "heldout_tokens")
     check_sizes(
         steps=steps_of(config),
         batch_size=config.batch_size,
@@ -126,28 +133,47 @@ def main(config: Config) -> None:
         mesh=parse_mesh(config.mesh),
         save_every=config.save_every,
     )
-    check_positive(config, "layers", "d_model", "d_mlp", "heads", "heldout_tokens")
+    if config.track:
+        check_tracker(config.track)
     start = start_model(shape_of(config), config.seed)
     settings = settings_of(config, "track")
     check_folder(config.out, settings, resume=config.resume)
+    first = jax.process_index() == 0
+    if jax.process_count() > 1:  # what the first process writes must not be there when another one looks
+        multihost_utils.sync_global_devices("the folder is looked at")
 
     with ExitStack() as opened:
-        also = [tracker(config.track, resume=config.resume, config=settings)] if config.track else []
-        for each in also:
-            opened.callback(getattr(each, "close", lambda: None))
-        out = opened.enter_context(folder_of_a_run(config.out, settings))
+        out = opened.enter_context(folder_of_a_run(config.out, settings)) if first else config.out
         text = text_of(config, out)
-        say(f"{config.text}: {text.train.tokens:,} tokens, {text.heldout.tokens:,} held out")
+        if first:
+            say(f"{config.text}: {text.train.tokens:,} tokens, {text.heldout.tokens:,} held out")
         subject = Subject(start, text.tokenizer, f"{config.mlp}-{config.layers}x{config.d_model}")
-        trained = replace(subject, model=train(config, subject, text, out, also))
+        track = trackers(config, settings, out, opened) if first else []
+        trained = replace(subject, model=train(config, subject, text, out, track))
+        if not first:
+            return
         held = finish(config, trained, text, out)["heldout"]
     say(f"Held-out cross-entropy {held['ce']:.4f} nats a token, over {held['counted']:,} next tokens.")
     say(f"Model: {out / 'model'}")
 
 
-def train(config: Config, subject: Subject, text: Text, out: Path, also: Iterable[Tracker]) -> Any:
-    """The model after all steps, with checkpoints and a log in the output folder."""
-    with ProgressBar(steps_of(config)) as bar:
+def trackers(config: Config, settings: dict[str, Any], out: Path, opened: ExitStack) -> list[Tracker]:
+    """Where the run's numbers go: its log, and the place that --track names; closed with `opened`."""
+    made: list[Tracker] = [JsonLines(out / "log.jsonl", resume=config.resume)]
+    if config.track:
+        also = tracker(config.track, resume=config.resume, config=settings)
+        opened.callback(getattr(also, "close", lambda: None))
+        made.append(also)
+    return made
+
+
+def train(config: Config, subject: Subject, text: Text, out: Path, track: Iterable[Tracker]) -> Any:
+    """The model after all steps, with checkpoints in the output folder; the first process shows a bar.
+
+    All processes of a run must call it together.
+    """
+    with ExitStack() as shown:
+        bar = [shown.enter_context(ProgressBar(steps_of(config)))] if jax.process_index() == 0 else []
         trained = fit(
             LanguageModel(learning_rate=config.learning_rate),
             subject,
@@ -160,9 +186,9 @@ def train(config: Config, subject: Subject, text: Text, out: Path, also: Iterabl
             checkpoint=out / "checkpoints",
             save_every=config.save_every,
             resume=config.resume,
-            track=(JsonLines(out / "log.jsonl", resume=config.resume), bar, *also),
+            track=(*track, *bar),
         )
-    return trained.decomposition
+    return fetch(trained.decomposition)
 
 
 def steps_of(config: Config) -> int:
@@ -176,6 +202,8 @@ def shape_of(config: Config) -> TransformerConfig:
     Raises:
       UserError: its sizes contradict each other.
     """
+    if config.d_model % config.heads:
+        raise UserError(f"d_model={config.d_model} must be a multiple of heads={config.heads}, which share it.")
     gated, activation = MLPS[config.mlp]
     return TransformerConfig(
         vocab_size=config.vocabulary,
@@ -203,14 +231,24 @@ def start_model(shape: TransformerConfig, seed: int) -> Transformer:
 
 
 def text_of(config: Config, out: Path) -> Text:
-    """Tokenizer and tokens of this run; what an earlier part of it has made is read again."""
+    """Tokenizer and tokens of this run; what an earlier part of it has made is read again.
+
+    The tokenizer sees the beginning of the training documents, of a mixture that of every part: at most
+    `TOKENIZER_TEXT` characters, shared by the weights. A part that has less gives what it has.
+    """
     path = out / "tokenizer.json"
-    if not path.exists():
-        sources = weighted_parts(config.text) or [config.text]
-        documents = (document for source in sources for document in documents_of(source))
-        made = train_tokenizer(_beginning(_training(documents)), config.vocabulary)
-        save(made.backend.to_str(pretty=True), path)
-    tokenizer = tokenizer_from_file(path)
+    if path.exists():
+        tokenizer = tokenizer_from_file(path)
+    else:
+        weights = weighted_parts(config.text) or {config.text: 1.0}
+        room = {source: TOKENIZER_TEXT * weight / sum(weights.values()) for source, weight in weights.items()}
+        documents = (
+            document for source in room for document in _beginning(_training(documents_of(source)), room[source])
+        )
+        made = train_tokenizer(documents, config.vocabulary)
+        with TemporaryDirectory() as own:  # of the other processes, which make the same
+            kept = path if jax.process_index() == 0 else Path(own) / path.name
+            tokenizer = tokenizer_from_file(save(made.backend.to_str(pretty=True), kept))
     corpus = load_corpus(config.text, tokenizer, cache=out / "tokens")
     return Text(tokenizer, corpus, *split(corpus, HELDOUT))
 
@@ -220,12 +258,13 @@ def _training(documents: Iterable[Document]) -> Iterator[Document]:
     return (document for document in documents if document.key >= int(HELDOUT * 2**64))
 
 
-def _beginning(documents: Iterable[Document]) -> Iterator[Document]:
+def _beginning(documents: Iterable[Document], room: float) -> Iterator[Document]:
+    """Documents until they hold so many characters."""
     characters = 0
     for document in documents:
         yield document
         characters += len(document.text)
-        if characters >= TOKENIZER_TEXT:
+        if characters >= room:
             return
 
 

@@ -2,19 +2,34 @@
 
 import csv
 import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.train_language_model import Config, beginning_of, command_of, heldout_loss, main, shape_of, start_model
+from experiments.launch import free_port
+from experiments.train_language_model import (
+    Config,
+    beginning_of,
+    command_of,
+    heldout_loss,
+    main,
+    shape_of,
+    start_model,
+    text_of,
+)
 from jaxinterp.data.sources import load_corpus
 from jaxinterp.data.tokens import split
 from jaxinterp.errors import UserError
 from jaxinterp.models.load import load
 from jaxinterp.models.sites import run, sites
 from jaxinterp.models.tokenizer import tokenizer_from_file
+from jaxinterp.training.hosts import VARIABLE
 from jaxinterp.training.tracking import read_rows
 
 WORDS = "the sum of squares along an axis returns array shape with given value when no other is".split()  # noqa: SIM905
@@ -122,6 +137,8 @@ def test_the_command_of_the_defaults_is_short(tmp_path):
     ("changes", "message"),
     [
         ({"layers": 0}, "layers=0 must be at least 1"),
+        ({"batch_size": 0}, "batch_size=0 must be at least 1"),
+        ({"heads": 3}, "d_model=64 must be a multiple of heads=3"),
         ({"heads": 64}, "rotary_dimensions=1 must be even"),
         ({"vocabulary": 100}, "vocabulary=100 must be at least 257"),
         ({"batch_size": 100}, "batch_size=100 must be a multiple"),
@@ -132,6 +149,73 @@ def test_what_cannot_be_is_refused_and_leaves_no_folder(corpus, tmp_path, change
     with pytest.raises(UserError, match=message):
         main(config(corpus, tmp_path / "out", **changes))
     assert not (tmp_path / "out").exists()
+
+
+def test_a_tracker_is_made_when_text_and_folder_are_accepted(corpus, tmp_path):
+    """What a service would show, or a file would lose, by a run that is refused."""
+    log = tmp_path / "log.jsonl"
+    log.write_text("of an earlier run")
+    for changes in ({"vocabulary": 100_000}, {"text": str(tmp_path / "no.jsonl")}):
+        with pytest.raises(UserError):
+            main(replace(config(corpus, tmp_path / "out", track=str(log)), **changes))
+        assert log.read_text() == "of an earlier run" and not (tmp_path / "out").exists()
+
+
+def test_the_tokenizer_sees_every_part_of_a_mixture_by_its_weight(corpus, tmp_path, monkeypatch):
+    import experiments.train_language_model as module
+
+    parts = {name: tmp_path / f"{name}.jsonl" for name in ("one", "two")}
+    for name, path in parts.items():
+        path.write_text("".join(f'{{"text": "{name} {index:05}"}}\n' for index in range(2000)))
+    seen = []
+    real = module.train_tokenizer
+    monkeypatch.setattr(module, "train_tokenizer", lambda documents, size: real(seen_of(documents), size))
+    monkeypatch.setattr(module, "TOKENIZER_TEXT", 6000)
+
+    def seen_of(documents):
+        seen.extend(documents)
+        return seen
+
+    text_of(Config(out=tmp_path, text=f"{parts['one']}:2+{parts['two']}:1", vocabulary=260), tmp_path)
+    counts = [sum(document.text.startswith(name) for document in seen) for name in parts]
+    assert counts == [445, 223], "of nine characters each: 4000 and 2000, and what crosses the line"
+
+
+WORKER = """
+import sys
+from jaxinterp.training.hosts import join
+join()
+from pathlib import Path
+from experiments.train_language_model import main
+from tests.experiments.test_train_language_model import config
+main(config(sys.argv[1], Path(sys.argv[2]), mesh="data=2", tokens=10 * 512, track=sys.argv[2] + "-also.jsonl"))
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_train_one_model(corpus, tmp_path):
+    """Invariant 5. The first process alone writes the log and the model, and says where it is."""
+    main(config(corpus, tmp_path / "alone", tokens=10 * 512))
+    out, address = tmp_path / "out", f"localhost:{free_port()}"
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", WORKER, str(corpus), str(out)],
+            env=os.environ | {"XLA_FLAGS": "", "JAX_PLATFORMS": "cpu", VARIABLE: f"{address},2,{index}"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for index in range(2)
+    ]
+    said = [process.communicate(timeout=300) for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], said
+    assert "Held-out cross-entropy" in said[0][0] and "cross-entropy" not in said[1][0]
+    rows, expected = (read_rows(folder / "log.jsonl") for folder in (out, tmp_path / "alone"))
+    assert [row["step"] for row in rows] == [row["step"] for row in read_rows(f"{out}-also.jsonl")] == [10]
+    assert abs(rows[0]["loss"] - expected[0]["loss"]) < 1e-3
+    one, two = (load(folder / "model") for folder in (out, tmp_path / "alone"))
+    for ours, theirs in zip(jax.tree.leaves(one.model), jax.tree.leaves(two.model), strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=5e-3)
 
 
 def test_the_heldout_sample_is_the_beginning(corpus, trained):

@@ -51,6 +51,7 @@ from jaxinterp.models.tokenizer import Tokenizer, tokenizer_from_file
 from jaxinterp.models.transformer import Transformer, TransformerConfig, initialise
 from jaxinterp.report.shell import save
 from jaxinterp.training.fit import check_sizes, fit
+from jaxinterp.training.hosts import join
 from jaxinterp.training.loop import Tracker
 from jaxinterp.training.mesh import fetch, parse_mesh
 from jaxinterp.training.tracking import JsonLines, ProgressBar, check_tracker, read_rows, tracker
@@ -103,6 +104,8 @@ class Config:
     """Of the start values and the data order."""
     mesh: str = "data=1"
     """Devices along each axis."""
+    hosts: str = "auto"
+    """Processes of one run: auto (Cloud TPU, Slurm, experiments.launch), alone, or ADDRESS:PORT,COUNT,INDEX."""
     save_every: int = 100
     """Steps between checkpoints."""
     track: str = ""
@@ -125,6 +128,7 @@ def main(config: Config) -> None:
 
     With several processes each makes the same tokenizer and tokens; the first one alone keeps a log and the model.
     """
+    join(config.hosts)
     check_positive(config, "batch_size", "layers", "d_model", "d_mlp", "heads", "heldout_tokens")
     check_sizes(
         steps=steps_of(config),
@@ -136,7 +140,7 @@ def main(config: Config) -> None:
     if config.track:
         check_tracker(config.track)
     start = start_model(shape_of(config), config.seed)
-    settings = settings_of(config, "track")
+    settings = settings_of(config, "track", "hosts")
     check_folder(config.out, settings, resume=config.resume)
     first = jax.process_index() == 0
     if jax.process_count() > 1:  # what the first process writes must not be there when another one looks
@@ -279,7 +283,7 @@ def finish(config: Config, subject: Subject, text: Text, out: Path) -> dict[str,
     rows = read_rows(out / "log.jsonl")
     recipe = {
         "command": command_of(config),
-        "settings": settings_of(config, "track"),
+        "settings": settings_of(config, "track", "hosts"),
         "corpus": {
             "name": text.corpus.name,
             "content_hash": text.corpus.content_hash,
@@ -330,7 +334,7 @@ def seconds_of(rows: Iterable[dict[str, Any]]) -> float:
 
 def command_of(config: Config) -> str:
     """The command line of this run, for its recipe; the folder is left to whoever repeats it."""
-    options, defaults = settings_of(config, "track"), settings_of(Config(out=config.out), "track")
+    options, defaults = settings_of(config, "track", "hosts"), settings_of(Config(out=config.out), "track", "hosts")
     changed = [f" --{name.replace('_', '-')} {value}" for name, value in options.items() if value != defaults[name]]
     return f"python -m experiments.train_language_model{''.join(changed)} --out OUT"
 

@@ -139,7 +139,10 @@ def check_folder(folder: Path, settings: Mapping[str, Any], *, resume: bool) -> 
 
 
 def open_folder(folder: Path, settings: Mapping[str, Any]) -> Path:
-    """Make the output folder and keep the settings of the run in it."""
+    """Make the output folder and keep the settings of the run in it; of several processes, the first one alone.
+
+    All must come here: none writes before each has looked at the folder.
+    """
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices("every process has looked at the folder")
     if jax.process_index() == 0:
@@ -154,8 +157,12 @@ def folder_of_a_run(folder: Path, settings: Mapping[str, Any]) -> Iterator[Path]
     try:
         yield open_folder(folder, settings)
     except UserError:
-        if fresh and not any(
-            next(folder.glob(kept), None) for kept in ("checkpoints/[0-9]*", "*/dictionary.json", "refused_batch*")
+        if (
+            fresh
+            and jax.process_index() == 0
+            and not any(
+                next(folder.glob(kept), None) for kept in ("checkpoints/[0-9]*", "*/dictionary.json", "refused_batch*")
+            )
         ):
             shutil.rmtree(folder)
         raise

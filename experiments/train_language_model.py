@@ -33,7 +33,6 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental import multihost_utils
 
 from experiments.command import check_folder, check_positive, command, folder_of_a_run, say, settings_of, write_json
 from jaxinterp.data.documents import Document
@@ -143,11 +142,9 @@ def main(config: Config) -> None:
     settings = settings_of(config, "track", "hosts")
     check_folder(config.out, settings, resume=config.resume)
     first = jax.process_index() == 0
-    if jax.process_count() > 1:  # what the first process writes must not be there when another one looks
-        multihost_utils.sync_global_devices("the folder is looked at")
 
     with ExitStack() as opened:
-        out = opened.enter_context(folder_of_a_run(config.out, settings)) if first else config.out
+        out = opened.enter_context(folder_of_a_run(config.out, settings))
         text = text_of(config, out)
         if first:
             say(f"{config.text}: {text.train.tokens:,} tokens, {text.heldout.tokens:,} held out")

@@ -195,14 +195,14 @@ def nearest(
 ) -> tuple[Setting, Estimate] | None:
     """The first neighbour of a setting that fits.
 
-    A compilation takes minutes. From one that did not fit it is known how much the next must need at least: temporary
-    bytes per token of a device that shares its tokens with no other.
+    A compilation takes minutes. From one that did not fit it is taken how much the next must need at least: half of its
+    temporary bytes per token of a device, as another mesh may spread some of it further.
 
     Args:
       attempt: from a setting and the temporary bytes expected to its estimate.
       temporary: of the setting itself, where it was compiled.
     """
-    least = temporary / share_of(setting)
+    least = temporary / 2 / share_of(setting)
     for neighbour in neighbours(setting, devices, seq):
         try:
             found = attempt(neighbour, int(least * share_of(neighbour)))
@@ -210,7 +210,7 @@ def nearest(
             continue
         if found.fits:
             return neighbour, found
-        least = max(least, found.temporary / share_of(neighbour))
+        least = max(least, found.temporary / 2 / share_of(neighbour))
     return None
 
 

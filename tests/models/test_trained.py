@@ -14,7 +14,7 @@ from jaxinterp.data.token_files import read_token_file
 from jaxinterp.data.windows import windows
 from jaxinterp.errors import UserError
 from jaxinterp.evaluation.language_loss import language_loss
-from jaxinterp.models import load as module
+from jaxinterp.models import wheels
 from jaxinterp.models.load import load
 from jaxinterp.models.shapes import model_shapes
 from jaxinterp.models.sites import replace
@@ -82,6 +82,6 @@ def test_the_recipe_is_the_command_of_today(recipe, tmp_path):
 
 
 def test_an_installation_without_it_is_told(monkeypatch, tmp_path):
-    monkeypatch.setattr(module, "__file__", str(tmp_path / "load.py"))
+    monkeypatch.setattr(wheels, "__file__", str(tmp_path / "wheels.py"))
     with pytest.raises(UserError, match="model 'bilinear-4x128' is missing from this installation"):
         load(BILINEAR)

@@ -52,6 +52,7 @@ def test_windows_come_back_with_their_activations(subject, text, folder):
         np.testing.assert_allclose(cached[97][name], trace[name][0], rtol=0, atol=2e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mesh", [(1, 1), (2, 2)])
 def test_training_from_the_cache_is_the_fused_training(subject, text, folder, mesh):
     """Invariant 24: the same tokens in the same order give the same decomposition."""

@@ -143,6 +143,7 @@ def test_an_effect_is_a_plain_function(heldout):
     assert row["compared"] == row["tokens"] and row["fvu"] == plain["fvu"] and "ce_clean" in plain
 
 
+@pytest.mark.slow
 def test_an_encoder_s_mlp_is_decomposed_as_any_other(encoder, heldout):
     """A transcoder trained through the same `fit` beats one of random features on both scores."""
     method = SkipTranscoder(features=96, k=8, learning_rate=1e-2)

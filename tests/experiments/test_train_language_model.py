@@ -88,6 +88,7 @@ def test_the_heldout_tokens_are_of_documents_that_training_never_saw(trained, co
     assert not {*train.keys.tolist()} & {*heldout.keys.tolist()}
 
 
+@pytest.mark.slow
 def test_a_resumed_run_gives_the_same_model(trained, corpus, tmp_path, monkeypatch):
     """Invariant 9: killed at step 30, which the tokenizer and the tokens on disk outlive."""
     import experiments.train_language_model as module
@@ -106,6 +107,7 @@ def test_a_resumed_run_gives_the_same_model(trained, corpus, tmp_path, monkeypat
     assert all((trained / "model" / f).read_bytes() == (tmp_path / "out" / "model" / f).read_bytes() for f in files)
 
 
+@pytest.mark.slow
 def test_a_dense_mlp_is_trained_too(corpus, tmp_path):
     main(config(corpus, tmp_path / "out", mlp="relu", tokens=10 * 512))
     model = load(tmp_path / "out" / "model").model

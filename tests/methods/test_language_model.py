@@ -62,6 +62,7 @@ def same(one, two):
     return all(np.array_equal(a, b) for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(two), strict=True))
 
 
+@pytest.mark.slow
 def test_it_resumes_bit_for_bit_and_leaves_the_subject_as_it_was(subject, text, tmp_path):
     """Invariant 9."""
     before = jax.tree.map(np.array, subject.model)
@@ -77,6 +78,7 @@ def test_it_resumes_bit_for_bit_and_leaves_the_subject_as_it_was(subject, text, 
     assert same(subject.model, before)
 
 
+@pytest.mark.slow
 def test_a_mesh_changes_where_things_lie_and_nothing_else(subject, text):
     """Invariant 5."""
     one, many = (fit(LanguageModel(), subject, text, steps=5, **SIZES, mesh=make_mesh(data=data)) for data in (1, 8))

@@ -133,6 +133,7 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path):
         Checkpoints(tmp_path / "file" / "run", {}, resume=False)
 
 
+@pytest.mark.slow
 def test_sigterm_saves_and_the_resumed_run_is_the_uninterrupted_one(subject, text, tmp_path):
     """To the last bit, though it stopped between two logged steps."""
 
@@ -148,6 +149,7 @@ def test_sigterm_saves_and_the_resumed_run_is_the_uninterrupted_one(subject, tex
     same(whole.state, fit(METHOD, subject, text, **sizes, resume=True).state)
 
 
+@pytest.mark.slow
 def test_a_resumed_run_may_have_another_mesh(subject, text, tmp_path):
     whole = fit(METHOD, subject, text, **SIZES)
     sizes = SIZES | {"checkpoint": tmp_path / "run", "save_every": 10}
@@ -164,6 +166,7 @@ def leaping(decomposition, batch, key, *, model=None):
     return loss, metrics | {"loss": Ratio(jnp.where(batch.step == 13, 1000.0, 1.0) * loss, jnp.ones(()))}
 
 
+@pytest.mark.slow
 def test_a_loss_that_leaps_ends_the_run(subject, text, tmp_path):
     method = SkipTranscoder(features=64, k=4, objective=leaping)
     sizes = SIZES | {"checkpoint": tmp_path / "run", "save_every": 5}

@@ -30,6 +30,7 @@ def compiled(method, **memory):
     return program.compile(shapes, "cpu")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mesh", [(1, 1), (2, 4)])
 def test_a_harvest_in_parts_gives_the_same_rows_in_the_same_order(subject, text, mesh):
     """Invariant 24."""
@@ -58,6 +59,7 @@ def test_parts_are_cut_and_joined_in_order():
     np.testing.assert_array_equal(take._join(cut), rows)
 
 
+@pytest.mark.slow
 def test_bfloat16_activations_train_alike(subject, text):
     """The buffer is half as large, parameters and their gradients stay float32, and the fit is nearly as good."""
     wide, narrow = (fit(METHOD, subject, text, **SIZES, activations=dtype) for dtype in ("float32", "bfloat16"))
@@ -84,6 +86,7 @@ def test_the_encoder_s_gradient_is_not_rounded_to_bfloat16():
         np.testing.assert_allclose(ours, other, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_first_moment_in_bfloat16(subject, text):
     wide = fit(METHOD, subject, text, **SIZES)
     narrow = fit(replace(METHOD, moments="bfloat16"), subject, text, **SIZES)
@@ -93,6 +96,7 @@ def test_the_first_moment_in_bfloat16(subject, text):
     assert narrow.history[-1]["fvu"] == pytest.approx(wide.history[-1]["fvu"], rel=0.02)
 
 
+@pytest.mark.slow
 def test_remat_computes_again_and_changes_no_gradient(subject, text):
     """The model in the loop: residual streams are kept, the rest is computed again."""
     kept, again = (

@@ -34,11 +34,8 @@ from jaxinterp.trees import fill_leaves
 ARRAY, SCALAR = 1, 3
 """Flax's types of msgpack extensions; 2 is a single complex number, which no model's parameters hold."""
 
-NUMBERS = (bool, *(f"{kind}{bits}" for kind in ("int", "uint") for bits in (8, 16, 32, 64)))
-DTYPES = {
-    np.dtype(kind).name: np.dtype(kind)
-    for kind in (*NUMBERS, "float16", "float32", "float64", "complex64", jnp.bfloat16)
-}
+NUMBERS = ("bool", *(f"{kind}{bits}" for kind in ("int", "uint") for bits in (8, 16, 32, 64)))
+DTYPES = {name: jnp.dtype(name) for name in (*NUMBERS, "float16", "float32", "float64", "bfloat16")}
 
 CHUNKED = "__msgpack_chunked_array__"
 LONGEST_LIST = 4096  # a list is allocated by the length that it claims

@@ -106,7 +106,7 @@ class Config:
     hosts: str = "auto"
     """Processes of one run: auto (Cloud TPU, Slurm, experiments.launch), alone, or ADDRESS:PORT,COUNT,INDEX."""
     save_every: int = 100
-    """Steps between checkpoints."""
+    """The newest written checkpoint is never more steps old than this."""
     track: str = ""
     """Another place for the run's numbers: tensorboard:FOLDER, wandb:PROJECT/RUN, or a .jsonl file."""
     resume: bool = False

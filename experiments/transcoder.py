@@ -117,7 +117,7 @@ class Config:
     preflight: str = ""
     """Compile for v5p:4x4x4 (v5e:2x2, cpu:8, auto: what is here), say what the run needs there, and train nothing."""
     save_every: int = 100
-    """Steps between checkpoints."""
+    """The newest written checkpoint is never more steps old than this."""
     resume: bool = False
     """Continue the run in the output folder."""
 

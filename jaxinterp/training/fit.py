@@ -77,7 +77,8 @@ def fit(
         that terms read by name.
       mesh: from `make_mesh`; default: one device.
       checkpoint: folder for checkpoints; None: none are written.
-      save_every: steps between checkpoints, a multiple of `log_every`; None: only the last step is saved.
+      save_every: the newest written checkpoint is never more steps old than this, a multiple of `log_every`; None: only
+        the last step is saved.
       resume: continue from the newest checkpoint that is whole: bit for bit on the same mesh; on another mesh or number
         of processes with the same data order, and sums that round otherwise.
       stop_after: leave (with a checkpoint) after this step, a multiple of `log_every`, as a preempted run would.

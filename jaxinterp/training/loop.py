@@ -22,8 +22,9 @@ Tracker = Callable[[Mapping[str, Any]], None]
 class Run:
     """One run of a compiled step over windows of text.
 
-    save: called with a state that is to be kept, returns what waits until it is written and gives the step of the
-    newest checkpoint; None: none is kept. saved: the step of the newest checkpoint that is written to its end.
+    save: called with a state that is to be kept, waits for the save before it, returns what waits until this one is
+    written and gives the step of the newest checkpoint; None: none is kept. saved: the step of the newest checkpoint
+    that is written to its end. `save_every` is a promise, how far that step is back at most: see `save_distance`.
     """
 
     step: Any
@@ -48,6 +49,7 @@ class Run:
           Preempted: SIGTERM came; it says whether the state is saved.
         """
         window: Metrics | None = None
+        distance = self.save_every and save_distance(self.save_every, self.log_every)
         clock, logged_at = time.perf_counter(), int(state.step)
         with Preemption() as preemption:
             for done in range(int(state.step) + 1, self.last + 1):
@@ -72,19 +74,24 @@ class Run:
                     self.history.append(row)
                     for tracker in self.track:
                         tracker(row)
-                due = preempted or done == self.last or (self.save_every and done % self.save_every == 0)
-                if due and self.save is not None:
-                    self.settle = self.save(state)
-                if preempted or done == self.last:  # here, where a second SIGTERM does not end the writing
-                    newest = self._newest()
+                due = distance is not None and done % distance == 0
+                if due or preempted or done == self.last:
+                    self._save(state, wait=preempted or done == self.last or distance == self.save_every)
                 if preempted:
-                    raise Preempted(done, saved=newest == done, kept=newest)
+                    raise Preempted(done, saved=self.saved == done, kept=self.saved)
         return state
 
     def _check(self, state: TrainState, done: int) -> None:
         self.losses.check(self._kept)
         if not bool(all_finite(state.method)):
             raise UserError(f"numbers are not finite by step {done}: lower the learning rate; {self._kept()}.")
+
+    def _save(self, state: TrainState, *, wait: bool) -> None:
+        """Called while SIGTERM is listened to: a second one does not end the writing."""
+        if self.save is not None:
+            self.settle = self.save(state)
+        if wait:
+            self._newest()
 
     def _newest(self) -> int | None:
         """The step of the newest checkpoint, once it is written."""
@@ -98,6 +105,15 @@ class Run:
         except UserError as error:  # a checkpoint that could not be written: it says which one is left
             return str(error).removesuffix(".")
         return "nothing was saved before" if newest is None else f"the checkpoint of step {newest} is kept"
+
+
+def save_distance(save_every: int, log_every: int) -> int:
+    """Steps between the beginnings of two saves: at most half of `save_every` where that can be logged steps.
+
+    Training goes on while a save is written, until the next one begins: what a kill costs is at most two distances.
+    Where one distance is all of `save_every`, training waits for each save.
+    """
+    return max(1, save_every // 2 // log_every) * log_every
 
 
 def _row(step: int, tokens: int, window: Metrics) -> dict[str, Any]:

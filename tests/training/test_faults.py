@@ -13,6 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from orbax.checkpoint import v1 as ocp
 
 from jaxinterp import storage
@@ -277,6 +279,36 @@ def test_a_second_sigterm_does_not_end_the_writing(subject, text, tmp_path, monk
     assert (tmp_path / "run" / "5").is_dir() or (tmp_path / "run" / "6").is_dir()
 
 
+def at(step):
+    return TrainState({"w": jnp.ones(1)}, Rows({}, jnp.ones(1)), jax.random.key(0), jnp.int32(step))
+
+
+@settings(deadline=None)
+@given(log_every=st.integers(1, 6), times=st.integers(1, 12), steps=st.integers(1, 60))
+def test_the_newest_written_checkpoint_is_never_more_than_save_every_steps_back(log_every, times, steps):
+    """Also where a write is done only when somebody waits for it."""
+    begun, written, behind = [], [0], []
+
+    def settle():
+        written[:] = begun[-1:] or written
+        return written[0]
+
+    def save(state):
+        settle()
+        begun.append(int(state.step))
+        return settle
+
+    def step(_, state):
+        behind.append(int(state.step) + 1 - written[0])  # what a kill would cost at the end of this step
+        return at(state.step + 1), {"loss": ratio(0.5)}
+
+    save_every = times * log_every
+    run = Run(step, None, lambda: WINDOWS, steps, log_every, save_every, (), Losses(None, None), save)
+    run.from_state(at(0))
+    assert max(behind) <= save_every and written == [steps]
+    assert len(begun) <= 1 + steps // max(log_every, save_every // 3), "and saves are no more than that needs"
+
+
 def ratio(loss):
     return Ratio(jnp.float32(loss), jnp.ones(()))
 
@@ -353,6 +385,5 @@ def test_a_method_without_a_loss_is_told(subject):
         return state, {"fvu": ratio(1.0)}
 
     run = Run(step, None, lambda: WINDOWS, 5, 5, None, (), Losses(None, None))
-    state = TrainState({}, Rows({}, jnp.ones(1)), jax.random.key(0), jnp.zeros((), jnp.int32))
     with pytest.raises(UserError, match="metrics have no 'loss', only 'fvu'"):
-        run.from_state(state)
+        run.from_state(at(0))

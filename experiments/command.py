@@ -21,9 +21,9 @@ from rich.table import Table
 
 from jaxinterp.errors import UserError, suggest
 from jaxinterp.report.shell import save
-from jaxinterp.storage import first_difference
 from jaxinterp.training.guard import PREEMPTED, Preempted
 from jaxinterp.training.hosts import VARIABLE
+from jaxinterp.trees import first_difference
 
 Config = TypeVar("Config")
 Columns = Mapping[str, tuple[str, str]]
@@ -31,7 +31,9 @@ Columns = Mapping[str, tuple[str, str]]
 
 CONFIG = "config.json"
 WIDTH = 80
-FREE = ("mesh", "pages", "save_every", "ce_tokens", "effect", "harvest_parts")  # may change when a run is resumed
+FREE = ("mesh", "pages", "save_every", "on_failed_save", "spike", "ce_tokens", "effect", "harvest_parts")
+"""Settings that may change when a run is resumed."""
+
 RECONSTRUCTION: Columns = {
     "method": ("method", "{}"),
     "FVU": ("fvu", "{:.3f}"),

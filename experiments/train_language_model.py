@@ -21,13 +21,12 @@ differs with the versions of the installed packages, and so does the loss.
 
 import platform
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import equinox as eqx
 import jax
@@ -35,25 +34,21 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.command import check_folder, check_positive, command, folder_of_a_run, say, settings_of, write_json
-from jaxinterp.data.documents import Document
-from jaxinterp.data.sources import documents_of, load_corpus, weighted_parts
+from experiments.own_text import Text, text_of
 from jaxinterp.data.token_files import read_token_file
-from jaxinterp.data.tokens import TokenCorpus, split
-from jaxinterp.data.vocabulary import train_tokenizer
+from jaxinterp.data.tokens import TokenCorpus
 from jaxinterp.data.windows import epochs_needed, windows
 from jaxinterp.errors import UserError
 from jaxinterp.evaluation.language_loss import language_loss
 from jaxinterp.methods.language_model import LanguageModel
 from jaxinterp.models.load import Subject, load, save_subject
 from jaxinterp.models.rules import Activation
-from jaxinterp.models.tokenizer import Tokenizer, tokenizer_from_file
 from jaxinterp.models.transformer import Transformer, TransformerConfig, initialise
-from jaxinterp.report.shell import save
 from jaxinterp.training.fit import check_sizes, fit
 from jaxinterp.training.hosts import join
 from jaxinterp.training.loop import Tracker
 from jaxinterp.training.mesh import fetch, parse_mesh
-from jaxinterp.training.tracking import JsonLines, ProgressBar, check_tracker, read_rows, tracker
+from jaxinterp.training.tracking import JsonLines, ProgressBar, check_tracker, read_rows, tracker, training_seconds
 
 MLPS: dict[str, tuple[bool, Activation]] = {
     "gelu": (False, "gelu"),
@@ -62,11 +57,6 @@ MLPS: dict[str, tuple[bool, Activation]] = {
     "bilinear": (True, "identity"),
 }
 """Kind of MLP -> whether it is gated, and its activation."""
-
-HELDOUT = 0.1
-"""Share of the documents that is held out: what `load_text` holds out, too."""
-TOKENIZER_TEXT = 2 * 10**7
-"""Characters of training text that the tokenizer is trained on, at most."""
 
 
 @dataclass(frozen=True)
@@ -107,19 +97,14 @@ class Config:
     """Processes of one run: auto (Cloud TPU, Slurm, experiments.launch), alone, or ADDRESS:PORT,COUNT,INDEX."""
     save_every: int = 100
     """The newest written checkpoint is never more steps old than this."""
+    on_failed_save: Literal["stop", "continue"] = "stop"
+    """What a full disk does: stop the run, or continue it with a warning."""
+    spike: float | None = 100.0
+    """A loss so many times the size of the usual one above it ends the run; None: any finite loss is good."""
     track: str = ""
     """Another place for the run's numbers: tensorboard:FOLDER, wandb:PROJECT/RUN, or a .jsonl file."""
     resume: bool = False
     """Continue the run in the output folder."""
-
-
-class Text(NamedTuple):
-    """The tokenizer, and the text in its tokens: all of it, and its two sides."""
-
-    tokenizer: Tokenizer
-    corpus: TokenCorpus
-    train: TokenCorpus
-    heldout: TokenCorpus
 
 
 def main(config: Config) -> None:
@@ -145,7 +130,7 @@ def main(config: Config) -> None:
 
     with ExitStack() as opened:
         out = opened.enter_context(folder_of_a_run(config.out, settings))
-        text = text_of(config, out)
+        text = text_of(config.text, config.vocabulary, out)
         if first:
             say(f"{config.text}: {text.train.tokens:,} tokens, {text.heldout.tokens:,} held out")
         subject = Subject(start, text.tokenizer, f"{config.mlp}-{config.layers}x{config.d_model}")
@@ -186,6 +171,8 @@ def train(config: Config, subject: Subject, text: Text, out: Path, track: Iterab
             mesh=parse_mesh(config.mesh),
             checkpoint=out / "checkpoints",
             save_every=config.save_every,
+            on_failed_save=config.on_failed_save,
+            spike=config.spike,
             resume=config.resume,
             track=(*track, *bar),
         )
@@ -231,44 +218,6 @@ def start_model(shape: TransformerConfig, seed: int) -> Transformer:
     return eqx.tree_at(writers, initialise(shape, jax.random.key(seed)), replace_fn=jnp.zeros_like)
 
 
-def text_of(config: Config, out: Path) -> Text:
-    """Tokenizer and tokens of this run; what an earlier part of it has made is read again.
-
-    The tokenizer sees the beginning of the training documents, of a mixture that of every part: at most
-    `TOKENIZER_TEXT` characters, shared by the weights. A part that has less gives what it has.
-    """
-    path = out / "tokenizer.json"
-    if path.exists():
-        tokenizer = tokenizer_from_file(path)
-    else:
-        weights = weighted_parts(config.text) or {config.text: 1.0}
-        room = {source: TOKENIZER_TEXT * weight / sum(weights.values()) for source, weight in weights.items()}
-        documents = (
-            document for source in room for document in _beginning(_training(documents_of(source)), room[source])
-        )
-        made = train_tokenizer(documents, config.vocabulary)
-        with TemporaryDirectory() as own:  # of the other processes, which make the same
-            kept = path if jax.process_index() == 0 else Path(own) / path.name
-            tokenizer = tokenizer_from_file(save(made.backend.to_str(pretty=True), kept))
-    corpus = load_corpus(config.text, tokenizer, cache=out / "tokens")
-    return Text(tokenizer, corpus, *split(corpus, HELDOUT))
-
-
-def _training(documents: Iterable[Document]) -> Iterator[Document]:
-    """The documents that `split` does not hold out."""
-    return (document for document in documents if document.key >= int(HELDOUT * 2**64))
-
-
-def _beginning(documents: Iterable[Document], room: float) -> Iterator[Document]:
-    """Documents until they hold so many characters."""
-    characters = 0
-    for document in documents:
-        yield document
-        characters += len(document.text)
-        if characters >= room:
-            return
-
-
 def finish(config: Config, subject: Subject, text: Text, out: Path) -> dict[str, Any]:
     """Write OUT/model, weights as float16, and return its recipe, with the loss of the model that is read back."""
     unfinished, final = out / ".model.unfinished", out / "model"
@@ -289,7 +238,7 @@ def finish(config: Config, subject: Subject, text: Text, out: Path) -> dict[str,
             "epochs": round(epochs_needed(text.train, config.seq, config.tokens), 2),
         },
         "heldout": measured,
-        "seconds": round(seconds_of(rows)),
+        "seconds": round(training_seconds(rows)),
         "versions": {"python": platform.python_version()} | {name: version(name) for name in ("jax", "tokenizers")},
     }
     curve = [f"{row['step']},{row['tokens']},{row['loss']:.4f}\n" for row in rows]
@@ -319,14 +268,6 @@ def heldout_loss(model: Path) -> dict[str, Any]:
     corpus = read_token_file(model / "heldout.npy", subject.tokenizer)
     loss = language_loss(subject.model, windows(corpus, subject.model.config.context))
     return {"ce": round(loss["ce"], 5), "counted": int(loss["tokens"]), "tokens": corpus.tokens}
-
-
-def seconds_of(rows: Iterable[dict[str, Any]]) -> float:
-    """How long the logged steps took, over all parts of a resumed run."""
-    seconds, before = 0.0, 0
-    for row in rows:
-        seconds, before = seconds + (row["tokens"] - before) / row["tokens_per_second"], row["tokens"]
-    return seconds
 
 
 def command_of(config: Config) -> str:

@@ -17,7 +17,7 @@ import json
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,7 +28,8 @@ from rich.console import Console
 
 from experiments.command import check_folder, check_positive, command, open_folder, print_scoreboard
 from experiments.on_text import check_mlp
-from jaxinterp.data.activation_cache import cache_activations, cached_windows, holds
+from experiments.presets import Plan, planned
+from jaxinterp.data.activation_cache import harvested_once
 from jaxinterp.data.sources import load_corpus
 from jaxinterp.data.tokens import split
 from jaxinterp.data.windows import epochs_needed, windows
@@ -49,7 +50,7 @@ from jaxinterp.training.fit import check_sizes, fit
 from jaxinterp.training.hosts import join
 from jaxinterp.training.mesh import fetch, mesh_sizes, model_shardings, parse_mesh
 from jaxinterp.training.program import BUFFER_BATCHES, Activations
-from jaxinterp.training.tracking import JsonLines, ProgressBar, read_rows
+from jaxinterp.training.tracking import JsonLines, ProgressBar, read_rows, training_seconds
 
 METHODS: dict[str, Callable[..., Method]] = {
     "transcoder": Transcoder,
@@ -60,7 +61,7 @@ METHODS: dict[str, Callable[..., Method]] = {
 
 @dataclass(frozen=True)
 class Config:
-    """Where a field is None, its value depends on the model: see PRESETS."""
+    """Where a field is None, its value depends on the model: see experiments/presets.py."""
 
     out: Path
     """Folder for the results; must be empty or absent unless --resume."""
@@ -118,30 +119,16 @@ class Config:
     """Compile for v5p:4x4x4 (v5e:2x2, cpu:8, auto: what is here), say what the run needs there, and train nothing."""
     save_every: int = 100
     """The newest written checkpoint is never more steps old than this."""
+    on_failed_save: Literal["stop", "continue"] = "stop"
+    """What a full disk does: stop the run, or continue it with a warning."""
+    spike: float | None = 100.0
+    """A loss so many times the size of the usual one above it ends the run; None: any finite loss is good."""
     resume: bool = False
     """Continue the run in the output folder."""
 
 
-@dataclass(frozen=True)
-class Plan:
-    """What depends on the model."""
-
-    site: str
-    features: int
-    k: int
-    learning_rate: float
-    tokens: int
-    effect: str = "next_token"
-
-
 EFFECTS = {"next_token": NEXT_TOKEN, "pooled": POOLED}
-PRESETS = {
-    "tiny": Plan("blocks/1/mlp", features=256, k=16, learning_rate=3e-3, tokens=200_000),
-    "smollm2-135m": Plan("blocks/1/mlp", features=4608, k=32, learning_rate=2e-3, tokens=900_000),
-    "minilm-l6": Plan("blocks/4/mlp", features=3072, k=32, learning_rate=2e-3, tokens=400_000, effect="pooled"),
-}
 NOT_KEPT = ("out", "resume", "hosts", "preflight", "cache")
-OTHERWISE = Plan("", features=4096, k=32, learning_rate=1e-3, tokens=1_000_000)
 
 
 def main(config: Config) -> None:
@@ -185,7 +172,10 @@ def main(config: Config) -> None:
 
     if config.cache is not None:
         console.print(f"activations on disk: {config.cache}")
-        train = on_disk(config, subject, train, method.needs(plan.site).names(), steps)
+        needed = min(len(train), (steps + BUFFER_BATCHES) * config.batch_size // config.seq)
+        chosen = train.shuffle(0)[:needed]  # a sample of the text, of which a shorter run takes a beginning
+        dtype: Any = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+        train = harvested_once(subject, chosen, method.needs(plan.site).names(), config.cache, dtype=dtype)
     log = JsonLines(out / "log.jsonl", resume=config.resume)
     with ProgressBar(steps) as bar:
         trained = fit(
@@ -201,6 +191,8 @@ def main(config: Config) -> None:
             mesh=mesh,
             checkpoint=out / "checkpoints",
             save_every=config.save_every,
+            on_failed_save=config.on_failed_save,
+            spike=config.spike,
             resume=config.resume,
             track=(log, bar),
         )
@@ -260,27 +252,6 @@ def preflight_of(config: Config, plan: Plan, method: Method, steps: int) -> int:
     )
 
 
-def planned(config: Config) -> Plan:
-    """The values asked for, and those of the model's preset where none was.
-
-    Raises:
-      UserError: no site was named and the model has no preset.
-    """
-    asked = {field.name: getattr(config, field.name) for field in fields(Plan)}
-    plan = replace(
-        PRESETS.get(config.model, OTHERWISE), **{name: value for name, value in asked.items() if value is not None}
-    )
-    if not plan.site:
-        raise UserError("site is not set: name an MLP leaf of the model, such as --site blocks/1/mlp.")
-    return plan
-
-
-def training_seconds(rows: list[dict[str, Any]]) -> float:
-    """The time that training took, over all the parts of a resumed run."""
-    before = [0, *(row["tokens"] for row in rows)]
-    return sum((row["tokens"] - start) / row["tokens_per_second"] for start, row in zip(before, rows, strict=False))
-
-
 def text_windows(
     config: Config, plan: Plan, subject: Subject
 ) -> tuple[grain.MapDataset, grain.MapDataset, dict[str, str]]:
@@ -299,25 +270,6 @@ def text_windows(
         "epochs": f"{epochs_needed(parts[0], config.seq, plan.tokens):.2f}",
     }
     return train, heldout, facts
-
-
-def on_disk(
-    config: Config, subject: Subject, train: grain.MapDataset, names: tuple[str, ...], steps: int
-) -> grain.MapDataset:
-    """As many windows as training reads, with their activations: a beginning of what is on disk, or harvested now.
-
-    Raises:
-      UserError: the folder holds other or fewer activations; with several processes, it is not whole.
-    """
-    assert config.cache is not None
-    needed = min(len(train), (steps + BUFFER_BATCHES) * config.batch_size // config.seq)
-    chosen = train.shuffle(0)[:needed]  # a sample of the text, of which a shorter run takes a beginning
-    if not holds(config.cache, subject, chosen, names):
-        if jax.process_count() > 1:
-            raise UserError(f"cache={config.cache} does not hold this run's activations: harvest in one process first.")
-        dtype: Any = "float32" if jax.default_backend() == "cpu" else "bfloat16"
-        cache_activations(subject, chosen, names, config.cache, dtype=dtype)
-    return cached_windows(config.cache)[:needed]
 
 
 if __name__ == "__main__":

@@ -39,3 +39,15 @@ def fill_leaves(tree: Any, leaves: Mapping[str, Any]) -> Any:
     if extra:
         raise UserError(f"unexpected array {extra[0]!r} ({len(extra)} in all).{suggest(extra[0], names)}")
     return jax.tree_util.tree_unflatten(structure, [leaves[name] for name in names])
+
+
+def first_difference(saved: Any, asked: Any, field: str = "") -> tuple[str, Any, Any] | None:
+    """The first field in which two JSON values differ: (dotted name, saved value, asked value), or None."""
+    if isinstance(saved, Mapping) and isinstance(asked, Mapping):
+        for key in [*saved, *(key for key in asked if key not in saved)]:
+            name = f"{field}.{key}" if field else str(key)
+            difference = first_difference(saved.get(key), asked.get(key), name)
+            if difference is not None:
+                return difference
+        return None
+    return None if saved == asked else (field, saved, asked)

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import grain
+import jax
 import jax.numpy as jnp
 import numpy as np
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
@@ -35,6 +36,8 @@ from jaxinterp.models.sites import check_site
 SETTINGS = "settings.json"
 FORMAT = "jaxinterp activations, 1"
 CHECKSUM = 4  # bytes
+OPEN_FILES = 256
+"""At most so many shards are held open: a process may have about a thousand files."""
 
 
 def cache_activations(
@@ -123,6 +126,26 @@ def holds(folder: str | Path, subject: Subject, windows: grain.MapDataset, names
     return np.array_equal(CachedWindows(folder)[0]["tokens"], first["tokens"])
 
 
+def harvested_once(
+    subject: Subject,
+    windows: grain.MapDataset,
+    names: tuple[str, ...],
+    folder: str | Path,
+    *,
+    dtype: Literal["float32", "bfloat16"] = "float32",
+) -> grain.MapDataset:
+    """These windows with their activations: the beginning of what a folder holds, or harvested into it now.
+
+    Raises:
+      UserError: the folder holds other or fewer activations; with several processes, it does not hold them all.
+    """
+    if not holds(folder, subject, windows, names):
+        if jax.process_count() > 1:
+            raise UserError(f"cache={folder} does not hold this run's activations: harvest in one process first.")
+        cache_activations(subject, windows, names, folder, dtype=dtype)
+    return cached_windows(folder)[: len(windows)]
+
+
 class CachedWindows:
     """Random access to cached windows: a data source for Grain."""
 
@@ -141,10 +164,13 @@ class CachedWindows:
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
         shard, place = divmod(int(index), self.settings["windows_per_shard"])
-        if shard not in self._readers:
-            self._readers[shard] = ArrayRecordReader(str(_file(self.folder, shard)))
+        reader = self._readers.get(shard)
+        if reader is None:
+            if len(self._readers) >= OPEN_FILES:
+                self._readers.clear()  # a reader that another thread reads with lives until it is done
+            reader = self._readers[shard] = ArrayRecordReader(str(_file(self.folder, shard)))
         try:
-            return unpacked(self._readers[shard].read([place])[0], self.settings["arrays"])
+            return unpacked(reader.read([place])[0], self.settings["arrays"])
         except (ValueError, IndexError, RuntimeError) as error:
             file = _file(self.folder, shard)
             raise UserError(

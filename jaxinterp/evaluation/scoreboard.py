@@ -32,6 +32,7 @@ from jaxtyping import Array
 
 from jaxinterp.data.activations import Rows, harvest_jit
 from jaxinterp.data.text import take
+from jaxinterp.decompositions.base import Decomposition
 from jaxinterp.errors import UserError
 from jaxinterp.evaluation.effects import (
     KINDS,
@@ -47,13 +48,13 @@ from jaxinterp.evaluation.effects import (
 from jaxinterp.evaluation.intervals import ratio_interval
 
 
-def score(decomposition: Any, subject: Any, heldout: grain.MapDataset, **options: Any) -> Row:
+def score(decomposition: Decomposition, subject: Any, heldout: grain.MapDataset, **options: Any) -> Row:
     """The decomposition's row of the scoreboard; options as `scoreboard` has them."""
     return scoreboard({type(decomposition).__name__: decomposition}, subject, heldout, **options)[0]
 
 
 def scoreboard(
-    decompositions: Mapping[str, Any],
+    decompositions: Mapping[str, Decomposition],
     subject: Any,
     heldout: grain.MapDataset,
     *,
@@ -78,14 +79,16 @@ def scoreboard(
       A row of plain numbers for each, in the order given; `method` is its name; `tokens` and `ce_tokens`: how many were
       measured, which is less than was asked for where the text is short.
     Raises:
-      UserError: `tokens` or `ce_tokens` is below 1, or the model has no such answer as the effect reads.
+      UserError: `tokens` or `ce_tokens` is below 1, a decomposition is one of several layers, or the model has no such
+        answer as the effect reads.
     """
     check_counts(tokens=tokens, ce_tokens=ce_tokens)
+    writes = {name: _one_array(name, decomposition) for name, decomposition in decompositions.items()}
     check_effect(subject.model, effect)
     sites = tuple(dict.fromkeys(name for d in decompositions.values() for name in d.sites.names()))
     batches = take(heldout, tokens, seed=seed)
     centers = heldout_means(subject.model, batches, sites)
-    ablations = {d.sites.writes: d.target_mean for d in reversed(list(decompositions.values()))} | dict(means or {})
+    ablations = {writes[name]: d.target_mean for name, d in reversed(list(decompositions.items()))} | dict(means or {})
     tables = {name: Table() for name in decompositions}
     seen = 0
     for batch in batches:
@@ -93,13 +96,21 @@ def scoreboard(
         rows = harvest_jit(subject.model, {name: windows[name] for name in ("tokens", "weight")}, sites)
         outputs = {}
         for name, decomposition in decompositions.items():
-            outputs[name], columns = _reconstruct(decomposition, rows, centers[decomposition.sites.writes])
+            outputs[name], columns = _reconstruct(decomposition, rows, centers[writes[name]])
             tables[name].add(document=batch["document"], weight=batch["weight"], **columns)
         if seen < ce_tokens:
             for name, columns in _effects(decompositions, outputs, ablations, subject.model, rows, windows, effect):
                 tables[name].add(item_document=item_documents(batch, columns), **columns)
         seen += batch["tokens"].size
     return [row_of(name, decompositions[name], table, effect) for name, table in tables.items()]
+
+
+def _one_array(name: str, decomposition: Decomposition) -> str:
+    if isinstance(decomposition.sites.writes, str):
+        return decomposition.sites.writes
+    raise UserError(
+        f"decomposition {name!r} is one of several layers: score it with jaxinterp.evaluation.several.score_layers."
+    )
 
 
 def check_counts(**counts: int) -> None:

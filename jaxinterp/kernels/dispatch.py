@@ -19,7 +19,6 @@ from jaxinterp.errors import UserError, suggest
 from jaxinterp.kernels import platforms, xla
 
 NAMES = ("reference", "xla", "dense", "pallas_tpu", "pallas_gpu")
-PASSES = ("encode", "gather_sum", "sampled_dot", "outer_sum")
 
 BREAK_EVEN = {"cpu": 1 / 40, "gpu": 1 / 184, "tpu": 1 / 240}
 """k / M above which a dense pass is faster. cpu: measured (benchmarks/topk.py: a sparse pass at k 32 of 12,288 takes

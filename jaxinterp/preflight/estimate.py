@@ -193,6 +193,7 @@ def _fastest(function: Any, x: Any) -> float:
 
 
 def in_bytes(size: int | float) -> str:
+    """A number of bytes for people: 1.5 GB, with 1024 of each in the next."""
     for unit in ("B", "KB", "MB", "GB"):
         if size < 1024:
             return f"{size:.3g} {unit}"
@@ -201,6 +202,7 @@ def in_bytes(size: int | float) -> str:
 
 
 def in_time(seconds: float) -> str:
+    """A duration for people: 231 ms."""
     for unit, length in (("h", 3600.0), ("min", 60.0), ("s", 1.0), ("ms", 1e-3)):
         if seconds >= length:
             return f"{seconds / length:.3g} {unit}"

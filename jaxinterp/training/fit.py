@@ -1,9 +1,9 @@
 """`fit`: one for every method, on one core or a mesh."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import grain
 import jax
@@ -17,7 +17,7 @@ from jaxinterp.errors import UserError, suggest
 from jaxinterp.methods.base import Method
 from jaxinterp.models.load import Subject
 from jaxinterp.models.sites import LEAVES, check_site, sites
-from jaxinterp.storage import Checkpoints
+from jaxinterp.storage.checkpoints import Checkpoints
 from jaxinterp.training.guard import Losses
 from jaxinterp.training.loop import Run, Tracker
 from jaxinterp.training.mesh import check_spread, data_places, make_mesh, place_model, spread_over_data
@@ -106,12 +106,8 @@ def fit(
         stop_after=stop_after,
         harvest_parts=harvest_parts,
     )
-    for name, value, known in (
-        ("on_failed_save", on_failed_save, ("stop", "continue")),
-        ("activations", activations, ("auto", "float32", "bfloat16")),
-    ):
-        if value not in known:
-            raise UserError(f"{name}={value!r} must be one of {', '.join(known)}.")
+    check_word("on_failed_save", on_failed_save, ("stop", "continue"))
+    check_word("activations", activations, get_args(Activations))
     if spike is not None and spike <= 1:
         raise UserError(f"spike={spike} must be above 1 (times the usual loss), or None.")
     if resume and checkpoint is None:
@@ -198,6 +194,12 @@ def expand(model: Any, site: str) -> str | tuple[str, ...]:
     if not found:
         raise UserError(f"no leaf of the model matches {site!r}.{suggest(site, sites(model))}")
     return found
+
+
+def check_word(name: str, value: str, known: Sequence[str]) -> None:
+    """Raises UserError where an option is none of the words that it may be."""
+    if value not in known:
+        raise UserError(f"{name}={value!r} must be one of {', '.join(known)}.{suggest(value, known)}")
 
 
 def check_sizes(

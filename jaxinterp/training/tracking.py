@@ -10,7 +10,7 @@ What a service needs is imported when its tracker is made.
 import json
 import os
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +85,14 @@ def read_rows(path: str | Path) -> list[dict[str, Any]]:
             raise _foreign(file, number)
         rows.append(row)
     return rows
+
+
+def training_seconds(rows: Iterable[Mapping[str, Any]]) -> float:
+    """How long the logged steps took, over all parts of a resumed run."""
+    seconds, before = 0.0, 0
+    for row in rows:
+        seconds, before = seconds + (row["tokens"] - before) / row["tokens_per_second"], row["tokens"]
+    return seconds
 
 
 def _foreign(file: Path, number: int) -> UserError:

@@ -1,12 +1,15 @@
 """Activations on disk: the same training from them, harvests that were cut off, damage, and what is refused."""
 
 import json
+import os
+from pathlib import Path
 
 import grain
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxinterp.data import activation_cache
 from jaxinterp.data.activation_cache import cache_activations, cached_windows, holds
 from jaxinterp.errors import UserError
 from jaxinterp.methods import SkipTranscoder
@@ -50,6 +53,17 @@ def test_windows_come_back_with_their_activations(subject, text, folder):
     np.testing.assert_array_equal(cached[97]["tokens"], text[97]["tokens"])
     for name in NAMES:
         np.testing.assert_allclose(cached[97][name], trace[name][0], rtol=0, atol=2e-5)
+
+
+def test_no_more_files_are_open_than_a_process_may_have(subject, text, tmp_path, monkeypatch):
+    monkeypatch.setattr(activation_cache, "OPEN_FILES", 3)
+    cache_activations(subject, text, NAMES, tmp_path / "a", windows_per_shard=5)
+    cached = cached_windows(tmp_path / "a")
+    order = np.random.default_rng(0).permutation(100)
+    for place in order:
+        np.testing.assert_array_equal(cached[int(place)]["tokens"], text[int(place)]["tokens"])
+        names = [os.readlink(entry) for entry in Path("/proc/self/fd").iterdir() if entry.is_symlink()]
+        assert sum(name.startswith(str(tmp_path)) for name in names) <= 3
 
 
 @pytest.mark.slow

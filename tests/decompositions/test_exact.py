@@ -70,6 +70,11 @@ def test_they_score_perfectly_together_and_alone(subject, heldout):
     assert rows[0]["ce_zero"] != pytest.approx(rows[1]["ce_zero"], abs=1e-4), "all ablated, and one"
 
 
+def test_the_scoreboard_of_one_array_says_where_theirs_is(subject, heldout):
+    with pytest.raises(UserError, match=r"'PerLayer' is one of several layers: score it with .*score_layers"):
+        score(transcoders(subject.model), subject, heldout, **OPTIONS)
+
+
 def test_a_wrong_layer_s_transcoder_does_not(subject, heldout):
     """The negative control: the same dictionaries in another order."""
     blocks = subject.model.blocks

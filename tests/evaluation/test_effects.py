@@ -2,7 +2,6 @@
 
 import dataclasses
 
-import equinox as eqx
 import grain
 import jax
 import jax.numpy as jnp
@@ -12,7 +11,6 @@ import pytest
 from jaxinterp.data.batch import Sites
 from jaxinterp.data.text import take
 from jaxinterp.decompositions.activations import TopK
-from jaxinterp.decompositions.codes import DenseCodes
 from jaxinterp.errors import UserError
 from jaxinterp.evaluation.baselines import baselines
 from jaxinterp.evaluation.effects import NEXT_TOKEN, POOLED, Effect
@@ -26,6 +24,7 @@ from jaxinterp.models.transformer import TransformerConfig, initialise
 from jaxinterp.objectives.end_to_end import spliced
 from jaxinterp.training.fit import fit
 from tests.decompositions.test_dictionary import random_dictionary
+from tests.evaluation.test_scoreboard import Whole
 
 SITE = "blocks/1/mlp"
 SITES = Sites(f"{SITE}/in", f"{SITE}/out")
@@ -35,20 +34,6 @@ BERT = TransformerConfig(
     gated=False, norm="layer", norm_bias=True, pre_norms=False, sum_norms=True, embedding_norm=True, causal=False,
     padding=0, token_types=2, learned_positions=True, qkv_bias=True, attention_out_bias=True, mlp_bias=True, head=False,
 )  # fmt: skip
-
-
-class Whole(eqx.Module):
-    """The MLP itself as a decomposition: nothing is lost."""
-
-    mlp: eqx.Module
-    target_mean: jax.Array
-    sites: Sites = eqx.field(static=True)
-
-    def encode(self, x, **_):
-        return DenseCodes(self.mlp.hidden(x))
-
-    def decode(self, codes, x):
-        return self.mlp.write(codes.values)
 
 
 @pytest.fixture(scope="module")

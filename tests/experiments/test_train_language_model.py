@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from experiments import own_text
 from experiments.launch import free_port
 from experiments.train_language_model import (
     Config,
@@ -21,7 +22,6 @@ from experiments.train_language_model import (
     main,
     shape_of,
     start_model,
-    text_of,
 )
 from jaxinterp.data.sources import load_corpus
 from jaxinterp.data.tokens import split
@@ -164,21 +164,19 @@ def test_a_tracker_is_made_when_text_and_folder_are_accepted(corpus, tmp_path):
 
 
 def test_the_tokenizer_sees_every_part_of_a_mixture_by_its_weight(corpus, tmp_path, monkeypatch):
-    import experiments.train_language_model as module
-
     parts = {name: tmp_path / f"{name}.jsonl" for name in ("one", "two")}
     for name, path in parts.items():
         path.write_text("".join(f'{{"text": "{name} {index:05}"}}\n' for index in range(2000)))
     seen = []
-    real = module.train_tokenizer
-    monkeypatch.setattr(module, "train_tokenizer", lambda documents, size: real(seen_of(documents), size))
-    monkeypatch.setattr(module, "TOKENIZER_TEXT", 6000)
+    real = own_text.train_tokenizer
+    monkeypatch.setattr(own_text, "train_tokenizer", lambda documents, size: real(seen_of(documents), size))
+    monkeypatch.setattr(own_text, "TOKENIZER_TEXT", 6000)
 
     def seen_of(documents):
         seen.extend(documents)
         return seen
 
-    text_of(Config(out=tmp_path, text=f"{parts['one']}:2+{parts['two']}:1", vocabulary=260), tmp_path)
+    own_text.text_of(f"{parts['one']}:2+{parts['two']}:1", 260, tmp_path)
     counts = [sum(document.text.startswith(name) for document in seen) for name in parts]
     assert counts == [445, 223], "of nine characters each: 4000 and 2000, and what crosses the line"
 

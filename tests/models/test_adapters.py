@@ -23,6 +23,7 @@ from jaxinterp.models.view import show
 from jaxinterp.training.fit import fit
 from jaxinterp.training.mesh import make_mesh
 from jaxinterp.trees import named_leaves
+from tests.models.test_sites import Wrapped
 
 INSIDE = {"gate": "gate_proj", "up": "up_proj", "down": "down_proj", "final_norm": "norm"}
 NNX = Places(block="layers/{i}", attn="layers/{i}/attention", mlp="layers/{i}/mlp", **INSIDE)
@@ -34,15 +35,6 @@ ADAPTED = {
     "linen": lambda own: from_linen(LinenLlama(), {"params": linen_params(own)}, LINEN),
 }
 forward = jax.jit(lambda model, tokens: run(model, tokens))
-
-
-class Wrapped(eqx.Module):
-    """A different module that does what the original does."""
-
-    inner: eqx.Module
-
-    def __call__(self, x):
-        return self.inner(x)
 
 
 @pytest.fixture(scope="module")

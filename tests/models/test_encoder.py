@@ -1,6 +1,5 @@
 """An encoder has the same names, sees both ways but no padding, and says by name that it has no logits."""
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,18 +10,10 @@ from jaxinterp.errors import UserError
 from jaxinterp.models.load import load, save_subject
 from jaxinterp.models.sites import SetTo, replace, run, sites
 from jaxinterp.models.transformer import Transformer
+from tests.models.test_sites import Wrapped
 
 PADDING = 3
 TOKENS = jnp.asarray([[5, 9, 14, 2, 40, 7], [8, 1, 30, PADDING, PADDING, PADDING]])
-
-
-class Wrapped(eqx.Module):
-    """A different module that does what the original does."""
-
-    inner: eqx.Module
-
-    def __call__(self, x):
-        return self.inner(x)
 
 
 @pytest.fixture(scope="module")

@@ -17,12 +17,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from orbax.checkpoint import v1 as ocp
 
-from jaxinterp import storage
 from jaxinterp.data.activations import Rows
 from jaxinterp.errors import UserError
 from jaxinterp.methods import SkipTranscoder
 from jaxinterp.objectives import Ratio, reconstruction, total
-from jaxinterp.storage import Checkpoints
+from jaxinterp.storage.checkpoints import Checkpoints
 from jaxinterp.training.fit import fit
 from jaxinterp.training.guard import Losses, Preempted
 from jaxinterp.training.loop import Run
@@ -185,7 +184,7 @@ def test_a_loss_that_leaps_ends_the_run(subject, text, tmp_path):
 def test_an_unread_lock_is_let_go_by_death(tmp_path):
     """SIGKILL leaves nothing that keeps the next run out."""
     program = (
-        "import os, signal, sys; from jaxinterp.storage import Checkpoints; "
+        "import os, signal, sys; from jaxinterp.storage.checkpoints import Checkpoints; "
         "Checkpoints(sys.argv[1], {'k': 1}, resume=True); os.kill(os.getpid(), signal.SIGKILL)"
     )
     done = subprocess.run([sys.executable, "-c", program, str(tmp_path / "run")], env=os.environ)
@@ -366,7 +365,7 @@ def test_what_another_process_cannot_read_is_damaged_here_too(tmp_path, monkeypa
     """The other process's verdict of the newest checkpoint is put in where processes tell each other theirs."""
     saved(tmp_path / "run")
     verdicts = iter([1, 0])
-    monkeypatch.setattr(storage, "_worst", lambda code: max(code, next(verdicts)))
+    monkeypatch.setattr("jaxinterp.storage.checkpoints._worst", lambda code: max(code, next(verdicts)))
     with pytest.warns(UserWarning, match="step 2 .* another process cannot read it.* continues from step 1"):
         assert restored(tmp_path / "run")[0][1] == {"next_index": 10}
 

@@ -28,7 +28,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from jaxinterp.errors import UserError
 from jaxinterp.models.safetensors_file import pickle_refusal
-from jaxinterp.storage import read_arrays
+from jaxinterp.storage.arrays import read_arrays
 from jaxinterp.trees import fill_leaves
 
 ARRAY, SCALAR = 1, 3

@@ -1,4 +1,4 @@
-"""Checkpoints of training: the only Orbax code of the project.
+"""Checkpoints of training.
 
 A checkpoint holds everything that changes (one pytree, by leaf name), the position in the data, and a checksum of every
 leaf, so that a run can be resumed bit for bit and a damaged checkpoint is noticed. The configuration of the run stands
@@ -7,7 +7,6 @@ to a folder.
 """
 
 import contextlib
-import math
 import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -15,15 +14,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
-from jaxtyping import Array, UInt32
 from orbax.checkpoint import v1 as ocp
 
-from jaxinterp.errors import UserError
-from jaxinterp.lock import lock, unlock
-from jaxinterp.trees import fill_leaves, named_leaves
+from jaxinterp.errors import UserError, first_line
+from jaxinterp.storage.arrays import checksums, file_name, stored
+from jaxinterp.storage.lock import lock, unlock
+from jaxinterp.trees import fill_leaves, first_difference, named_leaves
 
 Position = dict[str, int]
 """Where the data iterator stands; the same on every host."""
@@ -117,8 +115,8 @@ class Checkpoints:
           UserError: this save or the one before it failed, and `on_failed_save` is "stop".
         """
         self.settle()
-        arrays = _stored(named_leaves(state))
-        sums = {name: int(total) for name, total in jax.device_get(_checksums(arrays)).items()}
+        arrays = stored(named_leaves(state))
+        sums = {name: int(total) for name, total in jax.device_get(checksums(arrays)).items()}
         notes = {"config": self._config, "checksums": sums, "losses": [float(loss) for loss in losses]}
         try:
             response = self._orbax.save_checkpointables_async(
@@ -146,7 +144,7 @@ class Checkpoints:
           UserError: no checkpoint can be read, or one holds other arrays than the template.
           JaxRuntimeError, MemoryError: there is no room for the state, which says nothing of the checkpoint.
         """
-        shapes = _stored(named_leaves(template))
+        shapes = stored(named_leaves(template))
         damaged: dict[int, Exception] = {}
         for checkpoint in reversed(self._orbax.checkpoints):
             loaded, error = self._load(checkpoint.step, shapes)
@@ -155,17 +153,17 @@ class Checkpoints:
                 continue
             for step, reason in damaged.items():
                 warnings.warn(
-                    f"the checkpoint of step {step} in {self.folder} is damaged ({_first_line(reason)}): it is put "
+                    f"the checkpoint of step {step} in {self.folder} is damaged ({first_line(reason)}): it is put "
                     f"aside, and the run continues from step {checkpoint.step}.",
                     stacklevel=2,
                 )
             self._put_aside(damaged)
-            leaves = {name: loaded["state"][_file_name(name)] for name in named_leaves(template)}
+            leaves = {name: loaded["state"][file_name(name)] for name in named_leaves(template)}
             return fill_leaves(template, leaves), {name: int(value) for name, value in loaded["data"].items()}
         first = next(iter(damaged.values()))
         raise UserError(
             f"none of the checkpoints in {self.folder} (steps {', '.join(map(str, sorted(damaged)))}) can be read: "
-            f"{_first_line(first)}"
+            f"{first_line(first)}"
         ) from first
 
     def _load(self, step: int, shapes: Mapping[str, Any]) -> tuple[Any, Exception | None]:
@@ -189,7 +187,7 @@ class Checkpoints:
             raise failed or UserError(f"another process could not take the checkpoint of step {step}; it says why.")
         if worst == 1:
             return None, failed or ValueError("another process cannot read it")
-        for name, total in jax.device_get(_checksums(dict(loaded["state"]))).items():
+        for name, total in jax.device_get(checksums(dict(loaded["state"]))).items():
             if int(total) != expected.get(name):
                 return None, ValueError(f"array {name.replace('.', '/')} differs from what was saved")
         return loaded, None
@@ -236,7 +234,7 @@ class Checkpoints:
 
     def _failed(self, step: int, error: Exception) -> None:
         kept = "no earlier one is there" if self.latest is None else f"that of step {self.latest} is kept"
-        words = f"the checkpoint of step {step} could not be written to {self.folder} ({_first_line(error)}); {kept}"
+        words = f"the checkpoint of step {step} could not be written to {self.folder} ({first_line(error)}); {kept}"
         if self.on_failed_save == "stop":
             raise UserError(f"{words}: make room and resume.") from error
         warnings.warn(f"{words}: the run continues.", stacklevel=2)
@@ -257,64 +255,6 @@ class Checkpoints:
             unlock(self._lock)
 
 
-def read_arrays(folder: str | Path) -> Any:
-    """What an Orbax checkpoint holds, ours or anybody's: nested dictionaries and lists, arrays as NumPy's on this host.
-
-    Args:
-      folder: of one checkpoint; of a run's checkpoints, that of one step.
-    Raises:
-      UserError: it is no checkpoint, it cannot be read, or its arrays would not fit into this machine's memory.
-    """
-    folder = Path(folder).absolute()
-    steps = sorted(
-        (path for path in folder.glob("*") if path.is_dir() and path.name.isdigit()), key=lambda p: int(p.name)
-    )
-    if steps:
-        raise UserError(
-            f"{folder} holds checkpoints of {len(steps)} steps: give the folder of one, such as {steps[-1]}."
-        )
-    try:
-        shapes: Any = ocp.metadata(folder).metadata
-    except Exception as error:  # whatever Orbax makes of other or damaged files
-        raise UserError(f"{folder} cannot be read as an Orbax checkpoint: {_first_line(error)}") from error
-
-    sizes: list[int] = []
-
-    def empty(leaf: Any) -> Any:
-        if not hasattr(leaf, "shape"):
-            return leaf
-        sizes.append(math.prod(leaf.shape) * np.dtype(leaf.dtype).itemsize)
-        return np.broadcast_to(np.zeros((), leaf.dtype), leaf.shape)  # takes no room, and asks for NumPy arrays
-
-    wanted = jax.tree.map(empty, shapes, is_leaf=lambda leaf: hasattr(leaf, "shape"))
-    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    if sum(sizes) > memory:
-        raise UserError(
-            f"{folder}: its arrays would take {sum(sizes) / 2**30:.3g} GiB, and this machine has {memory / 2**30:.3g} "
-            "GiB: read it on a larger one, or save the parameters alone."
-        )
-    try:
-        return ocp.load(folder, wanted)
-    except Exception as error:
-        raise UserError(f"the arrays of checkpoint {folder} cannot be read: {_first_line(error)}") from error
-
-
-@jax.jit
-def _checksums(arrays: dict[str, Array]) -> dict[str, UInt32[Array, ""]]:
-    """The sum of every array's bits, modulo 2^32: the same on every mesh."""
-
-    def checksum(array: Array) -> Array:
-        if jax.dtypes.issubdtype(array.dtype, jax.dtypes.prng_key):
-            array = jax.random.key_data(array)
-        if array.dtype == jnp.bool_:
-            array = array.astype(jnp.uint8)
-        unsigned = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}.get(array.dtype.itemsize)
-        bits = array if unsigned is None else jax.lax.bitcast_convert_type(array, unsigned)
-        return jnp.sum(bits.astype(jnp.uint32), dtype=jnp.uint32)
-
-    return {name: checksum(array) for name, array in arrays.items()}
-
-
 def _worst(code: int) -> int:
     """The largest of all processes' codes."""
     if jax.process_count() == 1:
@@ -331,30 +271,3 @@ def _unused(path: Path) -> Path:
     while path.with_name(f"{path.name}.{number}").exists():
         number += 1
     return path.with_name(f"{path.name}.{number}")
-
-
-def _first_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}".splitlines()[0][:200]
-
-
-def first_difference(saved: Any, asked: Any, field: str = "") -> tuple[str, Any, Any] | None:
-    """The first field in which two JSON values differ: (dotted name, saved value, asked value), or None."""
-    if isinstance(saved, Mapping) and isinstance(asked, Mapping):
-        for key in [*saved, *(key for key in asked if key not in saved)]:
-            name = f"{field}.{key}" if field else str(key)
-            difference = first_difference(saved.get(key), asked.get(key), name)
-            if difference is not None:
-                return difference
-        return None
-    return None if saved == asked else (field, saved, asked)
-
-
-def _stored(leaves: Mapping[str, Any]) -> dict[str, Any]:
-    """The arrays under names that Orbax can write: it takes `/` for a folder."""
-    return {
-        _file_name(name): leaf for name, leaf in leaves.items() if isinstance(leaf, jax.Array | jax.ShapeDtypeStruct)
-    }
-
-
-def _file_name(name: str) -> str:
-    return name.replace("/", ".")

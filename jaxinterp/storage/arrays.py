@@ -1,0 +1,85 @@
+"""Arrays in Orbax's files: their names and checksums there, and what a checkpoint of anybody's holds."""
+
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, UInt32
+from orbax.checkpoint import v1 as ocp
+
+from jaxinterp.errors import UserError, first_line
+
+
+def read_arrays(folder: str | Path) -> Any:
+    """What an Orbax checkpoint holds, ours or anybody's: nested dictionaries and lists, arrays as NumPy's on this host.
+
+    Args:
+      folder: of one checkpoint; of a run's checkpoints, that of one step.
+    Raises:
+      UserError: it is no checkpoint, it cannot be read, or its arrays would not fit into this machine's memory.
+    """
+    folder = Path(folder).absolute()
+    steps = sorted(
+        (path for path in folder.glob("*") if path.is_dir() and path.name.isdigit()), key=lambda p: int(p.name)
+    )
+    if steps:
+        raise UserError(
+            f"{folder} holds checkpoints of {len(steps)} steps: give the folder of one, such as {steps[-1]}."
+        )
+    try:
+        shapes: Any = ocp.metadata(folder).metadata
+    except Exception as error:  # whatever Orbax makes of other or damaged files
+        raise UserError(f"{folder} cannot be read as an Orbax checkpoint: {first_line(error)}") from error
+
+    sizes: list[int] = []
+
+    def empty(leaf: Any) -> Any:
+        if not hasattr(leaf, "shape"):
+            return leaf
+        sizes.append(math.prod(leaf.shape) * np.dtype(leaf.dtype).itemsize)
+        return np.broadcast_to(np.zeros((), leaf.dtype), leaf.shape)  # takes no room, and asks for NumPy arrays
+
+    wanted = jax.tree.map(empty, shapes, is_leaf=lambda leaf: hasattr(leaf, "shape"))
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if sum(sizes) > memory:
+        raise UserError(
+            f"{folder}: its arrays would take {sum(sizes) / 2**30:.3g} GiB, and this machine has {memory / 2**30:.3g} "
+            "GiB: read it on a larger one, or save the parameters alone."
+        )
+    try:
+        return ocp.load(folder, wanted)
+    except Exception as error:
+        raise UserError(f"the arrays of checkpoint {folder} cannot be read: {first_line(error)}") from error
+
+
+def stored(leaves: Mapping[str, Any]) -> dict[str, Any]:
+    """The arrays under names that Orbax can write: it takes `/` for a folder."""
+    return {
+        file_name(name): leaf for name, leaf in leaves.items() if isinstance(leaf, jax.Array | jax.ShapeDtypeStruct)
+    }
+
+
+def file_name(name: str) -> str:
+    """What Orbax writes a leaf's array under."""
+    return name.replace("/", ".")
+
+
+@jax.jit
+def checksums(arrays: dict[str, Array]) -> dict[str, UInt32[Array, ""]]:
+    """The sum of every array's bits, modulo 2^32: the same on every mesh."""
+
+    def checksum(array: Array) -> Array:
+        if jax.dtypes.issubdtype(array.dtype, jax.dtypes.prng_key):
+            array = jax.random.key_data(array)
+        if array.dtype == jnp.bool_:
+            array = array.astype(jnp.uint8)
+        unsigned = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}.get(array.dtype.itemsize)
+        bits = array if unsigned is None else jax.lax.bitcast_convert_type(array, unsigned)
+        return jnp.sum(bits.astype(jnp.uint32), dtype=jnp.uint32)
+
+    return {name: checksum(array) for name, array in arrays.items()}

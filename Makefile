@@ -74,10 +74,12 @@ LIBRARIES := eai-sparsify==1.3.3 dictionary-learning==0.1.0 sae-lens==6.54.12
 
 TPU := .venv-tpu
 
-test-tpu:  ## compile every TPU kernel with the real TPU compiler, which needs no TPU; fails with .no-libtpu where it is not to be had
+test-tpu:  ## compile every TPU kernel and whole steps with the real TPU compiler, which needs no TPU; fails with .no-libtpu where it is not to be had
 	test -x $(TPU)/bin/python || $(PYTHON) -m venv $(TPU)
 	@rm -f $(TPU)/.no-libtpu
 	$(TPU)/bin/python -c 'import libtpu' 2>/dev/null \
 	  || $(TPU)/bin/python -m pip install --quiet --constraint constraints.txt libtpu || { touch $(TPU)/.no-libtpu; exit 2; }
 	$(TPU)/bin/python -m pip install --quiet --constraint constraints.txt --editable ".[tpu]"
 	$(TPU)/bin/python -m benchmarks.tpu_compile --quick
+	$(TPU)/bin/python -m experiments.transcoder --out unused --model tiny --mesh data=2,feature=2 --preflight v5e:2x2
+	$(TPU)/bin/python -m benchmarks.preflight --remat v5e:2x2

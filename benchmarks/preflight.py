@@ -2,11 +2,13 @@
 
     python -m benchmarks.preflight --here                  on 8 virtual CPU devices: estimated and measured step
     python -m benchmarks.preflight --scaling               v5p, feature=4, data=4 to 128, the same tokens on every chip
+    python -m benchmarks.preflight --remat v5e:2x2         temporary memory with and without remat (also: cpu:1)
 
 `--here` trains with the very program that preflight compiled, and compares medians; exit code 1 where one is more than
 twice the other. `--scaling` needs the TPU compiler (pip install 'jaxinterp[tpu]') and no TPU; a chip's operand bytes
 must stay within 10 % of those at data=4, an all-gather counted by what it gathers. (By what each chip puts in, it
-shrinks as chips are added.)
+shrinks as chips are added.) `--remat` compiles a step with the model in its loss, ten layers of width 64, and needs the
+TPU compiler for a TPU; exit code 1 where remat takes more.
 """
 
 import argparse
@@ -25,14 +27,20 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--here", action="store_true")
     parser.add_argument("--scaling", action="store_true")
+    parser.add_argument("--remat", metavar="TARGET", default="")
     parser.add_argument("--data", type=int, nargs="+", choices=list(SCALES), default=[4, 16, 128])
     parser.add_argument("--features", type=int, default=32_768)
     options = parser.parse_args()
     os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={DEVICES} {os.environ.get('XLA_FLAGS', '')}"
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
-    if not (options.here or options.scaling):
-        parser.error("say --here, --scaling or both")
-    return max(here() if options.here else 0, scaling(options.data, options.features) if options.scaling else 0)
+    if not (options.here or options.scaling or options.remat):
+        parser.error("say --here, --scaling or --remat")
+    codes = [
+        here() if options.here else 0,
+        scaling(options.data, options.features) if options.scaling else 0,
+        remat(options.remat) if options.remat else 0,
+    ]
+    return max(codes)
 
 
 def here() -> int:
@@ -130,6 +138,33 @@ def scaling(sizes: list[int], features: int) -> int:
         numbers = "".join(f"{by_kind[kind] / 1e6:>20.2f}" for kind in kinds)
         print(f"{4 * data:>6}{data:>6}{numbers}{totals[-1] / 1e6:>12.2f}{found.seconds * 1e3:>10.2f}", flush=True)
     return 0 if all(abs(total / totals[0] - 1) <= 0.1 for total in totals) else 1
+
+
+def remat(target: str) -> int:
+    """Temporary bytes of a transcoder's step whose loss is the model's cross-entropy."""
+    import jax
+
+    from jaxinterp.methods import Transcoder
+    from jaxinterp.models.transformer import TransformerConfig, initialise
+    from jaxinterp.objectives import total
+    from jaxinterp.objectives.end_to_end import cross_entropy
+    from jaxinterp.preflight.chips import find
+    from jaxinterp.training.mesh import make_mesh
+    from jaxinterp.training.program import Program
+
+    devices = find(target).devices
+    shape = TransformerConfig(
+        vocab_size=256, d_model=64, layers=10, heads=4, kv_heads=4, head_dim=16, d_mlp=256, context=256
+    )
+    model = jax.eval_shape(lambda: initialise(shape, jax.random.key(0)))
+    sizes = []
+    for again in (False, True):
+        method = Transcoder(features=64, activation="relu", objective=total(cross_entropy(remat=again)))
+        mesh = make_mesh(devices=devices)
+        program = Program(method.recipe(20), method.needs("blocks/0/mlp"), mesh, 4096, 128, 2, seed=0)
+        sizes.append(program.compile(model, devices[0].platform).memory_analysis().temp_size_in_bytes)
+        print(f"{target}, remat={again}: {sizes[-1] / 1e6:.0f} MB", flush=True)
+    return 0 if sizes[1] <= sizes[0] else 1
 
 
 if __name__ == "__main__":

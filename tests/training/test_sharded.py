@@ -16,8 +16,9 @@ from jaxinterp.data.activations import Rows
 from jaxinterp.errors import UserError
 from jaxinterp.methods import SkipTranscoder, SparseAutoencoder, Transcoder
 from jaxinterp.methods.base import MethodState
+from jaxinterp.models.shapes import model_shapes
 from jaxinterp.training.fit import fit
-from jaxinterp.training.mesh import make_mesh, model_shardings, over_data, place_model, replicated, state_shardings
+from jaxinterp.training.mesh import make_mesh, model_shardings, over_data, place_model, state_shardings
 from jaxinterp.training.program import Program
 from jaxinterp.training.state import TrainState, make_step, start_state
 from jaxinterp.trees import named_leaves
@@ -88,29 +89,60 @@ def test_the_model_is_cut_by_the_names_of_its_leaves(subject):
     assert all(first is second for first, second in zip(jax.tree.leaves(placed), jax.tree.leaves(again), strict=True))
 
 
-def test_collectives_of_the_whole_step(subject):
+MAIN = {
+    "reduce-scatter f32[96,64]": 2,  # the two matrices' gradients
+    "all-gather f32[192,64]": 2,  # the two matrices
+    "all-gather f32[128,16]": 1,  # candidates: values and indices
+    "all-gather s32[128,16]": 1,
+    "all-reduce f32[128,64]": 1,  # the sum of the decoded rows
+}
+AUXK = {
+    "reduce-scatter f32[96,64]": 2,
+    "all-gather f32[128,128]": 1,  # 32 candidates a shard
+    "all-gather s32[128,128]": 1,
+    "all-reduce f32[128,64]": 1,
+    "all-reduce f32[128,32]": 1,  # the gradients of its codes
+}
+"""AuxK is a loss of its own, in a branch that runs while features are dead."""
+
+
+@pytest.mark.parametrize(
+    ("method", "shape", "expected"),
+    [
+        (Transcoder(features=768, k=4, auxk=0.0), (2, 4, 1), MAIN),
+        (
+            SkipTranscoder(features=768, k=4, dead_after=500),  # the demo's
+            (2, 4, 1),
+            Counter(MAIN) + Counter(AUXK) + Counter({"all-reduce f32[64,64]": 1}),  # the gradient of the skip matrix
+        ),
+        (
+            Transcoder(features=768, k=4, auxk=0.0),
+            (2, 2, 2),
+            {
+                "reduce-scatter f32[192,64]": 2,
+                "all-gather f32[384,64]": 2,
+                "all-gather f32[128,8]": 1,
+                "all-gather s32[128,8]": 1,
+                "all-reduce f32[128,64]": 1,
+                "all-reduce f32[4,32,64]": 4,  # the sums of attention and MLP over `model`, of two blocks
+            },
+        ),
+    ],
+    ids=["transcoder", "demo", "with model"],
+)
+def test_collectives_of_the_whole_step(method, shape, expected):
     """Over `data`: weight gradients once, scattered, and the updated parameters; over `feature`: candidates and sums.
 
     d 64, 768 features, 256 tokens, k 4 on (data, feature) = (2, 4): a shard has 192 features and 128 tokens. That no
     program holds tokens x features at all is shown at larger sizes in tests/kernels/test_programs.py.
     """
-    mesh = make_mesh(2, 4)
-    method = Transcoder(features=768, k=4, auxk=0.0)
+    mesh = make_mesh(*shape)
     program = Program(method.recipe(20), method.needs("blocks/1/mlp"), mesh, 256, 32, 4, seed=0)
-    model = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=replicated(mesh)), subject.model
-    )
+    model = model_shapes("tiny", dtype="float32", sharding=model_shardings(mesh))
     text = program.compile(model, "cpu").as_text()
     found = Counter(f"{kind} {shape}" for kind, shapes in programs.collectives(text) for shape in shapes)
     numbers = {name: sum(programs.elements(shape) for shape in programs.shapes(name)) for name in found}
-    large = {name: found[name] for name in found if numbers[name] > 128 * 4}
-    assert large == {
-        "reduce-scatter f32[96,64]": 2,  # the two matrices' gradients
-        "all-gather f32[192,64]": 2,  # the two matrices
-        "all-gather f32[128,16]": 1,  # candidates: values and indices
-        "all-gather s32[128,16]": 1,
-        "all-reduce f32[128,64]": 1,  # the sum of the decoded rows
-    }
+    assert {name: found[name] for name in found if numbers[name] > 128 * 4} == dict(expected)
     whole = {256 * 768, 128 * 768}
     assert not whole & {programs.elements(shape) for shape in programs.shapes(text)}, "tokens x features"
 

@@ -97,7 +97,7 @@ def prepared(config: OnText, *, check: Callable[[Any, str], Any] = check_mlp) ->
     """
     check_positive(config, "heldout_tokens", "ce_tokens")
     check_sizes(steps=config.steps, batch_size=config.batch_size, seq=config.seq, mesh=parse_mesh(config.mesh))
-    record = settings_of(config)
+    record = settings_of(config, "hosts")
     check_folder(config.out, record, resume=config.resume)
     subject = load(config.model)
     check(subject.model, config.site)

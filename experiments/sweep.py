@@ -18,6 +18,7 @@ from itertools import product
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import jax
 import numpy as np
 import tyro
 
@@ -41,6 +42,8 @@ from jaxinterp.methods import (
     Transcoder,
 )
 from jaxinterp.report.sections import Section, write_page
+from jaxinterp.training.hosts import join
+from jaxinterp.training.mesh import fetch
 
 METHODS: dict[str, Any] = {
     "transcoder": Transcoder,
@@ -53,6 +56,7 @@ METHODS: dict[str, Any] = {
     "group_bias": GroupBiasAdaptation,
 }
 SEED = "seed"
+UNASKED = "k=16,32,64", "seed=0..2"
 BOOLEANS = {"True": True, "False": False, "true": True, "false": False}
 Setting = Mapping[str, Any]
 
@@ -61,25 +65,31 @@ Setting = Mapping[str, Any]
 class Config(OnText):
     """One method, one MLP, every combination of the values swept."""
 
-    sweep: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ("k=16,32,64", "seed=0..2")
-    """FIELD=VALUES of the method, values joined by commas, whole numbers also as 0..3; `seed` too. May be repeated."""
+    sweep: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()  # what is given is appended to the default
+    """FIELD=VALUES of the method, values joined by commas, whole numbers also as 0..3; `seed` too. May be repeated;
+    where it is not given: k=16,32,64 and seed=0..2."""
     method: Literal[
         "transcoder", "skip_transcoder", "topk", "gated", "jumprelu", "matryoshka", "top_afa", "group_bias"
     ] = "skip_transcoder"
     """Which method."""
+    hosts: str = "auto"
+    """Processes of one run: auto (Cloud TPU, Slurm, experiments.launch), alone, or ADDRESS:PORT,COUNT,INDEX."""
     features: int = 1152
     tokens: int = 200_000
 
 
 def main(config: Config) -> None:
-    """Train all, score all, compare seeds."""
+    """Train all, score all, compare seeds; of several processes all train, and the first one does the rest."""
     clock = time.perf_counter()
     settings = combinations(config)
     runs: dict[str, Method] = {name: method_of(config, setting) for name, setting in settings.items()}
+    join(config.hosts)
     ready = prepared(config)
     say(f"{len(runs)} runs in one program: {', '.join(runs)}")
-    trained = train_together(runs, ready, config)
-    found = {name: each[0] for name, each in trained.decomposition.items()}
+    trained = fetch(train_together(runs, ready, config).decomposition)
+    if jax.process_index() > 0:
+        return
+    found = {name: each[0] for name, each in trained.items()}
     for name, dictionary in found.items():
         save_dictionary(dictionary, ready.out / "dictionaries" / name.replace(" ", ""))
     say(f"{time.perf_counter() - clock:.0f} s so far; scoring on held-out text ...")
@@ -112,7 +122,7 @@ def combinations(config: Config) -> dict[str, dict[str, Any]]:
       UserError: a sweep is not of the form FIELD=VALUES, names no field of the method, or names one twice.
     """
     swept: dict[str, list[Any]] = {}
-    for text in config.sweep:
+    for text in config.sweep or UNASKED:
         name, equals, values = (part.strip() for part in text.partition("="))
         if not equals or not values:
             raise UserError(f"sweep={text!r}: write it as k=16,32,64 or seed=0..3.")

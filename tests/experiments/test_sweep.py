@@ -5,6 +5,7 @@ from functools import partial
 
 import numpy as np
 import pytest
+import tyro
 
 from experiments.on_text import prepared
 from experiments.sweep import Config, combinations, main, method_of, reading, stability
@@ -25,6 +26,13 @@ def test_every_combination_has_a_name_and_values_of_the_fields_type(tmp_path):
     assert [setting["normalise"] for setting in scaled.values()] == [True, False]
     rates = combinations(swept(tmp_path, sweep=("learning_rate=0.001,0.01",), method="topk"))
     assert [setting["learning_rate"] for setting in rates.values()] == [0.001, 0.01]
+
+
+def test_the_command_line_sweeps_what_it_is_told_to_and_nothing_else():
+    """Options that may be repeated are appended to a default that is not empty."""
+    asked = tyro.cli(Config, args=["--out", "unused", "--sweep", "k=2,4", "--sweep", "seed=0,1"])
+    assert list(combinations(asked)) == ["k=2, seed=0", "k=2, seed=1", "k=4, seed=0", "k=4, seed=1"]
+    assert len(combinations(tyro.cli(Config, args=["--out", "unused"]))) == 9
 
 
 @pytest.mark.parametrize(

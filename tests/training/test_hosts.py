@@ -103,19 +103,28 @@ def test_without_the_launcher_a_lost_process_ends_the_others(tmp_path, lost):
     assert time.monotonic() - killed < 60
 
 
+SHORT = "--tokens 5120 --seq 32 --batch-size 256 --features 64 --heldout-tokens 512 --ce-tokens 256"
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(("text", "code"), [("", 0), ("no/such/text", 2)])
-def test_the_launcher_runs_a_whole_experiment(tmp_path, text, code):
+@pytest.mark.parametrize(
+    ("experiment", "text", "code"),
+    [
+        ("transcoder --k 4 --pages 2", "", 0),
+        ("transcoder --k 4 --pages 2", "no/such/text", 2),
+        ("sweep --sweep k=2,4 --sweep seed=0,1", "", 0),
+    ],
+)
+def test_the_launcher_runs_a_whole_experiment(tmp_path, experiment, text, code):
     """Training in both, the report in the first; and a mistake ends both, though each would wait for the other."""
     (tmp_path / "text").mkdir()
     for index in range(60):
         words = " ".join(f"the {index + n} quick brown foxes jump over {n * index} lazy dogs." for n in range(12))
         (tmp_path / "text" / f"{index}.txt").write_text(words)
-    sizes = "--tokens 5120 --seq 32 --batch-size 256 --features 64 --k 4 --heldout-tokens 512 --ce-tokens 256 --pages 2"
-    command = [sys.executable, "-m", "experiments.launch", "2", "experiments.transcoder", "--model", "tiny"]
+    command = [sys.executable, "-m", "experiments.launch", "2", *f"experiments.{experiment} --model tiny".split()]
     places = ["--text", text or str(tmp_path / "text"), "--out", str(tmp_path / "out"), "--mesh", "data=2,feature=4"]
     environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=4", "JAX_PLATFORMS": "cpu"}
-    run = subprocess.run([*command, *places, *sizes.split()], env=environment, capture_output=True, timeout=500)
+    run = subprocess.run([*command, *places, *SHORT.split()], env=environment, capture_output=True, timeout=500)
     assert run.returncode == code, run.stderr.decode()
     assert (tmp_path / "out" / "report.html").is_file() == (code == 0)
 

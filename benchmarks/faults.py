@@ -37,7 +37,7 @@ def main() -> int:
         return worker(options.worker, options.stop)
     folder = Path(tempfile.mkdtemp(prefix="jaxinterp-faults-"))
     moments = random.Random(options.seed)
-    killed, lost, first = 0, [], 0
+    killed, lost, reached_before = 0, [], 0
     while killed < options.kills:
         reached, resumed = life(folder / "killed", folder, moments)
         if reached is None:
@@ -45,10 +45,10 @@ def main() -> int:
             return 1
         killed += 1
         if killed > 1:
-            lost.append(first - resumed)
-        first = max(reached, resumed)
+            lost.append(reached_before - resumed)
+        reached_before = max(reached, resumed)
         print(f"kill {killed:3}: resumed at step {resumed}, killed after step {reached}", flush=True)
-    last = int(first) // SAVE_EVERY * SAVE_EVERY + 5 * SAVE_EVERY
+    last = int(reached_before) // SAVE_EVERY * SAVE_EVERY + 5 * SAVE_EVERY
     for name in ("killed", "alone"):
         subprocess.run(command(folder / name, last), check=True, env=environment(folder))
     same = equal(folder / "killed", folder / "alone")

@@ -4,6 +4,7 @@ import json
 import math
 import os
 import shutil
+import signal
 import sys
 import traceback
 from collections import Counter
@@ -21,6 +22,7 @@ from rich.table import Table
 
 from jaxinterp.errors import UserError, suggest
 from jaxinterp.report.shell import save
+from jaxinterp.storage.lock import lock, unlock
 from jaxinterp.training.guard import PREEMPTED, Preempted
 from jaxinterp.training.hosts import VARIABLE
 from jaxinterp.trees import first_difference
@@ -60,6 +62,7 @@ def command(config: type[Config], main: Callable[[Config], Any], description: st
     One line and exit code 2 for a user's mistake, 75 for a run that SIGTERM stopped and that wants to be resumed. Of
     several processes, one that fails ends at once: the others wait for it in vain and are ended by its silence.
     """
+    signal.signal(signal.SIGTERM, _stop)
     try:
         options = tyro.cli(config, description=description)
         if not hasattr(options, "hosts") and VARIABLE in os.environ:
@@ -76,6 +79,12 @@ def command(config: type[Config], main: Callable[[Config], Any], description: st
     except Exception:
         traceback.print_exc()
         leave(1)
+
+
+def _stop(*_: Any) -> None:
+    """Before training and after it there is nothing new to save: what was done then is done again."""
+    print("stopped by SIGTERM: continue with --resume.", file=sys.stderr)
+    leave(PREEMPTED)
 
 
 def leave(code: int) -> NoReturn:
@@ -144,12 +153,22 @@ def open_folder(folder: Path, settings: Mapping[str, Any]) -> Path:
     """Make the output folder and keep the settings of the run in it; of several processes, the first one alone.
 
     All must come here: none writes before each has looked at the folder.
+
+    Raises:
+      UserError: a run is writing to it.
     """
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices("every process has looked at the folder")
     if jax.process_index() == 0:
+        check_unlocked(folder)
         write_json(folder / CONFIG, settings)
     return folder
+
+
+def check_unlocked(folder: Path) -> None:
+    """Raises UserError where a run is writing its checkpoints in this folder."""
+    if (folder / "checkpoints.lock").exists():
+        unlock(lock(folder / "checkpoints"))
 
 
 @contextmanager
@@ -159,15 +178,19 @@ def folder_of_a_run(folder: Path, settings: Mapping[str, Any]) -> Iterator[Path]
     try:
         yield open_folder(folder, settings)
     except UserError:
-        if (
-            fresh
-            and jax.process_index() == 0
-            and not any(
-                next(folder.glob(kept), None) for kept in ("checkpoints/[0-9]*", "*/dictionary.json", "refused_batch*")
-            )
-        ):
+        if fresh and jax.process_index() == 0 and not _kept_something(folder):
             shutil.rmtree(folder)
         raise
+
+
+def _kept_something(folder: Path) -> bool:
+    """Whether there are results in it, or a run that may still have some."""
+    try:
+        check_unlocked(folder)
+    except UserError:
+        return True
+    kept = ("checkpoints/[0-9]*", "*/dictionary.json", "refused_batch*")
+    return any(next(folder.glob(pattern), None) for pattern in kept)
 
 
 def settings_of(config: Any, *without: str) -> dict[str, Any]:

@@ -23,6 +23,8 @@ from jaxinterp.training.hosts import VARIABLE
 
 PATIENCE = 10
 """Seconds that the others have to end by themselves."""
+MISTAKE = 2
+"""Exit code for what the user can mend: there is nothing to resume."""
 
 
 def main(arguments: list[str]) -> int:
@@ -34,31 +36,34 @@ def main(arguments: list[str]) -> int:
     folder = Path(tempfile.mkdtemp(prefix="jaxinterp-launch-"))
     address = f"localhost:{free_port()}"
     processes = [_start(command, f"{address},{count},{index}", folder, index) for index in range(count)]
-    told: list[int] = []
 
     def stop(number: int, _: Any) -> None:
-        told.append(number)
         for process in processes:
             process.send_signal(number)
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, stop)
-    while all(process.poll() is None for process in processes):
+    while (first := _failed(processes)) is None:
+        codes = [process.poll() for process in processes]
+        if None not in codes:
+            return PREEMPTED if PREEMPTED in codes else 0
         time.sleep(0.2)
-    first = next(index for index, process in enumerate(processes) if process.poll() is not None)
     code = processes[first].returncode
-    if code in (0, PREEMPTED):  # the others are about to end too
-        codes = [process.wait() for process in processes]
-        return max(codes, key=abs)
     _end(processes)
     how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
     logs = "" if first == 0 else f"; its output is in {_log(folder, first)}"
     print(
-        f"launch: process {first} of {count} {how}, and the others were stopped{logs}. What was saved is kept: "
-        "continue with --resume.",
+        f"launch: process {first} of {count} {how}, and the others were stopped{logs}."
+        + ("" if code == MISTAKE else " What was saved is kept: continue with --resume."),
         file=sys.stderr,
     )
     return code if code > 0 else 128 - code
+
+
+def _failed(processes: list[subprocess.Popen[bytes]]) -> int | None:
+    """The first process that ended otherwise than well or preempted."""
+    codes = [process.poll() for process in processes]
+    return next((index for index, code in enumerate(codes) if code not in (None, 0, PREEMPTED)), None)
 
 
 def _start(command: list[str], hosts: str, folder: Path, index: int) -> subprocess.Popen[bytes]:

@@ -10,6 +10,7 @@ swept, the live write vectors of every setting are compared over seeds: the colu
 (live: fired within the last fifth of the training tokens).
 """
 
+import math
 import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -56,7 +57,6 @@ METHODS: dict[str, Any] = {
     "group_bias": GroupBiasAdaptation,
 }
 SEED = "seed"
-UNASKED = "k=16,32,64", "seed=0..2"
 BOOLEANS = {"True": True, "False": False, "true": True, "false": False}
 Setting = Mapping[str, Any]
 
@@ -67,7 +67,7 @@ class Config(OnText):
 
     sweep: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()  # what is given is appended to the default
     """FIELD=VALUES of the method, values joined by commas, whole numbers also as 0..3; `seed` too. May be repeated;
-    where it is not given: k=16,32,64 and seed=0..2."""
+    where it is not given: k=16,32,64 (of methods that have k) and seed=0..2."""
     method: Literal[
         "transcoder", "skip_transcoder", "topk", "gated", "jumprelu", "matryoshka", "top_afa", "group_bias"
     ] = "skip_transcoder"
@@ -122,7 +122,7 @@ def combinations(config: Config) -> dict[str, dict[str, Any]]:
       UserError: a sweep is not of the form FIELD=VALUES, names no field of the method, or names one twice.
     """
     swept: dict[str, list[Any]] = {}
-    for text in config.sweep or UNASKED:
+    for text in config.sweep or unasked(config.method):
         name, equals, values = (part.strip() for part in text.partition("="))
         if not equals or not values:
             raise UserError(f"sweep={text!r}: write it as k=16,32,64 or seed=0..3.")
@@ -134,6 +134,17 @@ def combinations(config: Config) -> dict[str, dict[str, Any]]:
     return {", ".join(f"{name}={value}" for name, value in setting.items()): setting for setting in named}
 
 
+def unasked(method: str) -> tuple[str, ...]:
+    """What is swept where nothing is asked for."""
+    return ("k=16,32,64", "seed=0..2") if chooses_k(method) else ("seed=0..2",)
+
+
+def chooses_k(method: str) -> bool:
+    """Whether k is the number of active features: others keep the field, which says nothing of their codes."""
+    defaults = {field.name: field.default for field in fields(METHODS[method])}
+    return defaults["activation"] in ("topk", "batch_topk")
+
+
 def parsed(name: str, values: str, config: Config) -> list[Any]:
     """The values of a field, of the type that it has in the method.
 
@@ -143,15 +154,22 @@ def parsed(name: str, values: str, config: Config) -> list[Any]:
     of_method = {field.name: field.default for field in fields(METHODS[config.method])}
     known = {name: kind for name, kind in of_method.items() if isinstance(kind, int | float | str)} | {SEED: 0}
     known |= {"features": 1, "dead_after": 1}
+    if not chooses_k(config.method):
+        known.pop("k", None)
     if name not in known:
         raise UserError(f"sweep: {config.method} has no {name!r} to sweep.{suggest(name, known)}")
     kind = type(known[name])
     try:
         if ".." in values and kind is int:
             first, _, last = values.partition("..")
-            return list(range(int(first), int(last) + 1))
+            numbers = list(range(int(first), int(last) + 1))
+            if not numbers:
+                raise UserError(f"sweep {name}={values} is empty: write the smaller number first.")
+            return numbers
         read = BOOLEANS.__getitem__ if kind is bool else kind
         return [read(value.strip()) for value in values.split(",")]
+    except UserError:
+        raise
     except (ValueError, KeyError) as error:
         raise UserError(f"sweep {name}={values}: values must be of type {kind.__name__}.") from error
 
@@ -178,7 +196,8 @@ def stability(settings: Mapping[str, Setting], found: Mapping[str, Any], *, dead
     for name, dictionary in found.items():
         live = np.asarray(dictionary.tokens_since_fired) < dead_after
         alike[without_seed(settings[name])].append(np.asarray(dictionary.decoder)[live])
-    return {name: compare_seeds(rows).cosine for name, rows in alike.items() if len(rows) > 1}
+    cosines = {name: compare_seeds(rows).cosine for name, rows in alike.items() if len(rows) > 1}
+    return {name: cosine for name, cosine in cosines.items() if not math.isnan(cosine)}  # none where nothing is live
 
 
 def reading(rows: Sequence[Row], stable: Mapping[str, float]) -> list[str]:

@@ -120,6 +120,7 @@ def main(config: Config) -> None:
         seq=config.seq,
         mesh=parse_mesh(config.mesh),
         save_every=config.save_every,
+        spike=config.spike,
     )
     if config.track:
         check_tracker(config.track)

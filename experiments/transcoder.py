@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import grain
 import jax
@@ -49,7 +49,7 @@ from jaxinterp.report.page import write_report
 from jaxinterp.training.fit import check_sizes, fit
 from jaxinterp.training.hosts import join
 from jaxinterp.training.mesh import fetch, mesh_sizes, model_shardings, parse_mesh
-from jaxinterp.training.program import BUFFER_BATCHES, Activations
+from jaxinterp.training.program import BUFFER_BATCHES, Activations, kept_in
 from jaxinterp.training.tracking import JsonLines, ProgressBar, read_rows, training_seconds
 
 METHODS: dict[str, Callable[..., Method]] = {
@@ -158,6 +158,7 @@ def main(config: Config) -> None:
         mesh=mesh,
         save_every=config.save_every,
         harvest_parts=config.harvest_parts,
+        spike=config.spike,
     )
     check_positive(config, "heldout_tokens", "ce_tokens")
     check_folder(config.out, settings, resume=config.resume)
@@ -174,7 +175,7 @@ def main(config: Config) -> None:
         console.print(f"activations on disk: {config.cache}")
         needed = min(len(train), (steps + BUFFER_BATCHES) * config.batch_size // config.seq)
         chosen = train.shuffle(0)[:needed]  # a sample of the text, of which a shorter run takes a beginning
-        dtype: Any = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+        dtype = kept_in(config.activations, jax.default_backend())
         train = harvested_once(subject, chosen, method.needs(plan.site).names(), config.cache, dtype=dtype)
     log = JsonLines(out / "log.jsonl", resume=config.resume)
     with ProgressBar(steps) as bar:

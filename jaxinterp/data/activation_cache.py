@@ -18,7 +18,7 @@ import shutil
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import grain
 import jax
@@ -28,13 +28,14 @@ from array_record.python.array_record_module import ArrayRecordReader, ArrayReco
 
 from jaxinterp.data.activations import WINDOW, Harvest, check_finite
 from jaxinterp.data.batch import GRADIENT
-from jaxinterp.data.windows import fingerprint
+from jaxinterp.data.windows import fingerprint, some_places
 from jaxinterp.errors import UserError
 from jaxinterp.models.load import Subject
 from jaxinterp.models.sites import check_site
+from jaxinterp.storage.arrays import weights_hash
 
 SETTINGS = "settings.json"
-FORMAT = "jaxinterp activations, 1"
+FORMAT = "jaxinterp activations, 2"
 CHECKSUM = 4  # bytes
 OPEN_FILES = 256
 """At most so many shards are held open: a process may have about a thousand files."""
@@ -76,6 +77,7 @@ def cache_activations(
     settings = {
         "format": FORMAT,
         "subject": subject.name,
+        "weights": weights_hash(subject.model),
         "windows": len(windows),
         "text": fingerprint(windows),
         "windows_per_shard": windows_per_shard,
@@ -112,18 +114,30 @@ def cached_windows(folder: str | Path) -> grain.MapDataset:
     return grain.MapDataset.source(CachedWindows(Path(folder)))
 
 
-def holds(folder: str | Path, subject: Subject, windows: grain.MapDataset, names: tuple[str, ...]) -> bool:
-    """Whether a folder has the named arrays of at least these windows, by the subject's name and the first window."""
+def holds(
+    folder: str | Path,
+    subject: Subject,
+    windows: grain.MapDataset,
+    names: tuple[str, ...],
+    *,
+    dtype: Literal["float32", "bfloat16"] = "float32",
+) -> bool:
+    """Whether a folder has the named arrays of at least these windows of this model in this dtype."""
     folder = Path(folder)
     if not (folder / SETTINGS).exists():
         return False
     settings = _settings(folder)
     whole = all(_done(folder, shard).exists() for shard in range(_shards(settings)))
-    same = settings["subject"] == subject.name and set(names) <= set(settings["arrays"])
+    arrays = settings["arrays"]
+    same = settings["weights"] == weights_hash(subject.model) and all(
+        name in arrays and arrays[name][1] == dtype for name in names
+    )
     if not whole or not same or settings["windows"] < len(windows):
         return False
-    first: Any = windows[0]
-    return np.array_equal(CachedWindows(folder)[0]["tokens"], first["tokens"])
+    cached, given = CachedWindows(folder), cast("Any", windows)
+    return all(
+        np.array_equal(cached[place]["tokens"], given[place]["tokens"]) for place in some_places(len(windows), 8)
+    )
 
 
 def harvested_once(
@@ -139,7 +153,7 @@ def harvested_once(
     Raises:
       UserError: the folder holds other or fewer activations; with several processes, it does not hold them all.
     """
-    if not holds(folder, subject, windows, names):
+    if not holds(folder, subject, windows, names, dtype=dtype):
         if jax.process_count() > 1:
             raise UserError(f"cache={folder} does not hold this run's activations: harvest in one process first.")
         cache_activations(subject, windows, names, folder, dtype=dtype)
@@ -234,7 +248,7 @@ def _settings(folder: Path) -> dict[str, Any]:
     if not (folder / SETTINGS).is_file():
         raise UserError(f"{folder} holds no activations: there is no {SETTINGS} in it.")
     settings = _read(folder / SETTINGS)
-    wanted = {"subject", "text", "windows", "windows_per_shard", "arrays"}
+    wanted = {"subject", "weights", "text", "windows", "windows_per_shard", "arrays"}
     if settings.get("format") != FORMAT or not wanted <= set(settings):
         raise UserError(f"{folder / SETTINGS} is not of the form {FORMAT!r}: harvest into another folder.")
     return settings

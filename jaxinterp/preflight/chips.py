@@ -20,7 +20,10 @@ from jaxinterp.errors import UserError, suggest
 
 @dataclass(frozen=True)
 class Chip:
-    """Peak figures of one device: FLOP/s, bytes, bytes/s; `clock` in Hz turns the compiler's cycles into seconds."""
+    """Peak figures of one device: FLOP/s, bytes, bytes/s; `clock` in Hz turns the compiler's cycles into seconds.
+
+    overlaps: whether memory is read while products are computed.
+    """
 
     name: str
     flops: float
@@ -28,6 +31,7 @@ class Chip:
     memory_bandwidth: float
     interconnect: float
     clock: float | None = None
+    overlaps: bool = True
 
 
 GB = 1e9
@@ -50,7 +54,7 @@ NOT_A_CLOUD = {
 }
 """Keeps the TPU compiler from asking a cloud for its TPU, and from a lock: it runs nothing."""
 
-AXES = {"v4": 3, "v5e": 2, "v5p": 3, "v6e": 2, "tpu7x": 3}
+TORUS_AXES = {"v4": 3, "v5e": 2, "v5p": 3, "v6e": 2, "tpu7x": 3}
 
 
 @dataclass(frozen=True)
@@ -79,9 +83,9 @@ def find(text: str) -> Target:
         return _cpu(text, shape)
     if name not in CHIPS:
         raise UserError(f"preflight={text!r}: unknown chip {name!r}.{suggest(name, [*CHIPS, 'cpu', 'auto'])}")
-    if not re.fullmatch("x".join([r"[1-9]\d*"] * AXES[name]), shape):
-        example = "x".join(["4"] * AXES[name])
-        raise UserError(f"preflight={text!r}: {name} comes in {AXES[name]} dimensions, such as {name}:{example}.")
+    if not re.fullmatch("x".join([r"[1-9]\d*"] * TORUS_AXES[name]), shape):
+        example = "x".join(["4"] * TORUS_AXES[name])
+        raise UserError(f"preflight={text!r}: {name} comes in {TORUS_AXES[name]} dimensions, such as {name}:{example}.")
     devices = _described(name, shape)
     return Target(text, devices, of_a_device(CHIPS[name], devices))
 

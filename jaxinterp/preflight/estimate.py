@@ -1,7 +1,8 @@
 """From a compiled step to what a run needs: does it fit, how long does a step take, what bounds it.
 
-    operations    what the compiler does itself: its own cycles / clock; where it gives none (CPU, GPU), the larger of
-                  FLOPs / peak and bytes accessed / memory bandwidth
+    operations    what the compiler does itself: its own cycles / clock; where one is not known (CPU, GPU, tpu7x), the
+                  larger of FLOPs / peak and bytes accessed / memory bandwidth (on a CPU their sum: a core does one
+                  or the other)
     kernels       of ours: the larger of FLOPs / peak and bytes / memory bandwidth, each as the kernel states them
     interconnect  bytes that a device sends in a ring / interconnect bandwidth
     input         tokens / what the hosts read, by this machine's own pace
@@ -67,11 +68,14 @@ class Estimate:
     def input(self) -> float:
         return self.tokens / self.read_per_second
 
+    @property
+    def by_cycles(self) -> bool:
+        """Whether the compiler gives cycles, and the chip's clock is known."""
+        return self.chip.clock is not None and self.program.always.cycles is not None
+
     def operations(self, work: Work) -> float:
         """Seconds of the operations that the compiler gave cycles to."""
-        if self.chip.clock is None or work.cycles is None:
-            return 0.0
-        return work.cycles / self.chip.clock
+        return (work.cycles or 0) / (self.chip.clock or 1.0) if self.by_cycles else 0.0
 
     def kernel(self, kernel: Kernel) -> float:
         """Seconds of a kernel of ours, in a step."""
@@ -89,8 +93,8 @@ class Estimate:
         """A step in which no conditional does more than it must."""
         always = self.program.always
         busy = max(self._busy(always), self.compute)
-        if always.cycles is None:
-            busy = max(busy, self.memory)
+        if not self.by_cycles:
+            busy = max(busy, self.memory) if self.chip.overlaps else max(busy, self.compute + self.memory)
         return max(self.input, busy + self.interconnect(always))
 
     @property
@@ -102,11 +106,10 @@ class Estimate:
     @property
     def bound(self) -> str:
         always = self.program.always
-        cycles = always.cycles is not None
         parts = {
             "compute": self.compute,
             # Of the compiler's cycles, what products at peak do not take: copies, small operations, waiting for memory.
-            "memory bandwidth": max(0.0, self._busy(always) - self.compute) if cycles else self.memory,
+            "memory bandwidth": max(0.0, self._busy(always) - self.compute) if self.by_cycles else self.memory,
             "interconnect": self.interconnect(always),
             "input": self.input,
         }
@@ -134,7 +137,7 @@ class Estimate:
             f"work on a device and step: {program.flops:.3g} FLOP ({in_time(self.compute)} at peak), at most "
             f"{in_bytes(program.bytes_accessed)} accessed ({in_time(self.memory)})",
         ]
-        if always.cycles is not None:
+        if self.by_cycles:
             found.append(f"  compiler's own cycles: {always.cycles:,.0f} ({in_time(self.operations(always))})")
         if always.kernels:
             parts = ", ".join(f"{kernel.name} {in_time(self.kernel(kernel))}" for kernel in always.kernels)
@@ -177,15 +180,17 @@ def measured(devices: tuple[Any, ...], memory: int, working: int) -> Chip:
     line = jax.device_put(jnp.ones((len(devices), length)), spread)
     product = jax.jit(lambda x: jnp.einsum("dij,djk->dik", x, x) / side, out_shardings=spread)
     copy = jax.jit(lambda x: x + 1.0, out_shardings=spread)
-    flops = 2 * side**3 / _fastest(product, square)
-    bandwidth = 2 * 4 * length / _fastest(copy, line)
-    return Chip(devices[0].device_kind, flops, memory, bandwidth, bandwidth)
+    flops = 2 * side**3 / _usual(product, square)
+    bandwidth = 2 * 4 * length / _usual(copy, line)
+    overlaps = devices[0].platform != "cpu"
+    return Chip(devices[0].device_kind, flops, memory, bandwidth, bandwidth, overlaps=overlaps)
 
 
-def _fastest(function: Any, x: Any) -> float:
+def _usual(function: Any, x: Any) -> float:
+    """The median of its seconds, as a step in the middle of others would find the machine."""
     function(x).block_until_ready()
     times = []
-    for _ in range(5):
+    for _ in range(9):
         start = time.perf_counter()
         function(x).block_until_ready()
         times.append(time.perf_counter() - start)

@@ -1,5 +1,7 @@
 """Arrays in Orbax's files: their names and checksums there, and what a checkpoint of anybody's holds."""
 
+import hashlib
+import json
 import math
 import os
 from collections.abc import Mapping
@@ -13,6 +15,7 @@ from jaxtyping import Array, UInt32
 from orbax.checkpoint import v1 as ocp
 
 from jaxinterp.errors import UserError, first_line
+from jaxinterp.trees import named_leaves
 
 
 def read_arrays(folder: str | Path) -> Any:
@@ -67,6 +70,14 @@ def stored(leaves: Mapping[str, Any]) -> dict[str, Any]:
 def file_name(name: str) -> str:
     """What Orbax writes a leaf's array under."""
     return name.replace("/", ".")
+
+
+def weights_hash(tree: Any) -> str:
+    """A short hash of a tree's arrays: names, shapes, dtypes and checksums; the same on every mesh."""
+    arrays = {name: leaf for name, leaf in named_leaves(tree).items() if isinstance(leaf, jax.Array | np.ndarray)}
+    sums = jax.device_get(checksums(arrays))
+    described = [[name, list(array.shape), str(array.dtype), int(sums[name])] for name, array in arrays.items()]
+    return hashlib.sha256(json.dumps(described).encode()).hexdigest()[:16]
 
 
 @jax.jit

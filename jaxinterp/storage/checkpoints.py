@@ -33,7 +33,7 @@ class Checkpoints:
     Args:
       config: plain JSON values; written with every checkpoint, compared with those of the newest one on resume.
       keep: how many of the latest checkpoints are kept.
-      on_failed_save: what a full disk does: "stop" the run, or "continue" it with a warning.
+      on_failed_save: what a full disk does: "stop" the run, or "continue" it with a warning (in a single process).
     Raises:
       UserError: the folder cannot be written; another run writes to it; it holds checkpoints of another configuration
         (the first differing field is named); or it holds checkpoints and `resume` is False.
@@ -80,7 +80,8 @@ class Checkpoints:
                 f"checkpoint folder {self.folder} already holds step {self.latest}: pass resume=True (--resume) to "
                 "continue it, or choose another folder."
             )
-        difference = first_difference(self._saved_config(), dict(config))
+        made_with = self._saved_config()
+        difference = None if made_with is None else first_difference(made_with, dict(config))
         if difference is not None:
             field, saved, asked = difference
             raise UserError(
@@ -88,12 +89,12 @@ class Checkpoints:
                 "value, or choose another folder."
             )
 
-    def _saved_config(self) -> dict[str, Any]:
-        """Of the newest checkpoint that still tells it: `restore` looks into damage."""
+    def _saved_config(self) -> dict[str, Any] | None:
+        """Of the newest checkpoint that still tells it; None where none does: `restore` looks into damage."""
         for checkpoint in reversed(self._orbax.checkpoints):
             with contextlib.suppress(Exception):  # whatever Orbax makes of damaged files
                 return self._notes(checkpoint.step)["config"]
-        return (self._orbax.root_metadata().custom_metadata or {}).get("config", {})  # where earlier versions wrote it
+        return None
 
     def _notes(self, step: int) -> dict[str, Any]:
         """What stands beside the arrays: "config", "checksums", "losses"."""
@@ -179,7 +180,7 @@ class Checkpoints:
         else:
             try:
                 self._check_layout(step, held, shapes)
-                loaded = self._orbax.load_checkpointables(step, {"state": shapes, "data": None})
+                loaded = self._read(step, shapes)
             except Exception as error:
                 failed = error
         worst = _worst(0 if failed is None else 2 if _is_no_damage(failed) else 1)
@@ -191,6 +192,15 @@ class Checkpoints:
             if int(total) != expected.get(name):
                 return None, ValueError(f"array {name.replace('.', '/')} differs from what was saved")
         return loaded, None
+
+    def _read(self, step: int, shapes: Mapping[str, Any]) -> Any:
+        """What the files hold for this process, which reads alone: nobody waits for one that cannot read its part."""
+        own, alone = jax.process_index(), ocp.Context()
+        alone.multiprocessing.primary_host = own
+        alone.multiprocessing.active_processes = {own}
+        alone.multiprocessing.barrier_sync_key_prefix = f"process{own}"
+        with alone:
+            return ocp.load_checkpointables(self.folder / str(step), {"state": shapes, "data": None})
 
     def _check_layout(self, step: int, held: Mapping[str, Any], shapes: Mapping[str, Any]) -> None:
         place = f"the checkpoint of step {step} in {self.folder}"
@@ -235,7 +245,7 @@ class Checkpoints:
     def _failed(self, step: int, error: Exception) -> None:
         kept = "no earlier one is there" if self.latest is None else f"that of step {self.latest} is kept"
         words = f"the checkpoint of step {step} could not be written to {self.folder} ({first_line(error)}); {kept}"
-        if self.on_failed_save == "stop":
+        if self.on_failed_save == "stop" or jax.process_count() > 1:  # the others do not know of it
             raise UserError(f"{words}: make room and resume.") from error
         warnings.warn(f"{words}: the run continues.", stacklevel=2)
         with contextlib.suppress(Exception):  # the same failure, told once more

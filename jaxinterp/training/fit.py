@@ -17,6 +17,7 @@ from jaxinterp.errors import UserError, suggest
 from jaxinterp.methods.base import Method
 from jaxinterp.models.load import Subject
 from jaxinterp.models.sites import LEAVES, check_site, sites
+from jaxinterp.storage.arrays import weights_hash
 from jaxinterp.storage.checkpoints import Checkpoints
 from jaxinterp.training.guard import Losses
 from jaxinterp.training.loop import Run, Tracker
@@ -77,21 +78,23 @@ def fit(
         that terms read by name.
       mesh: from `make_mesh`; default: one device.
       checkpoint: folder for checkpoints; None: none are written.
-      save_every: the newest written checkpoint is never more steps old than this, a multiple of `log_every`; None: only
-        the last step is saved.
+      save_every: the newest written checkpoint is never more steps old than this (unless a save fails and the run
+        continues), a multiple of `log_every`; None: only the last step is saved.
       resume: continue from the newest checkpoint that is whole: bit for bit on the same mesh; on another mesh or number
         of processes with the same data order, and sums that round otherwise.
       stop_after: leave (with a checkpoint) after this step, a multiple of `log_every`, as a preempted run would.
       track: called with a row of numbers every `log_every` steps, in the first process.
       spike: a loss so many times the size of the usual one above it ends the run; None: any finite loss is good.
-      on_failed_save: what a full disk does: "stop" the run, or "continue" it with a warning.
+      on_failed_save: what a full disk does: "stop" the run, or "continue" it with a warning; several processes stop
+        where one of them cannot save.
       activations: what activations are kept and multiplied in, with float32 sums; "auto": bfloat16 on accelerators,
         float32 on a CPU.
       harvest_parts: forward passes that a batch is cut into, one after another, to save memory.
     Raises:
       UserError: before any training where a value cannot be; during training where a number is not finite or the loss
         leaps: the last checkpoint before is kept, and the text of the last steps lies beside the checkpoints.
-      Preempted: SIGTERM came; it says whether the state is saved.
+      Preempted: SIGTERM came; it says whether the state is saved. Resumed between two logged steps, the next row of
+        numbers is about the steps after that; the state is exact.
     """
     mesh = mesh or make_mesh()
     first: Any = tokens[0]
@@ -105,11 +108,10 @@ def fit(
         log_every=log_every,
         stop_after=stop_after,
         harvest_parts=harvest_parts,
+        spike=spike,
     )
     check_word("on_failed_save", on_failed_save, ("stop", "continue"))
     check_word("activations", activations, get_args(Activations))
-    if spike is not None and spike <= 1:
-        raise UserError(f"spike={spike} must be above 1 (times the usual loss), or None.")
     if resume and checkpoint is None:
         raise UserError("resume=True needs the folder of the checkpoints: give checkpoint=.")
     needed = method.needs(None if site is None else expand(subject.model, site))
@@ -152,7 +154,7 @@ def fit(
         tuple(track) if jax.process_index() == 0 else (),
         Losses(spike, None if folder is None else folder.parent, buffer_batches),
     )
-    with jax.set_mesh(mesh):
+    with jax.set_mesh(mesh), run.preemption:  # from here on SIGTERM saves, also where it comes before the first step
         if folder is None:
             state = run.from_state(first_state())
         else:
@@ -164,6 +166,7 @@ def fit(
                 "seq": seq,
                 "schedules": describe(schedules),
                 "subject": subject.name,
+                "weights": weights_hash(model),
                 "text": fingerprint(tokens),
                 "activations": program.take.dtype,
             }
@@ -213,6 +216,7 @@ def check_sizes(
     log_every: int = 10,
     stop_after: int | None = None,
     harvest_parts: int = 1,
+    spike: float | None = None,
 ) -> None:
     """Raises UserError where `fit` could not run with these sizes; `seq` is the windows' length."""
     at_least_one = {"steps": steps, "buffer_batches": buffer_batches, "log_every": log_every}
@@ -229,5 +233,7 @@ def check_sizes(
         )
     if save_every is not None and (save_every < 1 or save_every % log_every):
         raise UserError(f"save_every={save_every} must be a multiple of log_every={log_every}.")
+    if spike is not None and spike <= 1:
+        raise UserError(f"spike={spike} must be above 1 (times the usual loss), or None.")
     if stop_after is not None and (stop_after < 1 or stop_after % log_every):
         raise UserError(f"stop_after={stop_after} must be a multiple of log_every={log_every}.")

@@ -112,10 +112,11 @@ class Losses:
                 continue
             where = ""
             if self._folder is not None:
-                path = _keep(self._folder, step, loss, self._read)
-                where = (
-                    f"; the text read at steps {self._read[0][0]} to {step}, most of what it trained on, is in {path}"
-                )
+                where = f"; the text read at steps {self._read[0][0]} to {step}, most of what it trained on, "
+                try:
+                    where += f"is in {_keep(self._folder, step, loss, self._read)}"
+                except OSError as error:
+                    where += f"could not be kept ({error})"
             raise UserError(f"loss={loss:.3g} at step {step} {why}; {kept()}{where}.")
 
 

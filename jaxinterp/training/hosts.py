@@ -37,14 +37,22 @@ def join(hosts: str = "auto") -> None:
         hosts = os.environ.get(VARIABLE, "auto")
     if hosts == "alone" or (hosts == "auto" and not _started_by_a_cluster()) or jax.distributed.is_initialized():
         return
+    jax.config.update("jax_enable_preemption_service", False)  # it would take SIGTERM, and do nothing with it
     try:
         if hosts == "auto":
-            jax.distributed.initialize(**TIMEOUTS)
+            _join_cluster()
         else:
             address, count, index = _parsed(hosts)
             jax.distributed.initialize(address, count, index, **TIMEOUTS)
     except RuntimeError as error:
         raise UserError(f"hosts={hosts}: the processes of this run did not find each other: {error}") from error
+
+
+def _join_cluster() -> None:
+    try:
+        jax.distributed.initialize(**TIMEOUTS)
+    except ValueError:  # a TPU without a cluster around it, as in Colab
+        return
 
 
 def _parsed(hosts: str) -> tuple[str, int, int]:
@@ -61,7 +69,7 @@ def _parsed(hosts: str) -> tuple[str, int, int]:
 
 def _started_by_a_cluster() -> bool:
     """Whether JAX can find the other processes by itself."""
-    if int(os.environ.get("SLURM_STEP_NUM_TASKS", os.environ.get("SLURM_NTASKS", "1"))) > 1:
+    if int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1:  # of `srun`: a batch script alone is one process
         return "SLURM_PROCID" in os.environ
     on_tpu = any(Path("/dev").glob("accel*")) or Path("/dev/vfio/0").exists()
     return on_tpu and importlib.util.find_spec("libtpu") is not None

@@ -25,6 +25,7 @@ class Run:
     save: called with a state that is to be kept, waits for the save before it, returns what waits until this one is
     written and gives the step of the newest checkpoint; None: none is kept. saved: the step of the newest checkpoint
     that is written to its end. `save_every` is a promise, how far that step is back at most: see `save_distance`.
+    preemption: open while the run must not be ended by SIGTERM; else nobody asks it to stop.
     """
 
     step: Any
@@ -38,6 +39,7 @@ class Run:
     save: Callable[[TrainState], Callable[[], int | None]] | None = None
     saved: int | None = None
     settle: Callable[[], int | None] | None = None
+    preemption: Preemption = field(default_factory=Preemption)
     history: list[dict[str, Any]] = field(default_factory=list)
 
     def from_state(self, state: TrainState) -> TrainState:
@@ -51,34 +53,31 @@ class Run:
         window: Metrics | None = None
         distance = self.save_every and save_distance(self.save_every, self.log_every)
         clock, logged_at = time.perf_counter(), int(state.step)
-        with Preemption() as preemption:
-            for done in range(int(state.step) + 1, self.last + 1):
-                windows = self.next_windows()
-                state, metrics = self.step((self.model, windows), state)
-                window = metrics if window is None else jax.tree.map(jnp.add, window, metrics)
-                if "loss" not in metrics:
-                    raise UserError(
-                        f"the method's metrics have no 'loss', only {', '.join(map(repr, metrics))}: add it."
-                    )
-                self.losses.add(done, metrics["loss"], windows)
-                logged = done % self.log_every == 0 or done == self.last
-                preempted = done < self.last and preemption.asked(together=logged)
-                if not logged and not preempted:
-                    continue
-                self._check(state, done)
-                if logged:
-                    row = _row(done, windows["tokens"].size * done, window)
-                    tokens = windows["tokens"].size * (done - logged_at)
-                    row["tokens_per_second"] = tokens / (time.perf_counter() - clock)
-                    window, clock, logged_at = None, time.perf_counter(), done
-                    self.history.append(row)
-                    for tracker in self.track:
-                        tracker(row)
-                due = distance is not None and done % distance == 0
-                if due or preempted or done == self.last:
-                    self._save(state, wait=preempted or done == self.last or distance == self.save_every)
-                if preempted:
-                    raise Preempted(done, saved=self.saved == done, kept=self.saved)
+        for done in range(int(state.step) + 1, self.last + 1):
+            windows = self.next_windows()
+            state, metrics = self.step((self.model, windows), state)
+            window = metrics if window is None else jax.tree.map(jnp.add, window, metrics)
+            if "loss" not in metrics:
+                raise UserError(f"the method's metrics have no 'loss', only {', '.join(map(repr, metrics))}: add it.")
+            self.losses.add(done, metrics["loss"], windows)
+            logged = done % self.log_every == 0 or done == self.last
+            preempted = done < self.last and self.preemption.asked(together=logged)
+            if not logged and not preempted:
+                continue
+            self._check(state, done)
+            if logged:
+                row = _row(done, windows["tokens"].size * done, window)
+                tokens = windows["tokens"].size * (done - logged_at)
+                row["tokens_per_second"] = tokens / (time.perf_counter() - clock)
+                window, clock, logged_at = None, time.perf_counter(), done
+                self.history.append(row)
+                for tracker in self.track:
+                    tracker(row)
+            due = distance is not None and done % distance == 0
+            if due or preempted or done == self.last:
+                self._save(state, wait=preempted or done == self.last or distance == self.save_every)
+            if preempted:
+                raise Preempted(done, saved=self.saved == done, kept=self.saved)
         return state
 
     def _check(self, state: TrainState, done: int) -> None:

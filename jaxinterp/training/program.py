@@ -24,6 +24,13 @@ BUFFER_BATCHES = 8
 """The usual size of the shuffle buffer."""
 
 
+def kept_in(activations: Activations, platform: str) -> Literal["float32", "bfloat16"]:
+    """What activations are kept and multiplied in on a platform."""
+    if activations == "auto":
+        return "float32" if platform == "cpu" else "bfloat16"
+    return activations
+
+
 @dataclass(frozen=True)
 class Program:
     """How one recipe is trained at these sites, on this mesh, with these sizes.
@@ -48,8 +55,7 @@ class Program:
     @property
     def take(self) -> Harvest:
         """How activations are harvested."""
-        on_cpu = self.mesh.devices.flat[0].platform == "cpu"
-        dtype = ("float32" if on_cpu else "bfloat16") if self.activations == "auto" else self.activations
+        dtype = kept_in(self.activations, self.mesh.devices.flat[0].platform)
         return Harvest(self.sites.names(), dtype, self.harvest_parts, self.mesh.shape["data"])
 
     def jit_step(self) -> Any:

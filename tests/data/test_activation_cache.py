@@ -5,15 +5,16 @@ import os
 from pathlib import Path
 
 import grain
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from jaxinterp.data import activation_cache
-from jaxinterp.data.activation_cache import cache_activations, cached_windows, holds
+from jaxinterp.data.activation_cache import cache_activations, cached_windows, harvested_once, holds
 from jaxinterp.errors import UserError
 from jaxinterp.methods import SkipTranscoder
-from jaxinterp.models.load import load
+from jaxinterp.models.load import Subject, load
 from jaxinterp.models.sites import run
 from jaxinterp.training.fit import fit
 from jaxinterp.training.mesh import make_mesh
@@ -103,6 +104,12 @@ def test_a_shorter_run_takes_a_beginning_of_what_is_there(subject, text, folder)
     assert holds(folder, subject, text, NAMES) and holds(folder, subject, text[:40], NAMES)
     assert not holds(folder, subject, text[1:40], NAMES)
     assert not holds(folder, subject, text, (*NAMES, "blocks/0/mlp/in"))
+    assert not holds(folder, subject, text, NAMES, dtype="bfloat16")
+    other = Subject(jax.tree.map(lambda leaf: 1.1 * leaf, subject.model), None, subject.name)
+    assert not holds(folder, other, text, NAMES), "the same name, other weights"
+    with pytest.raises(UserError, match="holds other activations: its weights is"):
+        harvested_once(other, text, NAMES, folder)
+    assert len(harvested_once(subject, text[:40], NAMES, folder)) == 40
 
 
 def test_two_processes_may_begin_together(subject, text, tmp_path):
@@ -150,7 +157,7 @@ def test_other_activations_are_refused(subject, text, folder, tmp_path):
     settings = json.loads((folder / "settings.json").read_text())
     (tmp_path / "c").mkdir()
     (tmp_path / "c" / "settings.json").write_text(json.dumps(settings | {"format": "another"}))
-    with pytest.raises(UserError, match="is not of the form 'jaxinterp activations, 1'"):
+    with pytest.raises(UserError, match="is not of the form 'jaxinterp activations, 2'"):
         cached_windows(tmp_path / "c")
 
 

@@ -20,6 +20,7 @@ from experiments.command import (
 )
 from experiments.on_text import OnText
 from jaxinterp.errors import UserError
+from jaxinterp.storage.lock import lock, unlock
 from jaxinterp.training.guard import Preempted
 
 
@@ -71,6 +72,15 @@ def test_a_refused_run_leaves_no_folder_that_blocks_the_next(tmp_path):
     with pytest.raises(UserError, match="again"), folder_of_a_run(out, {"k": 1}):
         raise UserError("again")
     assert (out / "checkpoints" / "10").exists()
+    with pytest.raises(UserError, match="is being written by"), folder_of_a_run(tmp_path / "t", {"k": 1}) as out:
+        held = lock(out / "checkpoints")  # another run that began at the same moment
+        (out / "log.jsonl").write_text("its own")
+        lock(out / "checkpoints")
+    assert (tmp_path / "t" / "log.jsonl").exists(), "what another run may still write to is kept"
+    with pytest.raises(UserError, match="is being written by"):
+        open_folder(tmp_path / "t", {"k": 2})
+    assert read_json(tmp_path / "t" / "config.json") == {"k": 1}
+    unlock(held)
     with pytest.raises(RuntimeError), folder_of_a_run(tmp_path / "s", {"k": 1}):
         raise RuntimeError("a crash keeps what there is")
     assert (tmp_path / "s" / "config.json").exists()

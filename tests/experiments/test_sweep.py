@@ -33,6 +33,11 @@ def test_the_command_line_sweeps_what_it_is_told_to_and_nothing_else():
     asked = tyro.cli(Config, args=["--out", "unused", "--sweep", "k=2,4", "--sweep", "seed=0,1"])
     assert list(combinations(asked)) == ["k=2, seed=0", "k=2, seed=1", "k=4, seed=0", "k=4, seed=1"]
     assert len(combinations(tyro.cli(Config, args=["--out", "unused"]))) == 9
+    assert list(combinations(tyro.cli(Config, args=["--out", "unused", "--method", "gated"]))) == [
+        f"seed={seed}" for seed in range(3)
+    ]
+    with pytest.raises(UserError, match="gated has no 'k' to sweep"):
+        combinations(tyro.cli(Config, args=["--out", "unused", "--method", "gated", "--sweep", "k=1,2"]))
 
 
 @pytest.mark.parametrize(
@@ -42,6 +47,7 @@ def test_the_command_line_sweeps_what_it_is_told_to_and_nothing_else():
         (("kk=1,2",), "skip_transcoder has no 'kk' to sweep. Did you mean 'k'"),
         (("k=1,x",), "sweep k=1,x: values must be of type int"),
         (("k=1,1",), "1 stands there 2 times"),
+        (("seed=3..0",), "sweep seed=3..0 is empty"),
         (("k=1", "k=2"), "k stands there twice"),
     ],
 )

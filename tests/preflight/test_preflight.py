@@ -72,6 +72,18 @@ def test_time_is_the_longest_part_and_the_exchange():
     assert any("284 tokens/s" in line for line in fed.lines())
 
 
+def test_without_a_clock_or_without_overlap_memory_counts():
+    """tpu7x gives cycles that nobody can turn into seconds; a core reads memory or computes."""
+    program = Program({"all": 2**20}, 2e9, 5e9, Work(cycles=1e3), Work())
+    here = Estimate(HERE, program, devices=1, tokens=1000, steps=10)
+    assert here.seconds == here.compute == 2.0
+    unclocked = replace(here, chip=replace(HERE, clock=None))
+    assert unclocked.seconds == unclocked.memory == 5.0 and unclocked.bound == "memory bandwidth"
+    assert not any("cycles" in line for line in unclocked.lines())
+    core = replace(here, chip=replace(HERE, clock=None, overlaps=False))
+    assert core.seconds == 7.0
+
+
 def test_the_text_of_a_program_is_read():
     """Loops as often as they run, the costliest branch, fused reduce-scatters, chains once; what is unknown is not."""
     always, besides = read_work(PROGRAM)

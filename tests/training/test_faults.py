@@ -20,12 +20,14 @@ from orbax.checkpoint import v1 as ocp
 from jaxinterp.data.activations import Rows
 from jaxinterp.errors import UserError
 from jaxinterp.methods import SkipTranscoder
+from jaxinterp.models.load import Subject
 from jaxinterp.objectives import Ratio, reconstruction, total
 from jaxinterp.storage.checkpoints import Checkpoints
 from jaxinterp.training.fit import fit
 from jaxinterp.training.guard import Losses, Preempted
 from jaxinterp.training.loop import Run
 from jaxinterp.training.mesh import make_mesh
+from jaxinterp.training.program import Program
 from jaxinterp.training.state import TrainState
 from jaxinterp.trees import named_leaves
 from tests.training.test_fit import METHOD, SIZES, same
@@ -91,6 +93,13 @@ def test_where_none_can_be_read_nothing_is_touched(tmp_path):
     with pytest.raises(UserError, match=r"none of the checkpoints in .* \(steps 2\) can be read"):
         restored(tmp_path / "run")
     assert (tmp_path / "run" / "2").is_dir() and not (tmp_path / "run-damaged").exists()
+
+
+def test_a_checkpoint_that_no_longer_tells_its_configuration_is_damaged_not_another_run_s(tmp_path):
+    saved(tmp_path / "run", steps=(2,))
+    (tmp_path / "run" / "2" / "_CHECKPOINT_METADATA").write_text("{")
+    with pytest.raises(UserError, match=r"none of the checkpoints in .* \(steps 2\) can be read"):
+        restored(tmp_path / "run")
 
 
 def test_a_second_writer_is_refused(tmp_path):
@@ -255,6 +264,25 @@ def test_a_preempted_run_does_not_say_that_it_saved_where_it_could_not(
         assert "step 11; that step could not be saved: continue from step 10" in str(stopped.value)
 
 
+def test_sigterm_before_the_first_step_saves_the_first_step(subject, text, tmp_path, monkeypatch):
+    def first_state(self, *arguments):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return start(self, *arguments)
+
+    start = Program.first_state
+    monkeypatch.setattr(Program, "first_state", first_state)
+    with pytest.raises(Preempted, match="after step 1; everything is saved"):
+        fit(METHOD, subject, text, **SIZES | {"checkpoint": tmp_path / "run"})
+
+
+def test_other_weights_under_the_same_name_are_refused(subject, text, tmp_path):
+    sizes = SIZES | {"steps": 5, "checkpoint": tmp_path / "run"}
+    fit(METHOD, subject, text, **sizes)
+    other = Subject(jax.tree.map(lambda leaf: 1.1 * leaf, subject.model), None, subject.name)
+    with pytest.raises(UserError, match="was made with weights='"):
+        fit(METHOD, other, text, **sizes, resume=True)
+
+
 def test_a_second_sigterm_does_not_end_the_writing(subject, text, tmp_path, monkeypatch):
     """When `Preempted` is raised, the files are there; until then SIGTERM is listened to."""
     settle, seen = Checkpoints.settle, []
@@ -352,10 +380,10 @@ def test_arrays_of_another_layout_are_no_damage(tmp_path):
 def test_too_little_memory_is_no_damage(tmp_path, monkeypatch):
     saved(tmp_path / "run")
 
-    def full(self, *_):
+    def full(*_):
         raise RuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 16384 bytes.")
 
-    monkeypatch.setattr(ocp.training.Checkpointer, "load_checkpointables", full)
+    monkeypatch.setattr(ocp, "load_checkpointables", full)
     with pytest.raises(RuntimeError, match="RESOURCE_EXHAUSTED"):
         restored(tmp_path / "run")
     assert not (tmp_path / "run-damaged").exists()

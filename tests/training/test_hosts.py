@@ -2,10 +2,12 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -140,6 +142,99 @@ def test_another_number_of_processes_continues(alone, tmp_path):
     out, error = second.communicate(timeout=300)
     assert second.returncode == 0 and "4 processes" in out, error
     is_the_same(alone, tmp_path / "run")
+
+
+@pytest.mark.slow
+def test_damage_that_one_process_alone_sees_is_passed_over_by_all(alone, tmp_path):
+    """The second process's part of the newest checkpoint is gone: both go on from the one before, without waiting."""
+    first = launch(2, tmp_path / "run", "data=2,feature=4", 20)
+    _, error = first.communicate(timeout=300)
+    assert first.returncode == 0, error
+    (lost,) = (tmp_path / "run" / "checkpoints" / "20" / "state").glob("ocdbt.process_1")
+    shutil.rmtree(lost / "d")
+    (tmp_path / "run" / "log.jsonl").unlink()
+    started = time.monotonic()
+    second = launch(2, tmp_path / "run", "data=2,feature=4", 20)
+    _, error = second.communicate(timeout=300)
+    assert second.returncode == 0 and "step 20 in" in error and "continues from step 15" in error, error
+    assert time.monotonic() - started < 150, "Orbax's barriers wait for five minutes"
+    found = np.load(tmp_path / "run" / "result.npz")
+    for name, leaf in named_leaves(alone.decomposition).items():
+        np.testing.assert_allclose(found[name.replace("/", ".")], leaf, rtol=0, atol=3e-5, err_msg=name)
+
+
+WAITS = """
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import jax
+
+from experiments.command import command
+from jaxinterp.training.hosts import join
+
+
+@dataclass(frozen=True)
+class Config:
+    hosts: str = "auto"
+
+
+def main(config):
+    join(config.hosts)
+    Path(__file__).with_name(f"ready{jax.process_index()}").touch()
+    time.sleep(120)
+
+
+command(Config, main, "")
+"""
+
+
+@pytest.mark.slow
+def test_sigterm_before_the_first_step_is_not_lost(tmp_path):
+    """JAX has its own listener for SIGTERM in several processes, which does nothing."""
+    (tmp_path / "waits.py").write_text(WAITS)
+    run = subprocess.Popen(
+        [sys.executable, "-m", "experiments.launch", "2", "waits"],
+        env=os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": f"{tmp_path}:{Path.cwd()}"},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    until = time.monotonic() + 100
+    while len(list(tmp_path.glob("ready*"))) < 2 and time.monotonic() < until:
+        time.sleep(0.1)
+    run.send_signal(signal.SIGTERM)
+    _, error = run.communicate(timeout=60)
+    assert run.returncode == 75 and "stopped by SIGTERM: continue with --resume" in error
+
+
+@pytest.mark.parametrize(
+    ("codes", "code", "words"),
+    [
+        ((0, 0), 0, ""),
+        ((75, 75), 75, ""),
+        ((75, 3), 3, "process 1 of 2 ended with code 3, and the others were stopped"),
+        ((0, 2), 2, "process 1 of 2 ended with code 2"),
+        ((75, -9), 137, "process 1 of 2 was ended by SIGKILL"),
+    ],
+)
+def test_the_launcher_s_code_is_that_of_the_one_that_failed(tmp_path, codes, code, words):
+    """Also where another one ended well before it."""
+    (tmp_path / "ends.py").write_text(
+        "import os, sys, time\n"
+        f"index = int(os.environ['{VARIABLE}'].split(',')[2])\n"
+        f"code = {codes}[index]\n"
+        "time.sleep(index)\n"
+        "os.kill(os.getpid(), -code) if code < 0 else sys.exit(code)\n"
+    )
+    run = subprocess.run(
+        [sys.executable, "-m", "experiments.launch", "2", "ends"],
+        env=os.environ | {"PYTHONPATH": f"{tmp_path}:{Path.cwd()}"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert run.returncode == code and words in run.stderr
+    assert bool(run.stderr) == bool(words) and ("--resume" in run.stderr) == (code in (3, 137))
 
 
 @pytest.mark.slow

@@ -116,7 +116,8 @@ class Config:
     hosts: str = "auto"
     """Processes of one run: auto (Cloud TPU, Slurm, experiments.launch), alone, or ADDRESS:PORT,COUNT,INDEX."""
     preflight: str = ""
-    """Compile for v5p:4x4x4 (v5e:2x2, cpu:8, auto: what is here), say what the run needs there, and train nothing."""
+    """Compile for v5p:4x4x4 (v5e:2x2, cpu:8, auto: what is here), say what the run needs there, and train
+    nothing (it counts the harvest, also with --cache)."""
     save_every: int = 100
     """The newest written checkpoint is never more steps old than this."""
     on_failed_save: Literal["stop", "continue"] = "stop"

@@ -313,7 +313,7 @@ def at(step):
 @settings(deadline=None)
 @given(log_every=st.integers(1, 6), times=st.integers(1, 12), steps=st.integers(1, 60))
 def test_the_newest_written_checkpoint_is_never_more_than_save_every_steps_back(log_every, times, steps):
-    """Also where a write is done only when somebody waits for it."""
+    """Invariant 28, also where a write is done only when somebody waits for it."""
     begun, written, behind = [], [0], []
 
     def settle():

@@ -20,6 +20,7 @@ from jaxinterp.models.sites import LEAVES, check_site, sites
 from jaxinterp.storage.arrays import weights_hash
 from jaxinterp.storage.checkpoints import Checkpoints
 from jaxinterp.training.guard import Losses
+from jaxinterp.training.hosts import check_agreement
 from jaxinterp.training.loop import Run, Tracker
 from jaxinterp.training.mesh import check_spread, data_places, make_mesh, place_model, spread_over_data
 from jaxinterp.training.program import Activations, Program
@@ -91,8 +92,9 @@ def fit(
         float32 on a CPU.
       harvest_parts: forward passes that a batch is cut into, one after another, to save memory.
     Raises:
-      UserError: before any training where a value cannot be; during training where a number is not finite or the loss
-        leaps: the last checkpoint before is kept, and the text of the last steps lies beside the checkpoints.
+      UserError: before any training where a value cannot be, or where the processes of one run were given different
+        ones; during training where a number is not finite or the loss leaps: the last checkpoint before is kept, and
+        the text of the last steps lies beside the checkpoints.
       Preempted: SIGTERM came; it says whether the state is saved. Resumed between two logged steps, the next row of
         numbers is about the steps after that; the state is exact.
     """
@@ -143,6 +145,20 @@ def fit(
     def first_state() -> TrainState:
         return program.first_state(model, iter(next_windows, None))
 
+    def settings() -> dict[str, Any]:
+        return {
+            "method": describe(method),
+            **sizes,
+            "site": site,
+            **order,
+            "seq": seq,
+            "schedules": describe(schedules),
+            "subject": subject.name,
+            "weights": weights_hash(model),
+            "text": fingerprint(tokens),
+            "activations": program.take.dtype,
+        }
+
     folder = None if checkpoint is None else Path(checkpoint)
     run = Run(
         program.jit_step(),
@@ -155,22 +171,12 @@ def fit(
         Losses(spike, None if folder is None else folder.parent, buffer_batches),
     )
     with jax.set_mesh(mesh), run.preemption:  # from here on SIGTERM saves, also where it comes before the first step
+        if jax.process_count() > 1:
+            check_agreement(settings())
         if folder is None:
             state = run.from_state(first_state())
         else:
-            config = {
-                "method": describe(method),
-                **sizes,
-                "site": site,
-                **order,
-                "seq": seq,
-                "schedules": describe(schedules),
-                "subject": subject.name,
-                "weights": weights_hash(model),
-                "text": fingerprint(tokens),
-                "activations": program.take.dtype,
-            }
-            with Checkpoints(folder, config, resume=resume, on_failed_save=on_failed_save) as checkpoints:
+            with Checkpoints(folder, settings(), resume=resume, on_failed_save=on_failed_save) as checkpoints:
                 run.save = lambda state: checkpoints.save(int(state.step), state, data.get_state(), run.losses.recent)
                 if checkpoints.latest is None:
                     state = first_state()

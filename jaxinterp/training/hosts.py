@@ -6,11 +6,16 @@ after at most HEARTBEAT seconds; what is saved stays, and the run is resumed.
 """
 
 import importlib.util
+import json
 import os
+import zlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
+from jax.experimental import multihost_utils
 
 from jaxinterp.errors import UserError
 
@@ -46,6 +51,22 @@ def join(hosts: str = "auto") -> None:
             jax.distributed.initialize(address, count, index, **TIMEOUTS)
     except RuntimeError as error:
         raise UserError(f"hosts={hosts}: the processes of this run did not find each other: {error}") from error
+
+
+def check_agreement(settings: Mapping[str, Any]) -> None:
+    """To be called by all processes of a run; `settings` are plain JSON values.
+
+    Raises:
+      UserError: they were given different ones, such as the text of packages that are not the same on every host.
+    """
+    sums = [zlib.crc32(json.dumps(value).encode()) for value in settings.values()]
+    everyones = multihost_utils.process_allgather(np.array(sums, np.uint32))
+    for name, column in zip(settings, np.transpose(everyones), strict=True):
+        if len(set(column.tolist())) > 1:
+            raise UserError(
+                f"the processes of this run differ in {name!r} (here {settings[name]!r}): give each the same command, "
+                "files and packages."
+            )
 
 
 def _join_cluster() -> None:

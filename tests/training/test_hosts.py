@@ -16,7 +16,7 @@ from experiments.launch import free_port
 from jaxinterp.errors import UserError
 from jaxinterp.models.load import load
 from jaxinterp.training.fit import fit
-from jaxinterp.training.hosts import VARIABLE, join
+from jaxinterp.training.hosts import VARIABLE, check_agreement, join
 from jaxinterp.trees import named_leaves
 from tests.training.hosted import METHOD, SIZES, text
 
@@ -262,6 +262,19 @@ def alive(process):
     except ProcessLookupError:
         return False
     return True
+
+
+def test_processes_that_were_given_different_texts_are_refused(monkeypatch):
+    """What the second process gathers is put in: the same, but for the text."""
+
+    def gathered(sums):
+        other = sums.copy()
+        other[1] += 1
+        return np.stack([sums, other])
+
+    monkeypatch.setattr("jaxinterp.training.hosts.multihost_utils.process_allgather", gathered)
+    with pytest.raises(UserError, match=r"differ in 'text' \(here 'abc'\): give each the same command, files"):
+        check_agreement({"steps": 20, "text": "abc"})
 
 
 @pytest.mark.parametrize("hosts", ["localhost", "localhost:99,2", "localhost:99,2,2", "localhost:x,2,0", "somewhere"])

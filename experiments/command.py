@@ -71,6 +71,7 @@ def command(config: type[Config], main: Callable[[Config], Any], description: st
             )
         main(options)
     except Preempted as stopped:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # once more changes nothing
         print(stopped, file=sys.stderr)
         sys.exit(PREEMPTED)
     except UserError as error:

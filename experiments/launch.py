@@ -24,7 +24,9 @@ from jaxinterp.training.hosts import VARIABLE
 PATIENCE = 10
 """Seconds that the others have to end by themselves."""
 MISTAKE = 2
-"""Exit code for what the user can mend: there is nothing to resume."""
+"""Exit code for what the user can mend; its message says how."""
+LEFT_ALONE = (-signal.SIGABRT, -signal.SIGTERM)
+"""How JAX ends a process that waits for one that SIGTERM has stopped."""
 
 
 def main(arguments: list[str]) -> int:
@@ -36,8 +38,10 @@ def main(arguments: list[str]) -> int:
     folder = Path(tempfile.mkdtemp(prefix="jaxinterp-launch-"))
     address = f"localhost:{free_port()}"
     processes = [_start(command, f"{address},{count},{index}", folder, index) for index in range(count)]
+    told: list[int] = []
 
     def stop(number: int, _: Any) -> None:
+        told.append(number)
         for process in processes:
             process.send_signal(number)
 
@@ -50,6 +54,8 @@ def main(arguments: list[str]) -> int:
         time.sleep(0.2)
     code = processes[first].returncode
     _end(processes)
+    if told and code in LEFT_ALONE and PREEMPTED in [process.returncode for process in processes]:
+        return PREEMPTED
     how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
     logs = "" if first == 0 else f"; its output is in {_log(folder, first)}"
     print(

@@ -98,7 +98,7 @@ class Config:
     save_every: int = 100
     """The newest written checkpoint is never more steps old than this."""
     on_failed_save: Literal["stop", "continue"] = "stop"
-    """What a full disk does: stop the run, or continue it with a warning."""
+    """What a full disk does: stop the run, or continue it with a warning (several processes stop)."""
     spike: float | None = 100.0
     """A loss so many times the size of the usual one above it ends the run; None: any finite loss is good."""
     track: str = ""

@@ -23,7 +23,7 @@ from jaxinterp.training.guard import Losses
 from jaxinterp.training.hosts import check_agreement
 from jaxinterp.training.loop import Run, Tracker
 from jaxinterp.training.mesh import check_spread, data_places, make_mesh, place_model, spread_over_data
-from jaxinterp.training.program import Activations, Program
+from jaxinterp.training.program import Activations, Program, kept_in
 from jaxinterp.training.record import describe
 from jaxinterp.training.state import Schedules, TrainState
 
@@ -121,6 +121,22 @@ def fit(
         check_site(subject.model, name.removesuffix(GRADIENT))
     cached = {name: (array.shape, array.dtype) for name, array in first.items() if name not in WINDOW}
 
+    order: dict[str, Any] = {"seed": seed, "shuffle_within": shuffle_within}
+    config = {
+        "method": describe(method),
+        **sizes,
+        "site": site,
+        **order,
+        "seq": seq,
+        "schedules": describe(schedules),
+        "subject": subject.name,
+        "text": fingerprint(tokens),
+        "activations": kept_in(activations, mesh.devices.flat[0].platform),
+    }
+    if jax.process_count() > 1:
+        rhythm = {"log_every": log_every, "save_every": save_every, "stop_after": stop_after, "resume": resume}
+        check_agreement(config | rhythm | {"mesh": dict(mesh.shape), "harvest_parts": harvest_parts, "spike": spike})
+
     model = place_model(subject.model, mesh)
     program = Program(
         method.recipe(steps),
@@ -136,7 +152,6 @@ def fit(
         cached,
     )
     places = data_places(mesh, jax.process_index())
-    order: dict[str, Any] = {"seed": seed, "shuffle_within": shuffle_within}
     data = iter(batches(tokens, batch_size // seq, **order, host_index=places, host_count=mesh.shape["data"]))
 
     def next_windows() -> dict[str, Array]:
@@ -144,20 +159,6 @@ def fit(
 
     def first_state() -> TrainState:
         return program.first_state(model, iter(next_windows, None))
-
-    def settings() -> dict[str, Any]:
-        return {
-            "method": describe(method),
-            **sizes,
-            "site": site,
-            **order,
-            "seq": seq,
-            "schedules": describe(schedules),
-            "subject": subject.name,
-            "weights": weights_hash(model),
-            "text": fingerprint(tokens),
-            "activations": program.take.dtype,
-        }
 
     folder = None if checkpoint is None else Path(checkpoint)
     run = Run(
@@ -171,12 +172,12 @@ def fit(
         Losses(spike, None if folder is None else folder.parent, buffer_batches),
     )
     with jax.set_mesh(mesh), run.preemption:  # from here on SIGTERM saves, also where it comes before the first step
-        if jax.process_count() > 1:
-            check_agreement(settings())
         if folder is None:
             state = run.from_state(first_state())
         else:
-            with Checkpoints(folder, settings(), resume=resume, on_failed_save=on_failed_save) as checkpoints:
+            with Checkpoints(
+                folder, config | {"weights": weights_hash(model)}, resume=resume, on_failed_save=on_failed_save
+            ) as checkpoints:
                 run.save = lambda state: checkpoints.save(int(state.step), state, data.get_state(), run.losses.recent)
                 if checkpoints.latest is None:
                     state = first_state()

@@ -53,9 +53,11 @@ class Preemption:
             self._before = signal.signal(signal.SIGTERM, self._ask)
         return self
 
-    def __exit__(self, *_: Any) -> None:
+    def __exit__(self, kind: Any, *_: Any) -> None:
         if self._before is not None:
             signal.signal(signal.SIGTERM, self._before)
+            if self._asked and kind is None:  # at the very end, when there was no step left to stop at
+                signal.raise_signal(signal.SIGTERM)
 
     def _ask(self, *_: Any) -> None:
         self._asked = True

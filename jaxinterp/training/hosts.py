@@ -72,8 +72,10 @@ def check_agreement(settings: Mapping[str, Any]) -> None:
 def _join_cluster() -> None:
     try:
         jax.distributed.initialize(**TIMEOUTS)
-    except ValueError:  # a TPU without a cluster around it, as in Colab
-        return
+    except ValueError as error:
+        if _slurm_tasks() > 1 or "coordinator_address" not in str(error):
+            raise UserError(f"hosts=auto: the cluster says too little of its processes: {error}") from error
+        # A TPU without a cluster around it, as in Colab: alone.
 
 
 def _parsed(hosts: str) -> tuple[str, int, int]:
@@ -88,9 +90,14 @@ def _parsed(hosts: str) -> tuple[str, int, int]:
     return address, int(count), int(index)
 
 
+def _slurm_tasks() -> int:
+    """Of `srun`: a batch script alone is one process."""
+    return int(os.environ.get("SLURM_STEP_NUM_TASKS", "1"))
+
+
 def _started_by_a_cluster() -> bool:
     """Whether JAX can find the other processes by itself."""
-    if int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1:  # of `srun`: a batch script alone is one process
+    if _slurm_tasks() > 1:
         return "SLURM_PROCID" in os.environ
     on_tpu = any(Path("/dev").glob("accel*")) or Path("/dev/vfio/0").exists()
     return on_tpu and importlib.util.find_spec("libtpu") is not None

@@ -105,8 +105,9 @@ def test_a_shorter_run_takes_a_beginning_of_what_is_there(subject, text, folder)
     assert not holds(folder, subject, text[1:40], NAMES)
     assert not holds(folder, subject, text, (*NAMES, "blocks/0/mlp/in"))
     assert not holds(folder, subject, text, NAMES, dtype="bfloat16")
-    other = Subject(jax.tree.map(lambda leaf: 1.1 * leaf, subject.model), None, subject.name)
-    assert not holds(folder, other, text, NAMES), "the same name, other weights"
+    for change in (lambda leaf: -leaf, lambda leaf: 2 * leaf, lambda leaf: leaf[::-1], lambda leaf: 1.1 * leaf):
+        other = Subject(jax.tree.map(change, subject.model), None, subject.name)
+        assert not holds(folder, other, text, NAMES), "the same name, other weights"
     with pytest.raises(UserError, match="holds other activations: its weights is"):
         harvested_once(other, text, NAMES, folder)
     assert len(harvested_once(subject, text[:40], NAMES, folder)) == 40

@@ -24,7 +24,7 @@ from jaxinterp.models.load import Subject
 from jaxinterp.objectives import Ratio, reconstruction, total
 from jaxinterp.storage.checkpoints import Checkpoints
 from jaxinterp.training.fit import fit
-from jaxinterp.training.guard import Losses, Preempted
+from jaxinterp.training.guard import Losses, Preempted, Preemption
 from jaxinterp.training.loop import Run
 from jaxinterp.training.mesh import make_mesh
 from jaxinterp.training.program import Program
@@ -264,6 +264,19 @@ def test_a_preempted_run_does_not_say_that_it_saved_where_it_could_not(
         assert "step 11; that step could not be saved: continue from step 10" in str(stopped.value)
 
 
+def test_sigterm_in_the_last_step_is_passed_on():
+    """The run is complete; what comes after it is asked to stop."""
+    heard = []
+    before = signal.signal(signal.SIGTERM, lambda *_: heard.append(1))
+    try:
+        with Preemption():
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert not heard
+        assert heard == [1]
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def test_sigterm_before_the_first_step_saves_the_first_step(subject, text, tmp_path, monkeypatch):
     def first_state(self, *arguments):
         os.kill(os.getpid(), signal.SIGTERM)
@@ -278,7 +291,7 @@ def test_sigterm_before_the_first_step_saves_the_first_step(subject, text, tmp_p
 def test_other_weights_under_the_same_name_are_refused(subject, text, tmp_path):
     sizes = SIZES | {"steps": 5, "checkpoint": tmp_path / "run"}
     fit(METHOD, subject, text, **sizes)
-    other = Subject(jax.tree.map(lambda leaf: 1.1 * leaf, subject.model), None, subject.name)
+    other = Subject(jax.tree.map(jnp.negative, subject.model), None, subject.name)
     with pytest.raises(UserError, match="was made with weights='"):
         fit(METHOD, other, text, **sizes, resume=True)
 

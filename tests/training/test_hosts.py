@@ -207,6 +207,25 @@ def test_sigterm_before_the_first_step_is_not_lost(tmp_path):
     assert run.returncode == 75 and "stopped by SIGTERM: continue with --resume" in error
 
 
+def test_what_waits_for_a_preempted_process_is_preempted_too(tmp_path):
+    """As in JAX's last barrier: the first process ends with 75, and the second is aborted for it."""
+    (tmp_path / "ends.py").write_text(
+        "import os, signal, sys, time\nfrom pathlib import Path\n"
+        f"index = int(os.environ['{VARIABLE}'].split(',')[2])\n"
+        "signal.signal(signal.SIGTERM, lambda *_: sys.exit(75) if index == 0 else (time.sleep(1), os.abort()))\n"
+        "Path(__file__).with_name(f'ready{index}').touch()\ntime.sleep(60)\n"
+    )
+    run = subprocess.Popen(
+        [sys.executable, "-m", "experiments.launch", "2", "ends"],
+        env=os.environ | {"PYTHONPATH": f"{tmp_path}:{Path.cwd()}"},
+    )
+    until = time.monotonic() + 50
+    while len(list(tmp_path.glob("ready*"))) < 2 and time.monotonic() < until:
+        time.sleep(0.1)
+    run.send_signal(signal.SIGTERM)
+    assert run.wait(timeout=60) == 75
+
+
 @pytest.mark.parametrize(
     ("codes", "code", "words"),
     [

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from jaxinterp.errors import UserError
+from jaxinterp.errors import UserError, suggest
 
 
 @dataclass(frozen=True)
@@ -37,5 +37,8 @@ def planned(config: Any) -> Plan:
         PRESETS.get(config.model, OTHERWISE), **{name: value for name, value in asked.items() if value is not None}
     )
     if not plan.site:
-        raise UserError("site is not set: name an MLP leaf of the model, such as --site blocks/1/mlp.")
+        raise UserError(
+            f"site is not set, and model={config.model!r} has no preset: name an MLP leaf of it, such as --site "
+            f"blocks/1/mlp.{suggest(config.model, PRESETS)}"
+        )
     return plan

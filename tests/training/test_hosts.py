@@ -163,6 +163,14 @@ def test_damage_that_one_process_alone_sees_is_passed_over_by_all(alone, tmp_pat
         np.testing.assert_allclose(found[name.replace("/", ".")], leaf, rtol=0, atol=3e-5, err_msg=name)
 
 
+def stop_when_ready(run, folder):
+    """SIGTERM to the launcher, once both processes have left their file."""
+    until = time.monotonic() + 100
+    while len(list(folder.glob("ready*"))) < 2 and time.monotonic() < until:
+        time.sleep(0.1)
+    run.send_signal(signal.SIGTERM)
+
+
 WAITS = """
 import time
 from dataclasses import dataclass
@@ -199,10 +207,7 @@ def test_sigterm_before_the_first_step_is_not_lost(tmp_path):
         stderr=subprocess.PIPE,
         text=True,
     )
-    until = time.monotonic() + 100
-    while len(list(tmp_path.glob("ready*"))) < 2 and time.monotonic() < until:
-        time.sleep(0.1)
-    run.send_signal(signal.SIGTERM)
+    stop_when_ready(run, tmp_path)
     _, error = run.communicate(timeout=60)
     assert run.returncode == 75 and "stopped by SIGTERM: continue with --resume" in error
 
@@ -219,10 +224,7 @@ def test_what_waits_for_a_preempted_process_is_preempted_too(tmp_path):
         [sys.executable, "-m", "experiments.launch", "2", "ends"],
         env=os.environ | {"PYTHONPATH": f"{tmp_path}:{Path.cwd()}"},
     )
-    until = time.monotonic() + 50
-    while len(list(tmp_path.glob("ready*"))) < 2 and time.monotonic() < until:
-        time.sleep(0.1)
-    run.send_signal(signal.SIGTERM)
+    stop_when_ready(run, tmp_path)
     assert run.wait(timeout=60) == 75
 
 

@@ -106,10 +106,10 @@ def worker(out: Path, stop: int) -> int:
     """Train, resuming where there is something to resume; write every logged step to log.txt, the end to state.npz."""
     import grain
 
+    from jaxinterp.core.trees import named_leaves
     from jaxinterp.methods import SkipTranscoder
     from jaxinterp.models.load import load
     from jaxinterp.training.fit import fit
-    from jaxinterp.trees import named_leaves
 
     out.mkdir(parents=True, exist_ok=True)
     started: list[int] = []

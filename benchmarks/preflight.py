@@ -67,8 +67,8 @@ def both(model: str, features: int, k: int, batch: int, mesh: dict[str, int]) ->
     import numpy as np
 
     from jaxinterp.methods import SkipTranscoder
+    from jaxinterp.models.files.shapes import model_shapes
     from jaxinterp.models.load import load
-    from jaxinterp.models.shapes import model_shapes
     from jaxinterp.preflight.check import Setting, preflight
     from jaxinterp.preflight.chips import find
     from jaxinterp.preflight.estimate import measured
@@ -119,7 +119,7 @@ def scaling(sizes: list[int], features: int) -> int:
     shifts with neighbours.
     """
     from jaxinterp.methods import SkipTranscoder
-    from jaxinterp.models.shapes import model_shapes
+    from jaxinterp.models.files.shapes import model_shapes
     from jaxinterp.preflight.check import Setting, preflight
     from jaxinterp.preflight.chips import find
 

@@ -18,7 +18,7 @@ import optax
 from jaxtyping import Array, Float, Int
 
 from benchmarks.workers import Part, Shape, activations
-from jaxinterp.data.batch import Sites, make_batch
+from jaxinterp.core.batch import Sites, make_batch
 from jaxinterp.kernels import encode_topk, sparse_decode
 from jaxinterp.methods import SparseAutoencoder
 

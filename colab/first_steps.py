@@ -41,9 +41,9 @@ import jax.numpy as jnp
 from IPython.display import HTML, display
 
 from jaxinterp import EXACT, RELEVANCE, Add, SetTo, fit, load, load_text, replace, run, show, sites
+from jaxinterp.core.batch import make_batch
 from jaxinterp.data.activations import harvest_jit
-from jaxinterp.data.batch import make_batch
-from jaxinterp.data.text import take
+from jaxinterp.data.text.load_text import take
 from jaxinterp.evaluation.baselines import baselines
 from jaxinterp.evaluation.scoreboard import scoreboard
 from jaxinterp.methods import SkipTranscoder
@@ -258,4 +258,4 @@ for name, trained in {"reconstruction alone": result, "and few features": concen
 
 # %% [markdown]
 # Next: `python -m experiments.transcoder --help` runs all of this from the command line, with checkpoints, `--resume`
-# and a report. What a method looks like: `jaxinterp/methods/transcoder.py`.
+# and a report. What a method looks like: `jaxinterp/methods/sparse/transcoder.py`.

@@ -1,7 +1,7 @@
 """Are codes as long as their inputs say? The ZF plot of sparse autoencoders on a real model, and top-AFA beside TopK.
 
 Paper: Lee et al. 2025, arXiv 2503.24277 (bounds and norms: jaxinterp/evaluation/quasi_orthogonality.py; top-AFA:
-jaxinterp/methods/afa.py).
+jaxinterp/methods/sparse/afa.py).
 
 Command: python -m experiments.afa --out runs/afa                  (SmolLM2-135M, the output of blocks/1/mlp)
          python -m experiments.afa --out runs/afa-tiny --model tiny --tokens 50000 --features 256 --k 8
@@ -45,9 +45,9 @@ from experiments.command import (
 )
 from experiments.comparison import at_l0
 from experiments.on_text import OnText, Prepared, prepared, train_together
+from jaxinterp.core.errors import UserError
 from jaxinterp.data.activations import harvest_jit
-from jaxinterp.data.text import take
-from jaxinterp.errors import UserError
+from jaxinterp.data.text.load_text import take
 from jaxinterp.evaluation.quasi_orthogonality import Lengths, code_lengths
 from jaxinterp.evaluation.scoreboard import Row, scoreboard
 from jaxinterp.methods import Method, SparseAutoencoder, TopAFASparseAutoencoder

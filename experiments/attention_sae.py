@@ -32,12 +32,12 @@ from experiments.command import (
 )
 from experiments.comparison import order
 from experiments.on_text import OnText, Prepared, prepared
+from jaxinterp.core.errors import UserError
 from jaxinterp.decompositions.files import load_dictionary, save_dictionary
-from jaxinterp.errors import UserError
-from jaxinterp.evaluation.attention_attribution import head_shares
-from jaxinterp.evaluation.attention_features import FAR, attribute, chance_shares, summarise
+from jaxinterp.evaluation.attention.attribution import head_shares
+from jaxinterp.evaluation.attention.features import FAR, attribute, chance_shares, summarise
 from jaxinterp.evaluation.scoreboard import scoreboard
-from jaxinterp.methods.attention_sparse_autoencoder import AttentionSparseAutoencoder
+from jaxinterp.methods.sparse.attention_sparse_autoencoder import AttentionSparseAutoencoder
 from jaxinterp.models.sites import check_site, select
 from jaxinterp.report.attention_features import feature_examples
 from jaxinterp.report.plots import bar_chart

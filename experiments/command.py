@@ -20,12 +20,12 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from jaxinterp.errors import UserError, suggest
+from jaxinterp.core.errors import UserError, suggest
+from jaxinterp.core.trees import first_difference
 from jaxinterp.report.shell import save
 from jaxinterp.storage.lock import lock, unlock
 from jaxinterp.training.guard import PREEMPTED, Preempted
 from jaxinterp.training.hosts import VARIABLE
-from jaxinterp.trees import first_difference
 
 Config = TypeVar("Config")
 Columns = Mapping[str, tuple[str, str]]

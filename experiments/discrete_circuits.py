@@ -42,9 +42,9 @@ from experiments.command import (
     write_json,
 )
 from experiments.indirect_objects import DRAWS, Task, ablated_sets, indirect_objects, single_effects, task_numbers
-from jaxinterp.errors import UserError
-from jaxinterp.evaluation.discrete_codes import head_contributions, node_scores, permutation_z, roc_auc
-from jaxinterp.methods.discrete_codes import DiscreteCodes, codes_of
+from jaxinterp.core.errors import UserError
+from jaxinterp.evaluation.attention.discrete_codes import head_contributions, node_scores, permutation_z, roc_auc
+from jaxinterp.methods.sparse.discrete_codes import DiscreteCodes, codes_of
 from jaxinterp.models.load import load
 from jaxinterp.models.transformer import Transformer
 from jaxinterp.report.scatter import Series, xy_chart

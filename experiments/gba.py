@@ -1,7 +1,7 @@
 """Group Bias Adaptation where TopK must choose one k for samples of two sparsities: who recovers the planted features?
 
 Paper: Chen et al. 2025, arXiv 2506.14002, section on synthetic data (table as third parties report it, its code unseen;
-update: jaxinterp/methods/group_bias_adaptation.py).
+update: jaxinterp/methods/sparse/group_bias_adaptation.py).
 
 Command: python -m experiments.gba --out runs/gba
 
@@ -53,12 +53,12 @@ from experiments.command import (
     write_json,
 )
 from experiments.gba_report import COLUMNS, reading, report, shown
-from jaxinterp.data.batch import Sites
+from jaxinterp.core.batch import Sites
+from jaxinterp.core.errors import UserError
 from jaxinterp.decompositions.adaptive import GroupBias
-from jaxinterp.errors import UserError
-from jaxinterp.evaluation.laboratory import Plant, train
-from jaxinterp.evaluation.planted_scores import chance_scores, planted_scores
-from jaxinterp.evaluation.recovery import frr
+from jaxinterp.evaluation.planted.laboratory import Plant, train
+from jaxinterp.evaluation.planted.recovery import frr
+from jaxinterp.evaluation.planted.scores import chance_scores, planted_scores
 from jaxinterp.methods import GroupBiasAdaptation, Method, SparseAutoencoder
 
 PLANT = Plant(features=128, width=42, active=3, also_active=20, unit=True)

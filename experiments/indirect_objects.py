@@ -17,9 +17,9 @@ import numpy as np
 from jaxtyping import Array, Float
 from rich.progress import track
 
-from jaxinterp.errors import UserError
+from jaxinterp.core.errors import UserError
+from jaxinterp.models.files.tokenizer import Tokenizer
 from jaxinterp.models.sites import run
-from jaxinterp.models.tokenizer import Tokenizer
 from jaxinterp.models.transformer import Transformer
 
 NAMES = "Mary John Tom James Sarah David Paul Anna Mark Lisa Peter Emma Jack Kate Mike Alice Robert Susan George Laura"

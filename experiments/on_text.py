@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 import grain
 
 from experiments.command import check_folder, check_positive, folder_of_a_run, settings_of
-from jaxinterp.data.text import load_text
-from jaxinterp.errors import UserError
+from jaxinterp.core.errors import UserError
+from jaxinterp.data.text.load_text import load_text
 from jaxinterp.evaluation.effects import NEXT_TOKEN, check_effect
 from jaxinterp.methods import Method, Together
 from jaxinterp.models.load import Subject, load

@@ -7,11 +7,11 @@ from typing import NamedTuple
 
 import jax
 
-from jaxinterp.data.documents import Document
-from jaxinterp.data.sources import documents_of, load_corpus, weighted_parts
+from jaxinterp.data.text.documents import Document
+from jaxinterp.data.text.sources import documents_of, load_corpus, weighted_parts
 from jaxinterp.data.tokens import TokenCorpus, split
 from jaxinterp.data.vocabulary import train_tokenizer
-from jaxinterp.models.tokenizer import Tokenizer, tokenizer_from_file
+from jaxinterp.models.files.tokenizer import Tokenizer, tokenizer_from_file
 from jaxinterp.report.shell import save
 
 HELDOUT = 0.1

@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 import jax
 from jaxtyping import Array
 
-from jaxinterp.data.batch import Sites
-from jaxinterp.evaluation.laboratory import CODES, Draw, Plant
+from jaxinterp.core.batch import Sites
+from jaxinterp.evaluation.planted.laboratory import CODES, Draw, Plant
 from jaxinterp.methods import (
     GatedSparseAutoencoder,
     GroupBiasAdaptation,

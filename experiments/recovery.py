@@ -46,8 +46,8 @@ from experiments.command import (
     write_json,
 )
 from experiments.planted_methods import PLANT, ROWS, SETTINGS, Entry, controls, methods
-from jaxinterp.evaluation.laboratory import stability, train
-from jaxinterp.evaluation.planted_scores import chance_scores, planted_scores, read_cosine
+from jaxinterp.evaluation.planted.laboratory import stability, train
+from jaxinterp.evaluation.planted.scores import chance_scores, planted_scores, read_cosine
 from jaxinterp.report.plots import Dot, Reference, dot_plot
 from jaxinterp.report.sections import Chart, Section, write_page
 

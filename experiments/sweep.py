@@ -26,8 +26,8 @@ import tyro
 from experiments.command import Columns, check_distinct, command, measured_on, print_table, say, write_json
 from experiments.comparison import Row, pareto
 from experiments.on_text import OnText, Prepared, prepared, train_together
+from jaxinterp.core.errors import UserError, suggest
 from jaxinterp.decompositions.files import save_dictionary
-from jaxinterp.errors import UserError, suggest
 from jaxinterp.evaluation.scoreboard import scoreboard
 from jaxinterp.evaluation.stability import compare_seeds
 from jaxinterp.methods import (

@@ -35,10 +35,10 @@ import numpy as np
 
 from experiments.command import check_folder, check_positive, command, folder_of_a_run, say, settings_of, write_json
 from experiments.own_text import Text, text_of
+from jaxinterp.core.errors import UserError
 from jaxinterp.data.token_files import read_token_file
 from jaxinterp.data.tokens import TokenCorpus
 from jaxinterp.data.windows import epochs_needed, windows
-from jaxinterp.errors import UserError
 from jaxinterp.evaluation.language_loss import language_loss
 from jaxinterp.methods.language_model import LanguageModel
 from jaxinterp.models.load import Subject, load, save_subject

@@ -29,18 +29,18 @@ from rich.console import Console
 from experiments.command import check_folder, check_positive, command, open_folder, print_scoreboard
 from experiments.on_text import check_mlp
 from experiments.presets import Plan, planned
+from jaxinterp.core.errors import UserError
 from jaxinterp.data.activation_cache import harvested_once
-from jaxinterp.data.sources import load_corpus
+from jaxinterp.data.text.sources import load_corpus
 from jaxinterp.data.tokens import split
 from jaxinterp.data.windows import epochs_needed, windows
 from jaxinterp.decompositions.files import save_dictionary
-from jaxinterp.errors import UserError
 from jaxinterp.evaluation.baselines import baselines
 from jaxinterp.evaluation.effects import NEXT_TOKEN, POOLED, check_effect
 from jaxinterp.evaluation.scoreboard import scoreboard
 from jaxinterp.methods import Method, SkipTranscoder, SparseAutoencoder, Transcoder
+from jaxinterp.models.files.shapes import model_shapes
 from jaxinterp.models.load import Subject, load
-from jaxinterp.models.shapes import model_shapes
 from jaxinterp.preflight.check import Setting, announce
 from jaxinterp.preflight.chips import find
 from jaxinterp.report.content import Report

@@ -21,7 +21,7 @@ from typing import Any
 from experiments.command import Columns, check_distinct, command, measured_on, print_table, say, write_json
 from experiments.comparison import Row, equal_l0, order, pareto
 from experiments.on_text import OnText, Prepared, prepared, train_together
-from jaxinterp.errors import UserError
+from jaxinterp.core.errors import UserError
 from jaxinterp.evaluation.scoreboard import scoreboard
 from jaxinterp.methods import Method, SkipTranscoder, SparseAutoencoder, Transcoder
 from jaxinterp.report.sections import Section, write_page

@@ -6,8 +6,8 @@ result = fit(Transcoder(features=4608, k=32), subject, train, site="blocks/1/mlp
 print(score(result.decomposition, subject, heldout))
 """
 
-from jaxinterp.data.text import load_text
-from jaxinterp.errors import UserError
+from jaxinterp.core.errors import UserError
+from jaxinterp.data.text.load_text import load_text
 from jaxinterp.evaluation.scoreboard import score
 from jaxinterp.models.load import Subject, load
 from jaxinterp.models.rules import EXACT, RELEVANCE, Rules

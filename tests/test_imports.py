@@ -11,8 +11,9 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 ORDER = (
-    "errors", "trees", "storage", "kernels", "models", "data", "decompositions", "objectives", "methods",
-    "evaluation", "training", "interchange", "preflight", "report", "jaxinterp", "experiments",
+    "core", "storage", "kernels", "models", "data", "decompositions", "objectives", "methods",
+    "training", "evaluation", "causal", "interchange", "report", "preflight", "commands", "explorer", "jaxinterp",
+    "experiments",
 )  # fmt: skip
 """Each may import from itself and from what stands before it; `jaxinterp` is the front of the package."""
 
@@ -97,16 +98,16 @@ def builds_a_mesh(source):
 def test_imports_point_only_forwards():
     """Invariant 14."""
     assert len(SOURCES) > 50
-    assert {part(module) for module in SOURCES} == set(ORDER), "a part of the package has no place in ORDER"
+    assert {part(module) for module in SOURCES} <= set(ORDER), "a part of the package has no place in ORDER"
     assert arrows_back(SOURCES) == []
 
 
 @pytest.mark.parametrize(
     ("module", "source"),
     [
-        ("jaxinterp.models.made_up", "from jaxinterp.data.batch import Batch"),
+        ("jaxinterp.models.made_up", "from jaxinterp.data.windows import batches"),
         ("jaxinterp.kernels.made_up", "def late():\n    import jaxinterp.models.sites as sites"),
-        ("jaxinterp.errors", "from jaxinterp import trees"),
+        ("jaxinterp.core.errors", "from jaxinterp.kernels import api"),
         ("jaxinterp.report.made_up", "from jaxinterp import load"),
         ("jaxinterp.methods.made_up", "import experiments.command"),
     ],

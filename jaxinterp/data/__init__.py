@@ -4,11 +4,11 @@
     train, heldout = split(corpus, 0.05)
     for batch in batches(windows(train, 256), 32, seed=0): ...
 
-`windows` and `batches` are in `jaxinterp.data.windows`; `jaxinterp.data.text.load_text` does all of it in one call.
+`windows` and `batches` are in `jaxinterp.data.windows`; `load_text` in `jaxinterp.data.text.load_text` does all of it.
 """
 
-from jaxinterp.data.documents import Document, read_documents
-from jaxinterp.data.sources import load_corpus
+from jaxinterp.data.text.documents import Document, read_documents
+from jaxinterp.data.text.sources import load_corpus
 from jaxinterp.data.tokens import TokenCorpus, encode_documents, split
 
 __all__ = ["Document", "TokenCorpus", "encode_documents", "load_corpus", "read_documents", "split"]

@@ -26,10 +26,10 @@ import jax.numpy as jnp
 import numpy as np
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 
+from jaxinterp.core.batch import GRADIENT
+from jaxinterp.core.errors import UserError
 from jaxinterp.data.activations import WINDOW, Harvest, check_finite
-from jaxinterp.data.batch import GRADIENT
 from jaxinterp.data.windows import fingerprint, some_places
-from jaxinterp.errors import UserError
 from jaxinterp.models.load import Subject
 from jaxinterp.models.sites import check_site
 from jaxinterp.storage.arrays import weights_hash

@@ -13,8 +13,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from jaxinterp.data.batch import GRADIENT, Names
-from jaxinterp.errors import UserError
+from jaxinterp.core.batch import GRADIENT, Names
+from jaxinterp.core.errors import UserError
 from jaxinterp.models.sites import Add, run
 
 WINDOW = ("tokens", "weight", "document")

@@ -24,10 +24,10 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from jaxinterp.data.documents import Document
+from jaxinterp.core.errors import UserError
+from jaxinterp.data.text.documents import Document
 from jaxinterp.data.token_files import stored_as
 from jaxinterp.data.tokens import TextTokenizer, TokenCorpus, corpus_of, encoded
-from jaxinterp.errors import UserError
 
 VERSION = 1
 DESCRIPTION = "corpus.json"
@@ -36,7 +36,7 @@ FILES = ("ids.bin", "lengths.bin", "keys.bin")
 
 @runtime_checkable
 class Hashed(Protocol):
-    """A tokenizer that says what it is by a hash; `jaxinterp.models.tokenizer.Tokenizer` does."""
+    """A tokenizer that says what it is by a hash; `jaxinterp.models.files.tokenizer.Tokenizer` does."""
 
     @property
     def content_hash(self) -> str:

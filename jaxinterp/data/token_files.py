@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxinterp.data.documents import content_key
+from jaxinterp.core.errors import UserError, suggest
+from jaxinterp.data.text.documents import content_key
 from jaxinterp.data.tokens import TextTokenizer, TokenCorpus, corpus_of
-from jaxinterp.errors import UserError, suggest
 
 SUFFIXES = (".bin", ".npy")
 SPAN = 1024

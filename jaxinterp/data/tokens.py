@@ -15,8 +15,8 @@ from typing import Protocol, overload, runtime_checkable
 import numpy as np
 from jaxtyping import Bool, Int32, Int64, Integer, UInt64
 
-from jaxinterp.data.documents import Document
-from jaxinterp.errors import UserError
+from jaxinterp.core.errors import UserError
+from jaxinterp.data.text.documents import Document
 
 CHUNK = 2**22
 """Characters of text that are encoded together."""
@@ -24,7 +24,7 @@ CHUNK = 2**22
 
 @runtime_checkable
 class TextTokenizer(Protocol):
-    """What this module asks of a tokenizer; `jaxinterp.models.tokenizer.Tokenizer` is one."""
+    """What this module asks of a tokenizer; `jaxinterp.models.files.tokenizer.Tokenizer` is one."""
 
     @property
     def end(self) -> int | None:

@@ -11,9 +11,9 @@ from collections.abc import Iterable
 import tokenizers
 from tokenizers import AddedToken, decoders, models, pre_tokenizers, trainers
 
-from jaxinterp.data.documents import Document
-from jaxinterp.errors import UserError
-from jaxinterp.models.tokenizer import DOCUMENT_ENDS, PRE_TOKENIZERS, Tokenizer
+from jaxinterp.core.errors import UserError
+from jaxinterp.data.text.documents import Document
+from jaxinterp.models.files.tokenizer import DOCUMENT_ENDS, PRE_TOKENIZERS, Tokenizer
 
 SMALLEST = 257
 """Ids: the bytes and the end token."""

@@ -25,8 +25,8 @@ import numpy as np
 from grain.experimental import index_shuffle
 from jaxtyping import Float32, Int32
 
+from jaxinterp.core.errors import UserError
 from jaxinterp.data.tokens import TokenCorpus
-from jaxinterp.errors import UserError
 
 READ_AHEAD = grain.ReadOptions(num_threads=2, prefetch_buffer_size=8)
 """Grain's own default reads 500 batches ahead, which is gigabytes at pod sizes."""

@@ -14,9 +14,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from jaxinterp.core.errors import UserError
 from jaxinterp.decompositions.base import STATE
 from jaxinterp.decompositions.codes import Codes, DenseCodes, SparseCodes
-from jaxinterp.errors import UserError
 from jaxinterp.kernels import encode_ranked, encode_topk, keep_largest, rank
 
 

@@ -14,10 +14,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from jaxinterp.core.errors import UserError
 from jaxinterp.decompositions.activations import above, check_k
 from jaxinterp.decompositions.base import PARAMETER_ROWS, STATE, STATE_ROWS
 from jaxinterp.decompositions.codes import Codes, DenseCodes, SparseCodes
-from jaxinterp.errors import UserError
 from jaxinterp.kernels import encode_topk
 from jaxinterp.kernels.threshold import NOT_A_NUMBER
 

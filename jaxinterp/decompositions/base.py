@@ -11,9 +11,9 @@ import equinox as eqx
 import jax
 from jaxtyping import Array, Float, Int
 
-from jaxinterp.data.batch import Sites
+from jaxinterp.core.batch import Sites
+from jaxinterp.core.errors import UserError
 from jaxinterp.decompositions.codes import Codes
-from jaxinterp.errors import UserError
 
 
 @runtime_checkable

@@ -22,11 +22,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxinterp.data.batch import Sites
+from jaxinterp.core.batch import Sites
+from jaxinterp.core.errors import UserError
 from jaxinterp.decompositions.activations import TopK
 from jaxinterp.decompositions.codes import Codes, SparseCodes
 from jaxinterp.decompositions.dictionary import Dictionary
-from jaxinterp.errors import UserError
 from jaxinterp.kernels import encode_ranked, rank
 
 Pair = tuple[Float[Array, "*axes d_in"], Float[Array, "*axes d_in"]]

@@ -23,12 +23,12 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from jaxinterp.data.batch import Sites
+from jaxinterp.core.batch import Sites
+from jaxinterp.core.errors import UserError
 from jaxinterp.decompositions.activations import Activation, check_schedule
 from jaxinterp.decompositions.adaptive import check_foldable
 from jaxinterp.decompositions.base import PARAMETER, PARAMETER_ROWS, STATE, STATE_ROWS
 from jaxinterp.decompositions.codes import Codes, SparseCodes
-from jaxinterp.errors import UserError
 from jaxinterp.kernels import as_products, sparse_decode
 
 

@@ -7,6 +7,7 @@ with `save_dictionary`.
 from collections.abc import Sequence
 from pathlib import Path
 
+from jaxinterp.core.errors import UserError
 from jaxinterp.decompositions.activations import Activation
 from jaxinterp.decompositions.cross_layer import CrossLayer, Layer
 from jaxinterp.decompositions.on_disk import (
@@ -21,7 +22,6 @@ from jaxinterp.decompositions.on_disk import (
     take,
     write,
 )
-from jaxinterp.errors import UserError
 
 NAME = "cross_layer"
 

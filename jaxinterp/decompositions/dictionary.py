@@ -17,12 +17,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxinterp.data.batch import Sites
+from jaxinterp.core.batch import Sites
+from jaxinterp.core.errors import UserError
 from jaxinterp.decompositions.activations import Activation, check_schedule
 from jaxinterp.decompositions.adaptive import check_foldable
 from jaxinterp.decompositions.base import PARAMETER, PARAMETER_ROWS, STATE, STATE_ROWS
 from jaxinterp.decompositions.codes import Codes, SparseCodes
-from jaxinterp.errors import UserError
 from jaxinterp.kernels import as_products, encode_topk, sparse_decode
 
 

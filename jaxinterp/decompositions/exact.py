@@ -11,10 +11,10 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxinterp.data.batch import Sites
+from jaxinterp.core.batch import Sites
+from jaxinterp.core.errors import UserError
 from jaxinterp.decompositions.activations import ReLU
 from jaxinterp.decompositions.dictionary import Dictionary
-from jaxinterp.errors import UserError
 
 
 def exact_transcoder(

@@ -9,6 +9,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from jaxinterp.core.errors import UserError
 from jaxinterp.decompositions.activations import Activation
 from jaxinterp.decompositions.by_effect import EffectDictionary
 from jaxinterp.decompositions.dictionary import Dictionary
@@ -24,7 +25,6 @@ from jaxinterp.decompositions.on_disk import (
     take,
     write,
 )
-from jaxinterp.errors import UserError
 
 NAME = "dictionary"
 

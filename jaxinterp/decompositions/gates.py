@@ -18,10 +18,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from jaxinterp.core.errors import UserError
 from jaxinterp.decompositions.activations import above
 from jaxinterp.decompositions.base import PARAMETER_ROWS
 from jaxinterp.decompositions.codes import DenseCodes
-from jaxinterp.errors import UserError
 
 Parametrisation = Literal["log", "raw"]
 

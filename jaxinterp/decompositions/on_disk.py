@@ -17,12 +17,12 @@ from jaxtyping import AbstractArray, jaxtyped
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
-from jaxinterp.data.batch import Sites
+from jaxinterp.core.batch import Sites
+from jaxinterp.core.errors import UserError, suggest
+from jaxinterp.core.trees import named_leaves
 from jaxinterp.decompositions.activations import Activation, BatchTopK, ReLU, TopK
 from jaxinterp.decompositions.adaptive import GroupBias, TopAFA
 from jaxinterp.decompositions.gates import Gated, JumpReLU
-from jaxinterp.errors import UserError, suggest
-from jaxinterp.trees import named_leaves
 
 KNOWN: tuple[type[Activation], ...] = (ReLU, TopK, BatchTopK, Gated, JumpReLU, TopAFA, GroupBias)
 """The activations that a file may name without being told of them."""

@@ -11,7 +11,7 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxinterp.data.batch import Sites
+from jaxinterp.core.batch import Sites
 from jaxinterp.decompositions.base import STATE
 from jaxinterp.decompositions.codes import DenseCodes, SparseCodes
 from jaxinterp.kernels import rank, select_topk, sparse_decode

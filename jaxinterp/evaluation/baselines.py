@@ -22,14 +22,14 @@ import scipy.linalg
 import scipy.sparse
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from jaxinterp.core.batch import Sites, make_batch
+from jaxinterp.core.errors import UserError
 from jaxinterp.data.activations import Rows, harvest_jit
-from jaxinterp.data.batch import Sites, make_batch
-from jaxinterp.data.text import take
+from jaxinterp.data.text.load_text import take
 from jaxinterp.decompositions.codes import SparseCodes
 from jaxinterp.decompositions.dictionary import Dictionary
 from jaxinterp.decompositions.plain import LinearMap, Neurons, PrincipalComponents
-from jaxinterp.errors import UserError
-from jaxinterp.methods.sparse_autoencoder import SparseAutoencoder
+from jaxinterp.methods.sparse.sparse_autoencoder import SparseAutoencoder
 from jaxinterp.models.mlp import MLP
 from jaxinterp.models.sites import select
 

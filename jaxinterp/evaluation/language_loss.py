@@ -14,8 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from jaxinterp.core.errors import UserError
 from jaxinterp.data.activations import counted
-from jaxinterp.errors import UserError
 from jaxinterp.methods.language_model import next_token_nll
 
 

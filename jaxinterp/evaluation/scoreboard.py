@@ -30,10 +30,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from jaxinterp.core.errors import UserError
 from jaxinterp.data.activations import Rows, harvest_jit
-from jaxinterp.data.text import take
+from jaxinterp.data.text.load_text import take
 from jaxinterp.decompositions.base import Decomposition
-from jaxinterp.errors import UserError
 from jaxinterp.evaluation.effects import (
     KINDS,
     NEXT_TOKEN,

@@ -17,10 +17,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from jaxinterp.core.batch import Sites
+from jaxinterp.core.errors import UserError
 from jaxinterp.data.activations import Rows, harvest_jit
-from jaxinterp.data.batch import Sites
-from jaxinterp.data.text import take
-from jaxinterp.errors import UserError
+from jaxinterp.data.text.load_text import take
 from jaxinterp.evaluation.effects import NEXT_TOKEN, Columns, Row, Table, answer_with, check_effect, compared
 from jaxinterp.evaluation.scoreboard import check_counts, heldout_means, item_documents, of_kinds, row_of
 from jaxinterp.models.sites import run

@@ -20,8 +20,8 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Array, Float
 
-from jaxinterp.errors import UserError
-from jaxinterp.evaluation.recovery import finite, match
+from jaxinterp.core.errors import UserError
+from jaxinterp.evaluation.planted.recovery import finite, match
 
 Rows = Float[Array | np.ndarray, "_features d"]
 

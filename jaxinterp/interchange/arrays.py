@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from jaxinterp.errors import UserError, suggest
-from jaxinterp.models.weights import StoredTensor
+from jaxinterp.core.errors import UserError, suggest
+from jaxinterp.models.files.weights import StoredTensor
 
 AxesByName = dict[str, tuple[str, ...]]
 """The axes of every array by name; arrays that share the name of an axis agree on its size."""

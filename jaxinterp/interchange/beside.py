@@ -12,12 +12,12 @@ from typing import Any
 
 import numpy as np
 
-from jaxinterp.data.batch import Sites
-from jaxinterp.errors import UserError
+from jaxinterp.core.batch import Sites
+from jaxinterp.core.errors import UserError
 from jaxinterp.interchange.contents import Contents, Target
 from jaxinterp.interchange.fields import shown
 from jaxinterp.interchange.names import Hooks
-from jaxinterp.models.tokenizer import read_json
+from jaxinterp.models.files.tokenizer import read_json
 
 NAME = "jaxinterp_sites.json"
 

@@ -14,14 +14,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
-from jaxinterp.data.batch import Sites
+from jaxinterp.core.batch import Sites
+from jaxinterp.core.errors import UserError
+from jaxinterp.core.trees import named_leaves
 from jaxinterp.decompositions.activations import Activation, BatchTopK
 from jaxinterp.decompositions.adaptive import GroupBias, check_foldable
 from jaxinterp.decompositions.dictionary import Dictionary, fold
 from jaxinterp.decompositions.gates import Gated
-from jaxinterp.errors import UserError
 from jaxinterp.interchange.names import Hooks
-from jaxinterp.trees import named_leaves
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,8 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from jaxinterp.errors import UserError, suggest
-from jaxinterp.models.tokenizer import read_json
+from jaxinterp.core.errors import UserError, suggest
+from jaxinterp.models.files.tokenizer import read_json
 
 LARGEST_SIZE = 2**40
 

@@ -20,12 +20,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxinterp.core.batch import Sites
+from jaxinterp.core.errors import UserError, suggest
 from jaxinterp.data.activations import harvest
-from jaxinterp.data.batch import Sites
 from jaxinterp.decompositions.activations import BatchTopK
 from jaxinterp.decompositions.dictionary import Dictionary
 from jaxinterp.decompositions.gates import JumpReLU
-from jaxinterp.errors import UserError, suggest
 from jaxinterp.interchange import beside, dictionary_learning, gemma_scope, saelens, sparsify
 from jaxinterp.interchange.contents import Contents, behind_gain, build
 from jaxinterp.interchange.probe import check_reconstruction

@@ -17,8 +17,8 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 
+from jaxinterp.core.errors import UserError
 from jaxinterp.decompositions.gates import JumpReLU
-from jaxinterp.errors import UserError
 from jaxinterp.interchange.arrays import AxesByName, read_checked
 from jaxinterp.interchange.contents import Contents
 from jaxinterp.interchange.names import Hooks

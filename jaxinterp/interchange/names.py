@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jaxinterp.data.batch import Sites
-from jaxinterp.errors import UserError
+from jaxinterp.core.batch import Sites
+from jaxinterp.core.errors import UserError
 
 TRANSFORMER_LENS = {
     "hook_resid_pre": "resid/pre",

@@ -14,10 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from jaxinterp.errors import UserError
+from jaxinterp.core.errors import UserError
 from jaxinterp.interchange.fields import LARGEST_SIZE
 from jaxinterp.interchange.zip_file import damage, members, read_member
-from jaxinterp.models.weights import Rows, StoredTensor
+from jaxinterp.models.files.weights import Rows, StoredTensor
 
 HEADER = 16_384
 """Bytes that hold the header of any array of numbers."""

@@ -26,13 +26,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from jaxinterp.core.errors import UserError
 from jaxinterp.data.activations import harvest_jit
-from jaxinterp.data.text import take
+from jaxinterp.data.text.load_text import take
 from jaxinterp.decompositions.activations import ReLU
 from jaxinterp.decompositions.codes import DenseCodes
 from jaxinterp.decompositions.dictionary import Dictionary
 from jaxinterp.decompositions.gates import JumpReLU
-from jaxinterp.errors import UserError
 from jaxinterp.models.sites import sites as sites_of
 
 GOOD, POOR, WORST = 0.1, 0.3, 1.0

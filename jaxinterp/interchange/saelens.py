@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save_file
 
+from jaxinterp.core.errors import UserError
 from jaxinterp.decompositions.activations import TopK
 from jaxinterp.decompositions.dictionary import Dictionary
 from jaxinterp.decompositions.gates import Gated, JumpReLU
-from jaxinterp.errors import UserError
 from jaxinterp.interchange.arrays import check_names, read_checked
 from jaxinterp.interchange.beside import read_beside, write_beside
 from jaxinterp.interchange.contents import Contents, gate_biases, plain
@@ -34,7 +34,7 @@ from jaxinterp.interchange.saelens_fields import (
     current,
     fields_hint,
 )
-from jaxinterp.models.safetensors_file import open_safetensors
+from jaxinterp.models.files.safetensors_file import open_safetensors
 
 CONFIG, WEIGHTS = "cfg.json", "sae_weights.safetensors"
 VERSION = "6.0.0"

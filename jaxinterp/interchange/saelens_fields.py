@@ -20,9 +20,9 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from jaxinterp.core.errors import UserError
 from jaxinterp.decompositions.activations import Activation, ReLU, TopK
 from jaxinterp.decompositions.gates import Gated, JumpReLU
-from jaxinterp.errors import UserError
 from jaxinterp.interchange.arrays import AxesByName
 from jaxinterp.interchange.fields import one_of, shown
 

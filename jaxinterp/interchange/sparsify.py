@@ -15,15 +15,15 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import save_file
 
+from jaxinterp.core.errors import UserError
 from jaxinterp.decompositions.activations import TopK
 from jaxinterp.decompositions.dictionary import Dictionary
-from jaxinterp.errors import UserError
 from jaxinterp.interchange.arrays import AxesByName, read_checked
 from jaxinterp.interchange.beside import read_beside, write_beside
 from jaxinterp.interchange.contents import Contents, plain, subtracting
 from jaxinterp.interchange.fields import check_known, flag, one_of, read_config, size
 from jaxinterp.interchange.names import from_module, module_folder
-from jaxinterp.models.safetensors_file import open_safetensors
+from jaxinterp.models.files.safetensors_file import open_safetensors
 
 CONFIG, WEIGHTS = "cfg.json", "sae.safetensors"
 LAYOUT: AxesByName = {

@@ -25,9 +25,9 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from jaxinterp.errors import UserError
+from jaxinterp.core.errors import UserError
 from jaxinterp.interchange.zip_file import members, read_member
-from jaxinterp.models.weights import Rows, StoredTensor
+from jaxinterp.models.files.weights import Rows, StoredTensor
 
 STORAGES: dict[str, Any] = {
     "torch.DoubleStorage": np.float64,

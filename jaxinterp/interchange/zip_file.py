@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from jaxinterp.errors import UserError
+from jaxinterp.core.errors import UserError
 
 UNPACKED = 8
 """Weights do not shrink much: what unpacks to more than so many times the file, and `SPARE`, is refused."""

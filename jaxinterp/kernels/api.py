@@ -25,7 +25,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxinterp.errors import UserError
+from jaxinterp.core.errors import UserError
 from jaxinterp.kernels import sharded
 from jaxinterp.kernels.platforms import as_products
 from jaxinterp.kernels.rank import Rank

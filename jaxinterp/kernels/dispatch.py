@@ -15,7 +15,7 @@ from functools import cache, partial
 from importlib import import_module
 from typing import Any
 
-from jaxinterp.errors import UserError, suggest
+from jaxinterp.core.errors import UserError, suggest
 from jaxinterp.kernels import platforms, xla
 
 NAMES = ("reference", "xla", "dense", "pallas_tpu", "pallas_gpu")

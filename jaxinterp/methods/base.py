@@ -16,9 +16,9 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, PRNGKeyArray
 
-from jaxinterp.data.batch import Batch, Sites
+from jaxinterp.core.batch import Batch, Sites
+from jaxinterp.core.errors import UserError
 from jaxinterp.decompositions.base import trainable
-from jaxinterp.errors import UserError
 from jaxinterp.objectives import Metrics, Objective, Ratio
 
 

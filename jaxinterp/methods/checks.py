@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxinterp.errors import UserError, suggest
+from jaxinterp.core.errors import UserError, suggest
 
 
 def check_whole(hyper: Any, **least: int) -> None:

@@ -20,9 +20,9 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
+from jaxinterp.core.batch import Batch, Sites
+from jaxinterp.core.errors import UserError
 from jaxinterp.data.activations import counted
-from jaxinterp.data.batch import Batch, Sites
-from jaxinterp.errors import UserError
 from jaxinterp.methods.base import Recipe, gradient_method, warmup_linear
 from jaxinterp.methods.checks import check_not_negative, check_positive
 from jaxinterp.models.sites import run

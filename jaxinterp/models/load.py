@@ -18,17 +18,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxinterp.errors import UserError, suggest
-from jaxinterp.models.families import canonical_names, family_config, family_of
-from jaxinterp.models.gguf_file import TENSORS, gguf_config, open_gguf
-from jaxinterp.models.safetensors_file import open_directory, pickle_refusal
-from jaxinterp.models.subject import OWN_FORM, Subject, load_own, save_subject
+from jaxinterp.core.errors import UserError, suggest
+from jaxinterp.core.trees import fill_leaves, named_leaves
+from jaxinterp.models.families.configs import canonical_names, family_config, family_of
+from jaxinterp.models.files.gguf_file import TENSORS, gguf_config, open_gguf
+from jaxinterp.models.files.safetensors_file import open_directory, pickle_refusal
+from jaxinterp.models.files.subject import OWN_FORM, Subject, load_own, save_subject
+from jaxinterp.models.files.tokenizer import Tokenizer, read_json, tokenizer_from_file, tokenizer_from_gguf
+from jaxinterp.models.files.weights import Shardings, StoredTensor, default_dtype, load_model, sharding_of
+from jaxinterp.models.files.wheels import BILINEAR, WHEELS, installed_path
 from jaxinterp.models.tiny import tiny_subject
-from jaxinterp.models.tokenizer import Tokenizer, read_json, tokenizer_from_file, tokenizer_from_gguf
 from jaxinterp.models.transformer import TransformerConfig
-from jaxinterp.models.weights import Shardings, StoredTensor, default_dtype, load_model, sharding_of
-from jaxinterp.models.wheels import BILINEAR, WHEELS, installed_path
-from jaxinterp.trees import fill_leaves, named_leaves
 
 __all__ = ["KNOWN", "Subject", "load", "save_subject"]
 

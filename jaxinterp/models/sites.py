@@ -19,9 +19,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 from penzai import pz
 
-from jaxinterp.errors import UserError, suggest
+from jaxinterp.core.errors import UserError, suggest
+from jaxinterp.core.trees import path_name
 from jaxinterp.models.rules import EXACT, Rules
-from jaxinterp.trees import path_name
 
 Edit = Callable[[Array], Array]
 

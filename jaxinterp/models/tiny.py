@@ -10,10 +10,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from jaxinterp.models.files.subject import Subject
+from jaxinterp.models.files.tokenizer import byte_tokenizer
 from jaxinterp.models.layers import Linear
 from jaxinterp.models.mlp import MLP
-from jaxinterp.models.subject import Subject
-from jaxinterp.models.tokenizer import byte_tokenizer
 from jaxinterp.models.transformer import Transformer, TransformerConfig, initialise
 
 TINY = TransformerConfig(

@@ -24,7 +24,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-from jaxinterp.errors import UserError
+from jaxinterp.core.errors import UserError
 from jaxinterp.models.attention import Attention
 from jaxinterp.models.layers import Linear, Norm, RopeScaling, Tap, no_tap, normed, random_linear, soft_cap, under
 from jaxinterp.models.mlp import MLP, MLPLeaf

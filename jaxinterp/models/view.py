@@ -6,8 +6,8 @@ import jax
 import treescope
 from treescope import rendering_parts
 
+from jaxinterp.core.trees import path_name
 from jaxinterp.models.sites import sites
-from jaxinterp.trees import path_name
 
 
 def show(model: Any) -> str:

@@ -16,8 +16,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from jaxinterp.data.batch import Batch
-from jaxinterp.errors import UserError, suggest
+from jaxinterp.core.batch import Batch
+from jaxinterp.core.errors import UserError, suggest
 
 
 class Ratio(eqx.Module):

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from jaxinterp.data.batch import Batch
+from jaxinterp.core.batch import Batch
 from jaxinterp.decompositions.codes import Codes, SparseCodes
 from jaxinterp.decompositions.cross_layer import CrossLayer, Layer, LayerCodes
 from jaxinterp.kernels import encode_topk

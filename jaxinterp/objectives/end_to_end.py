@@ -23,9 +23,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from jaxinterp.core.batch import Batch, several
+from jaxinterp.core.errors import UserError
 from jaxinterp.data.activations import counted
-from jaxinterp.data.batch import Batch, several
-from jaxinterp.errors import UserError
 from jaxinterp.models.rules import EXACT
 from jaxinterp.models.sites import NO_LOGITS, run
 from jaxinterp.models.transformer import RESIDUAL

@@ -21,10 +21,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from jaxinterp.data.batch import Batch
+from jaxinterp.core.batch import Batch
+from jaxinterp.core.errors import UserError
 from jaxinterp.decompositions.codes import DenseCodes
 from jaxinterp.decompositions.gates import Gated, JumpReLU, step
-from jaxinterp.errors import UserError
 from jaxinterp.objectives.compose import Forward, Metrics, Ratio, Term, ratio
 
 

@@ -16,9 +16,9 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxinterp.data.batch import Batch
+from jaxinterp.core.batch import Batch
+from jaxinterp.core.errors import UserError
 from jaxinterp.decompositions.codes import Codes, SparseCodes
-from jaxinterp.errors import UserError
 from jaxinterp.objectives.compose import Forward, Metrics, Ratio, Term, ratio
 
 

@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from jaxinterp.data.batch import Batch
+from jaxinterp.core.batch import Batch
 from jaxinterp.objectives.compose import Forward, Metrics, Ratio, Term, ratio
 
 

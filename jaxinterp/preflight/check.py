@@ -12,9 +12,9 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from jaxinterp.core.errors import UserError
 from jaxinterp.data.tokens import TokenCorpus
 from jaxinterp.data.windows import batches, windows
-from jaxinterp.errors import UserError
 from jaxinterp.methods.base import Method
 from jaxinterp.preflight import chips, compiled, estimate
 from jaxinterp.preflight.chips import Chip

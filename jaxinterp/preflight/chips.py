@@ -15,7 +15,7 @@ from typing import Any
 
 import jax
 
-from jaxinterp.errors import UserError, suggest
+from jaxinterp.core.errors import UserError, suggest
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,8 @@ from typing import Any
 import jax
 from jaxtyping import Array
 
+from jaxinterp.core.trees import named_leaves
 from jaxinterp.preflight.hlo import Work, read_work
-from jaxinterp.trees import named_leaves
 
 
 @dataclass(frozen=True)

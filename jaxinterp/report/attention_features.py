@@ -10,13 +10,13 @@ import numpy as np
 from jaxtyping import Array
 
 from jaxinterp.decompositions.dictionary import Dictionary
-from jaxinterp.evaluation.attention_attribution import by_source, reading
-from jaxinterp.evaluation.attention_features import SHARES
+from jaxinterp.evaluation.attention.attribution import by_source, reading
+from jaxinterp.evaluation.attention.features import SHARES
+from jaxinterp.evaluation.features.peaks import collect, measure
 from jaxinterp.models.attention import Attention
 from jaxinterp.models.load import Subject
 from jaxinterp.models.sites import run
 from jaxinterp.report.features import choose, token_text
-from jaxinterp.report.peaks import collect, measure
 
 PEAKS = 3
 """Contexts of a feature, and source tokens of the first."""

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from jaxinterp.errors import UserError
+from jaxinterp.core.errors import UserError
 
 
 @dataclass(frozen=True)

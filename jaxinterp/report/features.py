@@ -16,10 +16,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int
 
-from jaxinterp.errors import UserError
+from jaxinterp.core.errors import UserError
+from jaxinterp.evaluation.features.peaks import Peaks, Window, batches, chosen_codes, collect, measure
+from jaxinterp.evaluation.features.vectors import direct_logits, neuron_cosines, row_cosines
 from jaxinterp.report.content import FeaturePage, NeuronMatch, TokenContext
-from jaxinterp.report.peaks import Peaks, Window, batches, chosen_codes, collect, measure
-from jaxinterp.report.vectors import direct_logits, neuron_cosines, row_cosines
 
 AROUND = 20  # tokens shown on either side of a peak
 BINS = 30

@@ -14,8 +14,8 @@ import numpy as np
 from jaxtyping import Array, UInt32
 from orbax.checkpoint import v1 as ocp
 
-from jaxinterp.errors import UserError, first_line
-from jaxinterp.trees import named_leaves
+from jaxinterp.core.errors import UserError, first_line
+from jaxinterp.core.trees import named_leaves
 
 
 def read_arrays(folder: str | Path) -> Any:

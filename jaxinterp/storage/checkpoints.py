@@ -18,10 +18,10 @@ import numpy as np
 from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
-from jaxinterp.errors import UserError, first_line
+from jaxinterp.core.errors import UserError, first_line
+from jaxinterp.core.trees import fill_leaves, first_difference, named_leaves
 from jaxinterp.storage.arrays import checksums, file_name, stored
 from jaxinterp.storage.lock import lock, unlock
-from jaxinterp.trees import fill_leaves, first_difference, named_leaves
 
 Position = dict[str, int]
 """Where the data iterator stands; the same on every host."""

@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 
-from jaxinterp.errors import UserError
+from jaxinterp.core.errors import UserError
 
 
 def lock(folder: Path) -> Any:

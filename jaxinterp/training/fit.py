@@ -10,10 +10,10 @@ import jax
 from jax.sharding import Mesh
 from jaxtyping import Array
 
+from jaxinterp.core.batch import GRADIENT
+from jaxinterp.core.errors import UserError, suggest
 from jaxinterp.data.activations import WINDOW
-from jaxinterp.data.batch import GRADIENT
 from jaxinterp.data.windows import batches, fingerprint
-from jaxinterp.errors import UserError, suggest
 from jaxinterp.methods.base import Method
 from jaxinterp.models.load import Subject
 from jaxinterp.models.sites import LEAVES, check_site, sites

@@ -12,8 +12,8 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from jaxinterp.core.errors import UserError
 from jaxinterp.data.activations import WINDOW
-from jaxinterp.errors import UserError
 from jaxinterp.objectives import Ratio
 
 PREEMPTED = 75

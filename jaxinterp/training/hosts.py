@@ -17,7 +17,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from jaxinterp.errors import UserError
+from jaxinterp.core.errors import UserError
 
 HEARTBEAT = 30
 """Seconds without a sign of life after which a process counts as lost."""

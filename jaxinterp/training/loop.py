@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from jaxinterp.errors import UserError
+from jaxinterp.core.errors import UserError
 from jaxinterp.objectives import Metrics
 from jaxinterp.training.guard import Losses, Preempted, Preemption
 from jaxinterp.training.state import TrainState, all_finite

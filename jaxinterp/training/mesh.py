@@ -20,10 +20,10 @@ from jax.experimental import mesh_utils, multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from jaxinterp.core.errors import UserError
+from jaxinterp.core.trees import named_leaves, path_name
 from jaxinterp.decompositions.base import per_feature
-from jaxinterp.errors import UserError
 from jaxinterp.kernels.sharded import SPREAD, spread_evenly
-from jaxinterp.trees import named_leaves, path_name
 
 AXES = ("data", "feature", "model")
 

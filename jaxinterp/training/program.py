@@ -13,8 +13,8 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jaxtyping import Array
 
+from jaxinterp.core.batch import Sites
 from jaxinterp.data.activations import Harvest, Rows, check_finite
-from jaxinterp.data.batch import Sites
 from jaxinterp.methods.base import Recipe
 from jaxinterp.training.mesh import over_data, state_shardings
 from jaxinterp.training.state import Schedules, TrainState, make_step, start_state

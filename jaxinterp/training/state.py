@@ -9,8 +9,8 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Int, PRNGKeyArray
 
+from jaxinterp.core.batch import Sites, make_batch
 from jaxinterp.data.activations import WINDOW, Harvest, Rows, shuffle_in
-from jaxinterp.data.batch import Sites, make_batch
 from jaxinterp.methods.base import Recipe
 from jaxinterp.objectives import Metrics
 from jaxinterp.training.mesh import state_shardings

@@ -10,15 +10,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxinterp.core.errors import UserError
+from jaxinterp.core.trees import named_leaves
 from jaxinterp.data import activation_cache
 from jaxinterp.data.activation_cache import cache_activations, cached_windows, harvested_once, holds
-from jaxinterp.errors import UserError
 from jaxinterp.methods import SkipTranscoder
 from jaxinterp.models.load import Subject, load
 from jaxinterp.models.sites import run
 from jaxinterp.training.fit import fit
 from jaxinterp.training.mesh import make_mesh
-from jaxinterp.trees import named_leaves
 
 METHOD = SkipTranscoder(features=64, k=4, dead_after=500, learning_rate=3e-3)
 NAMES = METHOD.needs("blocks/1/mlp").names()

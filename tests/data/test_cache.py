@@ -6,17 +6,18 @@ import tracemalloc
 import numpy as np
 import pytest
 
+from jaxinterp.core.errors import UserError
 from jaxinterp.data import cache as module
-from jaxinterp.data import sources, tokens
+from jaxinterp.data import tokens
 from jaxinterp.data.cache import through_cache
-from jaxinterp.data.documents import Document
-from jaxinterp.data.sources import load_corpus
-from jaxinterp.data.text import load_text
+from jaxinterp.data.text import sources
+from jaxinterp.data.text.documents import Document
+from jaxinterp.data.text.load_text import load_text
+from jaxinterp.data.text.sources import load_corpus
 from jaxinterp.data.token_files import read_token_file
 from jaxinterp.data.vocabulary import train_tokenizer
 from jaxinterp.data.windows import windows
-from jaxinterp.errors import UserError
-from jaxinterp.models.tokenizer import byte_tokenizer
+from jaxinterp.models.files.tokenizer import byte_tokenizer
 
 TEXTS = [f"document number {index}, which says {index * index}." for index in range(60)]
 

@@ -3,14 +3,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxinterp.data import sources, token_files
+from jaxinterp.core.errors import UserError
+from jaxinterp.data import token_files
 from jaxinterp.data import tokens as module
-from jaxinterp.data.documents import Document
-from jaxinterp.data.sources import load_corpus
+from jaxinterp.data.text import sources
+from jaxinterp.data.text.documents import Document
+from jaxinterp.data.text.sources import load_corpus
 from jaxinterp.data.token_files import read_token_file
 from jaxinterp.data.tokens import TextTokenizer, encode_documents, split
-from jaxinterp.errors import UserError
-from jaxinterp.models.tokenizer import byte_tokenizer
+from jaxinterp.models.files.tokenizer import byte_tokenizer
 
 
 def documents_of(*texts):

@@ -2,10 +2,10 @@
 
 import pytest
 
-from jaxinterp.data.documents import Document
+from jaxinterp.core.errors import UserError
+from jaxinterp.data.text.documents import Document
 from jaxinterp.data.vocabulary import train_tokenizer
-from jaxinterp.errors import UserError
-from jaxinterp.models.tokenizer import byte_tokenizer, tokenizer_from_file
+from jaxinterp.models.files.tokenizer import byte_tokenizer, tokenizer_from_file
 
 TEXTS = [Document(f"the sum of the {word}s along the given axis, {n}", "") for n, word in enumerate(["square", "root"])]
 

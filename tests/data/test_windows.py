@@ -7,10 +7,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from orbax.checkpoint import v1 as ocp
 
-from jaxinterp.data.documents import Document
+from jaxinterp.core.errors import UserError
+from jaxinterp.data.text.documents import Document
 from jaxinterp.data.tokens import TokenCorpus, encode_documents, split
 from jaxinterp.data.windows import batches, epochs_needed, windows
-from jaxinterp.errors import UserError
 
 END, BEGIN = 0, 1
 

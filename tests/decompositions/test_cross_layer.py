@@ -8,7 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxinterp.data.batch import Sites, make_batch
+from jaxinterp.core.batch import Sites, make_batch
+from jaxinterp.core.errors import UserError
+from jaxinterp.core.trees import named_leaves
 from jaxinterp.decompositions.activations import BatchTopK, ReLU, TopK
 from jaxinterp.decompositions.adaptive import GroupBias, TopAFA
 from jaxinterp.decompositions.base import trainable
@@ -16,11 +18,9 @@ from jaxinterp.decompositions.codes import DenseCodes, SparseCodes
 from jaxinterp.decompositions.cross_layer import CrossLayer, Layer, LayerCodes, fold_layers
 from jaxinterp.decompositions.cross_layer_files import load_cross_layer, save_cross_layer
 from jaxinterp.decompositions.gates import Gated, JumpReLU
-from jaxinterp.errors import UserError
-from jaxinterp.methods.cross_layer_transcoder import CrossLayerTranscoder
+from jaxinterp.methods.sparse.cross_layer_transcoder import CrossLayerTranscoder
 from jaxinterp.objectives import Forward, total
 from jaxinterp.objectives.cross_layer import auxk_of_layers, pre_activation, standardised_error, tanh_penalty
-from jaxinterp.trees import named_leaves
 
 
 def random_cross_layer(activations, features=12, d=6, reach=3):

@@ -11,7 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxinterp.data.batch import Sites, make_batch
+from jaxinterp.core.batch import Sites, make_batch
+from jaxinterp.core.errors import UserError
+from jaxinterp.core.trees import named_leaves
 from jaxinterp.decompositions.activations import BatchTopK, ReLU, TopK
 from jaxinterp.decompositions.adaptive import TopAFA
 from jaxinterp.decompositions.base import StandIn, per_feature, trainable
@@ -20,11 +22,9 @@ from jaxinterp.decompositions.dictionary import Dictionary, fold
 from jaxinterp.decompositions.files import load_dictionary, save_dictionary
 from jaxinterp.decompositions.gates import JumpReLU
 from jaxinterp.decompositions.on_disk import check_arrays
-from jaxinterp.errors import UserError
 from jaxinterp.models.sites import replace, run
 from jaxinterp.models.tiny import planted_transformer
 from jaxinterp.objectives import Ratio, reconstruction, total
-from jaxinterp.trees import named_leaves
 
 SITES = Sites("blocks/1/mlp/in", "blocks/1/mlp/out")
 

@@ -9,13 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxinterp.core.errors import UserError
 from jaxinterp.decompositions.cross_layer import PerLayer
 from jaxinterp.decompositions.exact import exact_transcoder
-from jaxinterp.errors import UserError
 from jaxinterp.evaluation.scoreboard import score
 from jaxinterp.evaluation.several import score_layers
+from jaxinterp.models.files.subject import Subject
 from jaxinterp.models.sites import replace, run
-from jaxinterp.models.subject import Subject
 from jaxinterp.models.tiny import TINY, planted_transformer
 from jaxinterp.models.transformer import initialise
 

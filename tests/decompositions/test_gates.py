@@ -11,17 +11,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxinterp.data.batch import make_batch
+from jaxinterp.core.batch import make_batch
+from jaxinterp.core.errors import UserError
+from jaxinterp.core.trees import named_leaves
 from jaxinterp.decompositions.activations import ReLU
 from jaxinterp.decompositions.adaptive import GroupBias
 from jaxinterp.decompositions.base import per_feature, trainable
 from jaxinterp.decompositions.dictionary import fold
 from jaxinterp.decompositions.files import load_dictionary, save_dictionary
 from jaxinterp.decompositions.gates import Gated, JumpReLU, jump, step
-from jaxinterp.errors import UserError
 from jaxinterp.objectives import reconstruction, total
 from jaxinterp.objectives.gates import gate_auxiliary, gate_l1, l0, l0_to_target
-from jaxinterp.trees import named_leaves
 from tests.decompositions.test_dictionary import SITES, random_dictionary
 
 KEY = jax.random.key(0)

@@ -8,18 +8,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxinterp.data.batch import Sites
-from jaxinterp.data.text import take
+from jaxinterp.core.batch import Sites
+from jaxinterp.core.errors import UserError
+from jaxinterp.data.text.load_text import take
 from jaxinterp.decompositions.activations import TopK
-from jaxinterp.errors import UserError
 from jaxinterp.evaluation.baselines import baselines
 from jaxinterp.evaluation.effects import NEXT_TOKEN, POOLED, Effect
 from jaxinterp.evaluation.scoreboard import score, scoreboard
 from jaxinterp.evaluation.several import score_layers
 from jaxinterp.methods import SkipTranscoder
+from jaxinterp.models.files.subject import Subject
 from jaxinterp.models.load import load
 from jaxinterp.models.sites import run
-from jaxinterp.models.subject import Subject
 from jaxinterp.models.transformer import TransformerConfig, initialise
 from jaxinterp.objectives.end_to_end import spliced
 from jaxinterp.training.fit import fit

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxinterp.data.batch import Sites, make_batch
+from jaxinterp.core.batch import Sites, make_batch
 from jaxinterp.decompositions.activations import ReLU, TopK
 from jaxinterp.decompositions.codes import DenseCodes
 from jaxinterp.evaluation.quasi_orthogonality import (

@@ -7,13 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxinterp.data.batch import Sites
-from jaxinterp.data.text import take
+from jaxinterp.core.batch import Sites
+from jaxinterp.core.errors import UserError
+from jaxinterp.data.text.load_text import take
 from jaxinterp.decompositions.activations import TopK
 from jaxinterp.decompositions.base import StandIn
 from jaxinterp.decompositions.codes import DenseCodes
 from jaxinterp.decompositions.plain import Neurons
-from jaxinterp.errors import UserError
 from jaxinterp.evaluation.baselines import baselines
 from jaxinterp.evaluation.intervals import ratio_interval
 from jaxinterp.evaluation.scoreboard import Table, row_of, score, scoreboard

@@ -6,7 +6,7 @@ import jax
 import pytest
 
 from experiments.afa import Config, at_their_l0, main, methods, reading
-from jaxinterp.errors import UserError
+from jaxinterp.core.errors import UserError
 from jaxinterp.evaluation.quasi_orthogonality import CODE_LENGTHS, code_lengths
 from tests.evaluation.test_quasi_orthogonality import planted_pairs, planted_twelve
 

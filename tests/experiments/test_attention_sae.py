@@ -6,7 +6,7 @@ import pytest
 
 from experiments import attention_sae
 from experiments.attention_sae import Config, main, sentences
-from jaxinterp.errors import UserError
+from jaxinterp.core.errors import UserError
 
 SMALL = {
     "model": "tiny",

@@ -19,7 +19,7 @@ from experiments.command import (
     write_json,
 )
 from experiments.on_text import OnText
-from jaxinterp.errors import UserError
+from jaxinterp.core.errors import UserError
 from jaxinterp.storage.lock import lock, unlock
 from jaxinterp.training.guard import Preempted
 

@@ -12,10 +12,10 @@ from tokenizers import models, pre_tokenizers
 from experiments import discrete_circuits
 from experiments.discrete_circuits import Config, analyse, main, report, sentences
 from experiments.indirect_objects import NAMES, TEMPLATES, Task, indirect_objects, single_effects
-from jaxinterp.errors import UserError
-from jaxinterp.methods.discrete_codes import DiscreteCodes
+from jaxinterp.core.errors import UserError
+from jaxinterp.methods.sparse.discrete_codes import DiscreteCodes
+from jaxinterp.models.files.tokenizer import Tokenizer
 from jaxinterp.models.load import load
-from jaxinterp.models.tokenizer import Tokenizer
 
 WRITING = (1, 6, 9, 15)  # of 4 layers x 4 heads
 

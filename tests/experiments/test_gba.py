@@ -8,7 +8,7 @@ import pytest
 
 from experiments.gba import PLANT, Config, entries, main
 from experiments.gba_report import reading
-from jaxinterp.errors import UserError
+from jaxinterp.core.errors import UserError
 
 SMALL = {"features": 160, "steps": 600, "batch_size": 128, "seeds": 1}
 

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from experiments.gradient_sae import Config, answers, main
-from jaxinterp.errors import UserError
+from jaxinterp.core.errors import UserError
 
 SMALL = {
     "model": "tiny", "features": 64, "tokens": 10_240, "heldout_tokens": 2048, "ce_tokens": 2048, "seq": 64,

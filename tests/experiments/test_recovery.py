@@ -8,7 +8,7 @@ import pytest
 from experiments import recovery
 from experiments.planted_methods import controls, methods
 from experiments.recovery import Config, main, missed, reading
-from jaxinterp.errors import UserError
+from jaxinterp.core.errors import UserError
 
 NAN = float("nan")
 

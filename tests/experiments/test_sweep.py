@@ -9,10 +9,10 @@ import tyro
 
 from experiments.on_text import prepared
 from experiments.sweep import Config, combinations, main, method_of, reading, stability
+from jaxinterp.core.errors import UserError
+from jaxinterp.core.trees import named_leaves
 from jaxinterp.decompositions.files import load_dictionary
-from jaxinterp.errors import UserError
 from jaxinterp.training.fit import fit
-from jaxinterp.trees import named_leaves
 
 SMALL = {"model": "tiny", "tokens": 10_240, "seq": 32, "batch_size": 512, "heldout_tokens": 1024, "ce_tokens": 512}
 swept = partial(Config, **SMALL, features=64)

@@ -23,12 +23,12 @@ from experiments.train_language_model import (
     shape_of,
     start_model,
 )
-from jaxinterp.data.sources import load_corpus
+from jaxinterp.core.errors import UserError
+from jaxinterp.data.text.sources import load_corpus
 from jaxinterp.data.tokens import split
-from jaxinterp.errors import UserError
+from jaxinterp.models.files.tokenizer import tokenizer_from_file
 from jaxinterp.models.load import load
 from jaxinterp.models.sites import run, sites
-from jaxinterp.models.tokenizer import tokenizer_from_file
 from jaxinterp.training.hosts import VARIABLE
 from jaxinterp.training.tracking import read_rows
 

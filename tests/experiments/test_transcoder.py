@@ -10,10 +10,10 @@ import pytest
 from experiments.command import command
 from experiments.on_text import OnText, prepared
 from experiments.transcoder import Config, main
+from jaxinterp.core.errors import UserError
 from jaxinterp.decompositions.files import load_dictionary
-from jaxinterp.errors import UserError
+from jaxinterp.models.files.tokenizer import byte_tokenizer
 from jaxinterp.models.load import Subject, save_subject
-from jaxinterp.models.tokenizer import byte_tokenizer
 from jaxinterp.models.transformer import TransformerConfig, initialise
 
 SMALL = [

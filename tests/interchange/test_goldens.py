@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxinterp.data.batch import Sites
+from jaxinterp.core.batch import Sites
 from jaxinterp.decompositions.activations import ReLU, TopK
 from jaxinterp.decompositions.gates import Gated, JumpReLU
 from jaxinterp.interchange import read

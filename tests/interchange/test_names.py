@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from jaxinterp.data.batch import Sites
-from jaxinterp.errors import UserError
+from jaxinterp.core.batch import Sites
+from jaxinterp.core.errors import UserError
 from jaxinterp.interchange import read
 from jaxinterp.interchange.gemma_scope import read_gemma_scope
 from jaxinterp.interchange.names import from_hooks, from_module, from_submodule, has_post_norms, to_hook

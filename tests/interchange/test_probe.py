@@ -16,14 +16,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxinterp.data.batch import Sites
+from jaxinterp.core.batch import Sites
+from jaxinterp.core.errors import UserError
 from jaxinterp.decompositions.activations import ReLU, TopK
 from jaxinterp.decompositions.dictionary import Dictionary
 from jaxinterp.decompositions.gates import JumpReLU
-from jaxinterp.errors import UserError
 from jaxinterp.interchange import probe, read, write
 from jaxinterp.interchange.contents import Contents, behind_gain, build
-from jaxinterp.models.subject import Subject
+from jaxinterp.models.files.subject import Subject
 from jaxinterp.models.tiny import TINY, planted_transformer, unit_rows
 
 D = 32

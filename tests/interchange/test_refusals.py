@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from jaxinterp.data.batch import Sites
-from jaxinterp.errors import UserError
+from jaxinterp.core.batch import Sites
+from jaxinterp.core.errors import UserError
 from jaxinterp.interchange import read
 from jaxinterp.interchange.formats import READERS
 from tests.interchange.test_torch_file import MEGABYTE, refused

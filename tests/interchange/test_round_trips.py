@@ -10,14 +10,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxinterp.data.batch import Sites
+from jaxinterp.core.batch import Sites
+from jaxinterp.core.errors import UserError
+from jaxinterp.core.trees import named_leaves
 from jaxinterp.decompositions.activations import BatchTopK, ReLU, TopK
 from jaxinterp.decompositions.adaptive import TopAFA
 from jaxinterp.decompositions.by_effect import EffectDictionary
 from jaxinterp.decompositions.gates import JumpReLU
-from jaxinterp.errors import UserError
 from jaxinterp.interchange import as_jumprelu, read, write
-from jaxinterp.trees import named_leaves
 from tests.interchange.written import CASES, FEATURES, INPUTS, MLP, D, at, dictionary, gated
 
 EXACT = [(name, {}) for name in CASES if name != "sparsify_sae"]

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from jaxinterp.errors import UserError
+from jaxinterp.core.errors import UserError
 from jaxinterp.interchange.torch_file import open_torch
 
 GOLDEN = Path(__file__).parent / "goldens" / "dictionary_learning-AutoEncoder" / "ae.pt"

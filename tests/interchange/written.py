@@ -11,7 +11,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from jaxinterp.data.batch import Sites
+from jaxinterp.core.batch import Sites
 from jaxinterp.decompositions.activations import ReLU, TopK
 from jaxinterp.decompositions.dictionary import Dictionary
 from jaxinterp.decompositions.gates import Gated, JumpReLU

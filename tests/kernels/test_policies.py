@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxinterp.errors import UserError
+from jaxinterp.core.errors import UserError
 from jaxinterp.kernels import encode_groups, encode_ranked, encode_topk, keep_largest, rank, select_topk, sparse_decode
 from jaxinterp.kernels.xla import largest
 from tests.kernels import oracle

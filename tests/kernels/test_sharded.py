@@ -8,7 +8,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from jaxinterp.errors import UserError
+from jaxinterp.core.errors import UserError
 from jaxinterp.kernels import encode_groups, encode_ranked, encode_topk, keep_largest, rank, select_topk
 from tests.kernels import programs
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.experimental.pallas import tpu as pltpu
 
-from jaxinterp.errors import UserError
+from jaxinterp.core.errors import UserError
 from jaxinterp.kernels.pallas_tpu import merge
 from tests.kernels import oracle
 

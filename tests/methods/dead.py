@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxinterp.data.batch import Sites
-from jaxinterp.evaluation.laboratory import Plant, train
-from jaxinterp.evaluation.recovery import mcc
+from jaxinterp.core.batch import Sites
+from jaxinterp.evaluation.planted.laboratory import Plant, train
+from jaxinterp.evaluation.planted.recovery import mcc
 from jaxinterp.methods import Recipe
 
 PLANT = Plant(features=24, width=16, active=2)

@@ -9,18 +9,18 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from jaxinterp.data.batch import Sites
+from jaxinterp.core.batch import Sites
+from jaxinterp.core.trees import named_leaves
 from jaxinterp.decompositions.base import StandIn
 from jaxinterp.decompositions.files import load_dictionary, save_dictionary
-from jaxinterp.evaluation import laboratory
-from jaxinterp.evaluation.recovery import mcc
+from jaxinterp.evaluation.planted import laboratory
+from jaxinterp.evaluation.planted.recovery import mcc
 from jaxinterp.evaluation.scoreboard import score
 from jaxinterp.models.load import load
 from jaxinterp.models.sites import replace, run
 from jaxinterp.models.tiny import unit_rows
 from jaxinterp.training.fit import fit
 from jaxinterp.training.mesh import make_mesh
-from jaxinterp.trees import named_leaves
 
 FEATURES, D, ACTIVE = 48, 32, 3
 SITE = "blocks/1/mlp"

@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxinterp.data.batch import Sites
-from jaxinterp.evaluation.laboratory import Plant, train
-from jaxinterp.evaluation.recovery import mcc
+from jaxinterp.core.batch import Sites
+from jaxinterp.evaluation.planted.laboratory import Plant, train
+from jaxinterp.evaluation.planted.recovery import mcc
 from jaxinterp.methods import SparseAutoencoder, Together
 from tests.methods.laboratory import SITE, fitted, is_kept_on_disk, is_the_same_on_a_mesh, stands_in_and_scores
 from tests.methods.method_in_one_file import SignedSparseAutoencoder, TopKBySize

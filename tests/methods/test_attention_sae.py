@@ -9,14 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxinterp.data.batch import Sites
+from jaxinterp.core.batch import Sites
+from jaxinterp.core.errors import UserError
 from jaxinterp.decompositions.activations import TopK
-from jaxinterp.errors import UserError
-from jaxinterp.evaluation.attention_attribution import head_shares
-from jaxinterp.evaluation.laboratory import train
-from jaxinterp.evaluation.recovery import match
+from jaxinterp.evaluation.attention.attribution import head_shares
+from jaxinterp.evaluation.planted.laboratory import train
+from jaxinterp.evaluation.planted.recovery import match
 from jaxinterp.evaluation.scoreboard import score
-from jaxinterp.methods.attention_sparse_autoencoder import AttentionSparseAutoencoder, AttentionStandIn
+from jaxinterp.methods.sparse.attention_sparse_autoencoder import AttentionSparseAutoencoder, AttentionStandIn
 from jaxinterp.models.sites import SetTo, replace, run
 from jaxinterp.models.tiny import unit_rows
 from jaxinterp.training.fit import fit

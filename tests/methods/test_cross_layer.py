@@ -13,10 +13,10 @@ import numpy as np
 import optax
 import pytest
 
-from jaxinterp.data.batch import Sites, make_batch
-from jaxinterp.evaluation.recovery import mcc
+from jaxinterp.core.batch import Sites, make_batch
+from jaxinterp.evaluation.planted.recovery import mcc
 from jaxinterp.methods.base import gradient_method
-from jaxinterp.methods.cross_layer_transcoder import CrossLayerTranscoder, count_layers
+from jaxinterp.methods.sparse.cross_layer_transcoder import CrossLayerTranscoder, count_layers
 from jaxinterp.models.tiny import unit_rows
 
 NEURONS, D, LAYERS, STEPS, BATCH = 24, 32, 2, 1000, 256

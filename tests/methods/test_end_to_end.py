@@ -13,20 +13,20 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxinterp.core.batch import Sites, make_batch
+from jaxinterp.core.errors import UserError
+from jaxinterp.core.trees import named_leaves
 from jaxinterp.data.activations import harvest
-from jaxinterp.data.batch import Sites, make_batch
 from jaxinterp.decompositions.cross_layer import PerLayer
 from jaxinterp.decompositions.exact import exact_transcoder
-from jaxinterp.errors import UserError
 from jaxinterp.methods import GradientSparseAutoencoder, SparseAutoencoder, Transcoder
+from jaxinterp.models.files.subject import Subject
 from jaxinterp.models.sites import SetTo, replace, run
-from jaxinterp.models.subject import Subject
 from jaxinterp.models.tiny import TINY, planted_transformer
 from jaxinterp.objectives import l1, reconstruction, scale, total
 from jaxinterp.objectives.end_to_end import counted, cross_entropy, divergence, spliced
 from jaxinterp.training.fit import fit
 from jaxinterp.training.mesh import make_mesh
-from jaxinterp.trees import named_leaves
 
 CONFIG = dataclasses.replace(TINY, vocab_size=64, d_model=32, layers=2, heads=2, kv_heads=2, d_mlp=64)
 SITE = "blocks/1/mlp"

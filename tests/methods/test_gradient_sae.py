@@ -9,13 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxinterp.core.batch import Sites, make_batch
+from jaxinterp.core.errors import UserError
 from jaxinterp.data.activations import harvest_jit
-from jaxinterp.data.batch import Sites, make_batch
 from jaxinterp.decompositions.activations import BatchTopK, TopK
 from jaxinterp.decompositions.by_effect import EffectDictionary
 from jaxinterp.decompositions.files import load_dictionary
-from jaxinterp.errors import UserError
-from jaxinterp.methods.gradient_sparse_autoencoder import GradientSparseAutoencoder
+from jaxinterp.methods.sparse.gradient_sparse_autoencoder import GradientSparseAutoencoder
 from jaxinterp.models.tiny import TINY, planted_transformer, unit_rows
 from tests.methods.laboratory import is_kept_on_disk, is_the_same_on_a_mesh, stands_in_and_scores
 

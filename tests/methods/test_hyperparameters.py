@@ -2,8 +2,8 @@
 
 import pytest
 
+from jaxinterp.core.errors import UserError
 from jaxinterp.decompositions.activations import ReLU
-from jaxinterp.errors import UserError
 from jaxinterp.methods import (
     AttentionSparseAutoencoder,
     GatedSparseAutoencoder,

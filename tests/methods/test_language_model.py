@@ -9,8 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxinterp.data.batch import Sites, make_batch
-from jaxinterp.errors import UserError
+from jaxinterp.core.batch import Sites, make_batch
+from jaxinterp.core.errors import UserError
+from jaxinterp.core.trees import named_leaves
 from jaxinterp.evaluation.language_loss import language_loss
 from jaxinterp.methods import Transcoder
 from jaxinterp.methods.language_model import LanguageModel, matrices, next_token, next_token_nll
@@ -18,7 +19,6 @@ from jaxinterp.models.load import Subject
 from jaxinterp.models.transformer import TransformerConfig, initialise
 from jaxinterp.training.fit import fit
 from jaxinterp.training.mesh import make_mesh
-from jaxinterp.trees import named_leaves
 
 SHAPE = TransformerConfig(
     vocab_size=24, d_model=32, layers=1, heads=2, kv_heads=2, head_dim=16, d_mlp=64, context=16,

@@ -15,11 +15,11 @@ import numpy as np
 import optax
 import pytest
 
-from jaxinterp.data.batch import Sites
-from jaxinterp.evaluation.recovery import cosines, frr, match, mcc
+from jaxinterp.core.batch import Sites
+from jaxinterp.evaluation.planted.recovery import cosines, frr, match, mcc
 from jaxinterp.methods import PerLayerTranscoders, SkipTranscoder, SparseAutoencoder, Transcoder, gradient_method
-from jaxinterp.methods.dictionary import count
-from jaxinterp.methods.transcoder import start
+from jaxinterp.methods.sparse.dictionary import count
+from jaxinterp.methods.sparse.transcoder import start
 from jaxinterp.models.tiny import planted_mlp, unit_rows
 from jaxinterp.objectives import reconstruction, total
 from tests.methods.laboratory import planted_dictionary, recovery, train, train_on_samples

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxinterp.core.trees import named_leaves
 from jaxinterp.methods import (
     AttentionSparseAutoencoder,
     CrossLayerTranscoder,
@@ -25,7 +26,6 @@ from jaxinterp.methods import (
     Transcoder,
 )
 from jaxinterp.training.fit import fit
-from jaxinterp.trees import named_leaves
 from tests.methods.dead import HalfDead
 from tests.methods.laboratory import SITE, subject, text
 

@@ -8,24 +8,24 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxinterp.data.batch import Sites, make_batch
+from jaxinterp.core.batch import Sites, make_batch
+from jaxinterp.core.errors import UserError
+from jaxinterp.core.trees import named_leaves
 from jaxinterp.decompositions.activations import BatchTopK
 from jaxinterp.decompositions.cross_layer import PerLayer
 from jaxinterp.decompositions.files import load_dictionary, save_dictionary
-from jaxinterp.errors import UserError
 from jaxinterp.evaluation.several import score_layers
 from jaxinterp.methods import GradientSparseAutoencoder, SkipTranscoder, Transcoder
 from jaxinterp.methods.base import Method, MethodState
-from jaxinterp.methods.cross_layer_transcoder import CrossLayerTranscoder, count_layers
-from jaxinterp.methods.per_layer_transcoders import PerLayerTranscoders
+from jaxinterp.methods.combine.per_layer_transcoders import PerLayerTranscoders
+from jaxinterp.methods.sparse.cross_layer_transcoder import CrossLayerTranscoder, count_layers
+from jaxinterp.models.files.subject import Subject
 from jaxinterp.models.sites import SetTo, replace, run
-from jaxinterp.models.subject import Subject
 from jaxinterp.models.tiny import TINY, planted_transformer
 from jaxinterp.objectives import Ratio, total
 from jaxinterp.objectives.end_to_end import divergence, spliced
 from jaxinterp.training.fit import fit
 from jaxinterp.training.mesh import make_mesh
-from jaxinterp.trees import named_leaves
 from tests.methods.test_cross_layer import SITES, draw, plant
 
 CONFIG = dataclasses.replace(TINY, vocab_size=64, d_model=32, layers=2, heads=2, kv_heads=2, d_mlp=64)

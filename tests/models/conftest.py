@@ -4,7 +4,8 @@ import shutil
 from pathlib import Path
 
 import pytest
-from model_files import GOLDENS
+
+from tests.models.model_files import GOLDENS
 
 
 @pytest.fixture

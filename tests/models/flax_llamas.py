@@ -6,10 +6,10 @@ import numpy as np
 from flax import linen as nn
 from flax import nnx
 
+from jaxinterp.core.trees import fill_leaves, named_leaves
+from jaxinterp.models.files.weights import skeleton
 from jaxinterp.models.layers import rotary_frequencies, rotate
 from jaxinterp.models.transformer import Transformer, TransformerConfig
-from jaxinterp.models.weights import skeleton
-from jaxinterp.trees import fill_leaves, named_leaves
 
 CONFIG = TransformerConfig(
     vocab_size=50,

@@ -12,9 +12,9 @@ import numpy as np
 from jax.sharding import Mesh
 from safetensors.numpy import load_file, save_file
 
-from jaxinterp.models.tokenizer import BYTE_OF
+from jaxinterp.core.trees import named_leaves
+from jaxinterp.models.files.tokenizer import BYTE_OF
 from jaxinterp.models.transformer import Transformer, TransformerConfig
-from jaxinterp.trees import named_leaves
 
 GOLDENS = Path(__file__).parents[1] / "parity" / "goldens"
 TOKENS = jnp.arange(20).reshape(2, 10) % 48

@@ -8,21 +8,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax_llamas import CONFIG, LinenLlama, linen_params, nnx_llama, own_llama, random_tokens
 
-from jaxinterp.errors import UserError
+from jaxinterp.core.errors import UserError
+from jaxinterp.core.trees import named_leaves
 from jaxinterp.evaluation.baselines import baselines
 from jaxinterp.evaluation.scoreboard import score
 from jaxinterp.methods import Transcoder
 from jaxinterp.models.adapters import Places, from_linen, from_nnx, from_penzai, to_penzai
+from jaxinterp.models.files.subject import Subject
 from jaxinterp.models.rules import RELEVANCE
 from jaxinterp.models.sites import Add, LanguageModel, SetTo, replace, run, select, sites
-from jaxinterp.models.subject import Subject
 from jaxinterp.models.transformer import RESIDUAL
 from jaxinterp.models.view import show
 from jaxinterp.training.fit import fit
 from jaxinterp.training.mesh import make_mesh
-from jaxinterp.trees import named_leaves
+from tests.models.flax_llamas import CONFIG, LinenLlama, linen_params, nnx_llama, own_llama, random_tokens
 from tests.models.test_sites import Wrapped
 
 INSIDE = {"gate": "gate_proj", "up": "up_proj", "down": "down_proj", "final_norm": "norm"}

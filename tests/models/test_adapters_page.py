@@ -9,10 +9,10 @@ import numpy as np
 import orbax.checkpoint as orbax
 import pytest
 from flax import nnx
-from flax_llamas import CONFIG, LinenLlama, linen_params, nnx_llama, own_llama, random_tokens
 
 from jaxinterp.models.adapters import to_penzai
 from jaxinterp.models.sites import run, sites
+from tests.models.flax_llamas import CONFIG, LinenLlama, linen_params, nnx_llama, own_llama, random_tokens
 
 PAGE = (Path(__file__).parents[2] / "docs" / "adapters.md").read_text()
 SNIPPETS = dict(re.findall(r"<!-- (\w+) -->\n```python\n(.*?)```", PAGE, re.DOTALL))

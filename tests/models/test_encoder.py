@@ -4,12 +4,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from model_files import GOLDENS, assert_same_leaves
 
-from jaxinterp.errors import UserError
+from jaxinterp.core.errors import UserError
 from jaxinterp.models.load import load, save_subject
 from jaxinterp.models.sites import SetTo, replace, run, sites
 from jaxinterp.models.transformer import Transformer
+from tests.models.model_files import GOLDENS, assert_same_leaves
 from tests.models.test_sites import Wrapped
 
 PADDING = 3

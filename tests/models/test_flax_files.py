@@ -14,12 +14,12 @@ import numpy as np
 import orbax.checkpoint as orbax
 import pytest
 from flax import nnx
-from flax_llamas import LinenLlama, NNXLlama, linen_params, nnx_llama, own_llama, random_tokens
 
-from jaxinterp.errors import UserError
+from jaxinterp.core.errors import UserError
+from jaxinterp.core.trees import named_leaves
 from jaxinterp.models.adapters import Places, fill_nnx, from_linen, from_nnx, read_flax
 from jaxinterp.models.sites import run
-from jaxinterp.trees import named_leaves
+from tests.models.flax_llamas import LinenLlama, NNXLlama, linen_params, nnx_llama, own_llama, random_tokens
 
 TREE = {
     "params": {

@@ -8,13 +8,22 @@ import numpy as np
 import pytest
 from flax import linen as nn
 from flax import nnx
-from flax_llamas import CONFIG, LinenBlock, LinenLlama, LinenMLP, linen_params, nnx_llama, own_llama, random_tokens
 
-from jaxinterp.errors import UserError
+from jaxinterp.core.errors import UserError
+from jaxinterp.core.trees import named_leaves
 from jaxinterp.models.adapters import Places, from_linen, from_nnx
 from jaxinterp.models.adapters.flax_places import count_blocks
 from jaxinterp.models.sites import run, sites
-from jaxinterp.trees import named_leaves
+from tests.models.flax_llamas import (
+    CONFIG,
+    LinenBlock,
+    LinenLlama,
+    LinenMLP,
+    linen_params,
+    nnx_llama,
+    own_llama,
+    random_tokens,
+)
 
 TOKENS = random_tokens()
 PLACES = Places(block="layer_{i}", mlp="layer_{i}/mlp")

@@ -12,14 +12,14 @@ import ml_dtypes
 import numpy as np
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from model_files import GOLDENS, TOKENS, assert_same_leaves, edit_tensors, mesh
 from safetensors.numpy import load_file, save_file
 
-from jaxinterp.errors import UserError
+from jaxinterp.core.errors import UserError
+from jaxinterp.core.trees import named_leaves
+from jaxinterp.models.files.tokenizer import byte_tokenizer
+from jaxinterp.models.files.wheels import wheel_path
 from jaxinterp.models.load import load
-from jaxinterp.models.tokenizer import byte_tokenizer
-from jaxinterp.models.wheels import wheel_path
-from jaxinterp.trees import named_leaves
+from tests.models.model_files import GOLDENS, TOKENS, assert_same_leaves, edit_tensors, mesh
 
 
 def test_older_files_without_prefix_and_with_buffers(tmp_path: Path) -> None:

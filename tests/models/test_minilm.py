@@ -9,10 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxinterp.errors import UserError
+from jaxinterp.core.errors import UserError
+from jaxinterp.models.files.wheels import wheel_path
 from jaxinterp.models.load import Subject, load
 from jaxinterp.models.sites import run
-from jaxinterp.models.wheels import wheel_path
 
 pytestmark = pytest.mark.real_weights
 

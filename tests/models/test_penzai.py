@@ -6,19 +6,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax_llamas import filled, own_llama
-from model_files import GOLDENS
 from penzai import pz
 from penzai.models.transformer.model_parts import TransformerBlock, TransformerFeedForward
 from penzai.models.transformer.variants import llamalike_common
 
-from jaxinterp.errors import UserError
+from jaxinterp.core.errors import UserError
+from jaxinterp.core.trees import named_leaves
 from jaxinterp.models.adapters import from_penzai, to_penzai
 from jaxinterp.models.load import load
 from jaxinterp.models.mlp import MLP
 from jaxinterp.models.sites import replace, run, select, sites
 from jaxinterp.models.transformer import TransformerConfig
-from jaxinterp.trees import named_leaves
+from tests.models.flax_llamas import filled, own_llama
+from tests.models.model_files import GOLDENS
 
 TOKENS = jnp.arange(24).reshape(2, 12) * 7 % 50
 VARIANTS = ["llama", "mistral-window", "gemma", "gemma2", "gpt-neox"]

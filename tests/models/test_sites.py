@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxinterp.errors import UserError
+from jaxinterp.core.errors import UserError
 from jaxinterp.models.mlp import MLP
 from jaxinterp.models.rules import Rules
 from jaxinterp.models.sites import Add, SetTo, replace, run, select, sites

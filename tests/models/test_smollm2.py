@@ -8,12 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxinterp.errors import UserError
+from jaxinterp.core.errors import UserError
+from jaxinterp.models.files.tokenizer import Tokenizer
+from jaxinterp.models.files.weights import Layout
+from jaxinterp.models.files.wheels import wheel_path
 from jaxinterp.models.load import Subject, load
-from jaxinterp.models.tokenizer import Tokenizer
 from jaxinterp.models.transformer import Transformer
-from jaxinterp.models.weights import Layout
-from jaxinterp.models.wheels import wheel_path
 
 pytestmark = pytest.mark.real_weights
 

@@ -10,16 +10,16 @@ import numpy as np
 import pytest
 
 from experiments.train_language_model import Config, command_of, heldout_loss
+from jaxinterp.core.errors import UserError
+from jaxinterp.core.trees import named_leaves
 from jaxinterp.data.token_files import read_token_file
 from jaxinterp.data.windows import windows
-from jaxinterp.errors import UserError
 from jaxinterp.evaluation.language_loss import language_loss
-from jaxinterp.models import wheels
+from jaxinterp.models.files import wheels
+from jaxinterp.models.files.shapes import model_shapes
+from jaxinterp.models.files.wheels import BILINEAR, bilinear_path
 from jaxinterp.models.load import load
-from jaxinterp.models.shapes import model_shapes
 from jaxinterp.models.sites import replace
-from jaxinterp.models.wheels import BILINEAR, bilinear_path
-from jaxinterp.trees import named_leaves
 
 
 @pytest.fixture(scope="module")

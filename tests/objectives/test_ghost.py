@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxinterp.data.batch import make_batch
+from jaxinterp.core.batch import make_batch
 from jaxinterp.methods import SparseAutoencoder, Transcoder
 from jaxinterp.objectives import reconstruction, total
 from jaxinterp.objectives.ghost import ghost

@@ -6,9 +6,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxinterp.data.batch import Sites, make_batch
+from jaxinterp.core.batch import Sites, make_batch
+from jaxinterp.core.errors import UserError
 from jaxinterp.decompositions.plain import LinearMap
-from jaxinterp.errors import UserError
 from jaxinterp.methods import SparseAutoencoder
 from jaxinterp.objectives import Ratio, auxk, l1, reconstruction, scale, total
 

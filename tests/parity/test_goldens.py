@@ -18,11 +18,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxinterp.models.families import FAMILIES
+from jaxinterp.models.families.configs import FAMILIES
+from jaxinterp.models.files.weights import Layout
 from jaxinterp.models.load import load
 from jaxinterp.models.sites import run
 from jaxinterp.models.transformer import Transformer
-from jaxinterp.models.weights import Layout
 
 GOLDENS = Path(__file__).parent / "goldens"
 NAMES = sorted(path.name for path in GOLDENS.iterdir())

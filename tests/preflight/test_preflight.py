@@ -8,10 +8,11 @@ import jax
 import pytest
 
 from experiments.transcoder import Config, main
-from jaxinterp.errors import UserError
+from jaxinterp.core.errors import UserError
+from jaxinterp.core.trees import named_leaves
 from jaxinterp.methods import SkipTranscoder, Transcoder
+from jaxinterp.models.files.shapes import model_shapes
 from jaxinterp.models.load import load
-from jaxinterp.models.shapes import model_shapes
 from jaxinterp.preflight import chips
 from jaxinterp.preflight.check import Setting, announce, nearest, neighbours, overflowing, preflight
 from jaxinterp.preflight.chips import Chip, Target
@@ -19,7 +20,6 @@ from jaxinterp.preflight.compiled import Program
 from jaxinterp.preflight.estimate import Estimate
 from jaxinterp.preflight.hlo import Collective, Kernel, Work, read_work
 from jaxinterp.training import program as programs
-from jaxinterp.trees import named_leaves
 
 HERE = Chip("made up", flops=1e9, memory=2**30, memory_bandwidth=1e9, interconnect=1e8, clock=1e9)
 MESH = {"data": 2, "feature": 4, "model": 1}

@@ -8,19 +8,19 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxinterp.data.batch import Sites
+from jaxinterp.core.batch import Sites
+from jaxinterp.core.errors import UserError
 from jaxinterp.decompositions.activations import ReLU, TopK
 from jaxinterp.decompositions.dictionary import Dictionary
-from jaxinterp.errors import UserError
+from jaxinterp.evaluation.features.peaks import collect
+from jaxinterp.evaluation.features.vectors import direct_logits, neuron_cosines, row_cosines, unit
+from jaxinterp.models.files.subject import Subject
+from jaxinterp.models.files.tokenizer import byte_tokenizer
 from jaxinterp.models.sites import run
-from jaxinterp.models.subject import Subject
 from jaxinterp.models.tiny import TINY, planted_transformer
-from jaxinterp.models.tokenizer import byte_tokenizer
 from jaxinterp.report.content import Report
 from jaxinterp.report.features import AROUND, BINS, choose, feature_pages
 from jaxinterp.report.page import write_report
-from jaxinterp.report.peaks import collect
-from jaxinterp.report.vectors import direct_logits, neuron_cosines, row_cosines, unit
 
 SITE = "blocks/1/mlp"
 WINDOWS, SEQ = 10, 64
@@ -89,7 +89,7 @@ def codes(subject: Subject, dataset: list, dictionary: Dictionary) -> np.ndarray
 def measured(request, subject: Subject, dataset: list, dictionary: Dictionary):
     with pytest.MonkeyPatch.context() as patch:
         if request.param == "many batches":  # of 3 windows, the last one filled up
-            patch.setattr("jaxinterp.report.peaks.MOST_CODES", 3 * SEQ * dictionary.features)
+            patch.setattr("jaxinterp.evaluation.features.peaks.MOST_CODES", 3 * SEQ * dictionary.features)
         return feature_pages(dictionary, subject, dataset, features=200, contexts=4, tokens=WINDOWS * SEQ)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from jaxinterp.errors import UserError
+from jaxinterp.core.errors import UserError
 from jaxinterp.report.columns import COLUMNS, columns_of
 from jaxinterp.report.content import FeaturePage, NeuronMatch, Report, TokenContext
 from jaxinterp.report.page import density_histogram, render, write_report

@@ -12,11 +12,11 @@ def main(out: str, mesh: str, steps: str, stop: str = "") -> None:
     import jax
     import numpy as np
 
+    from jaxinterp.core.trees import named_leaves
     from jaxinterp.models.load import load
     from jaxinterp.training.fit import fit
     from jaxinterp.training.mesh import fetch, model_shardings, parse_mesh
     from jaxinterp.training.tracking import JsonLines
-    from jaxinterp.trees import named_leaves
     from tests.training.hosted import METHOD, SIZES, text
 
     where, folder = parse_mesh(mesh), Path(out)

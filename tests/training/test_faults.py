@@ -12,8 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from orbax.checkpoint import v1 as ocp
 
+from jaxinterp.core.errors import UserError
+from jaxinterp.core.trees import named_leaves
 from jaxinterp.data.activations import Rows
-from jaxinterp.errors import UserError
 from jaxinterp.methods import SkipTranscoder
 from jaxinterp.models.load import Subject
 from jaxinterp.objectives import Ratio, reconstruction, total
@@ -24,7 +25,6 @@ from jaxinterp.training.loop import Run
 from jaxinterp.training.mesh import make_mesh
 from jaxinterp.training.program import Program
 from jaxinterp.training.state import TrainState
-from jaxinterp.trees import named_leaves
 from tests.training.test_checkpoints import numbers
 from tests.training.test_fit import METHOD, SIZES, same
 

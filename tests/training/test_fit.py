@@ -10,9 +10,10 @@ import numpy as np
 import optax
 import pytest
 
+from jaxinterp.core.batch import Sites, make_batch
+from jaxinterp.core.errors import UserError
+from jaxinterp.core.trees import named_leaves
 from jaxinterp.data.activations import Rows, harvest, shuffle_in
-from jaxinterp.data.batch import Sites, make_batch
-from jaxinterp.errors import UserError
 from jaxinterp.methods import SkipTranscoder, SparseAutoencoder, Transcoder, gradient_method
 from jaxinterp.models.load import Subject
 from jaxinterp.models.sites import Add, run
@@ -20,7 +21,6 @@ from jaxinterp.objectives import Ratio, l1, reconstruction, scale, total
 from jaxinterp.training.fit import check_word, fit
 from jaxinterp.training.mesh import make_mesh, parse_mesh
 from jaxinterp.training.state import make_step, start_state
-from jaxinterp.trees import named_leaves
 
 METHOD = SkipTranscoder(features=64, k=4, learning_rate=3e-3)
 SIZES = {"site": "blocks/1/mlp", "steps": 20, "batch_size": 256, "buffer_batches": 4, "log_every": 5}

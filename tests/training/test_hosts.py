@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 
 from experiments.launch import free_port
-from jaxinterp.errors import UserError
+from jaxinterp.core.errors import UserError
+from jaxinterp.core.trees import named_leaves
 from jaxinterp.models.load import load
 from jaxinterp.training.fit import fit
 from jaxinterp.training.hosts import VARIABLE, check_agreement, join
-from jaxinterp.trees import named_leaves
 from tests.training.hosted import METHOD, SIZES, text
 
 

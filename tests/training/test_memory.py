@@ -7,17 +7,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxinterp.core.errors import UserError
+from jaxinterp.core.trees import named_leaves
 from jaxinterp.data.activations import Harvest
-from jaxinterp.errors import UserError
 from jaxinterp.kernels import encode_topk, sparse_decode
 from jaxinterp.methods import SkipTranscoder, Transcoder
-from jaxinterp.models.shapes import model_shapes
+from jaxinterp.models.files.shapes import model_shapes
 from jaxinterp.objectives import total
 from jaxinterp.objectives.end_to_end import divergence
 from jaxinterp.training.fit import fit
 from jaxinterp.training.mesh import make_mesh
 from jaxinterp.training.program import Program
-from jaxinterp.trees import named_leaves
 
 SIZES = {"site": "blocks/1/mlp", "steps": 20, "batch_size": 256, "buffer_batches": 4, "log_every": 10}
 METHOD = SkipTranscoder(features=64, k=4, dead_after=500, learning_rate=3e-3)

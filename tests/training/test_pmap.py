@@ -9,12 +9,12 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from jaxinterp.data.batch import Sites, make_batch
+from jaxinterp.core.batch import Sites, make_batch
+from jaxinterp.core.trees import named_leaves
 from jaxinterp.decompositions.base import trainable
 from jaxinterp.methods import Transcoder, gradient_method
 from jaxinterp.objectives import reconstruction, total
 from jaxinterp.training.mesh import make_mesh
-from jaxinterp.trees import named_leaves
 
 SITES = Sites("x", "y")
 D, TOKENS, STEPS = 32, 256, 20

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from jaxinterp.errors import UserError
+from jaxinterp.core.errors import UserError
 from jaxinterp.training.tracking import JsonLines, read_rows, tracker
 
 ROWS = [{"step": step, "loss": 1.0 / step, "tokens": 100 * step, "words": "not a number"} for step in (10, 20, 30)]

@@ -12,16 +12,16 @@ import optax
 import pytest
 from jax.sharding import PartitionSpec as P
 
+from jaxinterp.core.errors import UserError
+from jaxinterp.core.trees import named_leaves
 from jaxinterp.data.activations import Rows
-from jaxinterp.errors import UserError
 from jaxinterp.methods import SkipTranscoder, SparseAutoencoder, Transcoder
 from jaxinterp.methods.base import MethodState
-from jaxinterp.models.shapes import model_shapes
+from jaxinterp.models.files.shapes import model_shapes
 from jaxinterp.training.fit import fit
 from jaxinterp.training.mesh import make_mesh, model_shardings, over_data, place_model, state_shardings
 from jaxinterp.training.program import Program
 from jaxinterp.training.state import TrainState, make_step, start_state
-from jaxinterp.trees import named_leaves
 from tests.kernels import programs
 from tests.training import objective_in_one_file
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from jaxinterp.errors import UserError
+from jaxinterp.core.errors import UserError
 from jaxinterp.training.tracking import JsonLines, ProgressBar, read_rows
 
 

@@ -1,6 +1,6 @@
 """What every adapted model has in common."""
 
-from jaxinterp.errors import UserError
+from jaxinterp.core.errors import UserError
 from jaxinterp.models.rules import EXACT, Rules
 
 

@@ -26,10 +26,10 @@ import numpy as np
 from flax import nnx
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from jaxinterp.errors import UserError
-from jaxinterp.models.safetensors_file import pickle_refusal
+from jaxinterp.core.errors import UserError
+from jaxinterp.core.trees import fill_leaves
+from jaxinterp.models.files.safetensors_file import pickle_refusal
 from jaxinterp.storage.arrays import read_arrays
-from jaxinterp.trees import fill_leaves
 
 ARRAY, SCALAR = 1, 3
 """Flax's types of msgpack extensions; 2 is a single complex number, which no model's parameters hold."""

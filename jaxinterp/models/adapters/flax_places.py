@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from jax.extend.core import get_opaque_trace_state
 
-from jaxinterp.errors import UserError
+from jaxinterp.core.errors import UserError
 
 Hook = Callable[..., Any]
 Hooks = Mapping[str, Hook]

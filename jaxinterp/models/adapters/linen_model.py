@@ -19,7 +19,7 @@ import numpy as np
 from flax import linen as nn
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from jaxinterp.errors import UserError
+from jaxinterp.core.errors import UserError
 from jaxinterp.models.adapters.flax_model import FlaxModel, assemble
 from jaxinterp.models.adapters.flax_places import Hooks, Places, call_itself, count_blocks, look
 

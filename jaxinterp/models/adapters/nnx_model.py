@@ -15,7 +15,7 @@ from typing import Any
 import equinox as eqx
 from flax import nnx
 
-from jaxinterp.errors import UserError
+from jaxinterp.core.errors import UserError
 from jaxinterp.models.adapters.flax_model import FlaxModel, assemble
 from jaxinterp.models.adapters.flax_places import Hook, Hooks, Places, call_itself, count_blocks, look
 

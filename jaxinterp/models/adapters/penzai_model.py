@@ -22,7 +22,7 @@ from jaxtyping import Array, Float, Int
 from penzai import pz
 from penzai.models.transformer.model_parts import TransformerBlock, TransformerFeedForward, TransformerLM
 
-from jaxinterp.errors import UserError
+from jaxinterp.core.errors import UserError
 from jaxinterp.models.adapters.common import check_rules
 from jaxinterp.models.layers import Tap, no_tap, under
 from jaxinterp.models.mlp import MLPLeaf

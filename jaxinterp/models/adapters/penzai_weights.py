@@ -21,7 +21,7 @@ from penzai import pz
 from penzai.models.transformer.model_parts import TransformerLM
 from penzai.models.transformer.variants import gpt_neox, llamalike_common
 
-from jaxinterp.errors import UserError
+from jaxinterp.core.errors import UserError
 from jaxinterp.models.attention import Attention
 from jaxinterp.models.layers import Linear, Norm
 from jaxinterp.models.mlp import MLP

@@ -1,0 +1,1 @@
+"""The vocabulary that everything else is written in: names, errors, batches. It computes nothing."""

@@ -1,0 +1,1 @@
+"""Documents from files, corpora and packages."""

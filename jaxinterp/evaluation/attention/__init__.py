@@ -1,0 +1,1 @@
+"""What attention heads contribute to features, and discrete codes of what they write."""

@@ -1,0 +1,1 @@
+"""What a feature fires on and what it writes."""

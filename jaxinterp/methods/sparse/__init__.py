@@ -1,0 +1,1 @@
+"""Sparse dictionaries: one paper, one file."""

@@ -1,0 +1,78 @@
+"""Attention-output sparse autoencoder: a sparse dictionary of what the heads of one attention sublayer say together.
+
+    x = [z^1 ... z^heads] (array "z", before W_O)  or  out (array "out", behind it)
+    x ≈ s (f D + b_D) + mean,   f = activation((x - mean) E^T / s + b_E),   |D_j| = 1
+
+z [tokens, heads * head_dim], out [tokens, d_model]; E, D [features, d]. At z every write vector falls into one block a
+head, D_j = [D_j^1 ... D_j^heads], so that a feature says which heads it is made of, and its pre-activation falls
+exactly into parts by head and by source position: `jaxinterp.evaluation.attention.attribution`.
+
+Defaults: z, TopK with k = 32, AuxK, Adam at 1e-3; start and norms are those of `SparseAutoencoder`. The published ones
+were ReLU with an L1 penalty (`activation="relu", l1=...`), Adam at 1.2e-3 with β = (0, 0.9999), batches of 4096,
+resampling of dead features (here: AuxK), 24,576 features for GPT2-small's 768 dimensions.
+
+Source: Kissane, Krzyzanowski, Bloom, Conmy, Nanda 2024, arXiv 2406.17759; defaults from the authors' code.
+"""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import equinox as eqx
+from jaxtyping import Array, Float
+
+from jaxinterp.core.batch import Sites
+from jaxinterp.core.errors import UserError
+from jaxinterp.decompositions.dictionary import Dictionary
+from jaxinterp.methods.sparse.sparse_autoencoder import SparseAutoencoder
+from jaxinterp.models.attention import Attention
+
+
+@dataclass(frozen=True)
+class AttentionSparseAutoencoder(SparseAutoencoder):
+    """Hyperparameters of a sparse autoencoder of an attention sublayer."""
+
+    ARRAYS: ClassVar[tuple[str, ...]] = ("z", "out")
+
+    array: Literal["z", "out"] = "z"  # type: ignore[assignment]  # an attention sublayer has other arrays than an MLP
+    """Which array of the sublayer it takes apart: the heads' outputs side by side, or what they add up to."""
+
+    def needs(self, site: Any) -> Sites:
+        """The same array, read and written.
+
+        Raises:
+          UserError: the site is no single attention leaf.
+        """
+        if not isinstance(site, str) or not site.endswith("/attn"):
+            raise UserError(f"site={site!r} is no attention sublayer: name one leaf, such as blocks/3/attn.")
+        return super().needs(site)
+
+
+class AttentionStandIn(eqx.Module):
+    """An attention sublayer whose z or out passes through its dictionary; it can stand where the sublayer stood."""
+
+    attention: Attention
+    dictionary: Dictionary
+
+    def __check_init__(self) -> None:
+        """Raises UserError where the dictionary is no autoencoder of an attention sublayer's z or out."""
+        own = self.dictionary.sites
+        if own.reads != own.writes or not str(own.writes).endswith(("/attn/z", "/attn/out")):
+            raise UserError(
+                f"the dictionary reads {own.reads!r} and writes {own.writes!r}: one that stands in for attention reads "
+                "and writes the same array, such as blocks/3/attn/z or blocks/3/attn/out."
+            )
+
+    @property
+    def sites(self) -> Sites:
+        """The input and output of the leaf that it stands for: `replace` puts it nowhere else."""
+        leaf = self.dictionary.sites.leaf
+        return Sites(f"{leaf}/in", f"{leaf}/out")
+
+    def __call__(self, x: Float[Array, "batch seq d_model"]) -> Float[Array, "batch seq d_model"]:
+        if str(self.dictionary.sites.writes).endswith("/out"):
+            return self.dictionary(self.attention(x))
+
+        def tap(name: str, value: Array) -> Array:
+            return self.dictionary(value.reshape(*x.shape[:2], -1)).reshape(value.shape) if name == "z" else value
+
+        return self.attention(x, tap=tap)

@@ -1,0 +1,1 @@
+"""From the configurations and tensor names of published model families to ours."""

@@ -1,0 +1,137 @@
+"""From a config.json to our configuration: every family is a table of `family_tables.py`, read here.
+
+A field is copied, read by a rule, required to have a certain value, or known to have no effect on what the model
+computes; any other field is refused by name. A weight is found under the name that the table gives for our leaf; any
+other tensor in a file is refused by name, too.
+"""
+
+import typing
+from collections.abc import Mapping
+from typing import Any
+
+from jaxinterp.core.errors import UserError, suggest
+from jaxinterp.models.families.fields import number, refused
+from jaxinterp.models.families.tables import FAMILIES, Family
+from jaxinterp.models.files.weights import StoredTensor
+from jaxinterp.models.transformer import TransformerConfig
+
+NO_EFFECT = {
+    name
+    for group in (
+        # bookkeeping
+        "architectures model_type torch_dtype dtype transformers_version _name_or_path name_or_path _commit_hash",
+        "tokenizer_class task_specific_params id2label label2id num_labels problem_type finetuning_task prefix",
+        # training
+        "initializer_range attention_dropout gradient_checkpointing",
+        # how it is computed, not what
+        "use_cache cache_implementation attn_implementation _attn_implementation _attn_implementation_autoset",
+        "pretraining_tp chunk_size_feed_forward torchscript use_bfloat16 tf_legacy_loss return_dict use_return_dict",
+        "output_attentions output_hidden_states",
+        # special tokens and generation
+        "bos_token_id eos_token_id pad_token_id sep_token_id decoder_start_token_id max_length min_length do_sample",
+        "early_stopping num_beams temperature top_k top_p typical_p repetition_penalty length_penalty bad_words_ids",
+        "no_repeat_ngram_size encoder_no_repeat_ngram_size num_return_sequences output_scores num_beam_groups",
+        "return_dict_in_generate forced_bos_token_id forced_eos_token_id remove_invalid_values suppress_tokens",
+        "exponential_decay_length_penalty begin_suppress_tokens diversity_penalty",
+    )
+    for name in group.split()
+}
+"""Fields that any config.json may have and that leave inference logits as they are."""
+
+REQUIRED: dict[str, tuple[Any, ...]] = {
+    "add_cross_attention": (False,),
+    "auto_map": (None,),
+    "cross_attention_hidden_size": (None,),
+    "is_decoder": (False, True),
+    "is_encoder_decoder": (False,),
+    "per_layer_config": (None, {}),
+    "pruned_heads": (None, {}),
+    "quantization_config": (None,),
+    "tie_encoder_decoder": (False,),
+    "tie_word_embeddings": (False, True),
+    "use_bidirectional_attention": (None, False),
+}
+"""Fields that any config.json may have, and the values that are computed here."""
+
+
+ELSEWHERE = {
+    "gemma3": "it reads images as well, and only text models are read here: give a directory with its text_config as "
+    "config.json (model_type 'gemma3_text') and the tensors of its language model under the names of Gemma3ForCausalLM",
+}
+"""Kinds of model that hold a supported one, and what to do."""
+
+MOST_LAYERS = 10_000
+"""More than any model has: a damaged file must not make lists of every layer's window that fill the memory."""
+
+
+def family_of(fields: Mapping[str, Any]) -> Family:
+    """The family that a config.json names in `model_type` and `architectures`.
+
+    Raises:
+      UserError: it is not supported.
+    """
+    name = fields.get("model_type")
+    if name in ELSEWHERE:
+        raise UserError(f"model_type={name!r} is not supported: {ELSEWHERE[name]}.")
+    if not isinstance(name, str) or name not in FAMILIES:
+        raise UserError(
+            f"model_type={name!r} is not supported; supported: {', '.join(FAMILIES)}.{suggest(str(name), FAMILIES)}"
+        )
+    family = FAMILIES[name]
+    architectures = fields.get("architectures") or []
+    if not isinstance(architectures, list):
+        raise refused("architectures", architectures, "a list of names")
+    for architecture in architectures:
+        if architecture not in family.architectures:
+            raise refused("architectures", architecture, f"{', '.join(family.architectures)} for model_type {name!r}")
+    return family
+
+
+def family_config(family: Family, fields: Mapping[str, Any]) -> TransformerConfig:
+    """The configuration that the fields of a config.json describe.
+
+    Raises:
+      UserError: a field is unknown, missing, malformed, or has a value that is not supported.
+    """
+    required = REQUIRED | dict(family.required)
+    ruled = {name for rule in family.rules for name in rule.reads}
+    known = {*family.copied, *ruled, *required, *NO_EFFECT, *family.no_effect}
+    for name, value in fields.items():
+        if name not in known:
+            raise UserError(
+                f"unknown config field {name}={value!r}: this family is supported with "
+                f"{', '.join(sorted({*family.copied, *ruled, *family.required}))}; a field that changes the "
+                f"computation must not be ignored.{suggest(name, known)}"
+            )
+        if name in required and value not in required[name]:
+            raise refused(name, value, ", ".join(repr(allowed) for allowed in required[name]))
+    filled = dict(family.defaults) | dict(fields)
+    ours = dict(family.constants)
+    for name, copy in family.copied.items():
+        kind = typing.get_type_hints(TransformerConfig)[copy]
+        if kind is bool:
+            ours[copy] = bool(filled[name])  # one of REQUIRED's truth values
+        else:
+            ours[copy] = number(filled, name, kind, *([MOST_LAYERS] if copy == "layers" else []))
+    for rule in family.rules:
+        ours |= rule.make(filled)
+    return TransformerConfig(**ours)
+
+
+def canonical_names(family: Family, tensors: Mapping[str, StoredTensor]) -> dict[str, StoredTensor]:
+    """The tensors under the names that the family's table uses, whichever version wrote the file.
+
+    Raises:
+      UserError: a file has the same weight under two names.
+    """
+    bare = not any(name.startswith(family.prefix) for name in tensors)
+    named: dict[str, StoredTensor] = {}
+    for name, tensor in tensors.items():
+        newer = name
+        for older, ending in family.renamed.items():
+            newer = newer.removesuffix(older) + ending if newer.endswith(older) else newer
+        newer = family.prefix + newer if bare and not newer.startswith("lm_head.") else newer
+        if newer in named:
+            raise UserError(f"{tensor.file}: tensors {named[newer].name!r} and {name!r} are two names of one weight.")
+        named[newer] = tensor
+    return named

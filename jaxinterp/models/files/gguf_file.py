@@ -1,0 +1,147 @@
+"""GGUF files of the Llama architecture: metadata to configuration, quantised arrays to leaves.
+
+The `gguf` package reads and dequantises. Its converter stores query and key weights for a rotation of neighbouring
+dimensions; ours rotates dimensions half a head apart, so these rows are put back (layout "rotary_pairs"). A file loads
+without that just as well, and is wrong.
+"""
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, no_type_check
+
+import gguf
+import numpy as np
+from gguf.quants import dequantize
+
+from jaxinterp.core.errors import UserError
+from jaxinterp.models.files.tokenizer import read_metadata
+from jaxinterp.models.files.weights import PLAIN, TRANSPOSED, Layout, LeafTable, Rows, StoredTensor
+from jaxinterp.models.transformer import TransformerConfig
+
+FIELDS = {
+    "block_count": "layers",
+    "context_length": "context",
+    "embedding_length": "d_model",
+    "feed_forward_length": "d_mlp",
+    "attention.head_count": "heads",
+    "attention.head_count_kv": "kv_heads",
+    "attention.key_length": "head_dim",
+    "attention.layer_norm_rms_epsilon": "norm_epsilon",
+    "rope.freq_base": "rotary_base",
+    "rope.dimension_count": "rotary_dimensions",
+}
+"""Metadata below `llama.` and where it goes."""
+
+CHECKED = ("attention.value_length", "vocab_size", "rope.scaling.type")
+"""Metadata below `llama.` that must agree with what is supported, or with the arrays."""
+
+REQUIRED = ("block_count", "embedding_length", "feed_forward_length", "attention.head_count", "context_length")
+
+TENSORS: LeafTable = {
+    "embedding/token": ("token_embd.weight", PLAIN),
+    "final_norm/weight": ("output_norm.weight", PLAIN),
+    "unembedding/weight": ("output.weight", TRANSPOSED),
+    "blocks/*/attn_norm/weight": ("blk.*.attn_norm.weight", PLAIN),
+    "blocks/*/attn/query/weight": ("blk.*.attn_q.weight", Layout(transposed=True, order="rotary_pairs")),
+    "blocks/*/attn/key/weight": ("blk.*.attn_k.weight", Layout(transposed=True, order="rotary_pairs")),
+    "blocks/*/attn/value/weight": ("blk.*.attn_v.weight", TRANSPOSED),
+    "blocks/*/attn/out/weight": ("blk.*.attn_output.weight", TRANSPOSED),
+    "blocks/*/mlp_norm/weight": ("blk.*.ffn_norm.weight", PLAIN),
+    "blocks/*/mlp/gate/weight": ("blk.*.ffn_gate.weight", TRANSPOSED),
+    "blocks/*/mlp/up/weight": ("blk.*.ffn_up.weight", TRANSPOSED),
+    "blocks/*/mlp/down/weight": ("blk.*.ffn_down.weight", TRANSPOSED),
+}
+
+
+def gguf_config(reader: gguf.GGUFReader, tensors: Mapping[str, StoredTensor], where: Path) -> TransformerConfig:
+    """The configuration in a GGUF file's metadata.
+
+    Raises:
+      UserError: another architecture, a field that is unknown or not supported, or one that is missing.
+    """
+    architecture = read_metadata(reader, "general.").get("architecture")
+    if architecture != "llama":
+        raise UserError(
+            f"{where}: general.architecture={architecture!r} is not supported in GGUF files (supported: llama); load "
+            "the model's Hugging Face directory instead."
+        )
+    metadata = read_metadata(reader, "llama.")
+    for name, value in metadata.items():
+        if name not in FIELDS and name not in CHECKED:
+            raise UserError(
+                f"{where}: unknown metadata llama.{name}={value!r}: a field that changes the computation must not be "
+                f"ignored (known: {', '.join([*FIELDS, *CHECKED])})."
+            )
+        if name != "rope.scaling.type" and (isinstance(value, bool) or not isinstance(value, int | float)):
+            raise UserError(f"{where}: metadata llama.{name}={value!r} should be one number.")
+    for name in REQUIRED:
+        if not metadata.get(name):
+            raise UserError(f"{where}: metadata llama.{name} is {'0' if name in metadata else 'missing'}.")
+    if metadata.get("rope.scaling.type", "none") != "none" or "rope_freqs.weight" in tensors:
+        raise UserError(
+            f"{where}: scaled rotary positions (llama.rope.scaling.*, rope_freqs.weight) are not supported in GGUF "
+            "files; load the model's Hugging Face directory instead."
+        )
+    if "token_embd.weight" not in tensors:
+        raise UserError(f"{where}: missing tensor 'token_embd.weight'.")
+    heads = metadata["attention.head_count"]
+    head_dim = metadata.get("attention.key_length", metadata["embedding_length"] // heads)
+    for name in ("attention.value_length", "rope.dimension_count"):
+        if metadata.get(name, head_dim) != head_dim:
+            raise UserError(f"{where}: metadata llama.{name}={metadata[name]} differs from the head size {head_dim}.")
+    defaults = {"kv_heads": heads, "head_dim": head_dim, "rotary_dimensions": head_dim}
+    return TransformerConfig(
+        **defaults | {ours: metadata[theirs] for theirs, ours in FIELDS.items() if theirs in metadata},
+        vocab_size=tensors["token_embd.weight"].shape[0],
+        tied="output.weight" not in tensors,
+    )
+
+
+class _BoundedReader(gguf.GGUFReader):
+    """The package's reader, but no count or length in the file may point past its end."""
+
+    @no_type_check  # called for every piece of metadata
+    def _get(self, offset: Any, dtype: Any, count: Any = 1, override_order: Any = None) -> np.ndarray:
+        end = int(offset) + int(count) * np.dtype(dtype).itemsize
+        if end > self.data.size:
+            raise ValueError(f"something ends at byte {end} of {self.data.size}")
+        return super()._get(offset, dtype, count, override_order)
+
+    def _build_tensors(self, start_offs: Any, fields: list[Any]) -> None:
+        for field in fields:
+            _, name, _, dims, kind, offset = field.parts
+            block, block_bytes = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType(kind[0])]
+            elements = math.prod(int(axis) for axis in dims)
+            end = int(start_offs) + int(offset[0]) + elements // block * block_bytes
+            if end > self.data.size:
+                raise ValueError(f"tensor {bytes(name).decode()!r} ends at byte {end} of {self.data.size}")
+        super()._build_tensors(start_offs, fields)
+
+
+def open_gguf(path: Path) -> tuple[gguf.GGUFReader, dict[str, StoredTensor]]:
+    """A GGUF file: the reader (for its metadata) and every tensor by name.
+
+    Raises:
+      UserError: the file is no GGUF, or truncated.
+    """
+    try:
+        reader = _BoundedReader(path)
+    except (ValueError, IndexError, KeyError, TypeError, OverflowError, MemoryError) as error:
+        raise UserError(f"{path} cannot be read as GGUF ({error}): truncated or damaged; fetch it again.") from error
+    return reader, {tensor.name: _stored(path, tensor) for tensor in reader.tensors}
+
+
+def _stored(path: Path, tensor: Any) -> StoredTensor:
+    shape = tuple(int(axis) for axis in reversed(tensor.shape))
+
+    def read(rows: Rows, columns: slice | None) -> np.ndarray:
+        part = dequantize(np.array(tensor.data[rows]), tensor.tensor_type)
+        return part if columns is None else part[:, columns]
+
+    try:
+        dequantize(np.array(tensor.data.reshape(-1, tensor.data.shape[-1])[:1]), tensor.tensor_type)
+        refusal = None
+    except (NotImplementedError, ValueError) as error:
+        refusal = f"has type {tensor.tensor_type.name}, which the gguf package cannot dequantise ({error})."
+    return StoredTensor(tensor.name, path, shape, read, refusal)

@@ -1,0 +1,152 @@
+"""A subject: a model under study with its tokenizer; and our own form of it on disk.
+
+Our own form is a directory:
+
+    model.safetensors    every leaf under its own name (`blocks/0/mlp/up/weight`), laid out as it is in memory
+    jaxinterp.json       the configuration, field by field, and what begins and ends a document
+    tokenizer.json       where the subject has a tokenizer
+
+`jaxinterp.json` is written last: a directory without it was not finished.
+"""
+
+import dataclasses
+import json
+import types
+import typing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from safetensors.numpy import save_file
+
+from jaxinterp.core.errors import UserError, suggest
+from jaxinterp.core.trees import named_leaves
+from jaxinterp.models.files.safetensors_file import open_directory
+from jaxinterp.models.files.tokenizer import Tokenizer, read_json, tokenizer_from_file
+from jaxinterp.models.files.weights import Shardings, leaf_shapes, load_model
+from jaxinterp.models.layers import RopeScaling
+from jaxinterp.models.sites import LanguageModel
+from jaxinterp.models.transformer import Transformer, TransformerConfig
+
+OWN_FORM = "jaxinterp.json"
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model under study. `tokenizer` is None where none came with the weights."""
+
+    model: LanguageModel
+    tokenizer: Tokenizer | None
+    name: str
+
+
+def save_subject(subject: Subject, directory: str | Path) -> None:
+    """Write the subject in our own form; `load(directory)` gives it back, bit for bit where the dtype is the same.
+
+    Raises:
+      UserError: the directory has files in it, or a leaf of the model was replaced by another module.
+    """
+    directory = Path(directory)
+    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+        raise UserError(f"{directory} is not empty: nothing is overwritten; give a new directory.")
+    if not isinstance(subject.model, Transformer):
+        raise UserError(f"a {type(subject.model).__name__} cannot be saved in our own form, only a Transformer can.")
+    leaves = named_leaves(subject.model)
+    shapes = leaf_shapes(subject.model.config)
+    for name in [*leaves, *shapes]:
+        if name not in shapes or name not in leaves or leaves[name].shape != shapes[name]:
+            raise UserError(
+                f"leaf {name!r} is not what the model's configuration describes: a model with a replaced leaf cannot "
+                "be saved as a subject; save what replaced it on its own."
+            )
+    directory.mkdir(parents=True, exist_ok=True)
+    arrays = {name: np.ascontiguousarray(jax.device_get(leaf)) for name, leaf in leaves.items()}
+    save_file(arrays, directory / "model.safetensors")
+    description: dict[str, Any] = {
+        "version": VERSION,
+        "name": subject.name,
+        "config": dataclasses.asdict(subject.model.config),
+    }
+    if subject.tokenizer is not None:
+        subject.tokenizer.backend.save(str(directory / "tokenizer.json"))
+        description["tokenizer"] = {"begin": subject.tokenizer.begin, "end": subject.tokenizer.end}
+    (directory / OWN_FORM).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
+
+
+def load_own(directory: Path, dtype: Any, sharding: Shardings = None) -> Subject:
+    """Read a subject that `save_subject` wrote.
+
+    Raises:
+      UserError: a file is missing or damaged, or the configuration has an unknown, missing or malformed field.
+    """
+    description = _read_description(directory)
+    config = read_own_config(directory)
+    model = load_model(config, open_directory(directory), None, where=directory, dtype=dtype, sharding=sharding)
+    tokenizer = None
+    if isinstance(ends := description.get("tokenizer"), dict):
+        tokenizer = dataclasses.replace(
+            tokenizer_from_file(directory / "tokenizer.json"), begin=ends.get("begin"), end=ends.get("end")
+        )
+    return Subject(model, tokenizer, description["name"])
+
+
+def read_own_config(directory: Path) -> TransformerConfig:
+    """The configuration of a subject that `save_subject` wrote.
+
+    Raises:
+      UserError: as `load_own`.
+    """
+    fields = _read_description(directory)["config"]
+    return _read_dataclass(TransformerConfig, fields, f"{directory / OWN_FORM}: config")
+
+
+def _read_description(directory: Path) -> dict[str, Any]:
+    where = directory / OWN_FORM
+    description: dict[str, Any] = read_json(where)
+    for name in ("version", "name", "config"):
+        if name not in description:
+            raise UserError(f"{where}: field {name!r} is missing.")
+    if description["version"] != VERSION:
+        raise UserError(f"{where}: version={description['version']!r} is not supported; supported: {VERSION}.")
+    if not isinstance(description["config"], dict) or not isinstance(description["name"], str):
+        raise UserError(f"{where}: config should be an object and name a string.")
+    return description
+
+
+def _read_dataclass(kind: type, fields: dict[str, Any], where: str) -> Any:
+    """An instance of `kind` from JSON, every field checked against its type."""
+    hints = typing.get_type_hints(kind)
+    values = {}
+    for name, value in fields.items():
+        if name not in hints:
+            raise UserError(f"{where} has an unknown field {name}={value!r}.{suggest(name, hints)}")
+        values[name] = _read_value(hints[name], value, f"{where} field {name}")
+    for field in dataclasses.fields(kind):
+        if field.name not in values and field.default is dataclasses.MISSING:
+            raise UserError(f"{where} field {field.name} is missing.")
+    return kind(**values)
+
+
+def _read_value(hint: Any, value: Any, where: str) -> Any:
+    origin, choices = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        if value is None and type(None) in choices:
+            return None
+        return _read_value(next(choice for choice in choices if choice is not type(None)), value, where)
+    if origin is tuple and isinstance(value, list):
+        return tuple(_read_value(choices[0], item, where) for item in value)
+    if hint is RopeScaling and isinstance(value, dict):
+        return _read_dataclass(RopeScaling, value, where)
+    if origin is typing.Literal and value in choices:
+        return value
+    if hint is float and isinstance(value, int | float) and not isinstance(value, bool):
+        return float(value)
+    if hint is bool and isinstance(value, bool):
+        return value
+    if hint is int and isinstance(value, int) and not isinstance(value, bool):
+        return value
+    expected = ", ".join(map(repr, choices)) if origin is typing.Literal else getattr(hint, "__name__", str(hint))
+    raise UserError(f"{where}={value!r} is not supported; expected: {expected}.")

@@ -1,0 +1,240 @@
+"""From arrays in files to the leaves of a model, read lazily and placed where they belong.
+
+A leaf reads only the part that its device asks for: on a pod, a process touches only the bytes of its own shards. What
+a file calls the array, and how it lays it out, stands in a table per family (`families.py`, `gguf_file.py`): leaf name
+-> (tensor name, layout), `*` standing for the number of the layer. Every array is a copy; nothing aliases a file.
+"""
+
+import re
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxinterp.core.errors import UserError, suggest
+from jaxinterp.core.trees import fill_leaves, named_leaves
+from jaxinterp.models.transformer import Transformer, TransformerConfig, initialise
+
+Rows = slice | np.ndarray
+Sharding = jax.sharding.Sharding
+Shardings = Sharding | Callable[[str, tuple[int, ...]], Sharding] | None
+"""None: the default device. A sharding: for every leaf. A function: from a leaf's name and shape to its
+sharding."""
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """One array in a file, not read yet.
+
+    `read(rows, columns)` copies a part of it; `columns` is None for an array of one axis. `refusal` says why the
+    array's type cannot be read as numbers, where it cannot.
+    """
+
+    name: str
+    file: Path
+    shape: tuple[int, ...]
+    read: Callable[[Rows, slice | None], np.ndarray]
+    refusal: str | None = None
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a file keeps one of our arrays: a matrix `(d_in, d_out)` or a vector `(d_out,)`.
+
+    Attributes:
+      transposed: the file's matrix is `(d_out, d_in)`, as PyTorch's linear layers are.
+      order: which of the file's outputs are ours.
+        "stored": all, in order.
+        "stacked": those of the linear maps in `stack` stand one after the other; ours is number `part` (GPT-2, Phi-3).
+        "interleaved": every head holds its query, key and value; ours is `part` of every head (GPT-NeoX).
+        "rotary_pairs": within a head, the file has dimension i next to i + head_dim / 2 (Llama in GGUF files, for
+          the rotation of neighbours); ours are half a head apart.
+      part: which of the maps in the file's array is ours: 0, 1 or 2 for query, key or value.
+      stack: names of the maps of a stack.
+      sizes: how many outputs each of them has; `sized` fills it in.
+    """
+
+    transposed: bool = False
+    order: Literal["stored", "stacked", "interleaved", "rotary_pairs"] = "stored"
+    part: int = 0
+    stack: tuple[str, ...] = ()
+    sizes: tuple[int, ...] = ()
+
+    def sized(self, name: str, shapes: Mapping[str, tuple[int, ...]]) -> "Layout":
+        """The layout of our leaf `name` with the sizes that its neighbours in the stack have in the model."""
+        sublayer, _, kind = name.rpartition("/")
+        sublayer = sublayer.rpartition("/")[0]
+        return replace(self, sizes=tuple(shapes[f"{sublayer}/{each}/{kind}"][-1] for each in self.stack))
+
+    def file_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """The shape that the file's array must have, where ours has `shape`."""
+        outputs = {"stacked": sum(self.sizes), "interleaved": 3 * shape[-1]}.get(self.order, shape[-1])
+        shape = (*shape[:-1], outputs)
+        return shape[::-1] if self.transposed else shape
+
+    def file_outputs(self, start: int, stop: int, outputs: int, head_dim: int) -> Rows:
+        """Where the file keeps our outputs start..stop, of `outputs` in all."""
+        if self.order == "stored":
+            return slice(start, stop)
+        if self.order == "stacked":
+            before = sum(self.sizes[: self.part])
+            return slice(before + start, before + stop)
+        ours = np.arange(start, stop)
+        head, within = ours // head_dim, ours % head_dim
+        if self.order == "interleaved":
+            return (3 * head + self.part) * head_dim + within
+        half, pair = within // (head_dim // 2), within % (head_dim // 2)
+        return head * head_dim + 2 * pair + half
+
+
+PLAIN = Layout()
+TRANSPOSED = Layout(transposed=True)
+LeafTable = Mapping[str, tuple[str, Layout]]
+
+
+def read_leaf(
+    stored: StoredTensor, layout: Layout, index: tuple[slice, ...], shape: tuple[int, ...], head_dim: int
+) -> np.ndarray:
+    """Part `index` of our array of `shape`, read from the file's array; other parts are not touched."""
+    start, stop, _ = index[-1].indices(shape[-1])
+    outputs = layout.file_outputs(start, stop, shape[-1], head_dim)
+    if len(shape) == 1:
+        return stored.read(outputs, None)
+    inputs = slice(*index[0].indices(shape[0]))
+    if layout.transposed:
+        return stored.read(outputs, inputs).T
+    if isinstance(outputs, slice):
+        return stored.read(inputs, outputs)
+    return stored.read(inputs, slice(None))[:, outputs]
+
+
+def check_leaf(stored: StoredTensor, layout: Layout, shape: tuple[int, ...]) -> None:
+    """Raises UserError where the file's array has another shape than ours calls for, or is not readable as numbers."""
+    wanted = layout.file_shape(shape)
+    if stored.shape != wanted:
+        raise UserError(
+            f"{stored.file}: tensor {stored.name!r} has shape {list(stored.shape)}, but the configuration calls for "
+            f"{list(wanted)}: the configuration and the weights do not belong together."
+        )
+    if stored.refusal is not None:
+        raise UserError(f"{stored.file}: tensor {stored.name!r} {stored.refusal}")
+
+
+def skeleton(config: TransformerConfig) -> Transformer:
+    """The model that `config` describes, made of shapes."""
+    return jax.eval_shape(partial(initialise, config), jax.random.key(0))
+
+
+def leaf_shapes(config: TransformerConfig) -> dict[str, tuple[int, ...]]:
+    """The name and shape of every leaf of the model that `config` describes."""
+    return {name: leaf.shape for name, leaf in named_leaves(skeleton(config)).items()}
+
+
+def load_model(
+    config: TransformerConfig,
+    tensors: Mapping[str, StoredTensor],
+    table: LeafTable | None,
+    *,
+    where: Path,
+    buffers: str | None = None,
+    dtype: Any = jnp.float32,
+    sharding: Shardings = None,
+) -> Transformer:
+    """The model that `config` describes, its leaves read from `tensors` as `table` says.
+
+    Everything is checked before the first array is read.
+
+    Args:
+      table: where each leaf is found; None where the file uses our own names and layouts.
+      where: the file or directory, for messages.
+      buffers: a regular expression for tensors that carry no weights (masks, rotary frequencies).
+      dtype: of every leaf.
+      sharding: one sharding for all leaves, a function from a leaf's name and shape to its sharding, or None.
+    Raises:
+      UserError: a tensor is missing, unknown, of the wrong shape or of a type that holds no plain numbers.
+    """
+    if config.layers > len(tensors):
+        raise UserError(f"{where}: the configuration has layers={config.layers}, but there are {len(tensors)} tensors.")
+    whole = skeleton(config)
+    shapes = {name: leaf.shape for name, leaf in named_leaves(whole).items()}
+    sources: dict[str, tuple[StoredTensor, Layout]] = {}
+    used = set()
+    for name, shape in shapes.items():
+        tensor_name, layout = (name, PLAIN) if table is None else _look_up(table, name)
+        if tensor_name not in tensors:
+            raise UserError(f"{where}: missing tensor {tensor_name!r}.{suggest(tensor_name, tensors)}")
+        sources[name] = tensors[tensor_name], layout.sized(name, shapes)
+        used.add(tensor_name)
+        check_leaf(*sources[name], shape)
+        _check_sharding(name, shape, sharding)
+    refuse_unknown(tensors, used, buffers, where)
+    return fill_leaves(
+        whole,
+        {
+            name: _place(*sources[name], shape, config.head_dim, dtype, sharding_of(name, shape, sharding))
+            for name, shape in shapes.items()
+        },
+    )
+
+
+def _look_up(table: LeafTable, name: str) -> tuple[str, Layout]:
+    """The tensor and layout of our leaf `name`, the number of its layer put in."""
+    number = re.match(r"blocks/(\d+)/", name)
+    template, layout = table[re.sub(r"^blocks/\d+/", "blocks/*/", name)]
+    return (template.replace("*", number.group(1)) if number else template), layout
+
+
+def refuse_unknown(tensors: Collection[str], used: Collection[str], buffers: str | None, where: Path) -> None:
+    """Raises UserError where a tensor is neither used nor a known buffer: it would change the computation."""
+    for name in tensors:
+        if name not in used and not (buffers and re.fullmatch(buffers, name)):
+            raise UserError(
+                f"{where}: unknown tensor {name!r}: the configuration has no place for it, and leaving it out would "
+                "change the computation."
+            )
+
+
+def default_dtype(sharding: Shardings = None) -> Any:
+    """float32 on CPU (XLA's CPU bfloat16 is slower), bfloat16 on TPU and GPU."""
+    example = sharding_of("embedding/token", (), sharding)
+    device: Any = jax.devices()[0] if example is None else next(iter(example.device_set))
+    return jnp.float32 if device.platform == "cpu" else jnp.bfloat16
+
+
+def sharding_of(name: str, shape: tuple[int, ...], sharding: Shardings) -> Sharding | None:
+    """The sharding of the leaf called `name`."""
+    return sharding if sharding is None or isinstance(sharding, Sharding) else sharding(name, shape)
+
+
+def _check_sharding(name: str, shape: tuple[int, ...], sharding: Shardings) -> None:
+    wanted = sharding_of(name, shape, sharding)
+    if wanted is not None:
+        try:
+            wanted.shard_shape(shape)
+        except ValueError as error:
+            raise UserError(
+                f"sharding: leaf {name!r} of shape {list(shape)} cannot be split as asked: {error}"
+            ) from error
+
+
+def _place(
+    stored: StoredTensor,
+    layout: Layout,
+    shape: tuple[int, ...],
+    head_dim: int,
+    dtype: Any,
+    sharding: Sharding | None,
+) -> jax.Array:
+    """The array on the default device, or straight into `sharding`: every shard reads only its own part."""
+
+    def read(index: Any) -> np.ndarray:
+        return np.ascontiguousarray(read_leaf(stored, layout, index, shape, head_dim), dtype=dtype)
+
+    if sharding is None:
+        return jax.device_put(read((slice(None),) * len(shape)))
+    return jax.make_array_from_callback(shape, sharding, read)

@@ -74,10 +74,10 @@ class Dense:
     def attention(self, layer, x, frozen=False, constant=True):
         attention = self.model.blocks[layer].attn
         groups = attention.heads // attention.kv_heads
-        value = self.linear(attention.value, x, constant).reshape(self.seq, attention.kv_heads, -1)
+        value = self.linear(attention.v_proj, x, constant).reshape(self.seq, attention.kv_heads, -1)
         if not frozen:
-            query = self.linear(attention.query, x).reshape(self.seq, attention.heads, -1)
-            key = self.linear(attention.key, x).reshape(self.seq, attention.kv_heads, -1)
+            query = self.linear(attention.q_proj, x).reshape(self.seq, attention.heads, -1)
+            key = self.linear(attention.k_proj, x).reshape(self.seq, attention.kv_heads, -1)
             if attention.rotary_dimensions:
                 query, key = self.rotated(query, attention), self.rotated(key, attention)
             pattern = np.zeros((attention.heads, self.seq, self.seq))
@@ -88,19 +88,19 @@ class Dense:
                     pattern[head, q, : q + 1] = weights / weights.sum()
             self.patterns.append(pattern)
         z = np.stack([self.patterns[layer][head] @ value[:, head // groups] for head in range(attention.heads)], axis=1)
-        return self.linear(attention.out, z.reshape(self.seq, -1), constant)
+        return self.linear(attention.o_proj, z.reshape(self.seq, -1), constant)
 
     def mlp(self, mlp, x):
-        pre = self.linear(mlp.up if mlp.gate is None else mlp.gate, x)
+        pre = self.linear(mlp.up_proj if mlp.gate_proj is None else mlp.gate_proj, x)
         if mlp.activation == "gelu":
             hidden = pre * 0.5 * (1 + np.vectorize(math.erf)(pre / math.sqrt(2)))
         elif mlp.activation == "relu":
             hidden = np.maximum(pre, 0)
         else:
             hidden = pre / (1 + np.exp(-pre))
-        if mlp.gate is not None:
-            hidden = hidden * self.linear(mlp.up, x)
-        return self.linear(mlp.down, hidden)
+        if mlp.gate_proj is not None:
+            hidden = hidden * self.linear(mlp.up_proj, x)
+        return self.linear(mlp.down_proj, hidden)
 
     def encode(self):
         """Nodes of features, (layer, position, index, activation), and errors [layers, seq, d]."""

@@ -165,7 +165,7 @@ def test_a_graph_made_by_hand():
 
         places = lambda m: [
             m.embedding.token, m.unembedding.weight, *(block.mlp for block in m.blocks),
-            *(getattr(block.attn, name) for block in m.blocks for name in ("query", "key", "value", "out")),
+            *(getattr(block.attn, name) for block in m.blocks for name in block.attn.projections()),
         ]  # fmt: skip
         values = [
             jnp.asarray(unit[:3]), jnp.asarray(unit[:, :3]),

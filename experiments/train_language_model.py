@@ -214,7 +214,7 @@ def start_model(shape: TransformerConfig, seed: int) -> Transformer:
     """Random weights; what writes into the residual stream starts at zero: every block starts as the identity."""
 
     def writers(model: Transformer) -> list[Any]:
-        return [weight for block in model.blocks for weight in (block.attn.out.weight, block.mlp.down.weight)]
+        return [weight for block in model.blocks for weight in (block.attn.o_proj.weight, block.mlp.down_proj.weight)]
 
     return eqx.tree_at(writers, initialise(shape, jax.random.key(seed)), replace_fn=jnp.zeros_like)
 

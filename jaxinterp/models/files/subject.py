@@ -2,7 +2,7 @@
 
 Our own form is a directory:
 
-    model.safetensors    every leaf under its own name (`blocks/0/mlp/up/weight`), laid out as it is in memory
+    model.safetensors    every leaf under its own name (`blocks/0/mlp/up_proj/weight`), laid out as it is in memory
     jaxinterp.json       the configuration, field by field, and what begins and ends a document
     tokenizer.json       where the subject has a tokenizer
 
@@ -31,7 +31,8 @@ from jaxinterp.models.sites import LanguageModel
 from jaxinterp.models.transformer import Transformer, TransformerConfig
 
 OWN_FORM = "jaxinterp.json"
-VERSION = 1
+VERSION = 2
+"""1: projections were called `mlp/up` and `attn/out`, now `mlp/up_proj` and `attn/o_proj`."""
 
 
 @dataclass(frozen=True)
@@ -109,6 +110,11 @@ def _read_description(directory: Path) -> dict[str, Any]:
     for name in ("version", "name", "config"):
         if name not in description:
             raise UserError(f"{where}: field {name!r} is missing.")
+    if description["version"] == 1:
+        raise UserError(
+            f"{where}: version=1 names projections 'mlp/up' and 'attn/out', this version 'mlp/up_proj' and "
+            "'attn/o_proj': train the model again, or read it with the version that wrote it."
+        )
     if description["version"] != VERSION:
         raise UserError(f"{where}: version={description['version']!r} is not supported; supported: {VERSION}.")
     if not isinstance(description["config"], dict) or not isinstance(description["name"], str):

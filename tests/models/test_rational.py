@@ -39,7 +39,9 @@ def test_swish_is_fitted_with_the_denominator_that_is_used():
     assert np.abs(phi(jnp.asarray(X, jnp.float32)) - swish(X)).max() < 1e-3
     # Broken variant: a fit with the other denominator, used in the kernel.
     above, below, fitted = r.fit_rational(swish, "fitting")
-    wrong = r.rational(jnp.asarray(X[None], jnp.float32), jnp.asarray(above, jnp.float32), jnp.asarray(below[None], jnp.float32))
+    wrong = r.rational(
+        jnp.asarray(X[None], jnp.float32), jnp.asarray(above, jnp.float32), jnp.asarray(below[None], jnp.float32)
+    )
     assert np.abs(wrong[0] - swish(X)).max() > 10 * max(fitted, 1e-3)
 
 

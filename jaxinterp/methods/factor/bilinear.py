@@ -144,7 +144,7 @@ def between_features(
 def adversarial_input(
     x: Float[Array, "*axes d"],
     vector: Float[Array, " d"],
-    strength: float,
+    strength: float | int,
     *,
     against: Float[Array, "n d"] | None = None,
     mask: Float[Array, " d"] | None = None,

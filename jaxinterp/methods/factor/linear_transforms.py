@@ -2,9 +2,9 @@
 
     y' = sum_t a_t  x' V_t^T U_t + b,   a = activation(x' E^T + b_E)       t = 1..transforms
 
-x' [tokens, d_in] normalised; transform t has rank r_t, V_t [r_t, d_in], U_t [r_t, d_out]; E [transforms, d_in]. The rows
-of all V_t are stored one after another, `read` [sum of ranks, d_in], and those of U_t in `write`; `ranks` says how many
-belong to each. Frobenius norms |V_t^T U_t| come from the r_t x r_t Gram matrices.
+x' [tokens, d_in] normalised; transform t has rank r_t, V_t [r_t, d_in], U_t [r_t, d_out]; E [transforms, d_in]. The
+rows of all V_t are stored one after another, `read` [sum of ranks, d_in], and those of U_t in `write`; `ranks` says
+how many belong to each. Frobenius norms |V_t^T U_t| come from the r_t x r_t Gram matrices.
 
     loss = |y - ŷ|^2 / V + sparsity * mean over tokens of sum_t tanh(a_t |V_t^T U_t|)
 

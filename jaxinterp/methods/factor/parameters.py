@@ -147,18 +147,14 @@ def masked_linear(
     return y if bias is None else y + bias
 
 
-def faithfulness(
-    weights: Mapping[str, Float[Array, "_in _out"]], parts: Mapping[str, Parts]
-) -> Float[Array, ""]:
+def faithfulness(weights: Mapping[str, Float[Array, "_in _out"]], parts: Mapping[str, Parts]) -> Float[Array, ""]:
     """The mean of D^2 over all numbers of all matrices together."""
     squares = sum(jnp.sum(left_over(weight, parts[name]) ** 2) for name, weight in weights.items())
     return jnp.asarray(squares / sum(weight.size for weight in weights.values()))
 
 
-def distance(
-    clean: Float[Array, "*axes d"], masked: Float[Array, "*axes d"], kind: Distance
-) -> Float[Array, ""]:
-    """squares: the mean square over inputs and outputs; kl: mean over inputs of KL(clean || masked) of their softmax."""
+def distance(clean: Float[Array, "*axes d"], masked: Float[Array, "*axes d"], kind: Distance) -> Float[Array, ""]:
+    """squares: the mean over inputs and outputs; kl: the mean over inputs of KL(clean || masked) of their softmax."""
     if kind == "squares":
         return jnp.mean((clean - masked) ** 2)
     log_p, log_q = jax.nn.log_softmax(clean), jax.nn.log_softmax(masked)
@@ -166,7 +162,7 @@ def distance(
 
 
 def importance_minimality(
-    upper_importances: Mapping[str, Float[Array, "..."]], p: Float[Array, ""] | float, *, epsilon: float = 1e-12
+    upper_importances: Mapping[str, Float[Array, "..."]], p: Float[Array, ""] | float | int, *, epsilon: float = 1e-12
 ) -> Float[Array, ""]:
     """sum over matrices and parts of the mean over inputs of (upper + epsilon)^p. Not divided by matrices or parts."""
     total = jnp.zeros(())
@@ -203,9 +199,7 @@ def masks_from(importances: Mapping[str, Importances], sources: Mapping[str, Mas
     return {name: Mask(mask_from(g.lower, sources[name].parts), sources[name].rest) for name, g in importances.items()}
 
 
-def uniform_sources(
-    key: PRNGKeyArray, importances: Mapping[str, Importances], *, rest: bool = True
-) -> dict[str, Mask]:
+def uniform_sources(key: PRNGKeyArray, importances: Mapping[str, Importances], *, rest: bool = True) -> dict[str, Mask]:
     """r ~ U(0, 1) for every input and part, and m_D ~ U(0, 1) for every input."""
     sources = {}
     for name, g in importances.items():
@@ -233,22 +227,23 @@ def terms(
     sources: Mapping[str, Mask],
     *,
     kind: Distance,
-    p: Float[Array, ""] | float,
-    coefficients: Coefficients = Coefficients(),
+    p: Float[Array, ""] | float | int,
+    coefficients: Coefficients | None = None,
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
     """The loss with given random sources, and every term before its coefficient.
 
     `importances` must come from one call of `causal_importances` a matrix (see the module). `sources`: the same draw in
     both distances here; give `stochastic` and `layerwise` their own where the draws differ.
     """
+    asked = Coefficients() if coefficients is None else coefficients
     found = {
         "faithful": faithfulness(weights, parts),
         "stochastic": stochastic(masked, clean, importances, sources, kind),
-        "layerwise": layerwise(masked, clean, importances, sources, kind) if coefficients.layerwise else jnp.zeros(()),
+        "layerwise": layerwise(masked, clean, importances, sources, kind) if asked.layerwise else jnp.zeros(()),
         "importance": importance_minimality({name: g.upper for name, g in importances.items()}, p),
     }
-    loss = sum((getattr(coefficients, name) * value for name, value in found.items()), jnp.zeros(()))
-    return loss, found
+    counts = zip(asked, found.values(), strict=True)
+    return sum((coefficient * value for coefficient, value in counts), jnp.zeros(())), found
 
 
 def start_parts(key: PRNGKeyArray, parts: int, d_in: int, d_out: int) -> Parts:

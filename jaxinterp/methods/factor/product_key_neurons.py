@@ -3,9 +3,9 @@
     y' = sum over channels and chosen neurons of a_n v_n + b
     a_n = s_n (x' . u_n)  (linear: sgatlin)   or   softmax(s)_n gelu(x' . u_n)  (peer)
 
-x' normalised; u_n, v_n: read and write vectors, `read` and `write` [features, d]; the scores s and the choice by product
-keys are those of `jaxinterp.models.mixtures.product_keys`. The loss is |y - ŷ|^2 over the target's variance. In the
-papers the layer is trained inside a language model; here it learns one MLP of a model that is there.
+x' normalised; u_n, v_n: read and write vectors, `read` and `write` [features, d]; the scores s and the choice by
+product keys are those of `jaxinterp.models.mixtures.product_keys`. The loss is |y - ŷ|^2 over the target's variance.
+In the papers the layer is trained inside a language model; here it learns one MLP of a model that is there.
 
 Start: write vectors 0, the rest normal with standard deviation 1/sqrt(what is read) (keys: 1).
 
@@ -126,9 +126,7 @@ def start(method: ProductKeyNeuronsMethod, key: PRNGKeyArray, sample: Batch) -> 
     """The start values of the module's text, with the means and scales of a sample."""
     x, y = sample.inputs, sample.targets
     d_in, d_out = x.shape[1], y.shape[1]
-    layer = random_product_keys(
-        key, d_in, d_out, method.n, method.channels, method.knn, method.d_key, method.kind
-    )
+    layer = random_product_keys(key, d_in, d_out, method.n, method.channels, method.knn, method.d_key, method.kind)
     target_mean, target_variance = moments(y, sample.weight)
     return ProductKeyNeurons(
         scores=layer.scores,

@@ -80,7 +80,9 @@ class MoEX(eqx.Module):
         return self.write(self.hidden(x, tap=tap, rules=rules))
 
 
-def spread(index: Int[Array, "*axes k"], weight: Float[Array, "*axes k"], experts: int) -> Float[Array, "*axes experts"]:
+def spread(
+    index: Int[Array, "*axes k"], weight: Float[Array, "*axes k"], experts: int
+) -> Float[Array, "*axes experts"]:
     """The weight of every expert, 0 where a token does not use it."""
     return jnp.sum(jax.nn.one_hot(index, experts, dtype=weight.dtype) * weight[..., None], axis=-2)
 
@@ -121,11 +123,11 @@ def upcycled(mlp: MLP, experts: int, k: int, *, router: Linear | None = None, sc
     Raises:
       ValueError: the MLP is gated.
     """
-    if mlp.gate is not None:
+    if mlp.gate_proj is not None:
         raise ValueError("the MLP is gated: MoE-X starts from a dense one (mlp='relu').")
     repeat = lambda leaf: jnp.repeat(leaf[None], experts, axis=0)
-    bias = None if mlp.up.bias is None else repeat(mlp.up.bias)
-    return MoEX(repeat(mlp.up.weight), bias, repeat(mlp.down.weight), router, k, mlp.activation, scale)
+    bias = None if mlp.up_proj.bias is None else repeat(mlp.up_proj.bias)
+    return MoEX(repeat(mlp.up_proj.weight), bias, repeat(mlp.down_proj.weight), router, k, mlp.activation, scale)
 
 
 def random_moe_x(

@@ -130,7 +130,9 @@ def from_gates(
     if isinstance(experts, Horizontal):
         neurons = _neurons(x, experts.up, experts.up_bias, activation, rules)
         mixed = jnp.einsum("...hm,...hj->...jm", jnp.einsum("...im,...hi->...hm", neurons, first), second)
-        return jnp.einsum("...jm,jmd->...d", mixed, experts.down) + jnp.einsum("...hj,jd->...d", second, experts.down_bias)
+        return jnp.einsum("...jm,jmd->...d", mixed, experts.down) + jnp.einsum(
+            "...hj,jd->...d", second, experts.down_bias
+        )
     one, two = (_neurons(x, experts.up[s], experts.up_bias[s], activation, rules) for s in (0, 1))
     of_one = jnp.einsum("...im,...hi->...hm", one, first)
     of_two = jnp.einsum("...jm,...hj->...hm", two, second)

@@ -1,7 +1,7 @@
 """Single neurons as experts, found by product keys: sgatlin (linear neurons) and PEER.
 
-For every channel c, the `knn` best of n^2 neurons (i, j) by the score s1_i + s2_j. The best pairs are among the knn best
-i and the knn best j, so that n^2 scores are never computed.
+For every channel c, the `knn` best of n^2 neurons (i, j) by the score s1_i + s2_j. The best pairs are among the knn
+best i and the knn best j, so that n^2 scores are never computed.
 
     linear (sgatlin)  y = sum_c sum_(i,j) s_cij (x . u_cij) v_cij         a neuron pool for each channel
     peer              y = sum_c sum_(i,j) softmax(s_c)_ij gelu(x . u_ij) v_ij    one pool for all channels
@@ -56,7 +56,7 @@ class Chosen(NamedTuple):
     """Neuron i * n + j of every channel, best first."""
 
     scores: Float[Array, "*axes channels knn"]
-    index: Int[Array, "*axes channels knn"]
+    neurons: Int[Array, "*axes channels knn"]
 
 
 class ProductKeyMLP(eqx.Module):
@@ -91,7 +91,7 @@ def choose(scores: Float[Array, "*axes sides channels n"], knn: int) -> Chosen:
 
 def weigh(chosen: Chosen, kind: Kind, n: int) -> tuple[Float[Array, "*axes k"], Int[Array, "*axes k"]]:
     """How much each chosen neuron counts, and its row, k = channels * knn; pools of linear neurons do not overlap."""
-    weight, index = chosen.scores, chosen.index
+    weight, index = chosen.scores, chosen.neurons
     if kind == "peer":
         weight = jax.nn.softmax(weight, axis=-1)
     else:

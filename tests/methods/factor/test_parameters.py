@@ -81,7 +81,9 @@ def by_numpy(parts, gates, model, sources, x, kind="squares", exponent=0.9):
         gate = gates[name]
         inner = np.einsum("ni,ci->nc", reads[name], parts[name].read)
         pre = inner[..., None] * np.asarray(gate.weight) + np.asarray(gate.bias)
-        h = np.einsum("nch,ch->nc", pre * 0.5 * (1 + erf(pre / np.sqrt(2))), gate.out_weight) + np.asarray(gate.out_bias)
+        h = np.einsum("nch,ch->nc", pre * 0.5 * (1 + erf(pre / np.sqrt(2))), gate.out_weight) + np.asarray(
+            gate.out_bias
+        )
         g = np.clip(h, 0, 1)
         masks[name] = g + (1 - g) * np.asarray(sources[name].parts)
         leaky = np.where(h > 1, 1 + 0.01 * (h - 1), np.clip(h, 0, None))
@@ -123,7 +125,9 @@ def test_terms_are_those_of_numpy(kind):
     wanted = by_numpy(parts, gates, model, sources, x, kind)
     for name, number in wanted.items():
         np.testing.assert_allclose(found[name], number, rtol=1e-12, err_msg=name)
-    total = 0.7 * wanted["faithful"] + 1.1 * wanted["stochastic"] + 1.3 * wanted["layerwise"] + 0.4 * wanted["importance"]
+    total = (
+        0.7 * wanted["faithful"] + 1.1 * wanted["stochastic"] + 1.3 * wanted["layerwise"] + 0.4 * wanted["importance"]
+    )
     np.testing.assert_allclose(value, total, rtol=1e-12)
 
 

@@ -84,7 +84,7 @@ def test_an_upcycled_mlp_is_the_dense_one():
     x = jnp.asarray(X, jnp.float32)
     np.testing.assert_allclose(layer(x), dense(x), rtol=0, atol=1e-6)
     with pytest.raises(ValueError, match="gated"):
-        m.upcycled(MLP(dense.up, dense.up, dense.down, "relu"), 4, 2)
+        m.upcycled(MLP(dense.up_proj, dense.up_proj, dense.down_proj, "relu"), 4, 2)
 
 
 def test_load_balance_is_one_where_even_and_experts_where_not():

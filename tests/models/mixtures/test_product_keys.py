@@ -1,4 +1,4 @@
-"""Product keys: the best pairs against all n^2 sums; both kinds of neuron against a loop; gradients against dense ones."""
+"""Product keys: the best pairs against all n^2 sums; neurons against a loop; gradients against dense ones."""
 
 import jax
 import jax.numpy as jnp
@@ -44,7 +44,7 @@ def test_the_best_pairs_are_among_the_best_of_each_side():
     every = (scores[:, 0, :, :, None] + scores[:, 1, :, None, :]).reshape(50, 2, 81)
     values, index = jax.lax.top_k(every, 4)
     np.testing.assert_allclose(found.scores, values)
-    np.testing.assert_array_equal(found.index, index)
+    np.testing.assert_array_equal(found.neurons, index)
 
 
 def test_gradients_are_those_of_gathered_rows():

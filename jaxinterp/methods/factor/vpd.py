@@ -3,7 +3,7 @@
     loss = faithful * sum over matrices |D|^2 / |W|^2      (or its mean square: the paper's)
          + stochastic * KL(model || masked by random sources, a random subset of the matrices at each position)
          + adversarial * KL(model || masked by the adversary's sources, all matrices)
-         + importance * sum_c f_c + frequency * sum_c f_c log2(1 + count f_c),  f_c = mean of s(upper(h_c)) over the batch
+         + importance * sum_c f_c + frequency * sum_c f_c log2(1 + count f_c), f_c = batch mean of s(upper(h_c))
 
     s(g) = g^2 / (g^2 + gamma^2)      smooth L0, gamma falls from 1 to 0.01; or (g + 1e-12)^p with p falling (the paper)
 

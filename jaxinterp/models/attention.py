@@ -59,7 +59,8 @@ class Attention(eqx.Module):
             query, key = rotate(query, frequencies), rotate(key, frequencies)
 
         grouped = query.reshape(batch, seq, self.kv_heads, self.heads // self.kv_heads, -1)
-        scores = jnp.einsum("bqngd,bknd->bngqk", grouped, key, preferred_element_type=jnp.float32) * self.scale
+        wide = jnp.promote_types(x.dtype, jnp.float32)
+        scores = jnp.einsum("bqngd,bknd->bngqk", grouped, key, preferred_element_type=wide) * self.scale
         visible = _visible(seq, self.causal, self.window)
         if real is not None:  # padding sees itself, so that its row is no division by zero
             visible = (visible & (real[:, None, :] | jnp.eye(seq, dtype=bool)))[:, None, None]

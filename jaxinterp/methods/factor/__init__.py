@@ -1,1 +1,1 @@
-"""Methods that factorise, solve or classify: semi-NMF, experts, interaction bases, regressions, neuron classes."""
+"""Factorisations, experts, spectra, parameter components: decompositions that are not sparse dictionaries."""

@@ -77,10 +77,14 @@ def updated_mlp(
         update = weight_update(linear.weight, with_context, without)
         return eqx.tree_at(lambda one: one.weight, linear, linear.weight + update.matrix())
 
-    down = mlp.down
-    if stream_shift is not None:
-        down = Linear(down.weight, stream_shift if down.bias is None else down.bias + stream_shift)
-    return MLP(None if mlp.gate is None else taken_in(mlp.gate), taken_in(mlp.up), down, mlp.activation)
+    new = eqx.tree_at(lambda one: one.up_proj, mlp, taken_in(mlp.up_proj))
+    if mlp.gate_proj is not None:
+        new = eqx.tree_at(lambda one: one.gate_proj, new, taken_in(mlp.gate_proj))
+    if stream_shift is None:
+        return new
+    bias = mlp.down_proj.bias
+    shifted = stream_shift if bias is None else bias + stream_shift
+    return eqx.tree_at(lambda one: one.down_proj.bias, new, shifted, is_leaf=lambda leaf: leaf is None)
 
 
 def token_updates(

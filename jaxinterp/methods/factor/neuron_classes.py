@@ -154,8 +154,8 @@ def model_vectors(model: Any) -> Mapping[str, NeuronVectors]:
             raise UserError(f"blocks/{layer}/mlp is a {type(mlp).__name__}, which has no gate, up and down weights.")
         norm = block.mlp_norm
         scale = None if norm is None else norm.weight + norm.offset
-        gate = None if mlp.gate is None else mlp.gate.weight
-        found[f"blocks/{layer}/mlp"] = folded(gate, mlp.up.weight, mlp.down.weight, scale)
+        gate = None if mlp.gate_proj is None else mlp.gate_proj.weight
+        found[f"blocks/{layer}/mlp"] = folded(gate, mlp.up_proj.weight, mlp.down_proj.weight, scale)
     return found
 
 

@@ -28,12 +28,12 @@ def test_the_update_is_exact_and_of_rank_one(float64, gated):
     new = context.updated_mlp(old, norm(r_context), norm(r), r_context - r)
     wanted = r_context + old(norm(r_context))
     np.testing.assert_allclose(r + new(norm(r)), wanted, atol=1e-12)
-    change = np.asarray(new.up.weight - old.up.weight)
+    change = np.asarray(new.up_proj.weight - old.up_proj.weight)
     assert np.linalg.matrix_rank(change, tol=1e-9) == 1
-    update = context.weight_update(old.up.weight, norm(r_context), norm(r))
+    update = context.weight_update(old.up_proj.weight, norm(r_context), norm(r))
     np.testing.assert_allclose(update.matrix(), change, atol=1e-12)
     assert float(update.size()) == pytest.approx(np.linalg.norm(change), rel=1e-9)
-    assert float(context.update_size(old.up.weight, norm(r_context), norm(r))) == pytest.approx(np.linalg.norm(change))
+    assert float(context.update_size(old.up_proj.weight, norm(r_context), norm(r))) == pytest.approx(np.linalg.norm(change))
 
 
 @pytest.mark.parametrize("broken", ["before the norm", "gate left", "no stream", "elsewhere"])
@@ -46,7 +46,7 @@ def test_a_broken_update_is_not_exact(float64, broken):
     read = (r_context, r) if broken == "before the norm" else (norm(r_context), norm(r))
     new = context.updated_mlp(old, *read, None if broken == "no stream" else r_context - r)
     if broken == "gate left":
-        new = MLP(old.gate, new.up, new.down, "silu")
+        new = MLP(old.gate_proj, new.up_proj, new.down_proj, "silu")
     at = other if broken == "elsewhere" else r
     assert float(jnp.abs(at + new(norm(at)) - (r_context + old(norm(r_context)))).max()) > 1e-2
 

@@ -100,7 +100,7 @@ def test_dense_neurons_have_three_classes_and_a_model_has_counts_per_layer():
     assert list(found) == [f"blocks/{i}/mlp" for i in range(len(model.blocks))]
     stacked = jnp.stack([classes.classify(classes.cosines(vectors)) for vectors in found.values()])
     total = sum(classes.counts(stacked).values())
-    np.testing.assert_array_equal(total, [model.blocks[0].mlp.down.weight.shape[0]] * len(model.blocks))
+    np.testing.assert_array_equal(total, [model.blocks[0].mlp.down_proj.weight.shape[0]] * len(model.blocks))
 
 
 def test_the_scale_of_the_norm_is_taken_into_the_read_vectors():

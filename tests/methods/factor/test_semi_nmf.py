@@ -133,6 +133,7 @@ def test_the_plant_is_recovered(kind):
         assert int((factors.features != 0).sum(axis=1).max()) <= KEPT
 
 
+@pytest.mark.slow
 def test_a_kmeans_start_does_not_recover_the_plant():
     """Measured: MCC .95, .95, .90, error 9 to 26 times the noise. The authors' code offers it; it is no better start."""
     score, fvu, _ = recovered(0, "kmeans")
@@ -158,12 +159,14 @@ def test_tokens_of_weight_0_change_nothing():
     """Rows and coefficients of zeros: neither the features nor the coefficients of the others move."""
     rows, _, _ = plant(0)
     start = semi_nmf.random_start(jax.random.key(1), TOKENS, FEATURES)
-    padded = factorise(jnp.pad(rows, ((0, 24), (0, 0))), jnp.pad(start, ((0, 24), (0, 0))), updates=5, kept=KEPT)
-    alone = factorise(rows, start, updates=5, kept=KEPT)
-    np.testing.assert_allclose(padded.factors.features, alone.factors.features, rtol=1e-3, atol=1e-4)
-    assert float(jnp.abs(padded.factors.coefficients[TOKENS:]).max()) == 0
+    padded = semi_nmf.update(jnp.pad(rows, ((0, 24), (0, 0))), jnp.pad(start, ((0, 24), (0, 0))), KEPT)
+    alone = semi_nmf.update(rows, start, KEPT)
+    np.testing.assert_allclose(padded.features, alone.features, rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(padded.coefficients[:TOKENS], alone.coefficients, rtol=1e-2, atol=1e-6)
+    assert float(jnp.abs(padded.coefficients[TOKENS:]).max()) == 0
 
 
+@pytest.mark.slow
 def test_a_hierarchy_composes_and_a_direct_fit_is_no_worse():
     """Levels 20, 8, 4 of a plant whose features come in 4 families."""
     rng = np.random.default_rng(0)

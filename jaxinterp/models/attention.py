@@ -107,7 +107,8 @@ class Attention(eqx.Module):
         """z of the module's equation: `visible` says which keys each query sees, at least one."""
         batch, queries, keys = query.shape[0], query.shape[1], key.shape[1]
         grouped = query.reshape(batch, queries, self.kv_heads, self.heads // self.kv_heads, -1)
-        scores = jnp.einsum("bqngd,bknd->bngqk", grouped, key, preferred_element_type=jnp.float32) * self.scale
+        wide = jnp.promote_types(query.dtype, jnp.float32)
+        scores = jnp.einsum("bqngd,bknd->bngqk", grouped, key, preferred_element_type=wide) * self.scale
         if visible.ndim == 3:
             visible = visible[:, None, None]
         scores = jnp.where(visible, soft_cap(scores, self.cap), -jnp.inf)

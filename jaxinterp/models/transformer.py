@@ -217,7 +217,7 @@ class Transformer(eqx.Module):
                 "the model has no head (head=False) and so no logits: its answers are 'final' and 'pooled'."
             )
         weight = self.embedding.token.T if self.unembedding is None else self.unembedding.weight
-        logits = jnp.matmul(final, weight, preferred_element_type=jnp.float32)
+        logits = jnp.matmul(final, weight, preferred_element_type=jnp.promote_types(final.dtype, jnp.float32))
         if self.unembedding is not None and self.unembedding.bias is not None:
             logits = logits + self.unembedding.bias
         return soft_cap(logits, self.config.logit_cap)

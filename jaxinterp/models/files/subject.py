@@ -19,7 +19,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from safetensors.numpy import save_file
 
 from jaxinterp.core.errors import UserError, suggest
 from jaxinterp.core.trees import named_leaves
@@ -29,6 +28,7 @@ from jaxinterp.models.files.weights import Shardings, leaf_shapes, load_model
 from jaxinterp.models.layers import RopeScaling
 from jaxinterp.models.sites import LanguageModel
 from jaxinterp.models.transformer import Transformer, TransformerConfig
+from jaxinterp.storage.files import write_arrays, write_text
 
 OWN_FORM = "jaxinterp.json"
 VERSION = 2
@@ -63,18 +63,18 @@ def save_subject(subject: Subject, directory: str | Path) -> None:
                 f"leaf {name!r} is not what the model's configuration describes: a model with a replaced leaf cannot "
                 "be saved as a subject; save what replaced it on its own."
             )
-    directory.mkdir(parents=True, exist_ok=True)
-    arrays = {name: np.ascontiguousarray(jax.device_get(leaf)) for name, leaf in leaves.items()}
-    save_file(arrays, directory / "model.safetensors")
+    write_arrays(
+        directory / "model.safetensors", {name: np.asarray(jax.device_get(leaf)) for name, leaf in leaves.items()}
+    )
     description: dict[str, Any] = {
         "version": VERSION,
         "name": subject.name,
         "config": dataclasses.asdict(subject.model.config),
     }
     if subject.tokenizer is not None:
-        subject.tokenizer.backend.save(str(directory / "tokenizer.json"))
+        write_text(directory / "tokenizer.json", subject.tokenizer.backend.to_str(pretty=True))
         description["tokenizer"] = {"begin": subject.tokenizer.begin, "end": subject.tokenizer.end}
-    (directory / OWN_FORM).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
+    write_text(directory / OWN_FORM, json.dumps(description, indent=2) + "\n")
 
 
 def load_own(directory: Path, dtype: Any, sharding: Shardings = None) -> Subject:

@@ -127,10 +127,11 @@ class Embedding(eqx.Module):
         x = self.token[tokens]
         if self.scale != 1.0:
             x = x * jnp.asarray(self.scale, x.dtype)
-        if self.position is not None and positions is None:
-            x = x + self.position[: tokens.shape[1]]
-        elif self.position is not None:  # NaN for one that was not learned, so that it shows
-            x = x + self.position.at[jnp.maximum(positions, 0)].get(mode="fill", fill_value=jnp.nan)
+        if self.position is not None:
+            if positions is None:
+                x = x + self.position[: tokens.shape[1]]
+            else:  # NaN for a position that was not learned, so that it shows
+                x = x + self.position.at[jnp.maximum(positions, 0)].get(mode="fill", fill_value=jnp.nan)
         if self.token_type is not None:
             x = x + self.token_type[0]
         return normed(self.norm, x, rules)

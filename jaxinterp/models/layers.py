@@ -226,6 +226,11 @@ def soft_cap(x: Float[Array, "*axes"], cap: float | None) -> Float[Array, "*axes
     return x if cap is None else cap * jnp.tanh(x / cap)
 
 
+def rows_of_ids(token: Float[Array, "vocab d"], ids: Int[Array, "*axes"]) -> Float[Array, "*axes d"]:
+    """The rows of an embedding; NaN for an id that has none, negative ids among them."""
+    return token.at[ids].get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)
+
+
 def random_linear(
     key: PRNGKeyArray,
     d_in: int,

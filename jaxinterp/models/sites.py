@@ -25,6 +25,7 @@ from penzai import pz
 from jaxinterp.core.callables import takes
 from jaxinterp.core.errors import UserError, suggest
 from jaxinterp.core.trees import path_name
+from jaxinterp.models.ids import check_ids
 from jaxinterp.models.layers import HasProjections, Linear, under
 from jaxinterp.models.rules import EXACT, Rules
 
@@ -246,11 +247,15 @@ def run(
       padded = run(model, tokens, mask=tokens != padding)["final"][:, -1]
 
     Raises:
-      UserError: tokens are not ids [batch, seq], an edit's name is no array of this model, an edit changes shape or
-        dtype, or the model takes no mask or positions.
+      UserError: tokens are not ids [batch, seq]; an id has no row in the embedding (under `jit`, where ids have no
+        values yet, its row is NaN); an edit's name is no array of this model, or an edit changes shape or dtype; the
+        model takes no mask or positions.
     """
     ids = check_tokens(tokens)
     real = None if mask is None else _rows("mask", mask, ids, jnp.bool_)
+    if real is not None:  # whatever id padding has
+        ids = jnp.where(real, ids, 0)
+    check_ids(model, ids)
     places = None if positions is None else _rows("positions", positions, ids, jnp.int32)
     if real is not None and places is None:
         places = jnp.where(real, jnp.cumsum(real, axis=1, dtype=jnp.int32) - 1, -1)

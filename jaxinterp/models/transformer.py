@@ -35,6 +35,7 @@ from jaxinterp.models.layers import (
     no_tap,
     normed,
     random_linear,
+    rows_of_ids,
     soft_cap,
     under,
 )
@@ -124,7 +125,7 @@ class Embedding(eqx.Module):
         rules: Rules = EXACT,
         positions: Int[Array, "batch seq"] | None = None,
     ) -> Float[Array, "batch seq d_model"]:
-        x = self.token[tokens]
+        x = rows_of_ids(self.token, tokens)
         if self.scale != 1.0:
             x = x * jnp.asarray(self.scale, x.dtype)
         if self.position is not None:

@@ -125,12 +125,12 @@ class NoMask(eqx.Module):
     """A model of another make, which takes no mask."""
 
     def __call__(self, tokens, *, tap, rules):
-        return tap("embed", jnp.zeros((*tokens.shape, 3)))
+        return tap("embed", jnp.zeros((*tokens.shape, 50)))
 
 
 def test_a_model_without_a_mask_says_so():
     tokens, mask = left_padded()
-    assert run(NoMask(), tokens).logits.shape == (2, 5, 3)
+    assert run(NoMask(), tokens).logits.shape == (2, 5, 50)
     with pytest.raises(UserError, match="a NoMask takes no mask: give prompts of one length"):
         run(NoMask(), tokens, mask=mask)
 

@@ -28,7 +28,7 @@ assert sites and "jaxinterp.training.fit" in sys.modules and "optax" in sys.modu
 
 
 def test_import_brings_next_to_nothing_and_every_name_comes_on_first_use():
-    """In CPU seconds it costs less than `import jax`, whose modules it does not load; counted, for time is not exact."""
+    """It costs less than `import jax`, whose modules it does not load; counted, for time is not exact."""
     done = subprocess.run([sys.executable, "-c", COUNT], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     version, count, *names = done.stdout.split()

@@ -20,6 +20,7 @@ from jaxinterp.core.batch import Batch, Sites
 from jaxinterp.core.errors import UserError
 from jaxinterp.decompositions.base import trainable
 from jaxinterp.objectives import Metrics, Objective, Ratio
+from jaxinterp.objectives.check import checked
 
 
 class MethodState(eqx.Module):
@@ -80,7 +81,10 @@ def gradient_method(
       after_step: (state, batch, metrics, key) -> state: norms, counters, thresholds, resampling. Pure.
       project: (decomposition, gradient) -> gradient: what is taken out of the gradient before the optimizer.
       trained: decomposition -> True at every leaf that the gradient trains; default: its PARAMETER fields.
+    Raises:
+      UserError: the objective is a term or takes other arguments; when it is traced, another mistake of `checked`.
     """
+    objective = checked(objective)
 
     def start(key: PRNGKeyArray, sample: Batch, model: Any = None) -> MethodState:
         decomposition = init(key, sample, model)

@@ -11,27 +11,14 @@ Metrics are sums and counts, so that those of batches, steps and shards add exac
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from jaxinterp.core.batch import Batch
 from jaxinterp.core.errors import UserError, suggest
-
-
-class Ratio(eqx.Module):
-    """A metric in two parts, total and count; its value is total / count. Ratios add part by part."""
-
-    total: Float[Array, "..."]
-    count: Float[Array, "..."]
-
-    def value(self) -> Float[Array, "..."]:
-        """total / count, 0 where nothing was counted."""
-        return jnp.where(self.count > 0, self.total / jnp.where(self.count > 0, self.count, 1), 0.0)
-
-
-Metrics = dict[str, Ratio]
+from jaxinterp.core.metrics import Metrics, Ratio
+from jaxinterp.objectives.check import apply_term, check_term
 
 
 @runtime_checkable
@@ -76,7 +63,12 @@ def total(*terms: Term) -> Objective:
     Its metrics are those of the terms, and `l0` (active features per token), `fired` (per feature: the
     fraction of tokens that it is active on), `smallest_code` (the smallest that is active) and, of codes with a cap,
     `at_cap` (the fraction of tokens that reached it).
+
+    Raises:
+      UserError: at once where something is no term; when it is traced where a term does not return (value, metrics).
     """
+    for term in terms:
+        check_term(term)
 
     def objective(
         decomposition: Any, batch: Batch, key: PRNGKeyArray, *, model: Any = None
@@ -93,7 +85,7 @@ def total(*terms: Term) -> Objective:
         if getattr(codes, "capped", False):
             metrics["at_cap"] = ratio(codes.at_cap(), batch.weight)
         for term in terms:
-            value, more = term(decomposition, batch, forward)
+            value, more = apply_term(term, decomposition, batch, forward)
             loss, metrics = loss + value, metrics | more
         return loss, jax.lax.stop_gradient(metrics)
 
@@ -104,11 +96,12 @@ def scale(term: Term, coefficient: float | str | Callable[[Array], Array]) -> Te
     """The term times a coefficient: a number, a function of the training step, or a name in `batch.coefficients`.
 
     Raises:
-      UserError: when it is first traced: there is no coefficient of that name.
+      UserError: at once where `term` is no term; when it is traced: there is no coefficient of that name.
     """
+    check_term(term)
 
     def scaled(decomposition: Any, batch: Batch, forward: Forward) -> tuple[Array, Metrics]:
-        value, metrics = term(decomposition, batch, forward)
+        value, metrics = apply_term(term, decomposition, batch, forward)
         if isinstance(coefficient, str):
             if coefficient not in batch.coefficients:
                 raise UserError(

@@ -24,13 +24,17 @@ from jaxinterp.training.hosts import check_agreement
 from jaxinterp.training.loop import Run, Tracker
 from jaxinterp.training.mesh import check_spread, data_places, make_mesh, place_model, spread_over_data
 from jaxinterp.training.program import Activations, Program, kept_in
-from jaxinterp.training.record import describe
+from jaxinterp.training.progress import progress_of
+from jaxinterp.training.record import brings_code, describe
 from jaxinterp.training.state import Schedules, TrainState
 
 
 @dataclass(frozen=True)
 class Fit:
-    """What training returns: the decomposition, one row of numbers per logging interval, and the whole last state."""
+    """What training returns: the decomposition, one row of numbers per logging interval, and the whole last state.
+
+    A resumed run has the rows of its earlier parts too, also where it was finished already.
+    """
 
     decomposition: Any
     history: list[dict[str, Any]]
@@ -55,6 +59,7 @@ def fit(
     resume: bool = False,
     stop_after: int | None = None,
     track: Iterable[Tracker] = (),
+    progress: bool = True,
     log_every: int = 10,
     spike: float | None = 100.0,
     on_failed_save: Literal["stop", "continue"] = "stop",
@@ -85,6 +90,7 @@ def fit(
         of processes with the same data order, and sums that round otherwise.
       stop_after: leave (with a checkpoint) after this step, a multiple of `log_every`, as a preempted run would.
       track: called with a row of numbers every `log_every` steps, in the first process.
+      progress: show how far the run is: a bar on a terminal, elsewhere a line every ten seconds.
       spike: a loss so many times the size of the usual one above it ends the run; None: any finite loss is good.
       on_failed_save: what a full disk does: "stop" the run, or "continue" it with a warning; several processes stop
         where one of them cannot save.
@@ -151,6 +157,9 @@ def fit(
         harvest_parts,
         cached,
     )
+    if brings_code(method):
+        with jax.set_mesh(mesh):
+            program.check(model)
     places = data_places(mesh, jax.process_index())
     data = iter(batches(tokens, batch_size // seq, **order, host_index=places, host_count=mesh.shape["data"]))
 
@@ -161,6 +170,7 @@ def fit(
         return program.first_state(model, iter(next_windows, None))
 
     folder = None if checkpoint is None else Path(checkpoint)
+    shown = progress_of(steps, shown=progress and jax.process_index() == 0)
     run = Run(
         program.jit_step(),
         model,
@@ -168,17 +178,23 @@ def fit(
         min(stop_after or steps, steps),
         log_every,
         save_every,
-        tuple(track) if jax.process_index() == 0 else (),
+        (*track, shown) if jax.process_index() == 0 else (),
         Losses(spike, None if folder is None else folder.parent, buffer_batches),
     )
-    with jax.set_mesh(mesh), run.preemption:  # from here on SIGTERM saves, also where it comes before the first step
+    with (
+        jax.set_mesh(mesh),
+        shown,
+        run.preemption,
+    ):  # from here on SIGTERM saves, also where it comes before the first step
         if folder is None:
             state = run.from_state(first_state())
         else:
             with Checkpoints(
                 folder, config | {"weights": weights_hash(model)}, resume=resume, on_failed_save=on_failed_save
             ) as checkpoints:
-                run.save = lambda state: checkpoints.save(int(state.step), state, data.get_state(), run.losses.recent)
+                run.save = lambda state: checkpoints.save(
+                    int(state.step), state, data.get_state(), run.losses.recent, run.history
+                )
                 if checkpoints.latest is None:
                     state = first_state()
                 else:
@@ -186,6 +202,7 @@ def fit(
                     data.set_state(position)
                     run.saved = int(state.step)
                     run.losses.recent.extend(checkpoints.losses(run.saved))
+                    run.history.extend(checkpoints.history(run.saved))
                 state = run.from_state(state)
     return Fit(program.recipe.finish(state.method), run.history, state)
 

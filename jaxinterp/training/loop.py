@@ -77,7 +77,7 @@ class Run:
             if due or preempted or done == self.last:
                 self._save(state, wait=preempted or done == self.last or distance == self.save_every)
             if preempted:
-                raise Preempted(done, saved=self.saved == done, kept=self.saved)
+                raise Preempted(done, saved=self.saved == done, kept=self.saved, by=self.preemption.by)
         return state
 
     def _check(self, state: TrainState, done: int) -> None:

@@ -70,6 +70,15 @@ class Program:
             arguments = (model, self.abstract_windows()), self.abstract_state(model)
             return jax.jit(step, donate_argnums=1).trace(*arguments).lower(lowering_platforms=(platform,)).compile()
 
+    def check(self, model: Any) -> None:
+        """Trace one step from shapes alone: a mistake in an objective is found before anything is compiled.
+
+        Raises:
+          UserError: what the method or its objective says.
+        """
+        step = make_step(self.recipe, self.sites, self.mesh, self.schedules, self.take)
+        eqx.filter_eval_shape(step, (model, self.abstract_windows()), self.abstract_state(model))
+
     def first_state(self, model: Any, windows: Iterable[Mapping[str, Array]]) -> TrainState:
         """The state before the first step: `buffer_batches` batches are harvested, means and scales taken from them.
 

@@ -35,7 +35,7 @@ Circuit = dict[str, Array]
 
 def node_effects(
     estimates: Mapping[str, Array], *, errors: tuple[str, ...] = (), positions: bool = False
-) -> dict[str, Float[Array, "batch *nodes"]]:
+) -> dict[str, Float[Array, "batch ..."]]:
     """Effects of nodes from estimates in the shape of the arrays, prompt by prompt.
 
     Args:
@@ -52,9 +52,7 @@ def node_effects(
     return found
 
 
-def select_nodes(
-    effects: Mapping[str, Any], *, threshold: float | None = None, top: int | None = None
-) -> Circuit:
+def select_nodes(effects: Mapping[str, Any], *, threshold: float | None = None, top: int | None = None) -> Circuit:
     """The circuit of the nodes whose mean effect over prompts is large: |mean| >= threshold, or the `top` largest.
 
     Args:

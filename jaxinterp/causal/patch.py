@@ -69,7 +69,7 @@ def mean_fill(
     return (total / jnp.maximum(count, 1)).astype(array.dtype)
 
 
-def resample_fill(array: Float[Array, "batch *rest"], key: PRNGKeyArray) -> Float[Array, "batch *rest"]:
+def resample_fill(array: Float[Array, "batch ..."], key: PRNGKeyArray) -> Float[Array, "batch ..."]:
     """The array of another prompt for every prompt: a random cycle, so that none keeps its own.
 
     Raises:
@@ -92,7 +92,7 @@ def patch_effects(
     where: Mapping[str, Array] | None = None,
     edits: Mapping[str, Edit] | None = None,
     chunk: int = 8,
-) -> dict[str, Float[Array, "batch *places"]]:
+) -> dict[str, Float[Array, "batch ..."]]:
     """The effect of patching every place of every named array, one after another: the ground truth of attribution.
 
     effect[name][b, place] = M_b(run with a[place] <- fill[place]) - M_b(run)

@@ -1,17 +1,102 @@
 """The words that tasks are made of."""
 
 NAMES = tuple(
-    "Mary John Tom James Sarah David Paul Anna Mark Lisa Peter Emma Jack Kate Mike Alice Robert Susan George Laura "
-    "Henry Simon Martin Rachel Daniel Michael Thomas William Charles Richard".split()
+    [
+        "Mary",
+        "John",
+        "Tom",
+        "James",
+        "Sarah",
+        "David",
+        "Paul",
+        "Anna",
+        "Mark",
+        "Lisa",
+        "Peter",
+        "Emma",
+        "Jack",
+        "Kate",
+        "Mike",
+        "Alice",
+        "Robert",
+        "Susan",
+        "George",
+        "Laura",
+        "Henry",
+        "Simon",
+        "Martin",
+        "Rachel",
+        "Daniel",
+        "Michael",
+        "Thomas",
+        "William",
+        "Charles",
+        "Richard",
+    ]
 )
 PLACES = ("store", "park", "school", "office", "station", "hospital", "restaurant", "garden", "house", "market")
 OBJECTS = ("ring", "book", "cup", "pen", "ball", "bag", "box", "hat", "key", "lamp", "plate", "watch", "bottle", "card")
 COLOURS = ("red", "blue", "green", "yellow", "black", "white", "orange", "purple", "brown", "pink")
 THINGS = ("war", "conflict", "dispute", "siege", "project", "campaign", "voyage", "expedition", "reform", "revolt")
 WORDS = tuple(
-    "load size files port node list value page time name path user line word test data key form mode type text code "
-    "state model group level index range image table color event order field shape token block house water "
-    "tree light stone river bread horse music paper plant glass cloud chair knife sugar ocean tiger apple".split()
+    [
+        "load",
+        "size",
+        "files",
+        "port",
+        "node",
+        "list",
+        "value",
+        "page",
+        "time",
+        "name",
+        "path",
+        "user",
+        "line",
+        "word",
+        "test",
+        "data",
+        "key",
+        "form",
+        "mode",
+        "type",
+        "text",
+        "code",
+        "state",
+        "model",
+        "group",
+        "level",
+        "index",
+        "range",
+        "image",
+        "table",
+        "color",
+        "event",
+        "order",
+        "field",
+        "shape",
+        "token",
+        "block",
+        "house",
+        "water",
+        "tree",
+        "light",
+        "stone",
+        "river",
+        "bread",
+        "horse",
+        "music",
+        "paper",
+        "plant",
+        "glass",
+        "cloud",
+        "chair",
+        "knife",
+        "sugar",
+        "ocean",
+        "tiger",
+        "apple",
+    ]
 )
 CAPITALS = {
     "France": "Paris", "Germany": "Berlin", "Italy": "Rome", "Spain": "Madrid", "England": "London",
@@ -34,5 +119,18 @@ LANGUAGES = {
 NUMBERS = ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve")
 DAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
 MONTHS = tuple(
-    "January February March April May June July August September October November December".split()
+    [
+        "January",
+        "February",
+        "March",
+        "April",
+        "May",
+        "June",
+        "July",
+        "August",
+        "September",
+        "October",
+        "November",
+        "December",
+    ]
 )

@@ -228,8 +228,8 @@ def task_score(model: Any, task: Task, *, chunk: int = 16) -> TaskScore:
     clean, top1, corrupted = [], [], []
     for start in range(0, len(task), chunk):
         part = task.take(slice(start, start + chunk))
-        difference, top = _answers(model, jnp.asarray(part.clean), part.metric())
-        clean.append(np.asarray(difference))
+        found, top = _answers(model, jnp.asarray(part.clean), part.metric())
+        clean.append(np.asarray(found))
         top1.append(np.asarray(top))
         corrupted.append(np.asarray(_answers(model, jnp.asarray(part.corrupted), part.metric())[0]))
     difference = np.concatenate(clean)

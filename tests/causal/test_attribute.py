@@ -102,7 +102,9 @@ def test_relevance_is_conserved_and_needs_every_rule():
         Rules(norm=True, activation=True, gate=False),
         EXACT,
     ):
-        assert float(jnp.abs(total(method="relevance", rules=broken) - value).max()) > 0.02 * float(jnp.abs(value).max())
+        assert float(jnp.abs(total(method="relevance", rules=broken) - value).max()) > 0.02 * float(
+            jnp.abs(value).max()
+        )
     assert Rules(norm=True, activation=True, gate=True) == RELEVANCE
 
 

@@ -90,7 +90,9 @@ def gated_stack(d=12, m=20, depth=3, vocab=6):
 
 
 def curved_stack(d=4, depth=2, vocab=6):
-    return Stack(normal(30, vocab, d), tuple(Curved(normal(40 + i, d, d) / 2) for i in range(depth)), normal(31, d, vocab))
+    return Stack(
+        normal(30, vocab, d), tuple(Curved(normal(40 + i, d, d) / 2) for i in range(depth)), normal(31, d, vocab)
+    )
 
 
 SMALL = TransformerConfig(

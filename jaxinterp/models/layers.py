@@ -10,7 +10,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from jaxinterp.core.trees import path_name
 from jaxinterp.models.rules import EXACT, Rules, hold
@@ -154,6 +154,11 @@ def rotate(x: Float[Array, "batch seq heads head_dim"], frequencies: Float[Array
 def soft_cap(x: Float[Array, "*axes"], cap: float | None) -> Float[Array, "*axes"]:
     """cap * tanh(x / cap), or x where there is no cap."""
     return x if cap is None else cap * jnp.tanh(x / cap)
+
+
+def rows_of_ids(token: Float[Array, "vocab d"], ids: Int[Array, "*axes"]) -> Float[Array, "*axes d"]:
+    """The rows of an embedding; NaN for an id that has none, negative ids among them."""
+    return token.at[ids].get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)
 
 
 def random_linear(

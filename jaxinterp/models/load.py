@@ -96,11 +96,14 @@ def _load_huggingface(directory: Path, name: str, dtype: Any, sharding: Sharding
 
 
 def _check_vocabulary(config: TransformerConfig, tokenizer: Tokenizer | None, where: Path) -> None:
-    """An id without an embedding would read some other token's row without a word."""
-    if tokenizer is not None and tokenizer.vocab_size > config.vocab_size:
+    """Every id that text yields needs a row. Added tokens beyond the rows pass: Gemma 3 has one, for images.
+
+    Text that names such a token is refused where its ids meet the model (`check_ids`).
+    """
+    if tokenizer is not None and tokenizer.largest_text_id >= config.vocab_size:
         raise UserError(
-            f"{where}: the tokenizer has {tokenizer.vocab_size} ids, but vocab_size={config.vocab_size}: remove the "
-            "added tokens from tokenizer.json, or take the tokenizer that belongs to these weights."
+            f"{where}: the tokenizer has ids up to {tokenizer.largest_text_id}, but the embedding has "
+            f"vocab_size={config.vocab_size} rows: take the tokenizer that belongs to these weights."
         )
 
 

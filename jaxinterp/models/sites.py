@@ -17,11 +17,13 @@ from typing import Any, Protocol, runtime_checkable
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 from penzai import pz
 
 from jaxinterp.core.errors import UserError, suggest
 from jaxinterp.core.trees import path_name
+from jaxinterp.models.ids import check_ids
 from jaxinterp.models.layers import HasProjections, Linear
 from jaxinterp.models.rules import EXACT, Rules
 
@@ -97,7 +99,11 @@ class Trace(eqx.Module):
 
 
 def run(
-    model: Any, tokens: Int[Array, "batch seq"], *, edits: Mapping[str, Edit] | None = None, rules: Rules = EXACT
+    model: Any,
+    tokens: Int[Array | np.ndarray, "batch seq"],
+    *,
+    edits: Mapping[str, Edit] | None = None,
+    rules: Rules = EXACT,
 ) -> Trace:
     """Run the model and keep every named array.
 
@@ -108,8 +114,11 @@ def run(
         edits may be traced.
       rules: which derivatives are replaced (values never are). A replaced leaf that knows no rules keeps its own.
     Raises:
-      UserError: an edit's name is no array of this model, or an edit changes shape or dtype.
+      UserError: a token id has no row in the embedding (under `jit`, where ids have no values yet, its row is NaN); an
+        edit's name is no array of this model, or an edit changes shape or dtype.
     """
+    check_ids(model, tokens)
+    tokens = jnp.asarray(tokens)
     edits = dict(edits or {})
     arrays: dict[str, Array] = {}
 

@@ -26,7 +26,18 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from jaxinterp.core.errors import UserError
 from jaxinterp.models.attention import Attention
-from jaxinterp.models.layers import Linear, Norm, RopeScaling, Tap, no_tap, normed, random_linear, soft_cap, under
+from jaxinterp.models.layers import (
+    Linear,
+    Norm,
+    RopeScaling,
+    Tap,
+    no_tap,
+    normed,
+    random_linear,
+    rows_of_ids,
+    soft_cap,
+    under,
+)
 from jaxinterp.models.mlp import MLP, MLPLeaf
 from jaxinterp.models.rules import EXACT, Activation, Rules
 
@@ -108,7 +119,7 @@ class Embedding(eqx.Module):
         return {"token": 0, "position": None, "token_type": None}
 
     def __call__(self, tokens: Int[Array, "batch seq"], rules: Rules = EXACT) -> Float[Array, "batch seq d_model"]:
-        x = self.token[tokens]
+        x = rows_of_ids(self.token, tokens)
         if self.scale != 1.0:
             x = x * jnp.asarray(self.scale, x.dtype)
         if self.position is not None:

@@ -9,6 +9,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -52,6 +53,19 @@ class Tokenizer:
     def vocab_size(self) -> int:
         """Number of token ids, special ones included."""
         return self.backend.get_vocab_size(with_added_tokens=True)
+
+    @cached_property
+    def largest_id(self) -> int:
+        """The largest token id; above `vocab_size` - 1 where ids have gaps."""
+        return max(self.backend.get_vocab(with_added_tokens=True).values(), default=-1)
+
+    @cached_property
+    def largest_text_id(self) -> int:
+        """The largest id that ordinary text, or the packing of documents, can yield: added tokens are left out."""
+        added = set(self.backend.get_added_tokens_decoder())
+        ordinary = set(self.backend.get_vocab(with_added_tokens=False).values()) - added - self.special
+        packed = {id for id in (self.begin, self.end) if id is not None}
+        return max(ordinary | packed, default=-1)
 
     @property
     def content_hash(self) -> str:

@@ -82,7 +82,12 @@ class Experts(eqx.Module):
         return self.encoder.shape[0]
 
     def encode(
-        self, x: Float[Array, "*axes d_in"], *, k: Array | None = None, weight: Array | None = None, training: bool = False
+        self,
+        x: Float[Array, "*axes d_in"],
+        *,
+        k: Array | None = None,
+        weight: Array | None = None,
+        training: bool = False,
     ) -> SparseCodes:
         """w_e act(u_e . x' + c_e) of the k experts with the largest scores, the best first."""
         read = self.scaling.read(x)
@@ -132,7 +137,12 @@ class DenseStudent(eqx.Module):
         return self.neurons.encoder.shape[0]
 
     def encode(
-        self, x: Float[Array, "*axes d_in"], *, k: Array | None = None, weight: Array | None = None, training: bool = False
+        self,
+        x: Float[Array, "*axes d_in"],
+        *,
+        k: Array | None = None,
+        weight: Array | None = None,
+        training: bool = False,
     ) -> DenseCodes:
         """act(x' A^T + a)."""
         return DenseCodes(self.neurons.values(self.scaling.read(x)))

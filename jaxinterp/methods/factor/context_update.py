@@ -67,7 +67,7 @@ def updated_mlp(
     without: Float[Array, " d_model"],
     stream_shift: Float[Array, " d_model"] | None = None,
 ) -> MLP:
-    """The MLP whose first matrices have taken the context in: at `without` it computes what `mlp` does at `with_context`.
+    """The MLP whose first matrices took the context in: it does at `without` what `mlp` does at `with_context`.
 
     Args:
       stream_shift: r_C - r, added to the bias of the output where the block adds the stream; None: the MLP alone.

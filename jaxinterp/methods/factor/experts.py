@@ -11,9 +11,9 @@ neurons per token: shared + k.
 The claim: on real activations such students beat a dense student with as many active neurons; on Gaussian inputs with
 the same mean and covariance they do not. `gaussian_twin` makes those.
 
-Adam with a cosine to 0. Start (the authors'): u, c ~ U(±1/sqrt(d_in)); linear maps and their biases ~ U(±1/sqrt(fan in)); b_up 0 and v ~
-U(±1/sqrt(k)) for the low-rank router, both ~ U(±1/sqrt(experts)) for the full one. The two differ in v, which confounds
-the comparison of routers: `write_start` fixes it, "k" (default) or "experts", for both alike.
+Adam with a cosine to 0. Start (the authors'): u, c ~ U(±1/sqrt(d_in)); linear maps and their biases ~ U(±1/sqrt(fan
+in)); b_up 0 and v ~ U(±1/sqrt(k)) for the low-rank router, both ~ U(±1/sqrt(experts)) for the full one. The two differ
+in v, which confounds the comparison of routers: `write_start` fixes it, "k" (default) or "experts", for both alike.
 
 Source: Boix-Adsera 2025 (arXiv 2512.18452).
 """

@@ -34,7 +34,7 @@ class Moments(NamedTuple):
     float32 sums of activations with large means lose digits: `fit_regression` centres first.
     """
 
-    count: Sum
+    samples: Sum
     regressors: Sum
     target: Sum
     square: Sum
@@ -46,7 +46,7 @@ class Regression(NamedTuple):
     """beta ([R], [R, d] or [R, d, d] as y_i = sum_j x_j beta[h, j, i]), t, R^2 in sample, and the condition number of
     what was solved (the worst, where several were)."""
 
-    beta: Float[np.ndarray, "regressors *kind"]
+    beta: Float[np.ndarray, " regressors *kind"]
     task: Float[np.ndarray, " d"]
     r_squared: float
     condition: float
@@ -77,9 +77,9 @@ def solve(sums: Moments, *, kind: Coefficients = "scalar", intercept: bool = Tru
     Raises:
       UserError: ridge is negative, or nothing was summed.
     """
-    if ridge < 0 or float(sums.count) < 1:
-        raise UserError(f"ridge={ridge} must not be negative, and samples={float(sums.count):g} at least 1.")
-    n = float(sums.count)
+    if ridge < 0 or float(sums.samples) < 1:
+        raise UserError(f"ridge={ridge} must not be negative, and samples={float(sums.samples):g} at least 1.")
+    n = float(sums.samples)
     a, m = np.asarray(sums.regressors, np.float64) / n, np.asarray(sums.target, np.float64) / n
     square, cross = np.asarray(sums.square, np.float64) / n, np.asarray(sums.cross, np.float64) / n
     energy = np.asarray(sums.energy, np.float64) / n
@@ -125,7 +125,9 @@ def predict(
     return np.stack([_apply(one, regression.beta, regression.kind) for one in rows]) + regression.task
 
 
-def r_squared(prediction: Float[Array | np.ndarray, "samples d"], target: Float[Array | np.ndarray, "samples d"]) -> float:
+def r_squared(
+    prediction: Float[Array | np.ndarray, "samples d"], target: Float[Array | np.ndarray, "samples d"]
+) -> float:
     """1 - |m - m̂|^2 / |m - mean(m)|^2 with the mean of these samples: below 0 is worse than their mean."""
     y = np.asarray(target, np.float64)
     return float(1 - np.sum((y - np.asarray(prediction)) ** 2) / np.sum((y - y.mean(axis=0)) ** 2))

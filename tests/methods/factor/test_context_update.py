@@ -1,4 +1,6 @@
-"""The rank-one update of a context: exact in float64, for dense and gated MLPs, with norms, streams and a real block."""
+"""The rank-one update of a context: exact in float64 for dense and gated MLPs, norms, streams and a real block."""
+
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -33,7 +35,9 @@ def test_the_update_is_exact_and_of_rank_one(float64, gated):
     update = context.weight_update(old.up_proj.weight, norm(r_context), norm(r))
     np.testing.assert_allclose(update.matrix(), change, atol=1e-12)
     assert float(update.size()) == pytest.approx(np.linalg.norm(change), rel=1e-9)
-    assert float(context.update_size(old.up_proj.weight, norm(r_context), norm(r))) == pytest.approx(np.linalg.norm(change))
+    assert float(context.update_size(old.up_proj.weight, norm(r_context), norm(r))) == pytest.approx(
+        np.linalg.norm(change)
+    )
 
 
 @pytest.mark.parametrize("broken", ["before the norm", "gate left", "no stream", "elsewhere"])
@@ -70,7 +74,7 @@ def test_updates_token_by_token_are_steps_of_the_implicit_descent(float64):
     rng = np.random.default_rng(0)
     weight, read, z = (jnp.asarray(rng.normal(size=shape)) for shape in ((5, 7), (4, 5), (5,)))
     matrices = [context.weight_update(weight, one, z).matrix() for one in read]
-    wanted = [float(jnp.linalg.norm(b - a)) for a, b in zip(matrices, matrices[1:], strict=False)]
+    wanted = [float(jnp.linalg.norm(b - a)) for a, b in itertools.pairwise(matrices)]
     np.testing.assert_allclose(context.token_updates(weight, read, z), wanted, rtol=1e-10)
     gradient = context.implicit_loss_gradient(weight, read[0], read[1], z)
     np.testing.assert_allclose(matrices[0] - gradient / jnp.sum(z**2), matrices[1], atol=1e-12)

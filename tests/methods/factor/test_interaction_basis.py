@@ -72,7 +72,10 @@ def test_the_jacobian_moment_is_the_sum_of_its_rows(float64):
     wanted = np.zeros((6, 6))
     for row in np.asarray(x[:20]):
         jacobian = np.stack(
-            [(np.asarray(function(row + h) - function(row - h)) @ np.asarray(following)) / 2e-6 for h in 1e-6 * np.eye(6)]
+            [
+                (np.asarray(function(row + h) - function(row - h)) @ np.asarray(following)) / 2e-6
+                for h in 1e-6 * np.eye(6)
+            ]
         ).T
         wanted += jacobian.T @ jacobian / 20
     exact = lib.jacobian_moment(function, x[:20], following)
@@ -111,7 +114,9 @@ def test_centring_puts_the_constant_first(float64):
     np.testing.assert_allclose(basis.out_of @ basis.into, np.eye(basis.into.shape[1]), atol=1e-9)
     assert (np.diff(basis.importance[1:]) <= 0).all()
     principal = lib.principal_basis(gram, mean=mean)
-    np.testing.assert_allclose(np.cov(np.asarray(x @ principal.into)[:, 1:].T, ddof=0), np.diag(principal.importance[1:]), atol=1e-9)
+    np.testing.assert_allclose(
+        np.cov(np.asarray(x @ principal.into)[:, 1:].T, ddof=0), np.diag(principal.importance[1:]), atol=1e-9
+    )
     with pytest.raises(UserError, match="centre the activations"):
         lib.interaction_basis(lib.second_moment(x), lib.jacobian_moment(function, x), mean=mean)
     with pytest.raises(UserError, match="constant coordinate, as the last"):
@@ -164,7 +169,9 @@ def test_edges_of_a_linear_map_are_its_squared_entries(float64):
     for points in (lib.gradient_points(), lib.legendre_points(3)):
         np.testing.assert_allclose(lib.edges(lambda f: f @ w, x, eye, points=points), wanted, rtol=1e-10)
     following = lib.principal_basis(lib.second_moment(x @ w))
-    basis = lib.interaction_basis(lib.second_moment(x), lib.jacobian_moment(lambda f: f @ w, x, jnp.asarray(following.into)))
+    basis = lib.interaction_basis(
+        lib.second_moment(x), lib.jacobian_moment(lambda f: f @ w, x, jnp.asarray(following.into))
+    )
     found = np.asarray(lib.edges(lambda f: f @ w, x, basis, following))
     neurons = np.asarray(lib.edges(lambda f: f @ w, x, eye, following))
     assert found.shape == (3, 3)

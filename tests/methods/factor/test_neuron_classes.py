@@ -73,7 +73,7 @@ def test_what_is_no_invariance_changes_classes(float64, broken):
 def test_a_threshold_is_strict():
     edge = classes.Cosines(jnp.array([0.5, 0.75]), jnp.array([0.0, 0.0]), jnp.array([0.0, 0.0]))
     np.testing.assert_array_equal(classes.classify(edge)[:, 0], [0, 1])
-    with pytest.raises(UserError, match="threshold=2.0 must lie between"):
+    with pytest.raises(UserError, match=r"threshold=2.0 must lie between"):
         classes.classify(edge, 2.0)
 
 
@@ -87,7 +87,7 @@ def test_random_neurons_write_orthogonally_and_lie_in_the_region_of_chance():
     assert 0.92 < inside.mean() < 0.98
     measured = classes.mismatched_region(vectors.read, vectors.write)
     assert measured == pytest.approx((low, high), abs=0.005)
-    with pytest.raises(UserError, match="p=0.0"):
+    with pytest.raises(UserError, match=r"p=0.0"):
         classes.random_region(256, 0.0)
 
 

@@ -135,7 +135,7 @@ def test_the_plant_is_recovered(kind):
 
 @pytest.mark.slow
 def test_a_kmeans_start_does_not_recover_the_plant():
-    """Measured: MCC .95, .95, .90, error 9 to 26 times the noise. The authors' code offers it; it is no better start."""
+    """Measured: MCC .95, .95, .90, error 9 to 26 times the noise. The authors offer it; no better start."""
     score, fvu, _ = recovered(0, "kmeans")
     assert 0.8 < score < 0.97 and fvu > 3
 

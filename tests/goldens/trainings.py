@@ -11,11 +11,11 @@ import grain
 import jax
 import numpy as np
 
+from jaxinterp.core.batch import Sites
 from jaxinterp.core.trees import named_leaves
 from jaxinterp.decompositions.exact import exact_transcoder
 from jaxinterp.evaluation.baselines import baselines
 from jaxinterp.evaluation.planted.laboratory import Plant, train
-from jaxinterp.core.batch import Sites
 from jaxinterp.methods import (
     AttentionSparseAutoencoder,
     CrossLayerTranscoder,

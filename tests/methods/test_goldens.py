@@ -20,7 +20,14 @@ def worst(found, kept):
     return max((gap / max(np.abs(kept[name]).max(initial=0), 1e-30), name) for name, gap in gaps.items())
 
 
-@pytest.mark.parametrize("name", [*TRAININGS, *OTHERS])
+FAST = ("gated", "exact")
+"""Those that every run of the suite looks at: each costs a compilation."""
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=() if name in FAST else pytest.mark.slow) for name in (*TRAININGS, *OTHERS)],
+)
 def test_a_short_training_gives_what_it_gave(name):
     with np.load(FOLDER / f"{name}.npz") as file:
         kept = dict(file)

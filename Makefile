@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 INSTALLED := $(VENV)/.installed
 DEMO_OUT ?= runs/demo
 
-.PHONY: demo tiny test test-slow test-tpu lint format parity peers clean
+.PHONY: demo tiny test test-slow test-jax test-tpu lint format parity peers clean
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "jaxinterp needs Python 3.11 or newer: make PYTHON=/path/to/python3.11")'
@@ -23,11 +23,22 @@ demo: $(INSTALLED)  ## decompose an MLP of SmolLM2-135M; the report is in runs/d
 tiny: $(INSTALLED)  ## the same on a planted model, in under a minute
 	$(BIN)/python -m experiments.transcoder --model tiny --out runs/tiny --resume
 
+PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+
+# Compiling takes most of the fast tests' time, and their shapes are tiny: LLVM need not optimise for them.
+QUICK := XLA_FLAGS="--xla_backend_optimization_level=0 $$XLA_FLAGS"
+
 test: $(INSTALLED) lint  ## everything but benchmarks and the slow proofs
-	$(BIN)/python -m pytest --numprocesses 2 -m "not slow"
+	$(QUICK) $(PYTEST) -m "not slow"
 
 test-slow: $(INSTALLED)  ## the slow proofs: planted trainings, whole experiments, Pallas interpreters
-	$(BIN)/python -m pytest --numprocesses 2 -m slow
+	$(PYTEST) -m slow
+
+test-jax: $(INSTALLED)  ## the part of the suite whose outcome depends on the version of jax
+	$(QUICK) $(PYTEST) -m "not slow" $(DEPENDS_ON_JAX)
+
+DEPENDS_ON_JAX := $(addprefix tests/,kernels decompositions objectives training/test_fit.py training/test_sharded.py \
+  training/test_checkpoints.py models/test_sites.py models/test_rules.py models/test_adapters.py test_imports.py)
 
 lint: $(INSTALLED)
 	$(BIN)/ruff format --check .
@@ -53,6 +64,7 @@ parity:  ## remake the goldens with transformers and compare; fails with .no-cpu
 	  && $(PARITY)/bin/python -m pip install --quiet $(TORCH); } || { touch $(PARITY)/.no-cpu-torch; exit 2; }
 	$(PARITY)/bin/python -m pip install --quiet --constraint constraints.txt --editable ".[convert]"
 	JAX_PLATFORMS=cpu $(PARITY)/bin/python tests/parity/make_goldens.py --check
+	$(PARITY)/bin/python tests/covered.py parity --passed
 
 PEERS := .venv-peers
 WRITTEN := build/written
@@ -69,6 +81,7 @@ peers: $(INSTALLED)  ## SAELens, sparsify and dictionary_learning make the inter
 	$(PEERS)/bin/python tests/interchange/make_goldens.py --compare
 	$(BIN)/python -m tests.interchange.written $(WRITTEN)
 	$(PEERS)/bin/python tests/interchange/make_goldens.py --check $(WRITTEN)
+	$(PEERS)/bin/python tests/covered.py peers --passed
 
 LIBRARIES := eai-sparsify==1.3.3 dictionary-learning==0.1.0 sae-lens==6.54.12
 
@@ -83,3 +96,4 @@ test-tpu:  ## compile every TPU kernel and whole steps with the real TPU compile
 	$(TPU)/bin/python -m benchmarks.tpu_compile --quick
 	$(TPU)/bin/python -m experiments.transcoder --out unused --model tiny --mesh data=2,feature=2 --preflight v5e:2x2
 	$(TPU)/bin/python -m benchmarks.preflight --remat v5e:2x2
+	$(TPU)/bin/python tests/covered.py tpu --passed

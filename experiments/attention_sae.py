@@ -44,7 +44,7 @@ from jaxinterp.report.plots import bar_chart
 from jaxinterp.report.sections import Chart, Section, write_page
 from jaxinterp.training.fit import fit
 from jaxinterp.training.mesh import parse_mesh
-from jaxinterp.training.tracking import JsonLines, ProgressBar
+from jaxinterp.training.tracking import JsonLines
 
 ARRAYS: tuple[Literal["z", "out"], ...] = ("z", "out")
 
@@ -105,18 +105,17 @@ def trained(config: Config, ready: Prepared, array: Literal["z", "out"]) -> Any:
         folder = out / array
         if not (folder / "dictionary.json").exists():
             say(f"{config.site}/{array}: {config.steps} steps")
-            with ProgressBar(config.steps) as bar:
-                found = fit(
-                    method_of(config, array),
-                    ready.subject,
-                    ready.train,
-                    site=config.site,
-                    steps=config.steps,
-                    batch_size=config.batch_size,
-                    seed=config.seed,
-                    mesh=parse_mesh(config.mesh),
-                    track=(JsonLines(out / f"{array}.jsonl", resume=False), bar),
-                )
+            found = fit(
+                method_of(config, array),
+                ready.subject,
+                ready.train,
+                site=config.site,
+                steps=config.steps,
+                batch_size=config.batch_size,
+                seed=config.seed,
+                mesh=parse_mesh(config.mesh),
+                track=(JsonLines(out / f"{array}.jsonl", resume=False),),
+            )
             save_dictionary(found.decomposition, folder)
     return load_dictionary(folder)
 

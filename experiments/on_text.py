@@ -16,7 +16,7 @@ from jaxinterp.models.load import Subject, load
 from jaxinterp.models.sites import check_site, sites
 from jaxinterp.training.fit import Fit, check_sizes, fit
 from jaxinterp.training.mesh import parse_mesh
-from jaxinterp.training.tracking import JsonLines, ProgressBar
+from jaxinterp.training.tracking import JsonLines
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ def prepared(config: OnText, *, check: Callable[[Any, str], Any] = check_mlp) ->
 
 def train_together(methods: Mapping[str, Method], ready: Prepared, config: OnText) -> Fit:
     """All methods in one run, with checkpoints and a log in the output folder, which is made here."""
-    with folder_of_a_run(ready.out, ready.record) as out, ProgressBar(config.steps) as bar:
+    with folder_of_a_run(ready.out, ready.record) as out:
         return fit(
             Together(methods),
             ready.subject,
@@ -122,5 +122,5 @@ def train_together(methods: Mapping[str, Method], ready: Prepared, config: OnTex
             checkpoint=out / "checkpoints",
             save_every=max(10, config.steps // 40 * 10),
             resume=config.resume,
-            track=(JsonLines(out / "log.jsonl", resume=config.resume), bar),
+            track=(JsonLines(out / "log.jsonl", resume=config.resume),),
         )

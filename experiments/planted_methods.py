@@ -60,11 +60,11 @@ def mlp_problem(rank: int) -> Problem:
     def draw(truth: Any, key: Any, samples: int) -> dict[str, Array]:
         mlp, linear = truth
         x = jax.random.normal(key, (samples, PLANT.width))
-        hidden = jax.nn.relu(x @ mlp.up.weight + mlp.up.bias)
-        return {"mlp/in": x, "mlp/out": hidden @ mlp.down.weight + x @ linear, CODES: hidden}
+        hidden = jax.nn.relu(x @ mlp.up_proj.weight + mlp.up_proj.bias)
+        return {"mlp/in": x, "mlp/out": hidden @ mlp.down_proj.weight + x @ linear, CODES: hidden}
 
     sites = Sites("mlp/in", "mlp/out")
-    return Problem(plant, draw, sites, lambda truth: truth[0].down.weight, lambda truth: truth[0].up.weight.T)
+    return Problem(plant, draw, sites, lambda truth: truth[0].down_proj.weight, lambda truth: truth[0].up_proj.weight.T)
 
 
 DICTIONARY = Problem(PLANT.rows, PLANT.draw, Sites("x", "x"), lambda rows: rows)

@@ -48,7 +48,7 @@ from jaxinterp.training.fit import check_sizes, fit
 from jaxinterp.training.hosts import join
 from jaxinterp.training.loop import Tracker
 from jaxinterp.training.mesh import fetch, parse_mesh
-from jaxinterp.training.tracking import JsonLines, ProgressBar, check_tracker, read_rows, tracker, training_seconds
+from jaxinterp.training.tracking import JsonLines, check_tracker, read_rows, tracker, training_seconds
 
 MLPS: dict[str, tuple[bool, Activation]] = {
     "gelu": (False, "gelu"),
@@ -159,24 +159,22 @@ def train(config: Config, subject: Subject, text: Text, out: Path, track: Iterab
 
     All processes of a run must call it together.
     """
-    with ExitStack() as shown:
-        bar = [shown.enter_context(ProgressBar(steps_of(config)))] if jax.process_index() == 0 else []
-        trained = fit(
-            LanguageModel(learning_rate=config.learning_rate),
-            subject,
-            windows(text.train, config.seq),
-            steps=steps_of(config),
-            batch_size=config.batch_size,
-            buffer_batches=1,
-            seed=config.seed,
-            mesh=parse_mesh(config.mesh),
-            checkpoint=out / "checkpoints",
-            save_every=config.save_every,
-            on_failed_save=config.on_failed_save,
-            spike=config.spike,
-            resume=config.resume,
-            track=(*track, *bar),
-        )
+    trained = fit(
+        LanguageModel(learning_rate=config.learning_rate),
+        subject,
+        windows(text.train, config.seq),
+        steps=steps_of(config),
+        batch_size=config.batch_size,
+        buffer_batches=1,
+        seed=config.seed,
+        mesh=parse_mesh(config.mesh),
+        checkpoint=out / "checkpoints",
+        save_every=config.save_every,
+        on_failed_save=config.on_failed_save,
+        spike=config.spike,
+        resume=config.resume,
+        track=track,
+    )
     return fetch(trained.decomposition)
 
 
@@ -214,7 +212,7 @@ def start_model(shape: TransformerConfig, seed: int) -> Transformer:
     """Random weights; what writes into the residual stream starts at zero: every block starts as the identity."""
 
     def writers(model: Transformer) -> list[Any]:
-        return [weight for block in model.blocks for weight in (block.attn.out.weight, block.mlp.down.weight)]
+        return [weight for block in model.blocks for weight in (block.attn.o_proj.weight, block.mlp.down_proj.weight)]
 
     return eqx.tree_at(writers, initialise(shape, jax.random.key(seed)), replace_fn=jnp.zeros_like)
 

@@ -50,7 +50,7 @@ from jaxinterp.training.fit import check_sizes, fit
 from jaxinterp.training.hosts import join
 from jaxinterp.training.mesh import fetch, mesh_sizes, model_shardings, parse_mesh
 from jaxinterp.training.program import BUFFER_BATCHES, Activations, kept_in
-from jaxinterp.training.tracking import JsonLines, ProgressBar, read_rows, training_seconds
+from jaxinterp.training.tracking import JsonLines, read_rows, training_seconds
 
 METHODS: dict[str, Callable[..., Method]] = {
     "transcoder": Transcoder,
@@ -179,25 +179,24 @@ def main(config: Config) -> None:
         dtype = kept_in(config.activations, jax.default_backend())
         train = harvested_once(subject, chosen, method.needs(plan.site).names(), config.cache, dtype=dtype)
     log = JsonLines(out / "log.jsonl", resume=config.resume)
-    with ProgressBar(steps) as bar:
-        trained = fit(
-            method,
-            subject,
-            train,
-            site=plan.site,
-            steps=steps,
-            batch_size=config.batch_size,
-            activations=config.activations,
-            harvest_parts=config.harvest_parts,
-            seed=config.seed,
-            mesh=mesh,
-            checkpoint=out / "checkpoints",
-            save_every=config.save_every,
-            on_failed_save=config.on_failed_save,
-            spike=config.spike,
-            resume=config.resume,
-            track=(log, bar),
-        )
+    trained = fit(
+        method,
+        subject,
+        train,
+        site=plan.site,
+        steps=steps,
+        batch_size=config.batch_size,
+        activations=config.activations,
+        harvest_parts=config.harvest_parts,
+        seed=config.seed,
+        mesh=mesh,
+        checkpoint=out / "checkpoints",
+        save_every=config.save_every,
+        on_failed_save=config.on_failed_save,
+        spike=config.spike,
+        resume=config.resume,
+        track=(log,),
+    )
     decomposition = fetch(trained.decomposition)
     subject = replace(subject, model=fetch(subject.model))
     if jax.process_index() > 0:

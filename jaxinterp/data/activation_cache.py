@@ -33,6 +33,7 @@ from jaxinterp.data.windows import fingerprint, some_places
 from jaxinterp.models.load import Subject
 from jaxinterp.models.sites import check_site
 from jaxinterp.storage.arrays import weights_hash
+from jaxinterp.storage.files import told
 
 SETTINGS = "settings.json"
 FORMAT = "jaxinterp activations, 2"
@@ -95,11 +96,12 @@ def cache_activations(
     for shard in missing:
         own = range(shard * windows_per_shard, min((shard + 1) * windows_per_shard, len(windows)))
         half = _file(folder, shard).with_suffix(".half")
-        writer = ArrayRecordWriter(str(half), "group_size:1,uncompressed")
-        for start in range(own.start, own.stop, batch):
-            for element in _harvested(take, subject.model, windows, range(start, min(start + batch, own.stop))):
-                writer.write(_packed(element))
-        writer.close()
+        with told(half):
+            writer = ArrayRecordWriter(str(half), "group_size:1,uncompressed")
+            for start in range(own.start, own.stop, batch):
+                for element in _harvested(take, subject.model, windows, range(start, min(start + batch, own.stop))):
+                    writer.write(_packed(element))
+            writer.close()
         half.rename(_file(folder, shard))
         _write(_done(folder, shard), {"windows": len(own), "bytes": _file(folder, shard).stat().st_size})
 
@@ -276,5 +278,6 @@ def _read(path: Path) -> dict[str, Any]:
 
 def _write(path: Path, content: Mapping[str, Any]) -> None:
     half = path.with_suffix(f".{os.getpid()}.part")
-    half.write_text(json.dumps(content, indent=1) + "\n")
-    half.replace(path)
+    with told(path):
+        half.write_text(json.dumps(content, indent=1) + "\n")
+        half.replace(path)

@@ -16,7 +16,7 @@ import hashlib
 import json
 import os
 import shutil
-import tempfile
+import uuid
 import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -24,7 +24,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from jaxinterp.core.errors import UserError
+from jaxinterp.core.errors import UserError, cause
 from jaxinterp.data.text.documents import Document
 from jaxinterp.data.token_files import stored_as
 from jaxinterp.data.tokens import TextTokenizer, TokenCorpus, corpus_of, encoded
@@ -74,7 +74,7 @@ def through_cache(
         _write(folder, documents, tokenizer, max_tokens)
         return _read(folder, tokenizer, name)
     except OSError as error:
-        raise UserError(f"cache={str(cache)!r} cannot be written: {error}.") from error
+        raise UserError(f"cache={str(cache)!r} could not be written: {cause(error)}.") from error
 
 
 def hash_of_files(files: Sequence[Path], text_field: str) -> str:
@@ -97,7 +97,8 @@ def hash_of_documents(documents: Iterable[Document]) -> str:
 def _write(folder: Path, documents: Iterable[Document], tokenizer: TextTokenizer, max_tokens: int | None) -> None:
     """Fill a folder beside its final place and move it there: what is there is whole, whoever else writes it."""
     folder.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    unfinished = folder.with_name(f".{folder.name}-{uuid.uuid4().hex[:12]}")
+    unfinished.mkdir()  # not a temporary folder of the library, which others could not read
     try:
         dtype, lengths, keys = stored_as(tokenizer.vocab_size), [], []
         with (unfinished / "ids.bin").open("wb") as file:

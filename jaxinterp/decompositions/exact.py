@@ -15,6 +15,7 @@ from jaxinterp.core.batch import Sites
 from jaxinterp.core.errors import UserError
 from jaxinterp.decompositions.activations import ReLU
 from jaxinterp.decompositions.dictionary import Dictionary
+from jaxinterp.models.mlp import MLP
 
 
 def exact_transcoder(
@@ -29,18 +30,22 @@ def exact_transcoder(
     Raises:
       UserError: the MLP is gated or its activation is no ReLU: a neuron is then no feature of a transcoder.
     """
-    if getattr(mlp, "gate", None) is not None or getattr(mlp, "activation", None) != "relu":
+    if not isinstance(mlp, MLP):
         raise UserError(
-            f"the MLP at {site!r} is gated or has activation={getattr(mlp, 'activation', None)!r}: only a dense ReLU "
-            "MLP is a transcoder of its own neurons."
+            f"the leaf at {site!r} is a {type(mlp).__name__}, not a jaxinterp MLP: its weights are unknown."
         )
-    encoder, decoder = mlp.up.weight.T, mlp.down.weight
+    if mlp.gate_proj is not None or mlp.activation != "relu":
+        raise UserError(
+            f"the MLP at {site!r} is gated or has activation={mlp.activation!r}: only a dense ReLU MLP is a transcoder "
+            "of its own neurons."
+        )
+    encoder, decoder = mlp.up_proj.weight.T, mlp.down_proj.weight
     (features, d_in), d_out = encoder.shape, decoder.shape[1]
     return Dictionary(
         encoder=encoder,
-        encoder_bias=jnp.zeros(features) if mlp.up.bias is None else mlp.up.bias,
+        encoder_bias=jnp.zeros(features) if mlp.up_proj.bias is None else mlp.up_proj.bias,
         decoder=decoder,
-        decoder_bias=jnp.zeros(d_out) if mlp.down.bias is None else mlp.down.bias,
+        decoder_bias=jnp.zeros(d_out) if mlp.down_proj.bias is None else mlp.down_proj.bias,
         skip=None,
         input_mean=jnp.zeros(d_in),
         input_scale=jnp.ones(()),

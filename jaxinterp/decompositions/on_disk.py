@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import AbstractArray, jaxtyped
 from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file
 
 from jaxinterp.core.batch import Sites
 from jaxinterp.core.errors import UserError, suggest
@@ -23,6 +23,7 @@ from jaxinterp.core.trees import named_leaves
 from jaxinterp.decompositions.activations import Activation, BatchTopK, ReLU, TopK
 from jaxinterp.decompositions.adaptive import GroupBias, TopAFA
 from jaxinterp.decompositions.gates import Gated, JumpReLU
+from jaxinterp.storage.files import write_arrays, write_text
 
 KNOWN: tuple[type[Activation], ...] = (ReLU, TopK, BatchTopK, Gated, JumpReLU, TopAFA, GroupBias)
 """The activations that a file may name without being told of them."""
@@ -34,10 +35,9 @@ FORMAT = 1
 def write(folder: str | Path, name: str, static: Mapping[str, Any], tree: Any) -> Path:
     """Write `<name>.json` and `<name>.safetensors` into a folder, which is made if it is not there."""
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     arrays = {leaf_name: np.asarray(leaf) for leaf_name, leaf in named_leaves(tree).items()}
-    save_file(arrays, folder / f"{name}.safetensors")
-    (folder / f"{name}.json").write_text(json.dumps({"format": FORMAT, **static}, indent=2) + "\n")
+    write_arrays(folder / f"{name}.safetensors", arrays)
+    write_text(folder / f"{name}.json", json.dumps({"format": FORMAT, **static}, indent=2) + "\n")
     return folder
 
 

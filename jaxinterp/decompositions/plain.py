@@ -34,14 +34,14 @@ class Neurons(eqx.Module):
     ) -> SparseCodes:
         """The k neurons that matter most for each token, as differences from their mean."""
         difference = self.mlp.hidden(x).astype(jnp.float32) - self.hidden_mean
-        lengths = jnp.linalg.norm(self.mlp.down.weight.astype(jnp.float32), axis=1)
+        lengths = jnp.linalg.norm(self.mlp.down_proj.weight.astype(jnp.float32), axis=1)
         values, indices = select_topk(difference, k=self.k, rank=rank.by_size(lengths))
         return SparseCodes(values, indices, self.hidden_mean.shape[0])
 
     def decode(self, codes: SparseCodes, x: Float[Array, "*axes d_in"]) -> Float[Array, "*axes d_out"]:
         """The kept differences written, on top of what the mean neurons write."""
         base = self.mlp.write(self.hidden_mean).astype(jnp.float32)
-        return base + sparse_decode(codes.values, codes.indices, self.mlp.down.weight)
+        return base + sparse_decode(codes.values, codes.indices, self.mlp.down_proj.weight)
 
     def __call__(self, x: Float[Array, "*axes d_in"]) -> Float[Array, "*axes d_out"]:
         return self.decode(self.encode(x), x).astype(x.dtype)

@@ -18,6 +18,7 @@ from jaxinterp.interchange.contents import Contents, Target
 from jaxinterp.interchange.fields import shown
 from jaxinterp.interchange.names import Hooks
 from jaxinterp.models.files.tokenizer import read_json
+from jaxinterp.storage.files import write_text
 
 NAME = "jaxinterp_sites.json"
 
@@ -29,7 +30,7 @@ def write_beside(folder: Path, contents: Contents, sites: Sites) -> None:
     entry: dict[str, Any] = {"reads": sites.reads, "writes": sites.writes}
     if contents.target is not None:
         entry |= {"target_mean": contents.target.mean.tolist(), "target_variance": contents.target.variance}
-    (folder / NAME).write_text(json.dumps(entry, indent=2) + "\n", encoding="utf-8")
+    write_text(folder / NAME, json.dumps(entry, indent=2) + "\n")
 
 
 def read_beside(folder: Path, theirs: Hooks | None, width: int) -> tuple[Hooks | None, Target | None]:

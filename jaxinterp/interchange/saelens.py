@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors.numpy import save_file
 
 from jaxinterp.core.errors import UserError
 from jaxinterp.decompositions.activations import TopK
@@ -35,6 +34,7 @@ from jaxinterp.interchange.saelens_fields import (
     fields_hint,
 )
 from jaxinterp.models.files.safetensors_file import open_safetensors
+from jaxinterp.storage.files import write_arrays, write_text
 
 CONFIG, WEIGHTS = "cfg.json", "sae_weights.safetensors"
 VERSION = "6.0.0"
@@ -131,9 +131,8 @@ def write_saelens(dictionary: Dictionary, folder: Path) -> Path:
     }
     config |= {"k": activation.k, "rescale_acts_by_decoder_norm": False} if isinstance(activation, TopK) else {}
     config |= {"d_out": contents.decoder.shape[1]} if contents.transcoder else {}
-    folder.mkdir(parents=True, exist_ok=True)
-    save_file(_arrays(contents), folder / WEIGHTS)
-    (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    write_arrays(folder / WEIGHTS, _arrays(contents))
+    write_text(folder / CONFIG, json.dumps(config, indent=2) + "\n")
     write_beside(folder, contents, dictionary.sites)
     return folder
 

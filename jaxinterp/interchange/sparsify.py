@@ -13,7 +13,6 @@ import json
 from pathlib import Path
 
 import numpy as np
-from safetensors.numpy import save_file
 
 from jaxinterp.core.errors import UserError
 from jaxinterp.decompositions.activations import TopK
@@ -24,6 +23,7 @@ from jaxinterp.interchange.contents import Contents, plain, subtracting
 from jaxinterp.interchange.fields import check_known, flag, one_of, read_config, size
 from jaxinterp.interchange.names import from_module, module_folder
 from jaxinterp.models.files.safetensors_file import open_safetensors
+from jaxinterp.storage.files import write_arrays, write_text
 
 CONFIG, WEIGHTS = "cfg.json", "sae.safetensors"
 LAYOUT: AxesByName = {
@@ -124,8 +124,7 @@ def write_sparsify(dictionary: Dictionary, folder: Path) -> Path:
         "transcode": bool(contents.transcoder),
         "d_in": width,
     }
-    folder.mkdir(parents=True, exist_ok=True)
-    save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, folder / WEIGHTS)
-    (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    write_arrays(folder / WEIGHTS, arrays)
+    write_text(folder / CONFIG, json.dumps(config, indent=2) + "\n")
     write_beside(folder, contents, dictionary.sites)
     return folder

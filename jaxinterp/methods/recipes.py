@@ -24,6 +24,7 @@ from jaxinterp.core.errors import UserError
 from jaxinterp.core.fields import trainable
 from jaxinterp.core.metrics import Metrics, Ratio
 from jaxinterp.core.protocols import Finish, Init, Method, MethodState, Objective, Recipe, Step
+from jaxinterp.objectives.check import checked
 
 AfterStep = Callable[[MethodState, Batch, Metrics, PRNGKeyArray], MethodState]
 """(state, batch, metrics, key) -> state: norms, counters, thresholds, resampling. Pure."""
@@ -59,7 +60,10 @@ def gradient_method(
       after_step: (state, batch, metrics, key) -> state: norms, counters, thresholds, resampling. Pure.
       project: (decomposition, gradient) -> gradient: what is taken out of the gradient before the optimizer.
       trained: decomposition -> True at every leaf that the gradient trains; default: its PARAMETER fields.
+    Raises:
+      UserError: the objective is a term or takes other arguments; when it is traced, another mistake of `checked`.
     """
+    objective = checked(objective)
 
     def start(key: PRNGKeyArray, sample: Batch, model: PyTree = None, previous: PyTree = None) -> MethodState:
         decomposition = _first(init, key, sample, model, previous)

@@ -22,10 +22,10 @@ class Attention(eqx.Module):
     Query and key norms are taken over as many dimensions as they have weights: a head, or the whole projection.
     """
 
-    query: Linear
-    key: Linear
-    value: Linear
-    out: Linear
+    q_proj: Linear
+    k_proj: Linear
+    v_proj: Linear
+    o_proj: Linear
     query_norm: Norm | None
     key_norm: Norm | None
     heads: int = eqx.field(static=True)
@@ -38,6 +38,10 @@ class Attention(eqx.Module):
     rotary_base: float = eqx.field(static=True)
     rotary_scaling: RopeScaling | None = eqx.field(static=True)
 
+    def projections(self) -> tuple[str, ...]:
+        """The fields of its linear maps."""
+        return ("q_proj", "k_proj", "v_proj", "o_proj")
+
     def __call__(
         self,
         x: Float[Array, "batch seq d_model"],
@@ -47,15 +51,16 @@ class Attention(eqx.Module):
         real: Bool[Array, "batch seq"] | None = None,
     ) -> Float[Array, "batch seq d_model"]:
         batch, seq, _ = x.shape
-        query = _heads(self.query(x), self.heads, self.query_norm, rules)
-        key = _heads(self.key(x), self.kv_heads, self.key_norm, rules)
-        value = _heads(self.value(x), self.kv_heads, None, rules)
+        query = _heads(self.q_proj(x), self.heads, self.query_norm, rules)
+        key = _heads(self.k_proj(x), self.kv_heads, self.key_norm, rules)
+        value = _heads(self.v_proj(x), self.kv_heads, None, rules)
         if self.rotary_dimensions:
             frequencies = rotary_frequencies(self.rotary_dimensions, self.rotary_base, self.rotary_scaling)
             query, key = rotate(query, frequencies), rotate(key, frequencies)
 
         grouped = query.reshape(batch, seq, self.kv_heads, self.heads // self.kv_heads, -1)
-        scores = jnp.einsum("bqngd,bknd->bngqk", grouped, key, preferred_element_type=jnp.float32) * self.scale
+        wide = jnp.promote_types(x.dtype, jnp.float32)
+        scores = jnp.einsum("bqngd,bknd->bngqk", grouped, key, preferred_element_type=wide) * self.scale
         visible = _visible(seq, self.causal, self.window)
         if real is not None:  # padding sees itself, so that its row is no division by zero
             visible = (visible & (real[:, None, :] | jnp.eye(seq, dtype=bool)))[:, None, None]
@@ -65,7 +70,7 @@ class Attention(eqx.Module):
 
         grouped_pattern = pattern.reshape(batch, self.kv_heads, -1, seq, seq)
         z = tap("z", jnp.einsum("bngqk,bknd->bqngd", grouped_pattern, value).reshape(batch, seq, self.heads, -1))
-        return self.out(z.reshape(batch, seq, -1))
+        return self.o_proj(z.reshape(batch, seq, -1))
 
 
 def _heads(

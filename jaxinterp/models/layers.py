@@ -3,15 +3,16 @@
 Weights are stored `(d_in, d_out)`, so that a forward pass reads `x @ weight`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from jaxinterp.core.trees import path_name
 from jaxinterp.models.rules import EXACT, Rules, hold
 
 Tap = Callable[[str, Any], Any]
@@ -28,11 +29,51 @@ def under(tap: Tap, prefix: str) -> Tap:
     return lambda name, value: tap(f"{prefix}/{name}", value)
 
 
+@runtime_checkable
+class Cuttable(Protocol):
+    """A module that says how its matrices are cut over several devices.
+
+    `cuts()` maps the name of each of its matrices (and of each vector that is cut) to the axis that is cut, or to None
+    for an array that lies whole on every device. `training.mesh` places the model by it.
+    """
+
+    def cuts(self) -> Mapping[str, int | None]: ...
+
+
+@runtime_checkable
+class HasProjections(Protocol):
+    """A sublayer whose linear maps are sites: `projections()` names their fields in the order of the flow.
+
+    Each is a callable pytree `[..., d_in] -> [..., d_out]`; `sites` lists it, `select` and `replace` reach it.
+    """
+
+    def projections(self) -> tuple[str, ...]: ...
+
+
+def cut_axes(model: Any) -> dict[str, int | None]:
+    """By name, the axis along which each matrix of a model is cut; without arrays of modules that are not Cuttable."""
+    axes: dict[str, int | None] = {}
+    for path, node in jax.tree_util.tree_flatten_with_path(model, is_leaf=lambda node: isinstance(node, Cuttable))[0]:
+        if isinstance(node, Cuttable):
+            axes |= {f"{path_name(path)}/{field}": axis for field, axis in node.cuts().items()}
+    return axes
+
+
 class Linear(eqx.Module):
-    """y = x W (+ b)."""
+    """y = x W (+ b).
+
+    `cut` says which side of W is cut over several devices: "out", its outputs (and the bias), or "in", its inputs;
+    None: it lies whole on every device. Heads and neurons are cut, so that a sublayer needs one sum at its end.
+    """
 
     weight: Float[Array, "d_in d_out"]
     bias: Float[Array, " d_out"] | None
+    cut: Literal["out", "in"] | None = eqx.field(static=True, default=None)
+
+    def cuts(self) -> dict[str, int | None]:
+        """The axes of weight and bias that are cut."""
+        weight, bias = {"out": (1, 0), "in": (0, None), None: (None, None)}[self.cut]
+        return {"weight": weight, "bias": bias}
 
     def __call__(self, x: Float[Array, "*axes d_in"]) -> Float[Array, "*axes d_out"]:
         y = x @ self.weight
@@ -115,7 +156,15 @@ def soft_cap(x: Float[Array, "*axes"], cap: float | None) -> Float[Array, "*axes
     return x if cap is None else cap * jnp.tanh(x / cap)
 
 
-def random_linear(key: PRNGKeyArray, d_in: int, d_out: int, bias: bool, scale: float = 1.0) -> Linear:
+def random_linear(
+    key: PRNGKeyArray,
+    d_in: int,
+    d_out: int,
+    bias: bool,
+    scale: float = 1.0,
+    *,
+    cut: Literal["out", "in"] | None = None,
+) -> Linear:
     """A linear map with entries of standard deviation scale / sqrt(d_in) and a zero bias."""
     weight = scale * jax.random.normal(key, (d_in, d_out)) / d_in**0.5
-    return Linear(weight, jnp.zeros(d_out) if bias else None)
+    return Linear(weight, jnp.zeros(d_out) if bias else None, cut)

@@ -25,7 +25,7 @@ from jaxinterp.models.files.gguf_file import TENSORS, gguf_config, open_gguf
 from jaxinterp.models.files.safetensors_file import open_directory, pickle_refusal
 from jaxinterp.models.files.subject import OWN_FORM, Subject, load_own, save_subject
 from jaxinterp.models.files.tokenizer import Tokenizer, read_json, tokenizer_from_file, tokenizer_from_gguf
-from jaxinterp.models.files.weights import Shardings, StoredTensor, default_dtype, load_model, sharding_of
+from jaxinterp.models.files.weights import Shardings, StoredTensor, default_dtype, load_model, shardings_of
 from jaxinterp.models.files.wheels import BILINEAR, WHEELS, installed_path
 from jaxinterp.models.tiny import tiny_subject
 from jaxinterp.models.transformer import TransformerConfig
@@ -42,8 +42,8 @@ def load(source: str | Path, *, dtype: Any = None, sharding: Shardings = None) -
     Args:
       source: a known name, a directory or a file (see the module's docstring).
       dtype: of all weights; by default float32 on CPU and bfloat16 on TPU and GPU.
-      sharding: where the weights go: None (the default device), one `jax.sharding.Sharding` for every leaf, or a
-        function from a leaf's name (`blocks/0/mlp/up/weight`) and shape to its sharding.
+      sharding: where the weights go: None (the default device), one `jax.sharding.Sharding` for every leaf,
+        `model_shardings(mesh)`, or a function from a leaf's name (`blocks/0/mlp/up_proj/weight`) and shape.
     Raises:
       UserError: there is no such source, or its files are damaged, of an unsupported family, or contradict each other.
     """
@@ -136,9 +136,9 @@ def _load_gguf(path: Path, name: str, dtype: Any, sharding: Shardings) -> Subjec
 
 def _load_tiny(dtype: Any, sharding: Shardings) -> Subject:
     subject = tiny_subject()
+    placed = shardings_of(subject.model, sharding)
     leaves = {
-        name: jax.device_put(leaf.astype(dtype), sharding_of(name, leaf.shape, sharding))
-        for name, leaf in named_leaves(subject.model).items()
+        name: jax.device_put(leaf.astype(dtype), placed[name]) for name, leaf in named_leaves(subject.model).items()
     }
     return Subject(fill_leaves(subject.model, leaves), subject.tokenizer, TINY)
 

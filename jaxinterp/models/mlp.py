@@ -31,11 +31,11 @@ class MLPLeaf(Protocol):
 
 
 class MLP(eqx.Module):
-    """A dense MLP, or a gated one where `gate` is given."""
+    """A dense MLP, or a gated one where `gate_proj` is given."""
 
-    gate: Linear | None
-    up: Linear
-    down: Linear
+    gate_proj: Linear | None
+    up_proj: Linear
+    down_proj: Linear
     activation: Activation = eqx.field(static=True)
 
     def __call__(
@@ -47,12 +47,16 @@ class MLP(eqx.Module):
         self, x: Float[Array, "*axes d_model"], *, tap: Tap = no_tap, rules: Rules = EXACT
     ) -> Float[Array, "*axes d_mlp"]:
         """What the down projection reads."""
-        pre = tap("pre", (self.up if self.gate is None else self.gate)(x))
+        pre = tap("pre", (self.up_proj if self.gate_proj is None else self.gate_proj)(x))
         hidden = activate(self.activation, pre, rules)
-        if self.gate is not None:
-            hidden = gate_product(hidden, tap("up", self.up(x)), rules)
+        if self.gate_proj is not None:
+            hidden = gate_product(hidden, tap("up", self.up_proj(x)), rules)
         return tap("hidden", hidden)
+
+    def projections(self) -> tuple[str, ...]:
+        """The fields of its linear maps."""
+        return ("up_proj", "down_proj") if self.gate_proj is None else ("gate_proj", "up_proj", "down_proj")
 
     def write(self, hidden: Float[Array, "*axes d_mlp"]) -> Float[Array, "*axes d_model"]:
         """The down projection."""
-        return self.down(hidden)
+        return self.down_proj(hidden)

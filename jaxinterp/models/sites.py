@@ -1,8 +1,9 @@
 """Names for what happens inside a forward pass: list them, look, replace, edit.
 
-A *site* is a name. `blocks/3/mlp` is a leaf, the sublayer itself. `blocks/3/mlp/{in,pre,up,hidden,out,added}`,
-`blocks/3/attn/{in,pattern,z,out}`, `blocks/3/resid/{pre,mid,post}`, `embed` and `final` are arrays; an encoder has
-`pooled` besides, [batch, d_model].
+A *site* is a name. `blocks/3/mlp` is a leaf, the sublayer itself; so are its linear maps, the *projections*
+`blocks/3/mlp/{gate_proj,up_proj,down_proj}` and `blocks/3/attn/{q_proj,k_proj,v_proj,o_proj}`. A leaf can be selected
+and replaced. `blocks/3/mlp/{in,pre,up,hidden,out,added}`, `blocks/3/attn/{in,pattern,z,out}`,
+`blocks/3/resid/{pre,mid,post}`, `embed` and `final` are arrays; an encoder has `pooled` besides, [batch, d_model].
 
 A forward pass is a value: `run(model, tokens)` returns a `Trace` with every named array. Under `jit`, whatever the
 caller does not return is never computed, so asking for layer 0 of 4 costs a quarter of the pass. Every intervention is
@@ -21,6 +22,7 @@ from penzai import pz
 
 from jaxinterp.core.errors import UserError, suggest
 from jaxinterp.core.trees import path_name
+from jaxinterp.models.layers import HasProjections, Linear
 from jaxinterp.models.rules import EXACT, Rules
 
 Edit = Callable[[Array], Array]
@@ -33,6 +35,9 @@ NO_LOGITS = (
 
 LEAVES = ("/mlp", "/attn")
 """How the name of a sublayer ends."""
+
+PROJECTIONS = ("gate_proj", "up_proj", "down_proj", "q_proj", "k_proj", "v_proj", "o_proj")
+"""What linear maps inside a sublayer are called."""
 
 
 @runtime_checkable
@@ -128,7 +133,7 @@ def run(
 
 
 def sites(model: Any, pattern: str = "**") -> list[str]:
-    """Every site of the model in the order of the flow: leaves and arrays.
+    """Every site of the model in the order of the flow: leaves (each before its projections) and arrays.
 
     Args:
       pattern: a glob; `*` stands for one component or a part of it (`blocks/*/mlp`), `**` for any number of them.
@@ -141,14 +146,23 @@ def sites(model: Any, pattern: str = "**") -> list[str]:
         return value
 
     eqx.filter_eval_shape(lambda model, tokens: model(tokens, tap=note, rules=EXACT), model, tokens)
+    projections = _projections(model)
     names: list[str] = []
     for name in arrays:
         leaf, _, port = name.rpartition("/")
         if port == "in" and leaf.endswith(LEAVES):
-            names.append(leaf)
+            names += [leaf, *projections.get(leaf, ())]
         names.append(name)
     matches = _glob(pattern)
     return [name for name in names if matches(name)]
+
+
+def _projections(model: Any) -> dict[str, list[str]]:
+    """The names of the projections inside each leaf that shows them."""
+    shows = lambda node: isinstance(node, HasProjections)
+    nodes = jax.tree_util.tree_flatten_with_path(model, is_leaf=shows)[0]
+    inside = {path_name(path): node.projections() for path, node in nodes if shows(node)}
+    return {leaf: [f"{leaf}/{field}" for field in fields] for leaf, fields in inside.items()}
 
 
 def check_site(model: Any, name: str) -> str:
@@ -179,16 +193,20 @@ def select(model: Any, pattern: str) -> Any:
 def replace(model: Any, leaves: Mapping[str, Any]) -> Any:
     """A new model with other callables at the named leaves: `replace(model, {"blocks/3/mlp": transcoder})`.
 
+    A projection is replaced in the same way: `replace(model, {"blocks/3/mlp/up_proj": linear})`.
+
     Raises:
-      UserError: a name is no leaf of the model, a replacement cannot be called, or its `sites` are not what the leaf
-        reads and writes.
+      UserError: a name is not a leaf of the model, a replacement is not callable or has another shape than the
+        projection, or its `sites` are not what the leaf reads and writes.
     """
-    known = [name for name in sites(model) if name.endswith(LEAVES)]
+    every = sites(model)
+    known = [name for name in every if name.endswith(LEAVES) or name.rpartition("/")[2] in PROJECTIONS]
     for name, leaf in leaves.items():
         if name not in known:
-            raise UserError(f"{name!r} is no leaf of this model.{suggest(name, known)}")
+            raise UserError(_why_not_a_leaf(name, known, every))
         if not callable(leaf):
-            raise UserError(f"the replacement for {name!r} is a {type(leaf).__name__}, which cannot be called.")
+            raise UserError(f"the replacement for {name!r} is a {type(leaf).__name__}, which is not callable.")
+        _check_projection(name, select(model, name).get(), leaf)
         own = getattr(leaf, "sites", None)
         if own is not None and (own.reads, own.writes) != (f"{name}/in", f"{name}/out"):
             way_out = (
@@ -202,6 +220,26 @@ def replace(model: Any, leaves: Mapping[str, Any]) -> Any:
             )
         model = select(model, name).set(leaf)
     return model
+
+
+def _why_not_a_leaf(name: str, known: list[str], every: list[str]) -> str:
+    """One sentence on why a name is not a leaf, and what is."""
+    leaf, _, port = name.rpartition("/")
+    if port in PROJECTIONS and leaf in known:
+        return _why_absent(name, every)
+    if name in every:
+        return f"{name!r} is an array, not a leaf: change it by an edit of run(...), or replace {leaf!r}."
+    return f"{name!r} is not a leaf of this model.{suggest(name, known)}"
+
+
+def _check_projection(name: str, linear: Any, replacement: Any) -> None:
+    """Raises UserError where the replacement of a linear map has another output shape."""
+    if not isinstance(linear, Linear):
+        return
+    d_in, d_out = linear.weight.shape
+    given = eqx.filter_eval_shape(replacement, jax.ShapeDtypeStruct((1, 1, d_in), linear.weight.dtype)).shape
+    if given != (1, 1, d_out):
+        raise UserError(f"the replacement for {name!r} maps (1, 1, {d_in}) to {given}, not to (1, 1, {d_out}).")
 
 
 def _glob(pattern: str) -> Callable[[str], bool]:
@@ -222,6 +260,13 @@ def _why_absent(name: str, known: Any) -> str:
             )
         if port == "up" and f"{leaf}/pre" in known:
             return f"{name!r} does not exist: the MLP at {leaf!r} is dense and has no second branch; take {leaf}/pre."
+    if port in PROJECTIONS and f"{leaf}/in" in known:
+        if own := [known_name for known_name in known if known_name.startswith(f"{leaf}/") and "_proj" in known_name]:
+            return f"{name!r} does not exist: {leaf!r} has {', '.join(own)}."
+        return (
+            f"{name!r} is not a site: {leaf!r} was replaced, or is of an adapted model: projections are inside the "
+            "module."
+        )
     if port == "mid" and f"{leaf}/pre" in known:
         return (
             f"{name!r} does not exist: attention and MLP of this model both read {leaf}/pre, in parallel, or it was "

@@ -47,8 +47,8 @@ def planted_mlp(
     For x ~ N(0, I) a feature fires with probability 1 - Phi(threshold), 6.7 percent at 1.5.
     """
     read_key, write_key = jax.random.split(key)
-    up = Linear(unit_rows(read_key, features, d_in).T, jnp.full(features, -threshold))
-    down = Linear(scale * unit_rows(write_key, features, d_out), jnp.zeros(d_out))
+    up = Linear(unit_rows(read_key, features, d_in).T, jnp.full(features, -threshold), cut="out")
+    down = Linear(scale * unit_rows(write_key, features, d_out), jnp.zeros(d_out), cut="in")
     return MLP(None, up, down, "relu")
 
 

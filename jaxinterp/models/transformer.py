@@ -103,6 +103,10 @@ class Embedding(eqx.Module):
     norm: Norm | None
     scale: float = eqx.field(static=True)
 
+    def cuts(self) -> dict[str, int | None]:
+        """Tokens are cut; positions and token types lie whole on every device."""
+        return {"token": 0, "position": None, "token_type": None}
+
     def __call__(self, tokens: Int[Array, "batch seq"], rules: Rules = EXACT) -> Float[Array, "batch seq d_model"]:
         x = self.token[tokens]
         if self.scale != 1.0:
@@ -191,7 +195,7 @@ class Transformer(eqx.Module):
                 "the model has no head (head=False) and so no logits: its answers are 'final' and 'pooled'."
             )
         weight = self.embedding.token.T if self.unembedding is None else self.unembedding.weight
-        logits = jnp.matmul(final, weight, preferred_element_type=jnp.float32)
+        logits = jnp.matmul(final, weight, preferred_element_type=jnp.promote_types(final.dtype, jnp.float32))
         if self.unembedding is not None and self.unembedding.bias is not None:
             logits = logits + self.unembedding.bias
         return soft_cap(logits, self.config.logit_cap)
@@ -225,10 +229,10 @@ def initialise(config: TransformerConfig, key: PRNGKeyArray) -> Transformer:
         local_base = None if window is None else config.local_rotary_base
         d_model, inner, kv = config.d_model, config.heads * config.head_dim, config.kv_heads * config.head_dim
         return Attention(
-            query=random_linear(next(keys), d_model, inner, config.qkv_bias),
-            key=random_linear(next(keys), d_model, kv, config.qkv_bias),
-            value=random_linear(next(keys), d_model, kv, config.qkv_bias),
-            out=random_linear(next(keys), inner, d_model, config.attention_out_bias),
+            q_proj=random_linear(next(keys), d_model, inner, config.qkv_bias, cut="out"),
+            k_proj=random_linear(next(keys), d_model, kv, config.qkv_bias, cut="out"),
+            v_proj=random_linear(next(keys), d_model, kv, config.qkv_bias, cut="out"),
+            o_proj=random_linear(next(keys), inner, d_model, config.attention_out_bias, cut="in"),
             query_norm=projection_norm(config.heads),
             key_norm=projection_norm(config.kv_heads),
             heads=config.heads,
@@ -244,9 +248,9 @@ def initialise(config: TransformerConfig, key: PRNGKeyArray) -> Transformer:
 
     def mlp() -> MLP:
         d_model, d_mlp, bias = config.d_model, config.d_mlp, config.mlp_bias
-        gate = random_linear(next(keys), d_model, d_mlp, bias) if config.gated else None
-        up = random_linear(next(keys), d_model, d_mlp, bias)
-        return MLP(gate, up, random_linear(next(keys), d_mlp, d_model, bias), config.activation)
+        gate = random_linear(next(keys), d_model, d_mlp, bias, cut="out") if config.gated else None
+        up = random_linear(next(keys), d_model, d_mlp, bias, cut="out")
+        return MLP(gate, up, random_linear(next(keys), d_mlp, d_model, bias, cut="in"), config.activation)
 
     def block(layer: int) -> Block:
         return Block(
@@ -278,6 +282,6 @@ def initialise(config: TransformerConfig, key: PRNGKeyArray) -> Transformer:
         ),
         blocks=tuple(block(layer) for layer in range(config.layers)),
         final_norm=norm(not config.sum_norms),
-        unembedding=random_linear(next(keys), config.d_model, config.vocab_size, False) if untied else None,
+        unembedding=random_linear(next(keys), config.d_model, config.vocab_size, False, cut="out") if untied else None,
         config=config,
     )

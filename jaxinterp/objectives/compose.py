@@ -18,6 +18,7 @@ from jaxinterp.core.batch import Batch
 from jaxinterp.core.errors import UserError, suggest
 from jaxinterp.core.metrics import Metrics, Ratio, ratio
 from jaxinterp.core.protocols import Forward, Objective, Term
+from jaxinterp.objectives.check import apply_term, check_term
 
 __all__ = ["Forward", "Metrics", "Objective", "Ratio", "Term", "ratio", "scale", "total"]
 
@@ -28,7 +29,12 @@ def total(*terms: Term) -> Objective:
     Its metrics are those of the terms, and `l0` (active features per token), `fired` (per feature: the
     fraction of tokens that it is active on), `smallest_code` (the smallest that is active) and, of codes with a cap,
     `at_cap` (the fraction of tokens that reached it).
+
+    Raises:
+      UserError: at once where something is no term; when it is traced where a term does not return (value, metrics).
     """
+    for term in terms:
+        check_term(term)
 
     def objective(
         decomposition: PyTree, batch: Batch, key: PRNGKeyArray, *, model: PyTree = None
@@ -45,7 +51,7 @@ def total(*terms: Term) -> Objective:
         if getattr(codes, "capped", False):
             metrics["at_cap"] = ratio(codes.at_cap(), batch.weight)
         for term in terms:
-            value, more = term(decomposition, batch, forward)
+            value, more = apply_term(term, decomposition, batch, forward)
             loss, metrics = loss + value, metrics | more
         return loss, jax.lax.stop_gradient(metrics)
 
@@ -56,11 +62,12 @@ def scale(term: Term, coefficient: float | str | Callable[[Array], Array]) -> Te
     """The term times a coefficient: a number, a function of the training step, or a name in `batch.coefficients`.
 
     Raises:
-      UserError: when it is first traced: there is no coefficient of that name.
+      UserError: at once where `term` is no term; when it is traced: there is no coefficient of that name.
     """
+    check_term(term)
 
     def scaled(decomposition: PyTree, batch: Batch, forward: Forward) -> tuple[Array, Metrics]:
-        value, metrics = term(decomposition, batch, forward)
+        value, metrics = apply_term(term, decomposition, batch, forward)
         if isinstance(coefficient, str):
             if coefficient not in batch.coefficients:
                 raise UserError(

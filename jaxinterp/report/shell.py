@@ -4,12 +4,12 @@ A content security policy in the file forbids every outside request, so that a m
 and not as a request from the reader's machine.
 """
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from jaxinterp.report.style import EARLY_SCRIPT, SCRIPT, STYLE
 from jaxinterp.report.text import plain
+from jaxinterp.storage.files import write_text
 
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:"
 
@@ -53,9 +53,4 @@ def facts_list(facts: Mapping[str, str]) -> str:
 
 def save(text: str, path: str | Path) -> Path:
     """Write a page and return its path; a file of that name is replaced in one step. Folders on the way are created."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.unfinished")
-    unfinished.write_text(text, encoding="utf-8")
-    os.replace(unfinished, path)
-    return path
+    return write_text(path, text)

@@ -7,6 +7,7 @@ to a folder.
 """
 
 import contextlib
+import logging
 import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -18,7 +19,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
-from jaxinterp.core.errors import UserError, first_line
+from jaxinterp.core.errors import UserError, cause, first_line
 from jaxinterp.core.trees import fill_leaves, first_difference, named_leaves
 from jaxinterp.storage.arrays import checksums, file_name, stored
 from jaxinterp.storage.lock import lock, unlock
@@ -48,6 +49,7 @@ class Checkpoints:
         keep: int = 2,
         on_failed_save: Literal["stop", "continue"] = "stop",
     ):
+        logging.getLogger("absl").addFilter(_without_tracebacks_of_orbax)
         self.folder = Path(folder).absolute()
         self.on_failed_save = on_failed_save
         self._pending: tuple[int, Any] | None = None
@@ -57,7 +59,7 @@ class Checkpoints:
             self._orbax = self._open()
         except OSError as error:
             unlock(self._lock)
-            raise UserError(f"checkpoint folder {self.folder} cannot be written: {error}") from error
+            raise UserError(f"checkpoint folder {self.folder} could not be written: {cause(error)}.") from error
         try:
             self._check(config, resume)
         except UserError:
@@ -97,7 +99,7 @@ class Checkpoints:
         return None
 
     def _notes(self, step: int) -> dict[str, Any]:
-        """What stands beside the arrays: "config", "checksums", "losses"."""
+        """What is kept beside the arrays: "config", "checksums", "losses", "history"."""
         return self._orbax.metadata(step).custom_metadata or {}
 
     @property
@@ -105,11 +107,19 @@ class Checkpoints:
         """The step of the newest checkpoint, also of one that is being written; None where there is none."""
         return None if self._orbax.latest is None else self._orbax.latest.step
 
-    def save(self, step: int, state: Any, position: Position, losses: Sequence[float] = ()) -> Callable[[], int | None]:
+    def save(
+        self,
+        step: int,
+        state: Any,
+        position: Position,
+        losses: Sequence[float] = (),
+        history: Sequence[Mapping[str, Any]] = (),
+    ) -> Callable[[], int | None]:
         """Write the state and the position in the data; returns when the copy off the devices is done.
 
         Args:
           losses: the recent ones, by which a leap is told.
+          history: the rows logged so far, plain numbers by name.
         Returns:
           `settle`, for when the files must be there.
         Raises:
@@ -119,6 +129,7 @@ class Checkpoints:
         arrays = stored(named_leaves(state))
         sums = {name: int(total) for name, total in jax.device_get(checksums(arrays)).items()}
         notes = {"config": self._config, "checksums": sums, "losses": [float(loss) for loss in losses]}
+        notes["history"] = [dict(row) for row in history]
         try:
             response = self._orbax.save_checkpointables_async(
                 step, {"state": arrays, "data": position}, force=True, custom_metadata=notes
@@ -132,6 +143,10 @@ class Checkpoints:
     def losses(self, step: int) -> list[float]:
         """The recent losses that were saved with a checkpoint."""
         return self._notes(step).get("losses", [])
+
+    def history(self, step: int) -> list[dict[str, Any]]:
+        """The rows logged until a checkpoint, as they were saved with it; none in those of older versions."""
+        return [dict(row) for row in self._notes(step).get("history", [])]
 
     def restore(self, template: Any) -> tuple[Any, Position]:
         """The newest state that is whole, in the shapes and shardings of `template`, and its position in the data.
@@ -244,7 +259,7 @@ class Checkpoints:
 
     def _failed(self, step: int, error: Exception) -> None:
         kept = "no earlier one is there" if self.latest is None else f"that of step {self.latest} is kept"
-        words = f"the checkpoint of step {step} could not be written to {self.folder} ({first_line(error)}); {kept}"
+        words = f"the checkpoint of step {step} could not be written to {self.folder}: {cause(error)}; {kept}"
         if self.on_failed_save == "stop" or jax.process_count() > 1:  # the others do not know of it
             raise UserError(f"{words}: make room and resume.") from error
         warnings.warn(f"{words}: the run continues.", stacklevel=2)
@@ -263,6 +278,11 @@ class Checkpoints:
             with contextlib.suppress(Exception):  # a failed save, which has been told
                 self._orbax.close()
             unlock(self._lock)
+
+
+def _without_tracebacks_of_orbax(record: logging.LogRecord) -> bool:
+    """Orbax's threads log a traceback each where a disk is full; the error itself comes back to us, and we tell it."""
+    return not ("orbax" in record.pathname and record.exc_info)
 
 
 def _worst(code: int) -> int:

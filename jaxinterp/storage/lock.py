@@ -1,5 +1,6 @@
 """One writer at a time: a run holds its checkpoint folder as long as it lives."""
 
+import contextlib
 import fcntl
 import os
 import socket
@@ -30,6 +31,9 @@ def lock(folder: Path) -> Any:
         raise UserError(f"checkpoint folder {folder} cannot be written: {error}") from error
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if not _still_there(file, path):  # its holder removed it between our opening and locking
+            file.close()
+            return lock(folder)
     except BlockingIOError as error:
         file.seek(0)
         owner = file.read().strip() or "another process"
@@ -45,14 +49,25 @@ def lock(folder: Path) -> Any:
             stacklevel=2,
         )
         return None
-    file.seek(0)
-    file.truncate()
-    file.write(f"process {os.getpid()} on {socket.gethostname()}")
-    file.flush()
+    with contextlib.suppress(OSError):  # on a full disk the lock holds without its owner's name
+        file.seek(0)
+        file.truncate()
+        file.write(f"process {os.getpid()} on {socket.gethostname()}")
+        file.flush()
     return file
 
 
 def unlock(file: Any) -> None:
-    """Let go of it."""
+    """Remove the lock file and let go of it. After a kill the file remains, unlocked: the next run takes it over."""
     if file is not None:
+        with contextlib.suppress(OSError):
+            os.unlink(file.name)
         file.close()
+
+
+def _still_there(file: Any, path: Path) -> bool:
+    """Whether the open file is the one that has this name now."""
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False

@@ -15,7 +15,8 @@ from jaxinterp.core.errors import UserError, suggest
 from jaxinterp.core.protocols import Method, Recipe
 from jaxinterp.core.sites import GRADIENT, Needs, as_needs
 from jaxinterp.data.activations import WINDOW, Rows
-from jaxinterp.data.windows import batches, fingerprint
+from jaxinterp.data.windows import batches, fingerprint, some_places
+from jaxinterp.models.ids import check_rows, token_rows
 from jaxinterp.models.load import Subject
 from jaxinterp.models.sites import LEAVES, check_site, sites
 from jaxinterp.storage.arrays import weights_hash
@@ -25,13 +26,17 @@ from jaxinterp.training.hosts import check_agreement
 from jaxinterp.training.loop import Run, Tracker
 from jaxinterp.training.mesh import check_spread, data_places, make_mesh, place_model, spread_over_data
 from jaxinterp.training.program import Activations, Program, kept_in
-from jaxinterp.training.record import describe
+from jaxinterp.training.progress import progress_of
+from jaxinterp.training.record import brings_code, describe
 from jaxinterp.training.state import Schedules, TrainState
 
 
 @dataclass(frozen=True)
 class Fit:
-    """What training returns: the decomposition, one row of numbers per logging interval, and the whole last state."""
+    """What training returns: the decomposition, one row of numbers per logging interval, and the whole last state.
+
+    A resumed run has the rows of its earlier parts too, also where it was finished already.
+    """
 
     decomposition: Any
     history: list[dict[str, Any]]
@@ -57,6 +62,7 @@ def fit(
     resume: bool = False,
     stop_after: int | None = None,
     track: Iterable[Tracker] = (),
+    progress: bool = True,
     log_every: int = 10,
     spike: float | None = 100.0,
     on_failed_save: Literal["stop", "continue"] = "stop",
@@ -90,6 +96,7 @@ def fit(
         of processes with the same data order, and sums that round otherwise.
       stop_after: leave (with a checkpoint) after this step, a multiple of `log_every`, as a preempted run would.
       track: called with a row of numbers every `log_every` steps, in the first process.
+      progress: show how far the run is: a bar on a terminal, elsewhere a line every ten seconds.
       spike: a loss so many times the size of the usual one above it ends the run; None: any finite loss is good.
       on_failed_save: what a full disk does: "stop" the run, or "continue" it with a warning; several processes stop
         where one of them cannot save.
@@ -108,7 +115,7 @@ def fit(
     for name in needed.names():
         check_site(subject.model, name.removesuffix(GRADIENT))
     recipes = _passes(method, steps)
-    check_rows(needed, rows, tokens is not None)
+    check_kept(needed, rows, tokens is not None)
     first: Any = None if tokens is None else tokens[0]
     seq = 1 if first is None else len(first["tokens"])
     if rows is not None:
@@ -147,15 +154,21 @@ def fit(
         rhythm = {"log_every": log_every, "save_every": save_every, "stop_after": stop_after, "resume": resume}
         check_agreement(config | rhythm | {"mesh": dict(mesh.shape), "harvest_parts": harvest_parts, "spike": spike})
 
+    ids = token_rows(subject.model)
+    for place in () if tokens is None else some_places(len(tokens)):
+        window: Any = tokens[place]
+        check_rows(ids, window["tokens"], f"text, window {place}")
     model = place_model(subject.model, mesh)
     folder = None if checkpoint is None else Path(checkpoint)
-    text = Text(tokens, batch_size, seq, order, mesh)
+    text = Text(tokens, ids, batch_size, seq, order, mesh)
     preemption = Preemption()
+    lasts = [0 if recipe.step is None else recipe.steps or steps or 0 for recipe in recipes]
+    shown = progress_of(sum(lasts), shown=progress and jax.process_index() == 0)
     history: list[dict[str, Any]] = []
     answer: Any = None
     state: TrainState | None = None
     before = 0
-    with jax.set_mesh(mesh), preemption:  # from here on SIGTERM saves, also where it comes before the first step
+    with jax.set_mesh(mesh), shown, preemption:  # from here on SIGTERM saves, also where it comes before the first step
         for number, recipe in enumerate(recipes):
             program = Program(
                 recipe,
@@ -170,7 +183,9 @@ def fit(
                 harvest_parts,
                 {} if first is None else {n: (a.shape, a.dtype) for n, a in first.items() if n not in WINDOW},
             )
-            last = 0 if recipe.step is None else recipe.steps or steps or 0
+            if recipe.step is not None and recipe.init_on == "device" and brings_code(method):
+                program.check(model, answer)
+            last = lasts[number]
             left = last if stop_after is None else min(last, max(0, stop_after - before))
             run = Run(
                 None if recipe.step is None else program.jit_step(),
@@ -179,7 +194,7 @@ def fit(
                 left,
                 log_every,
                 save_every,
-                tuple(track) if jax.process_index() == 0 else (),
+                (*track, shown) if jax.process_index() == 0 else (),
                 Losses(spike, None if folder is None else folder.parent, buffer_batches),
                 preemption=preemption,
                 history=history,
@@ -210,6 +225,7 @@ class Text:
     """Batches of windows for every pass, each from the beginning, or none at all."""
 
     windows: grain.MapDataset | None
+    ids: int | None
     batch_size: int
     seq: int
     order: dict[str, Any]
@@ -221,7 +237,13 @@ class Text:
             return None, dict
         places, count = data_places(self.mesh, jax.process_index()), self.batch_size // self.seq
         data = iter(batches(self.windows, count, **self.order, host_index=places, host_count=self.mesh.shape["data"]))
-        return data, lambda: spread_over_data(next(data), places, count, self.mesh)
+
+        def next_windows() -> dict[str, Array]:
+            batch = next(data)
+            check_rows(self.ids, batch["tokens"], "text")
+            return spread_over_data(batch, places, count, self.mesh)
+
+        return data, next_windows
 
 
 def _one_pass(
@@ -259,7 +281,7 @@ def _one_pass(
         def save(state: TrainState) -> Callable[[], int | None]:
             position = {} if data is None else data.get_state()
             notes = {"ended": int(run.ended)} | hashed
-            return checkpoints.save(int(state.step), state, position | notes, run.losses.recent)
+            return checkpoints.save(int(state.step), state, position | notes, run.losses.recent, run.history)
 
         run.save = save
         if checkpoints.latest is None:
@@ -275,6 +297,7 @@ def _one_pass(
             data.set_state(position)
         run.saved, run.ended = int(state.step), bool(ended)
         run.losses.recent.extend(checkpoints.losses(run.saved))
+        run.history[:] = checkpoints.history(run.saved)
         return state if ended else run.from_state(state)
 
 
@@ -305,7 +328,7 @@ def _passes(method: Method, steps: int | None) -> tuple[Recipe, ...]:
     return recipes
 
 
-def check_rows(needed: Needs, rows: int | None, text: bool) -> None:
+def check_kept(needed: Needs, rows: int | None, text: bool) -> None:
     """Raises UserError where rows or text are missing, or given to a method that takes none."""
     if needed.rows == "kept" and rows is None:
         raise UserError("rows=None: this method sweeps over kept rows: say how many, such as rows=100_000.")

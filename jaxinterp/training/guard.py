@@ -2,6 +2,7 @@
 
 import signal
 import statistics
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
@@ -21,13 +22,13 @@ PREEMPTED = 75
 
 
 class Preempted(Exception):
-    """The run was told to stop by SIGTERM after `step`.
+    """The run was asked to stop after `step`: by SIGTERM, or by SIGINT (Ctrl-C).
 
     saved: whether the files of that step's checkpoint are written; kept: the step of the newest checkpoint, None where
-    there is none.
+    there is none; by: what asked.
     """
 
-    def __init__(self, step: int, saved: bool, kept: int | None = None):
+    def __init__(self, step: int, saved: bool, kept: int | None = None, by: str = "SIGTERM"):
         self.step, self.saved, self.kept = step, saved, step if saved else kept
         if saved:
             words = "everything is saved: continue with --resume"
@@ -35,40 +36,53 @@ class Preempted(Exception):
             words = f"that step could not be saved: continue from step {kept} with --resume"
         else:
             words = "nothing is saved: there is no checkpoint"
-        super().__init__(f"stopped by SIGTERM after step {step}; {words}.")
+        super().__init__(f"stopped by {by} after step {step}; {words}.")
 
 
 class Preemption:
-    """While it is open, SIGTERM asks the run to stop at the end of its step; afterwards it does what it did before.
+    """While it is open, SIGTERM or Ctrl-C asks the run to stop at the end of its step; afterwards as before.
 
-    Only the main thread of a program can listen; elsewhere nobody asks.
+    A second Ctrl-C is for a user who does not want to wait: it interrupts at once. Only the main thread of a program
+    can listen; elsewhere nobody asks.
     """
 
+    SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
     def __init__(self) -> None:
-        self._asked = False
-        self._before: Any = None
+        self._asked: int | None = None
+        self._before: dict[int, Any] = {}
 
     def __enter__(self) -> "Preemption":
         if threading.current_thread() is threading.main_thread():
-            self._before = signal.signal(signal.SIGTERM, self._ask)
+            self._before = {number: signal.signal(number, self._ask) for number in self.SIGNALS}
         return self
 
     def __exit__(self, kind: Any, *_: Any) -> None:
-        if self._before is not None:
-            signal.signal(signal.SIGTERM, self._before)
-            if self._asked and kind is None:  # at the very end, when there was no step left to stop at
-                signal.raise_signal(signal.SIGTERM)
+        for number, before in self._before.items():
+            if before is not None:  # None: what listened was not set from Python
+                signal.signal(number, before)
+        if self._asked is not None and self._before and kind is None:  # at the very end: no step was left to stop at
+            signal.raise_signal(self._asked)
 
-    def _ask(self, *_: Any) -> None:
-        self._asked = True
+    def _ask(self, number: int, _: Any) -> None:
+        if number == signal.SIGINT:
+            if self._asked == signal.SIGINT:
+                raise KeyboardInterrupt
+            print("stopping after this step; Ctrl-C again stops at once.", file=sys.stderr, flush=True)
+        self._asked = number
+
+    @property
+    def by(self) -> str:
+        """What asked."""
+        return "SIGTERM" if self._asked is None else signal.Signals(self._asked).name
 
     def asked(self, *, together: bool) -> bool:
         """Whether any process was asked; several processes find out at the same step, where `together` is true."""
         if jax.process_count() == 1:
-            return self._asked
+            return self._asked is not None
         if not together:
             return False
-        return bool(np.any(multihost_utils.process_allgather(np.asarray(self._asked))))
+        return bool(np.any(multihost_utils.process_allgather(np.asarray(self._asked is not None))))
 
 
 class Losses:

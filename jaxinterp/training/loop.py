@@ -82,7 +82,7 @@ class Run:
             if due or preempted or final:
                 self._save(state, wait=preempted or final or distance == self.save_every)
             if preempted:
-                raise Preempted(done, saved=self.saved == done, kept=self.saved)
+                raise Preempted(done, saved=self.saved == done, kept=self.saved, by=self.preemption.by)
             if final:
                 break
         return state

@@ -9,8 +9,8 @@ The one file that knows. Axes:
 Methods and objectives see whole arrays.
 """
 
-import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import equinox as eqx
@@ -25,6 +25,7 @@ from jaxinterp.core.fields import like_parameters, per_feature, per_token
 from jaxinterp.core.protocols import MethodState
 from jaxinterp.core.trees import path_name
 from jaxinterp.kernels.sharded import SPREAD, spread_evenly
+from jaxinterp.models.layers import cut_axes
 
 AXES = ("data", "feature", "model")
 
@@ -177,49 +178,48 @@ def state_shardings(state: Any, mesh: Mesh) -> Any:
     return eqx.tree_at(lambda s: (s.method, s.buffer), placed, (method, buffer), is_leaf=lambda node: node is None)
 
 
-COLUMNS = r"(^|/)(query|key|value|gate|up|unembedding)/(weight|bias)$"
-"""Leaves whose last axis is cut: a layer's outputs."""
+@dataclass(frozen=True)
+class ModelShardings:
+    """Where each leaf of a subject model lies: cut over `model` as its layer allows.
 
-ROWS = r"(/(attn/out|down)/weight|^embedding/token)$"
-"""Leaves whose first axis is cut: a layer's inputs, and tokens of the vocabulary."""
-
-
-def model_shardings(mesh: Mesh) -> Callable[[str, tuple[int, ...]], NamedSharding]:
-    """Where a leaf of a subject model lies, by its name and shape: cut over `model` as its layer allows.
-
-    Attention heads and hidden activations of an MLP are cut, so that a layer needs one sum at its end (Megatron-LM,
-    Shoeybi et al. 2019, arXiv 1909.08053). A leaf of a model of another make is cut along its largest axis; what does
-    not divide, norms and biases lie on every device.
+    The layers say it themselves (`Linear.cut`, `Embedding.cuts`): attention heads and hidden activations of an MLP are
+    cut, so that a layer needs one sum at its end (Megatron-LM, Shoeybi et al. 2019, arXiv 1909.08053). A matrix of a
+    model of another make is cut along its largest axis; what does not divide, norms and biases lie on every device.
     """
-    size = mesh.shape["model"]
 
-    def place(name: str, shape: tuple[int, ...]) -> NamedSharding:
-        if size == 1 or not shape:
-            return replicated(mesh)
-        if re.search(COLUMNS, name):
-            axis = len(shape) - 1
-        elif re.search(ROWS, name):
-            axis = 0
-        elif len(shape) > 1:
-            axis = max(range(len(shape)), key=lambda axis: shape[axis])
-        else:
-            return replicated(mesh)
-        if shape[axis] % size:
-            return replicated(mesh)
-        return NamedSharding(mesh, P(*(("model" if each == axis else None) for each in range(len(shape)))))
+    mesh: Mesh
 
-    return place
+    def of(self, model: Any) -> dict[str, NamedSharding]:
+        """The sharding of every array (or `jax.ShapeDtypeStruct`) of the model, by name."""
+        axes = cut_axes(model)
+        places = {}
+        for name, leaf in named_leaves(model).items():
+            shape = np.shape(leaf)
+            largest = max(range(len(shape)), key=lambda axis: shape[axis]) if len(shape) > 1 else None
+            places[name] = self._cut(shape, axes.get(name, largest))
+        return places
+
+    def _cut(self, shape: tuple[int, ...], axis: int | None) -> NamedSharding:
+        size = self.mesh.shape["model"]
+        if size == 1 or axis is None or shape[axis] % size:
+            return replicated(self.mesh)
+        return NamedSharding(self.mesh, P(*(("model" if each == axis else None) for each in range(len(shape)))))
+
+
+def model_shardings(mesh: Mesh) -> ModelShardings:
+    """Where each leaf of a subject model lies on the mesh: `load(source, sharding=model_shardings(mesh))`."""
+    return ModelShardings(mesh)
 
 
 def place_model(model: Any, mesh: Mesh) -> Any:
     """The model on the mesh: leaves that lie on it already stay where they are, the others go where they belong."""
-    wanted = model_shardings(mesh)
+    wanted = model_shardings(mesh).of(model)
 
     def place(path: tuple[Any, ...], leaf: Any) -> Any:
         if not eqx.is_array(leaf):
             return leaf
         lies = isinstance(leaf, jax.Array) and isinstance(leaf.sharding, NamedSharding) and leaf.sharding.mesh == mesh
-        return leaf if lies else jax.device_put(leaf, wanted(path_name(path), leaf.shape))
+        return leaf if lies else jax.device_put(leaf, wanted[path_name(path)])
 
     return jax.tree_util.tree_map_with_path(place, model)
 

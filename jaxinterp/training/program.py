@@ -71,6 +71,16 @@ class Program:
             arguments = (model, self.abstract_windows()), self.abstract_state(model)
             return jax.jit(step, donate_argnums=1).trace(*arguments).lower(lowering_platforms=(platform,)).compile()
 
+    def check(self, model: Any, previous: Any = None) -> None:
+        """Trace one step from shapes alone: a mistake in an objective is found before anything is compiled.
+
+        Raises:
+          UserError: what the method or its objective says.
+        """
+        step = make_step(self.recipe, self.needs, self.mesh, self.schedules, self.take)
+        given: Any = self.abstract_rows(model) if self.rows == "kept" else self.abstract_windows()
+        eqx.filter_eval_shape(step, (model, given), self.abstract_state(model, previous))
+
     @property
     def rows(self) -> RowsWanted:
         """Whether rows are streamed, kept or not taken at all."""
@@ -114,17 +124,18 @@ class Program:
             for name, (of_window, dtype) in self.cached.items()
         }
 
+    def abstract_rows(self, model: Any) -> Rows:
+        """Shapes of the full shuffle buffer, or of all kept rows."""
+
+        def filled(shape: Any) -> Any:
+            return jax.ShapeDtypeStruct((shape.shape[0], self.buffer_batches * self.seq, *shape.shape[2:]), shape.dtype)
+
+        rows: Rows = jax.tree.map(filled, eqx.filter_eval_shape(self.take, model, self.abstract_windows()))
+        return rows
+
     def abstract_state(self, model: Any, previous: Any = None) -> TrainState:
         """Shapes and shardings of the whole state."""
-        buffer = None
-        if self.rows != "none":
-            rows = eqx.filter_eval_shape(self.take, model, self.abstract_windows())
-
-            def filled(shape: Any) -> Any:
-                size = (shape.shape[0], self.buffer_batches * self.seq, *shape.shape[2:])
-                return jax.ShapeDtypeStruct(size, shape.dtype)
-
-            buffer = jax.tree.map(filled, rows)
+        buffer = None if self.rows == "none" else self.abstract_rows(model)
         state = eqx.filter_eval_shape(self._start, model, buffer, previous)
         return jax.tree.map(
             lambda leaf, lies: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=lies),

@@ -35,3 +35,23 @@ def describe(value: Any) -> Any:
         constants = [constant for constant in value.__code__.co_consts if isinstance(constant, int | float)]
         return [f"{value.__module__}.{value.__qualname__}", constants, describe(captured)]
     return getattr(value, "__qualname__", type(value).__qualname__)
+
+
+def brings_code(value: Any) -> bool:
+    """Whether a class or function among these hyperparameters is the user's own, and so may have mistakes in it."""
+    if isinstance(value, Mapping):
+        return any(map(brings_code, value.values()))
+    if isinstance(value, list | tuple):
+        return any(map(brings_code, value))
+    if isinstance(value, functools.partial):
+        return brings_code([value.func, value.args, value.keywords])
+    if is_dataclass(value) and not isinstance(value, type):
+        return not _ours(type(value)) or brings_code([getattr(value, field.name) for field in fields(value)])
+    value = inspect.unwrap(value) if callable(value) else value
+    if inspect.isfunction(value):
+        return not _ours(value) or brings_code(inspect.getclosurevars(value).nonlocals)
+    return callable(value) and not _ours(type(value))
+
+
+def _ours(kind: Any) -> bool:
+    return kind.__module__.partition(".")[0] == "jaxinterp"

@@ -14,10 +14,8 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from rich.progress import BarColumn, Progress, ProgressColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
-from rich.text import Text
-
-from jaxinterp.core.errors import UserError, suggest
+from jaxinterp.core.errors import UserError, cause, suggest
+from jaxinterp.storage.files import told
 
 
 class JsonLines:
@@ -40,7 +38,8 @@ class JsonLines:
             if not isinstance(row.get("step"), int):
                 raise _foreign(self.path, number)
         if not resume:
-            self.path.write_text("")
+            with told(self.path):
+                self.path.write_text("")
 
     def __call__(self, row: Mapping[str, Any]) -> None:
         try:
@@ -50,7 +49,7 @@ class JsonLines:
             self._append((json.dumps(dict(row)) + "\n").encode())
         except OSError as error:
             if not self._told:
-                warnings.warn(f"{self.path} cannot be written ({error}): rows are missing there.", stacklevel=2)
+                warnings.warn(f"{self.path} could not be written ({cause(error)}): rows are missing.", stacklevel=2)
             self._told = True
 
     def _keep_before(self, step: int, rows: list[dict[str, Any]]) -> None:
@@ -197,40 +196,3 @@ def check_tracker(where: str) -> None:
 
 def _missing(extra: str, package: str) -> UserError:
     return UserError(f"tracking with {extra} needs {package}: python -m pip install 'jaxinterp[{extra}]'.")
-
-
-class ProgressBar:
-    """A bar with tokens, tokens per second, FVU, L0, dead features and the time left; a context manager."""
-
-    def __init__(self, steps: int, description: str = "training"):
-        self._progress = Progress(
-            TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), _Numbers(), TimeRemainingColumn()
-        )
-        self._task = self._progress.add_task(description, total=steps)
-
-    def __enter__(self) -> "ProgressBar":
-        self._progress.start()
-        return self
-
-    def __exit__(self, error: Any, *_: Any) -> None:
-        task = self._progress.tasks[0]
-        if error is None and not task.fields.get("row"):  # a finished run was resumed
-            self._progress.update(self._task, completed=task.total, row={}, description="already trained")
-        self._progress.stop()
-
-    def __call__(self, row: Mapping[str, Any]) -> None:
-        self._progress.update(self._task, completed=row["step"], row=dict(row))
-
-
-class _Numbers(ProgressColumn):
-    """The latest row, in words."""
-
-    def render(self, task: Any) -> Text:
-        row = task.fields.get("row")
-        if not row:
-            return Text("compiling" if row is None else "")
-        parts = [f"{row['tokens'] / 1e3:,.0f}k tokens", f"{row['tokens_per_second']:,.0f}/s"]
-        parts += [f"{label} {row[name]:.3f}" for label, name in (("FVU", "fvu"), ("loss", "loss")) if name in row][:1]
-        parts += [f"L0 {row['l0']:.1f}"] if "l0" in row else []
-        parts += [f"dead {row['dead_fraction']:.1%}"] if "dead_fraction" in row else []
-        return Text("  ".join(parts))

@@ -82,7 +82,7 @@ def test_names_and_the_tree_are_shown(executed):
     assert "['blocks/0/mlp', 'blocks/1/mlp', 'blocks/2/mlp', 'blocks/3/mlp']" in names
     assert "'blocks/1/mlp/hidden'" in names
     tree = shown(executed, "show(model)")
-    assert "blocks/3/mlp  (site)" in tree and "blocks/0/mlp/up/weight" in tree
+    assert "blocks/3/mlp  (site)" in tree and "blocks/0/mlp/up_proj/weight" in tree
 
 
 def test_edits_change_the_prediction_and_rules_only_the_derivative(executed):

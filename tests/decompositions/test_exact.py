@@ -27,7 +27,7 @@ OPTIONS = {"tokens": 512, "ce_tokens": 512}
 def subject():
     """Two layers, with biases behind the MLPs."""
     model = planted_transformer(jax.random.key(0), SMALL)
-    biases = lambda model: [block.mlp.down.bias for block in model.blocks]
+    biases = lambda model: [block.mlp.down_proj.bias for block in model.blocks]
     return Subject(eqx.tree_at(biases, model, [jnp.linspace(-1, 1, 32)] * 2), None, "small")
 
 

@@ -158,7 +158,7 @@ def test_neurons_keep_the_largest_and_all_of_them_are_the_mlp(subject):
     np.testing.assert_allclose(every(x), mlp(x), atol=1e-4)
     few = Neurons(mlp, mean, jnp.zeros(64), 3, SITES)
     difference = np.asarray(mlp.hidden(x) - mean)
-    size = np.abs(difference) * np.linalg.norm(np.asarray(mlp.down.weight), axis=1)
+    size = np.abs(difference) * np.linalg.norm(np.asarray(mlp.down_proj.weight), axis=1)
     kept = size >= np.sort(size, axis=1)[:, -3:-2]
     np.testing.assert_allclose(few(x), mlp.write(jnp.where(kept, difference, 0) + mean), atol=1e-4)
     np.testing.assert_array_equal(np.asarray(few.encode(x).dense()) != 0, kept)

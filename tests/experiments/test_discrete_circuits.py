@@ -23,7 +23,7 @@ WRITING = (1, 6, 9, 15)  # of 4 layers x 4 heads
 def planted():
     """Every other head's rows of W_O are zero."""
     model = load("tiny").model
-    places = lambda model: [block.attn.out.weight for block in model.blocks]
+    places = lambda model: [block.attn.o_proj.weight for block in model.blocks]
     loud = jnp.isin(jnp.arange(16), jnp.array(WRITING)).reshape(4, 4)
     return eqx.tree_at(places, model, [w * jnp.repeat(loud[i], 16)[:, None] for i, w in enumerate(places(model))])
 

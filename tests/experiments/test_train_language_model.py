@@ -111,7 +111,7 @@ def test_a_resumed_run_gives_the_same_model(trained, corpus, tmp_path, monkeypat
 def test_a_dense_mlp_is_trained_too(corpus, tmp_path):
     main(config(corpus, tmp_path / "out", mlp="relu", tokens=10 * 512))
     model = load(tmp_path / "out" / "model").model
-    assert model.blocks[0].mlp.gate is None
+    assert model.blocks[0].mlp.gate_proj is None
     out = run(model, jnp.arange(8, dtype=jnp.int32)[None])["blocks/0/mlp/out"]
     assert np.abs(out).max() > 1e-3, "it started at zero and learned to write"
 
@@ -127,7 +127,7 @@ def test_every_kind_of_mlp_starts_as_the_identity_and_can_learn(corpus, tmp_path
     tokens = jnp.arange(8, dtype=jnp.int32)[None]
     assert not np.any(run(model, tokens)["blocks/0/mlp/out"])
     gradient = jax.grad(lambda model: jnp.sum(model(tokens)[..., 0] ** 2))(model)
-    assert np.any(gradient.blocks[0].mlp.down.weight) and np.any(gradient.blocks[0].attn.out.weight)
+    assert np.any(gradient.blocks[0].mlp.down_proj.weight) and np.any(gradient.blocks[0].attn.o_proj.weight)
 
 
 def test_the_command_of_the_defaults_is_short(tmp_path):

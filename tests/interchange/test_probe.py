@@ -72,7 +72,7 @@ def dictionary(encoder: Any, bias: Any, decoder: Any, sites: Sites, activation: 
 def transcoder(subject: Subject) -> Dictionary:
     """The planted MLP itself: 32 features of 32 dimensions."""
     mlp: Any = subject.model.blocks[1].mlp  # type: ignore[attr-defined]
-    return dictionary(mlp.up.weight.T, mlp.up.bias, mlp.down.weight, MLP)
+    return dictionary(mlp.up_proj.weight.T, mlp.up_proj.bias, mlp.down_proj.weight, MLP)
 
 
 def distracted(size: float) -> Dictionary:

@@ -39,10 +39,10 @@ def subject():
     """Neurons 0..31 of the last MLP write to dimensions 0..15, which the unembedding does not read."""
     model = planted_transformer(jax.random.key(0), CONFIG)
     unread, loud = jnp.arange(32) < 16, jnp.arange(64) < 32
-    weight = model.blocks[1].mlp.down.weight * jnp.where(loud[:, None], 3.0, 1.0)
+    weight = model.blocks[1].mlp.down_proj.weight * jnp.where(loud[:, None], 3.0, 1.0)
     weight = jnp.where(loud[:, None] == unread, weight, 0.0)
     unembedding = jnp.where(unread[:, None], 0.0, model.unembedding.weight)
-    places = lambda model: (model.blocks[1].mlp.down.weight, model.unembedding.weight)
+    places = lambda model: (model.blocks[1].mlp.down_proj.weight, model.unembedding.weight)
     return Subject(eqx.tree_at(places, model, (weight, unembedding)), None, "half unread")
 
 

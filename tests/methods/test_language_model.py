@@ -122,7 +122,7 @@ def test_language_loss_is_the_mean_over_the_whole_text(subject, text):
 def test_only_matrices_decay(subject):
     marks = named_leaves(matrices(subject.model))
     assert not marks["final_norm/weight"] and not marks["blocks/0/mlp_norm/weight"]
-    assert marks["blocks/0/mlp/up/weight"] and marks["embedding/token"]
+    assert marks["blocks/0/mlp/up_proj/weight"] and marks["embedding/token"]
 
 
 def test_a_model_in_bfloat16_is_trained_in_float32(subject, text):

@@ -88,8 +88,8 @@ def planted_transcoder_data(seed, linear=None):
 
 def both_sides(mlp, learned):
     """(mean cosine of write vectors, that of read vectors under the same matching)."""
-    pairs = match(mlp.down.weight, learned.decoder)
-    read = cosines(mlp.up.weight.T, learned.encoder)
+    pairs = match(mlp.down_proj.weight, learned.decoder)
+    read = cosines(mlp.up_proj.weight.T, learned.encoder)
     return pairs.cosine.mean(), read[pairs.planted, pairs.learned].mean()
 
 
@@ -170,7 +170,7 @@ def test_transcoders_of_several_layers_find_each_layer_s_own_mlp():
 
     def scores(draw):
         parts, _ = train(PerLayerTranscoders(TRANSCODER), draw, sites, steps=3000, batch_size=512, seed=0)
-        return np.array([[mcc(mlp.down.weight, part.decoder) for mlp in mlps] for part in parts.parts])
+        return np.array([[mcc(mlp.down_proj.weight, part.decoder) for mlp in mlps] for part in parts.parts])
 
     right = scores(draw)
     assert np.diag(right).min() > 0.95 and right[0, 1] < 0.6 and right[1, 0] < 0.6

@@ -149,13 +149,14 @@ def _block_arrays(block):
     return {
         "norm_1": {"scale": block.attn_norm.weight},
         "attention": {
-            "q": heads(attn.query), "k": heads(attn.key), "v": heads(attn.value), "o": {"kernel": attn.out.weight},
+            "q": heads(attn.q_proj), "k": heads(attn.k_proj), "v": heads(attn.v_proj),
+            "o": {"kernel": attn.o_proj.weight},
         },
         "norm_2": {"scale": block.mlp_norm.weight},
         "mlp": {
-            "gate_proj": {"kernel": mlp.gate.weight},
-            "up_proj": {"kernel": mlp.up.weight},
-            "down_proj": {"kernel": mlp.down.weight},
+            "gate_proj": {"kernel": mlp.gate_proj.weight},
+            "up_proj": {"kernel": mlp.up_proj.weight},
+            "down_proj": {"kernel": mlp.down_proj.weight},
         },
     }  # fmt: skip
 

@@ -95,13 +95,13 @@ def write_gguf(
     for layer in range(config.layers):
         ours, theirs = f"blocks/{layer}", f"blk.{layer}"
         add(f"{theirs}.attn_norm.weight", leaves[f"{ours}/attn_norm/weight"])
-        add(f"{theirs}.attn_q.weight", llama_cpp_order(leaves[f"{ours}/attn/query/weight"].T, config.heads))
-        add(f"{theirs}.attn_k.weight", llama_cpp_order(leaves[f"{ours}/attn/key/weight"].T, config.kv_heads))
-        add(f"{theirs}.attn_v.weight", leaves[f"{ours}/attn/value/weight"].T)
-        add(f"{theirs}.attn_output.weight", leaves[f"{ours}/attn/out/weight"].T)
+        add(f"{theirs}.attn_q.weight", llama_cpp_order(leaves[f"{ours}/attn/q_proj/weight"].T, config.heads))
+        add(f"{theirs}.attn_k.weight", llama_cpp_order(leaves[f"{ours}/attn/k_proj/weight"].T, config.kv_heads))
+        add(f"{theirs}.attn_v.weight", leaves[f"{ours}/attn/v_proj/weight"].T)
+        add(f"{theirs}.attn_output.weight", leaves[f"{ours}/attn/o_proj/weight"].T)
         add(f"{theirs}.ffn_norm.weight", leaves[f"{ours}/mlp_norm/weight"])
         for part in ("gate", "up", "down"):
-            add(f"{theirs}.ffn_{part}.weight", leaves[f"{ours}/mlp/{part}/weight"].T)
+            add(f"{theirs}.ffn_{part}.weight", leaves[f"{ours}/mlp/{part}_proj/weight"].T)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

@@ -78,7 +78,13 @@ def trained(own, text):
 
 def test_the_names_are_those_of_our_own_model(model, own):
     hidden = ("attn/pattern", "attn/z", "resid/mid") if type(model).__name__ == "FlaxModel" else ()
-    assert sites(model) == [name for name in sites(own) if not name.endswith(hidden or "no such name")]
+    flax = type(model).__name__ == "FlaxModel"
+    inside = sites(own, "**/*_proj") if flax else sites(own, "**/attn/*_proj")
+    assert sites(model) == [
+        name for name in sites(own) if not name.endswith(hidden or "no name") and name not in inside
+    ]
+    with pytest.raises(UserError, match="projections are inside the module"):
+        replace(model, {inside[0]: select(own, inside[0]).get()})
     assert sites(model, "blocks/*/mlp") == ["blocks/0/mlp", "blocks/1/mlp"]
     assert isinstance(model, LanguageModel)
     for name in hidden:
@@ -92,6 +98,16 @@ def test_logits_and_every_array_are_those_of_our_own_model(model, own):
     np.testing.assert_allclose(theirs.logits, ours.logits, rtol=1e-5, atol=1e-5)
     for name, array in theirs.arrays.items():
         np.testing.assert_allclose(array, ours[name], rtol=1e-5, atol=1e-5, err_msg=name)
+
+
+def test_a_projection_of_a_penzai_mlp_is_replaced_by_a_plain_one(model, own):
+    """Our linear map in the place of Penzai's layer; a Flax module keeps its projections inside."""
+    for name in sites(model, "blocks/1/mlp/*_proj"):
+        replaced = replace(model, {name: select(own, name).get()})
+        np.testing.assert_allclose(forward(replaced, TOKENS).logits, forward(own, TOKENS).logits, rtol=1e-5, atol=1e-5)
+        linear = select(own, name).get()
+        empty = replace(model, {name: eqx.tree_at(lambda linear: linear.weight, linear, 0 * linear.weight)})
+        assert float(jnp.abs(run(empty, TOKENS).logits - run(own, TOKENS).logits).max()) > 0.01
 
 
 def test_a_wrapping_replacement_is_bit_exact(model):

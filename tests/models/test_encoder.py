@@ -25,8 +25,9 @@ def test_names_are_those_of_a_decoder(model):
     names = sites(model)
     assert names[0] == "embed" and names[-2:] == ["final", "pooled"]
     assert [name.removeprefix("blocks/0/") for name in names if name.startswith("blocks/0/")] == [
-        "resid/pre", "attn", "attn/in", "attn/pattern", "attn/z", "attn/out", "resid/mid",
-        "mlp", "mlp/in", "mlp/pre", "mlp/hidden", "mlp/out", "mlp/added", "resid/post",
+        "resid/pre", "attn", *(f"attn/{name}_proj" for name in "qkvo"), "attn/in", "attn/pattern", "attn/z", "attn/out",
+        "resid/mid", "mlp", "mlp/up_proj", "mlp/down_proj", "mlp/in", "mlp/pre", "mlp/hidden",
+        "mlp/out", "mlp/added", "resid/post",
     ]  # fmt: skip
 
 

@@ -106,7 +106,7 @@ def test_straight_into_shardings(name: str) -> None:
     assert_same_leaves(sharded, whole)
     for leaf, array in named_leaves(sharded).items():
         assert array.sharding == sharding(leaf, array.shape)
-    up = sharded.blocks[0].mlp.up.weight
+    up = sharded.blocks[0].mlp.up_proj.weight
     assert up.addressable_shards[0].data.shape == (up.shape[0] // 2, up.shape[1] // 4)
     if name == "llama":
         np.testing.assert_allclose(eqx.filter_jit(sharded)(TOKENS), eqx.filter_jit(whole)(TOKENS), atol=1e-4)

@@ -57,7 +57,8 @@ def test_our_weights_in_penzais_layers_give_our_arrays(name):
     own = load(GOLDENS / name, dtype="float32").model
     whole = to_penzai(own)
     model = from_penzai(whole)
-    assert sites(model) == sites(own)
+    inside = [f"{leaf}/{name}_proj" for leaf in sites(own, "blocks/*/attn") for name in "qkvo"]
+    assert sites(model) == [name for name in sites(own) if name not in inside]
     tokens = TOKENS % own.config.vocab_size
     ours, theirs = forward(own, tokens), forward(model, tokens)
     for site, array in ours.arrays.items():

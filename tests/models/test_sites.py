@@ -39,10 +39,13 @@ def test_names_follow_the_flow(model):
     assert names[0] == "embed" and names[-1] == "final"
     first_block = [name.removeprefix("blocks/0/") for name in names if name.startswith("blocks/0/")]
     assert first_block == [
-        "resid/pre", "attn", "attn/in", "attn/pattern", "attn/z", "attn/out", "resid/mid",
-        "mlp", "mlp/in", "mlp/pre", "mlp/hidden", "mlp/out", "mlp/added", "resid/post",
+        "resid/pre", "attn", *(f"attn/{name}_proj" for name in "qkvo"), "attn/in", "attn/pattern", "attn/z", "attn/out",
+        "resid/mid", "mlp", "mlp/up_proj", "mlp/down_proj", "mlp/in", "mlp/pre", "mlp/hidden",
+        "mlp/out", "mlp/added", "resid/post",
     ]  # fmt: skip
-    assert "blocks/1/mlp/up" in sites(initialise(GATED, jax.random.key(0)))
+    gated = sites(initialise(GATED, jax.random.key(0)), "blocks/1/mlp**")
+    assert gated[:4] == ["blocks/1/mlp", *(f"blocks/1/mlp/{name}_proj" for name in ("gate", "up", "down"))]
+    assert "blocks/1/mlp/up" in gated
 
 
 def test_globs_select_leaves_and_arrays(model):
@@ -56,7 +59,7 @@ def test_globs_select_leaves_and_arrays(model):
 
 def test_every_name_is_in_the_trace_with_its_shape(model):
     trace = run(model, TOKENS)
-    arrays = [name for name in sites(model) if not name.endswith(("/mlp", "/attn"))]
+    arrays = [name for name in sites(model) if not name.endswith(("/mlp", "/attn", "_proj"))]
     assert sorted(trace.arrays) == sorted(arrays)
     assert trace["blocks/2/attn/pattern"].shape == (2, 4, 12, 12)
     assert trace["blocks/2/attn/z"].shape == (2, 12, 4, 16)
@@ -82,6 +85,35 @@ def test_an_attention_leaf_can_be_replaced(model):
     assert sites(same, "blocks/1/attn/*") == ["blocks/1/attn/in", "blocks/1/attn/out"]
 
 
+@pytest.mark.parametrize("name", ["mlp/gate_proj", "mlp/up_proj", "mlp/down_proj", *(f"attn/{n}_proj" for n in "qkvo")])
+def test_a_projection_can_be_selected_and_replaced(name):
+    """With itself: bit-exact. With twice itself: another model, the one in which that weight was doubled."""
+    model, site = initialise(GATED, jax.random.key(0)), f"blocks/1/{name}"
+    program = jax.jit(lambda model, tokens: run(model, tokens).logits)
+    linear = select(model, site).get()
+    assert (program(replace(model, {site: Wrapped(linear)}), TOKENS % 50) == program(model, TOKENS % 50)).all()
+    twice = eqx.tree_at(lambda linear: linear.weight, linear, 2 * linear.weight)
+    changed = program(replace(model, {site: Wrapped(twice)}), TOKENS % 50)
+    part, field = name.split("/")
+    expected = eqx.tree_at(lambda m: getattr(getattr(m.blocks[1], part), field).weight, model, twice.weight)
+    np.testing.assert_allclose(changed, program(expected, TOKENS % 50), rtol=1e-6)
+    assert float(jnp.abs(changed - program(model, TOKENS % 50)).max()) > 1e-3
+
+
+def test_projections_that_are_not_there_say_why(model):
+    with pytest.raises(
+        UserError, match="'blocks/1/mlp/gate_proj' does not exist: 'blocks/1/mlp' has blocks/1/mlp/up_proj"
+    ):
+        replace(model, {"blocks/1/mlp/gate_proj": model.blocks[1].mlp.up_proj})
+    replaced = replace(model, {"blocks/1/mlp": Wrapped(model.blocks[1].mlp)})
+    with pytest.raises(UserError, match="projections are inside the module"):
+        replace(replaced, {"blocks/1/mlp/up_proj": model.blocks[1].mlp.up_proj})
+    with pytest.raises(UserError, match=r"maps \(1, 1, 64\) to \(1, 1, 64\), not to \(1, 1, 128\)"):
+        replace(model, {"blocks/1/mlp/up_proj": Wrapped(model.blocks[1].mlp)})
+    with pytest.raises(UserError, match="'blocks/1/mlp/out' is an array, not a leaf"):
+        replace(model, {"blocks/1/mlp/out": Wrapped(model.blocks[1].mlp)})
+
+
 def test_a_pattern_edit_has_a_derivative_where_the_pattern_is_held(model):
     """`hold` stops what made the pattern, not what an edit adds to it."""
     tokens, held = TOKENS[:1], Rules(attention=True)
@@ -102,7 +134,7 @@ def test_gradients_flow_through_a_replaced_leaf(model):
     gradient = jax.grad(loss)(mlp)
     assert all(bool(jnp.any(leaf != 0)) for leaf in jax.tree.leaves(gradient))
     direct = jax.grad(lambda mlp: jnp.sum(run(eqx.tree_at(lambda m: m.blocks[1].mlp, model, mlp), TOKENS).logits ** 2))
-    np.testing.assert_allclose(gradient.down.weight, direct(mlp).down.weight, rtol=1e-5, atol=1e-4)
+    np.testing.assert_allclose(gradient.down_proj.weight, direct(mlp).down_proj.weight, rtol=1e-5, atol=1e-4)
 
 
 def test_layers_nobody_asks_for_are_never_computed(model):
@@ -166,7 +198,7 @@ def test_replaced_and_parallel_blocks_say_why(model):
 def test_bad_replacements_and_edits_are_refused(model):
     with pytest.raises(UserError, match="Did you mean 'blocks/1/mlp'"):
         replace(model, {"blocks/1/mlpp": Wrapped(model.blocks[1].mlp)})
-    with pytest.raises(UserError, match="cannot be called"):
+    with pytest.raises(UserError, match="is not callable"):
         replace(model, {"blocks/1/mlp": jnp.zeros(3)})
     with pytest.raises(UserError, match="keep shape and dtype"):
         run(model, TOKENS, edits={"embed": lambda x: x[:, :1]})
@@ -174,5 +206,5 @@ def test_bad_replacements_and_edits_are_refused(model):
 
 def test_the_view_shows_site_names(model):
     html = show(model)
-    assert "blocks/3/mlp" in html and "blocks/0/mlp/up/weight" in html
+    assert "blocks/3/mlp" in html and "blocks/0/mlp/up_proj/weight" in html
     assert TINY.layers == 4

@@ -112,6 +112,6 @@ def test_trap_permuted_query_and_key(subject: Subject, forward: Callable[..., ja
         rows = Layout(order="rotary_pairs").file_outputs(0, outputs, outputs, subject.model.config.head_dim)
         return weight[:, np.argsort(np.asarray(rows))]
 
-    where = lambda model: [linear.weight for block in model.blocks for linear in (block.attn.query, block.attn.key)]
+    where = lambda model: [linear.weight for block in model.blocks for linear in (block.attn.q_proj, block.attn.k_proj)]
     wrong = eqx.tree_at(where, subject.model, replace_fn=as_in_the_file)
     assert loss(forward, wrong, passage) - loss(forward, subject.model, passage) > 1.0

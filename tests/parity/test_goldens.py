@@ -104,7 +104,7 @@ def permute_query_and_key(model: Transformer) -> Transformer:
         outputs = weight.shape[1]
         return weight[:, Layout(order="rotary_pairs").file_outputs(0, outputs, outputs, head_dim)]
 
-    where = lambda model: [linear.weight for block in model.blocks for linear in (block.attn.query, block.attn.key)]
+    where = lambda model: [linear.weight for block in model.blocks for linear in (block.attn.q_proj, block.attn.k_proj)]
     return eqx.tree_at(where, model, replace_fn=permute)
 
 
@@ -114,13 +114,15 @@ def drop_query_key_norms(model: Transformer) -> Transformer:
 
 
 def drop_attention_biases(model: Transformer) -> Transformer:
-    where = lambda model: [block.attn.key.bias for block in model.blocks] + [b.attn.value.bias for b in model.blocks]
+    where = lambda model: (
+        [block.attn.k_proj.bias for block in model.blocks] + [b.attn.v_proj.bias for b in model.blocks]
+    )
     return eqx.tree_at(where, model, replace_fn=jnp.zeros_like)
 
 
 def swap_query_and_value(model: Transformer) -> Transformer:
-    where = lambda model: [b.attn.query for b in model.blocks] + [b.attn.value for b in model.blocks]
-    swapped = [b.attn.value for b in model.blocks] + [b.attn.query for b in model.blocks]
+    where = lambda model: [b.attn.q_proj for b in model.blocks] + [b.attn.v_proj for b in model.blocks]
+    swapped = [b.attn.v_proj for b in model.blocks] + [b.attn.q_proj for b in model.blocks]
     return eqx.tree_at(where, model, swapped)
 
 
@@ -141,8 +143,8 @@ def norm_each_head(model: Transformer) -> Transformer:
 
 
 def swap_gate_and_up(model: Transformer) -> Transformer:
-    where = lambda model: [b.mlp.gate for b in model.blocks] + [b.mlp.up for b in model.blocks]
-    return eqx.tree_at(where, model, [b.mlp.up for b in model.blocks] + [b.mlp.gate for b in model.blocks])
+    where = lambda model: [b.mlp.gate_proj for b in model.blocks] + [b.mlp.up_proj for b in model.blocks]
+    return eqx.tree_at(where, model, [b.mlp.up_proj for b in model.blocks] + [b.mlp.gate_proj for b in model.blocks])
 
 
 def norm_before(model: Transformer) -> Transformer:

@@ -52,11 +52,11 @@ def dataset() -> list[dict[str, np.ndarray]]:
 def as_dictionary(subject: Subject, sites: Sites, activation: ReLU | TopK) -> Dictionary:
     """The dictionary that is the planted MLP itself: feature j is neuron j. The last feature is dead."""
     mlp = subject.model.blocks[1].mlp
-    features, d = mlp.up.weight.shape[1], mlp.up.weight.shape[0]
+    features, d = mlp.up_proj.weight.shape[1], mlp.up_proj.weight.shape[0]
     return Dictionary(
-        encoder=mlp.up.weight.T,
-        encoder_bias=mlp.up.bias.at[-1].set(-1e9),
-        decoder=mlp.down.weight,
+        encoder=mlp.up_proj.weight.T,
+        encoder_bias=mlp.up_proj.bias.at[-1].set(-1e9),
+        decoder=mlp.down_proj.weight,
         decoder_bias=jnp.zeros(d),
         skip=None,
         input_mean=jnp.zeros(d),
@@ -208,7 +208,7 @@ def test_sites_that_do_not_fit_give_nothing(subject: Subject) -> None:
     hidden = np.eye(TINY.d_mlp, dtype=np.float32)[:2]
     np.testing.assert_array_equal(neuron_cosines(subject.model, f"{SITE}/hidden", 5 * hidden), hidden)
     through = direct_logits(subject.model, f"{SITE}/hidden", hidden)
-    rows = np.asarray(subject.model.blocks[1].mlp.down.weight)[:2]
+    rows = np.asarray(subject.model.blocks[1].mlp.down_proj.weight)[:2]
     np.testing.assert_allclose(through, direct_logits(subject.model, f"{SITE}/out", rows), rtol=1e-5, atol=1e-5)
     assert row_cosines(vectors, np.ones((2, 3), np.float32)) is None
     assert unit(np.zeros((1, 3), np.float32)).tolist() == [[0, 0, 0]]

@@ -127,17 +127,42 @@ def test_a_preempted_run_does_not_say_that_it_saved_where_it_could_not(
         assert "step 11; that step could not be saved: continue from step 10" in str(stopped.value)
 
 
-def test_sigterm_in_the_last_step_is_passed_on():
+@pytest.mark.parametrize("number", Preemption.SIGNALS)
+def test_a_signal_in_the_last_step_is_passed_on(number):
     """The run is complete; what comes after it is asked to stop."""
     heard = []
-    before = signal.signal(signal.SIGTERM, lambda *_: heard.append(1))
+    before = signal.signal(number, lambda *_: heard.append(1))
     try:
         with Preemption():
-            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), number)
             assert not heard
         assert heard == [1]
     finally:
-        signal.signal(signal.SIGTERM, before)
+        signal.signal(number, before)
+
+
+def test_a_second_ctrl_c_interrupts_at_once(capsys):
+    with pytest.raises(KeyboardInterrupt), Preemption() as preemption:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert preemption.asked(together=True) and preemption.by == "SIGINT"
+        assert "Ctrl-C again stops at once" in capsys.readouterr().err
+        os.kill(os.getpid(), signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_ctrl_c_saves_says_so_and_the_finished_run_has_all_rows(subject, text, tmp_path):
+    def stop(row):
+        if row["step"] == 10:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    sizes = SIZES | {"checkpoint": tmp_path / "run"}
+    with pytest.raises(Preempted, match="stopped by SIGINT after step 11; everything is saved: continue with --resume"):
+        fit(METHOD, subject, text, **sizes, track=(stop,))
+    assert not (tmp_path / "run.lock").exists()
+    resumed = fit(METHOD, subject, text, **sizes, resume=True)
+    assert [row["step"] for row in resumed.history] == [5, 10, 15, 20]
+    again = fit(METHOD, subject, text, **sizes, resume=True)
+    assert again.history == resumed.history and len(again.history) == 4
 
 
 def test_sigterm_before_the_first_step_saves_the_first_step(subject, text, tmp_path, monkeypatch):

@@ -179,7 +179,7 @@ def test_bad_values_are_refused_before_anything_runs(subject, text, change, word
 
 
 def test_nan_activations_are_named(subject, text):
-    broken = eqx.tree_at(lambda m: m.blocks[0].mlp.down.bias, subject.model, jnp.full(64, jnp.nan))
+    broken = eqx.tree_at(lambda m: m.blocks[0].mlp.down_proj.bias, subject.model, jnp.full(64, jnp.nan))
     with pytest.raises(UserError, match="activations at 'blocks/1/mlp/in' are NaN or infinite"):
         fit(METHOD, Subject(broken, None, "broken"), text, **SIZES)
 

@@ -75,18 +75,22 @@ def test_the_demo_is_the_same_on_every_mesh(subject, text, shape):
     close(one, many)
 
 
-def test_the_model_is_cut_by_the_names_of_its_leaves(subject):
+def test_the_model_is_cut_as_its_layers_say(subject):
     """Outputs of a layer's first matrices, inputs of its last; a model of another make along its largest axis."""
     mesh = make_mesh(1, 1, 8)
     placed = place_model(subject.model, mesh)
     specs = {name: leaf.sharding.spec for name, leaf in named_leaves(placed).items()}
-    assert specs["blocks/1/mlp/up/weight"] == P(None, "model") and specs["blocks/1/mlp/up/bias"] == P("model")
-    assert specs["blocks/1/mlp/down/weight"] == P("model", None) and specs["blocks/1/mlp/down/bias"] == P()
-    assert specs["blocks/1/attn/query/weight"] == P(None, "model")
-    assert specs["blocks/1/attn/out/weight"] == P("model", None) and specs["blocks/1/mlp_norm/weight"] == P()
+    assert specs["blocks/1/mlp/up_proj/weight"] == P(None, "model") and specs["blocks/1/mlp/up_proj/bias"] == P("model")
+    assert specs["blocks/1/mlp/down_proj/weight"] == P("model", None) and specs["blocks/1/mlp/down_proj/bias"] == P()
+    assert specs["blocks/1/attn/q_proj/weight"] == P(None, "model")
+    assert specs["blocks/1/attn/o_proj/weight"] == P("model", None) and specs["blocks/1/mlp_norm/weight"] == P()
     assert specs["embedding/token"] == P(), "257 tokens do not divide"
-    other = model_shardings(mesh)
-    assert other("encoder/kernel", (24, 64)).spec == P(None, "model") and other("encoder/kernel", (3, 9)).spec == P()
+    other = model_shardings(mesh).of({"first": np.zeros((24, 64)), "second": np.zeros((3, 9)), "bias": np.zeros(8)})
+    assert {name: place.spec for name, place in other.items()} == {
+        "first": P(None, "model"),
+        "second": P(),
+        "bias": P(),
+    }
     again = place_model(placed, mesh)
     assert all(first is second for first, second in zip(jax.tree.leaves(placed), jax.tree.leaves(again), strict=True))
 

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from jaxinterp.core.errors import UserError
-from jaxinterp.training.tracking import JsonLines, ProgressBar, read_rows
+from jaxinterp.training.progress import ProgressBar
+from jaxinterp.training.tracking import JsonLines, read_rows
 
 
 def test_rows_are_appended_and_a_resumed_run_replaces_what_it_repeats(tmp_path):
@@ -56,7 +57,7 @@ def test_a_full_disk_is_told_once_and_ends_no_run(tmp_path):
     path = tmp_path / "log.jsonl"
     path.symlink_to("/dev/full")
     log = JsonLines(path)
-    with pytest.warns(UserWarning, match=r"log\.jsonl cannot be written \(.*No space left"):
+    with pytest.warns(UserWarning, match=r"log\.jsonl could not be written \(.*No space left"):
         log({"step": 1})
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -72,7 +73,7 @@ def test_half_a_row_is_not_left_behind(tmp_path):
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (30, hard))
     try:
-        with pytest.warns(UserWarning, match="cannot be written"):
+        with pytest.warns(UserWarning, match="could not be written"):
             log({"step": 2, "words": "x" * 40})
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

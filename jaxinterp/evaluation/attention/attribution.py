@@ -60,9 +60,9 @@ def reading(dictionary: Dictionary, attention: Any) -> Reading:
     encoder = dictionary.encoder / dictionary.input_scale
     constant = dictionary.encoder_bias - encoder @ dictionary.input_mean
     if reads.endswith("/out"):
-        if attention.out.bias is not None:
-            constant = constant + encoder @ attention.out.bias.astype(jnp.float32)
-        encoder = encoder @ attention.out.weight.astype(jnp.float32).T
+        if attention.o_proj.bias is not None:
+            constant = constant + encoder @ attention.o_proj.bias.astype(jnp.float32)
+        encoder = encoder @ attention.o_proj.weight.astype(jnp.float32).T
     return Reading(encoder.reshape(encoder.shape[0], attention.heads, -1), constant)
 
 
@@ -91,7 +91,7 @@ def by_source(
       attn_in, pattern: from the trace, `blocks/3/attn/in` and `blocks/3/attn/pattern`. Values are computed again.
     """
     batch, seq, k = indices.shape
-    values = attention.value(attn_in).astype(jnp.float32).reshape(batch, seq, attention.kv_heads, -1)
+    values = attention.v_proj(attn_in).astype(jnp.float32).reshape(batch, seq, attention.kv_heads, -1)
     values = jnp.repeat(values, attention.heads // attention.kv_heads, axis=2)
     vectors = reading.vectors[indices]
 

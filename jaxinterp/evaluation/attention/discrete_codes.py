@@ -38,7 +38,7 @@ def head_contributions(
     layers = []
     for index, block in enumerate(model.blocks):
         z = jnp.einsum("es,eshd->ehd", share, trace[f"blocks/{index}/attn/z"].astype(jnp.float32))
-        write = block.attn.out.weight.astype(jnp.float32).reshape(z.shape[1], z.shape[2], -1)
+        write = block.attn.o_proj.weight.astype(jnp.float32).reshape(z.shape[1], z.shape[2], -1)
         layers.append(jnp.einsum("ehd,hdm->ehm", z, write))
     return jnp.concatenate(layers, axis=1)
 

@@ -36,7 +36,7 @@ def direct_logits(
     if port == "hidden":
         if not isinstance(block.mlp, MLP):
             return None
-        vectors = vectors @ _wide(block.mlp.down.weight)
+        vectors = vectors @ _wide(block.mlp.down_proj.weight)
     if port != "added" and block.mlp_post_norm is not None:
         vectors = vectors * _gain(block.mlp_post_norm)
     if model.final_norm.kind == "layer":
@@ -59,9 +59,9 @@ def neuron_cosines(
     if block is None or not isinstance(block.mlp, MLP):
         return None
     if port == "in":
-        neurons = _wide((block.mlp.up if block.mlp.gate is None else block.mlp.gate).weight).T
+        neurons = _wide((block.mlp.up_proj if block.mlp.gate_proj is None else block.mlp.gate_proj).weight).T
     elif port in ("out", "added"):
-        neurons = _wide(block.mlp.down.weight)
+        neurons = _wide(block.mlp.down_proj.weight)
     elif port == "hidden":
         return unit(vectors)
     else:

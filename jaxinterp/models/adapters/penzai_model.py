@@ -43,15 +43,15 @@ class PenzaiLayers(eqx.Module):
 
 
 class PenzaiMLP(eqx.Module):
-    """A feed-forward layer whose inside can be seen: gated where `gate` is given, dense elsewhere.
+    """A feed-forward layer whose inside can be seen: gated where `gate_proj` is given, dense elsewhere.
 
-    hidden = f(gate(x)) * up(x)   or   f(up(x)),   out = down(hidden)
+    hidden = f(gate_proj(x)) * up_proj(x)   or   f(up_proj(x)),   out = down_proj(hidden)
     """
 
-    gate: Any
-    up: Any
+    gate_proj: Any
+    up_proj: Any
     activation: Any
-    down: Any
+    down_proj: Any
 
     def __call__(
         self, x: Float[Array, "*axes d_model"], *, tap: Tap = no_tap, rules: Rules = EXACT
@@ -63,35 +63,39 @@ class PenzaiMLP(eqx.Module):
     ) -> Float[Array, "*axes d_mlp"]:
         """What the down projection reads."""
         check_rules(rules, "Penzai")
-        value = _named(x)
-        pre = tap("pre", _plain((self.up if self.gate is None else self.gate)(value), "neurons"))
+        first = self.up_proj if self.gate_proj is None else self.gate_proj
+        pre = tap("pre", _projected(first, x, "embedding", "neurons"))
         hidden = _plain(self.activation(_named(pre, "neurons")), "neurons")
-        if self.gate is not None:
-            hidden = hidden * tap("up", _plain(self.up(value), "neurons"))
+        if self.gate_proj is not None:
+            hidden = hidden * tap("up", _projected(self.up_proj, x, "embedding", "neurons"))
         return tap("hidden", hidden)
 
     def write(self, hidden: Float[Array, "*axes d_mlp"]) -> Float[Array, "*axes d_model"]:
         """The down projection."""
-        return _plain(self.down(_named(hidden, "neurons")))
+        return _projected(self.down_proj, hidden, "neurons", "embedding")
+
+    def projections(self) -> tuple[str, ...]:
+        """The fields of its linear maps; those of attention work on axes of heads and stay inside."""
+        return ("up_proj", "down_proj") if self.gate_proj is None else ("gate_proj", "up_proj", "down_proj")
 
 
 class PenzaiAttention(eqx.Module):
-    """An attention layer whose pattern and heads can be seen; `combine` mixes values, `out` is the output projection.
+    """An attention layer whose pattern and heads can be seen; `combine` mixes values.
 
     Named arrays: `pattern` [batch, heads, seq, seq] (query, key) and `z` [batch, seq, heads, head_dim].
     """
 
-    query: Any
-    key: Any
-    value: Any
+    q_proj: Any
+    k_proj: Any
+    v_proj: Any
     compare: Any
     combine: Any
-    out: Any
+    o_proj: Any
 
     def __call__(self, x: Float[Array, "batch seq d_model"], *, tap: Tap = no_tap) -> Float[Array, "batch seq d_model"]:
         value = _named(x)
         side = _side_inputs(value)
-        query, key, values = (layer(value, **side) for layer in (self.query, self.key, self.value))
+        query, key, values = (layer(value, **side) for layer in (self.q_proj, self.k_proj, self.v_proj))
         named_pattern = self.compare((query, key), **side)
         heads = {axis: named_pattern.named_shape[axis] for axis in HEAD_AXES if axis in named_pattern.named_shape}
         batch, seq = x.shape[:2]
@@ -103,7 +107,7 @@ class PenzaiAttention(eqx.Module):
         named_z = self.combine((named_pattern, values), **side)
         z = named_z.unwrap("batch", "seq", *heads, "projection")
         z = tap("z", z.reshape(batch, seq, -1, z.shape[-1])).reshape(z.shape)
-        return _plain(self.out(pz.nx.wrap(z).tag("batch", "seq", *heads, "projection"), **side))
+        return _plain(self.o_proj(pz.nx.wrap(z).tag("batch", "seq", *heads, "projection"), **side))
 
 
 class PenzaiBlock(eqx.Module):
@@ -274,6 +278,11 @@ def _plain(value: pz.nx.NamedArray, axis: str = "embedding") -> Array:
 def _leading(count: int) -> tuple[str, ...]:
     names = (*(f"axis_{index}" for index in range(count - 2)), "batch", "seq")
     return names[len(names) - count :]
+
+
+def _projected(layer: Any, x: Array, reads: str, writes: str) -> Array:
+    """A projection of x: a layer of Penzai's, between the named axes, or what replaced it, on plain arrays."""
+    return _plain(layer(_named(x, reads)), writes) if isinstance(layer, pz.nn.Layer) else layer(x)
 
 
 def _side_inputs(value: pz.nx.NamedArray) -> dict[str, Any]:

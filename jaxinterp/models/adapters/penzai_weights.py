@@ -103,7 +103,11 @@ def _llamalike(model: Transformer) -> tuple[TransformerLM, Arrays]:
         norms = {"pre_attention_norm": block.attn_norm, "pre_ffw_norm": block.mlp_norm}
         if block.attn_post_norm is not None and block.mlp_post_norm is not None:
             norms |= {"post_attention_norm": block.attn_post_norm, "post_ffw_norm": block.mlp_post_norm}
-        mlps = {"gating_linear": block.mlp.gate, "value_linear": block.mlp.up, "out_linear": block.mlp.down}
+        mlps = {
+            "gating_linear": block.mlp.gate_proj,
+            "value_linear": block.mlp.up_proj,
+            "out_linear": block.mlp.down_proj,
+        }
         part = {f"{name}/scale.weights": _scale(norm) for name, norm in norms.items()}
         part |= {f"mlp/{name}.weights": _matrix(linear, name == "out_linear") for name, linear in mlps.items()}
         part |= {f"attention/{name}.weights": weight for name, (weight, _) in _attention(block.attn, config).items()}
@@ -141,7 +145,7 @@ def _gpt_neox(model: Transformer) -> tuple[TransformerLM, Arrays]:
         part: Arrays = {}
         for name, norm in {"pre_attention_norm": block.attn_norm, "pre_ffw_norm": block.mlp_norm}.items():
             part |= {f"{name}/scale.weights": _scale(norm), f"{name}/shift.bias": _shift(norm)}
-        for name, linear in {"in": block.mlp.up, "out": block.mlp.down}.items():
+        for name, linear in {"in": block.mlp.up_proj, "out": block.mlp.down_proj}.items():
             axis = "embedding" if name == "out" else "neurons"
             part[f"mlp/{name}/Linear.weights"] = _matrix(linear, name == "out")
             part[f"mlp/{name}/AddBias.bias"] = _tag(linear.bias, axis)
@@ -178,12 +182,12 @@ def _attention(attention: Any, config: TransformerConfig) -> dict[str, tuple[pz.
         bias = None if linear.bias is None else _tag(linear.bias.reshape(sizes), *names)
         return _tag(linear.weight.reshape(config.d_model, *sizes), "embedding", *names), bias
 
-    out = attention.out.weight.reshape(*query.values(), config.head_dim, config.d_model)
-    out_bias = None if attention.out.bias is None else _tag(attention.out.bias, "embedding")
+    out = attention.o_proj.weight.reshape(*query.values(), config.head_dim, config.d_model)
+    out_bias = None if attention.o_proj.bias is None else _tag(attention.o_proj.bias, "embedding")
     return {
-        "query": split(attention.query, query),
-        "key": split(attention.key, key),
-        "value": split(attention.value, key),
+        "query": split(attention.q_proj, query),
+        "key": split(attention.k_proj, key),
+        "value": split(attention.v_proj, key),
         "output": (_tag(out, *query, "projection", "embedding"), out_bias),
     }
 

@@ -33,7 +33,7 @@ def stacked(sublayer: str, maps: tuple[str, ...], name: str, layout: Layout) -> 
     }
 
 
-QUERY_KEY_VALUE = ("query", "key", "value")
+QUERY_KEY_VALUE = ("q_proj", "k_proj", "v_proj")
 
 LLAMA_TENSORS: LeafTable = {
     "embedding/token": ("model.embed_tokens.weight", PLAIN),
@@ -42,16 +42,16 @@ LLAMA_TENSORS: LeafTable = {
     **block(
         {
             "attn_norm": ("input_layernorm", PLAIN),
-            "attn/query": ("self_attn.q_proj", TRANSPOSED),
-            "attn/key": ("self_attn.k_proj", TRANSPOSED),
-            "attn/value": ("self_attn.v_proj", TRANSPOSED),
-            "attn/out": ("self_attn.o_proj", TRANSPOSED),
+            "attn/q_proj": ("self_attn.q_proj", TRANSPOSED),
+            "attn/k_proj": ("self_attn.k_proj", TRANSPOSED),
+            "attn/v_proj": ("self_attn.v_proj", TRANSPOSED),
+            "attn/o_proj": ("self_attn.o_proj", TRANSPOSED),
             "attn/query_norm": ("self_attn.q_norm", PLAIN),
             "attn/key_norm": ("self_attn.k_norm", PLAIN),
             "mlp_norm": ("post_attention_layernorm", PLAIN),
-            "mlp/gate": ("mlp.gate_proj", TRANSPOSED),
-            "mlp/up": ("mlp.up_proj", TRANSPOSED),
-            "mlp/down": ("mlp.down_proj", TRANSPOSED),
+            "mlp/gate_proj": ("mlp.gate_proj", TRANSPOSED),
+            "mlp/up_proj": ("mlp.up_proj", TRANSPOSED),
+            "mlp/down_proj": ("mlp.down_proj", TRANSPOSED),
         },
         "model.layers",
     ),
@@ -85,7 +85,7 @@ PHI3_TENSORS: LeafTable = {
     **block(
         {
             **stacked("attn", QUERY_KEY_VALUE, "self_attn.qkv_proj", TRANSPOSED),
-            **stacked("mlp", ("gate", "up"), "mlp.gate_up_proj", TRANSPOSED),
+            **stacked("mlp", ("gate_proj", "up_proj"), "mlp.gate_up_proj", TRANSPOSED),
         },
         "model.layers",
     ),
@@ -100,10 +100,10 @@ GPT2_TENSORS: LeafTable = {
         {
             "attn_norm": ("ln_1", PLAIN),
             **stacked("attn", QUERY_KEY_VALUE, "attn.c_attn", PLAIN),
-            "attn/out": ("attn.c_proj", PLAIN),
+            "attn/o_proj": ("attn.c_proj", PLAIN),
             "mlp_norm": ("ln_2", PLAIN),
-            "mlp/up": ("mlp.c_fc", PLAIN),
-            "mlp/down": ("mlp.c_proj", PLAIN),
+            "mlp/up_proj": ("mlp.c_fc", PLAIN),
+            "mlp/down_proj": ("mlp.c_proj", PLAIN),
         },
         "transformer.h",
     ),
@@ -116,13 +116,13 @@ GPT_NEOX_TENSORS: LeafTable = {
     **block(
         {
             "attn_norm": ("input_layernorm", PLAIN),
-            "attn/query": ("attention.query_key_value", Layout(transposed=True, order="interleaved", part=0)),
-            "attn/key": ("attention.query_key_value", Layout(transposed=True, order="interleaved", part=1)),
-            "attn/value": ("attention.query_key_value", Layout(transposed=True, order="interleaved", part=2)),
-            "attn/out": ("attention.dense", TRANSPOSED),
+            "attn/q_proj": ("attention.query_key_value", Layout(transposed=True, order="interleaved", part=0)),
+            "attn/k_proj": ("attention.query_key_value", Layout(transposed=True, order="interleaved", part=1)),
+            "attn/v_proj": ("attention.query_key_value", Layout(transposed=True, order="interleaved", part=2)),
+            "attn/o_proj": ("attention.dense", TRANSPOSED),
             "mlp_norm": ("post_attention_layernorm", PLAIN),
-            "mlp/up": ("mlp.dense_h_to_4h", TRANSPOSED),
-            "mlp/down": ("mlp.dense_4h_to_h", TRANSPOSED),
+            "mlp/up_proj": ("mlp.dense_h_to_4h", TRANSPOSED),
+            "mlp/down_proj": ("mlp.dense_4h_to_h", TRANSPOSED),
         },
         "gpt_neox.layers",
     ),
@@ -135,13 +135,13 @@ BERT_TENSORS: LeafTable = {
     **linear("embedding/norm", "bert.embeddings.LayerNorm", PLAIN),
     **block(
         {
-            "attn/query": ("attention.self.query", TRANSPOSED),
-            "attn/key": ("attention.self.key", TRANSPOSED),
-            "attn/value": ("attention.self.value", TRANSPOSED),
-            "attn/out": ("attention.output.dense", TRANSPOSED),
+            "attn/q_proj": ("attention.self.query", TRANSPOSED),
+            "attn/k_proj": ("attention.self.key", TRANSPOSED),
+            "attn/v_proj": ("attention.self.value", TRANSPOSED),
+            "attn/o_proj": ("attention.output.dense", TRANSPOSED),
             "attn_sum_norm": ("attention.output.LayerNorm", PLAIN),
-            "mlp/up": ("intermediate.dense", TRANSPOSED),
-            "mlp/down": ("output.dense", TRANSPOSED),
+            "mlp/up_proj": ("intermediate.dense", TRANSPOSED),
+            "mlp/down_proj": ("output.dense", TRANSPOSED),
             "mlp_sum_norm": ("output.LayerNorm", PLAIN),
         },
         "bert.encoder.layer",

@@ -43,14 +43,14 @@ TENSORS: LeafTable = {
     "final_norm/weight": ("output_norm.weight", PLAIN),
     "unembedding/weight": ("output.weight", TRANSPOSED),
     "blocks/*/attn_norm/weight": ("blk.*.attn_norm.weight", PLAIN),
-    "blocks/*/attn/query/weight": ("blk.*.attn_q.weight", Layout(transposed=True, order="rotary_pairs")),
-    "blocks/*/attn/key/weight": ("blk.*.attn_k.weight", Layout(transposed=True, order="rotary_pairs")),
-    "blocks/*/attn/value/weight": ("blk.*.attn_v.weight", TRANSPOSED),
-    "blocks/*/attn/out/weight": ("blk.*.attn_output.weight", TRANSPOSED),
+    "blocks/*/attn/q_proj/weight": ("blk.*.attn_q.weight", Layout(transposed=True, order="rotary_pairs")),
+    "blocks/*/attn/k_proj/weight": ("blk.*.attn_k.weight", Layout(transposed=True, order="rotary_pairs")),
+    "blocks/*/attn/v_proj/weight": ("blk.*.attn_v.weight", TRANSPOSED),
+    "blocks/*/attn/o_proj/weight": ("blk.*.attn_output.weight", TRANSPOSED),
     "blocks/*/mlp_norm/weight": ("blk.*.ffn_norm.weight", PLAIN),
-    "blocks/*/mlp/gate/weight": ("blk.*.ffn_gate.weight", TRANSPOSED),
-    "blocks/*/mlp/up/weight": ("blk.*.ffn_up.weight", TRANSPOSED),
-    "blocks/*/mlp/down/weight": ("blk.*.ffn_down.weight", TRANSPOSED),
+    "blocks/*/mlp/gate_proj/weight": ("blk.*.ffn_gate.weight", TRANSPOSED),
+    "blocks/*/mlp/up_proj/weight": ("blk.*.ffn_up.weight", TRANSPOSED),
+    "blocks/*/mlp/down_proj/weight": ("blk.*.ffn_down.weight", TRANSPOSED),
 }
 
 

@@ -12,7 +12,7 @@ from jaxinterp.models.families.configs import family_config, family_of
 from jaxinterp.models.files.gguf_file import gguf_config, open_gguf
 from jaxinterp.models.files.subject import OWN_FORM, read_own_config
 from jaxinterp.models.files.tokenizer import read_json
-from jaxinterp.models.files.weights import Shardings, sharding_of, skeleton
+from jaxinterp.models.files.weights import Shardings, shardings_of, skeleton
 from jaxinterp.models.files.wheels import installed_path
 from jaxinterp.models.load import KNOWN, TINY
 from jaxinterp.models.tiny import tiny_subject
@@ -57,8 +57,9 @@ def model_shapes(source: str | Path, *, dtype: Any = jnp.bfloat16, sharding: Sha
       UserError: there is no such source, or its configuration is not supported.
     """
     whole = tiny_subject().model if source == TINY else skeleton(_config(source))
+    placed = shardings_of(whole, sharding)
     leaves = {
-        name: jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=sharding_of(name, leaf.shape, sharding))
+        name: jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=placed[name])
         for name, leaf in named_leaves(whole).items()
     }
     return fill_leaves(whole, leaves)

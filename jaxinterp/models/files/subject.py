@@ -2,7 +2,7 @@
 
 Our own form is a directory:
 
-    model.safetensors    every leaf under its own name (`blocks/0/mlp/up/weight`), laid out as it is in memory
+    model.safetensors    every leaf under its own name (`blocks/0/mlp/up_proj/weight`), laid out as it is in memory
     jaxinterp.json       the configuration, field by field, and what begins and ends a document
     tokenizer.json       where the subject has a tokenizer
 
@@ -19,7 +19,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from safetensors.numpy import save_file
 
 from jaxinterp.core.errors import UserError, suggest
 from jaxinterp.core.trees import named_leaves
@@ -29,9 +28,11 @@ from jaxinterp.models.files.weights import Shardings, leaf_shapes, load_model
 from jaxinterp.models.layers import RopeScaling
 from jaxinterp.models.sites import LanguageModel
 from jaxinterp.models.transformer import Transformer, TransformerConfig
+from jaxinterp.storage.files import write_arrays, write_text
 
 OWN_FORM = "jaxinterp.json"
-VERSION = 1
+VERSION = 2
+"""1: projections were called `mlp/up` and `attn/out`, now `mlp/up_proj` and `attn/o_proj`."""
 
 
 @dataclass(frozen=True)
@@ -62,18 +63,18 @@ def save_subject(subject: Subject, directory: str | Path) -> None:
                 f"leaf {name!r} is not what the model's configuration describes: a model with a replaced leaf cannot "
                 "be saved as a subject; save what replaced it on its own."
             )
-    directory.mkdir(parents=True, exist_ok=True)
-    arrays = {name: np.ascontiguousarray(jax.device_get(leaf)) for name, leaf in leaves.items()}
-    save_file(arrays, directory / "model.safetensors")
+    write_arrays(
+        directory / "model.safetensors", {name: np.asarray(jax.device_get(leaf)) for name, leaf in leaves.items()}
+    )
     description: dict[str, Any] = {
         "version": VERSION,
         "name": subject.name,
         "config": dataclasses.asdict(subject.model.config),
     }
     if subject.tokenizer is not None:
-        subject.tokenizer.backend.save(str(directory / "tokenizer.json"))
+        write_text(directory / "tokenizer.json", subject.tokenizer.backend.to_str(pretty=True))
         description["tokenizer"] = {"begin": subject.tokenizer.begin, "end": subject.tokenizer.end}
-    (directory / OWN_FORM).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
+    write_text(directory / OWN_FORM, json.dumps(description, indent=2) + "\n")
 
 
 def load_own(directory: Path, dtype: Any, sharding: Shardings = None) -> Subject:
@@ -109,6 +110,11 @@ def _read_description(directory: Path) -> dict[str, Any]:
     for name in ("version", "name", "config"):
         if name not in description:
             raise UserError(f"{where}: field {name!r} is missing.")
+    if description["version"] == 1:
+        raise UserError(
+            f"{where}: version=1 names projections 'mlp/up' and 'attn/out', this version 'mlp/up_proj' and "
+            "'attn/o_proj': train the model again, or read it with the version that wrote it."
+        )
     if description["version"] != VERSION:
         raise UserError(f"{where}: version={description['version']!r} is not supported; supported: {VERSION}.")
     if not isinstance(description["config"], dict) or not isinstance(description["name"], str):

@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -22,9 +22,18 @@ from jaxinterp.models.transformer import Transformer, TransformerConfig, initial
 
 Rows = slice | np.ndarray
 Sharding = jax.sharding.Sharding
-Shardings = Sharding | Callable[[str, tuple[int, ...]], Sharding] | None
-"""None: the default device. A sharding: for every leaf. A function: from a leaf's name and shape to its
-sharding."""
+
+
+@runtime_checkable
+class Placement(Protocol):
+    """Says where every leaf of a model lies: `of(model)` maps each leaf's name to its sharding."""
+
+    def of(self, model: Any) -> Mapping[str, Sharding]: ...
+
+
+Shardings = Sharding | Placement | Callable[[str, tuple[int, ...]], Sharding] | None
+"""None: the default device. A sharding: for every leaf. A placement (`training.mesh.model_shardings`) or a function
+from a leaf's name and shape: the sharding of each leaf."""
 
 
 @dataclass(frozen=True)
@@ -154,7 +163,7 @@ def load_model(
       where: the file or directory, for messages.
       buffers: a regular expression for tensors that carry no weights (masks, rotary frequencies).
       dtype: of every leaf.
-      sharding: one sharding for all leaves, a function from a leaf's name and shape to its sharding, or None.
+      sharding: one sharding for all leaves, a placement, a function from a leaf's name and shape, or None.
     Raises:
       UserError: a tensor is missing, unknown, of the wrong shape or of a type that holds no plain numbers.
     """
@@ -162,6 +171,7 @@ def load_model(
         raise UserError(f"{where}: the configuration has layers={config.layers}, but there are {len(tensors)} tensors.")
     whole = skeleton(config)
     shapes = {name: leaf.shape for name, leaf in named_leaves(whole).items()}
+    placed = shardings_of(whole, sharding)
     sources: dict[str, tuple[StoredTensor, Layout]] = {}
     used = set()
     for name, shape in shapes.items():
@@ -171,14 +181,11 @@ def load_model(
         sources[name] = tensors[tensor_name], layout.sized(name, shapes)
         used.add(tensor_name)
         check_leaf(*sources[name], shape)
-        _check_sharding(name, shape, sharding)
+        _check_sharding(name, shape, placed[name])
     refuse_unknown(tensors, used, buffers, where)
     return fill_leaves(
         whole,
-        {
-            name: _place(*sources[name], shape, config.head_dim, dtype, sharding_of(name, shape, sharding))
-            for name, shape in shapes.items()
-        },
+        {name: _place(*sources[name], shape, config.head_dim, dtype, placed[name]) for name, shape in shapes.items()},
     )
 
 
@@ -201,18 +208,23 @@ def refuse_unknown(tensors: Collection[str], used: Collection[str], buffers: str
 
 def default_dtype(sharding: Shardings = None) -> Any:
     """float32 on CPU (XLA's CPU bfloat16 is slower), bfloat16 on TPU and GPU."""
-    example = sharding_of("embedding/token", (), sharding)
+    token = {"embedding": {"token": jax.ShapeDtypeStruct((), jnp.float32)}}
+    example = shardings_of(token, sharding)["embedding/token"]
     device: Any = jax.devices()[0] if example is None else next(iter(example.device_set))
     return jnp.float32 if device.platform == "cpu" else jnp.bfloat16
 
 
-def sharding_of(name: str, shape: tuple[int, ...], sharding: Shardings) -> Sharding | None:
-    """The sharding of the leaf called `name`."""
-    return sharding if sharding is None or isinstance(sharding, Sharding) else sharding(name, shape)
+def shardings_of(model: Any, sharding: Shardings) -> dict[str, Sharding | None]:
+    """The sharding of every leaf of a model (of arrays or shapes), by name."""
+    if isinstance(sharding, Placement):
+        return dict(sharding.of(model))
+    leaves = named_leaves(model)
+    if sharding is None or isinstance(sharding, Sharding):
+        return dict.fromkeys(leaves, sharding)
+    return {name: sharding(name, leaf.shape) for name, leaf in leaves.items()}
 
 
-def _check_sharding(name: str, shape: tuple[int, ...], sharding: Shardings) -> None:
-    wanted = sharding_of(name, shape, sharding)
+def _check_sharding(name: str, shape: tuple[int, ...], wanted: Sharding | None) -> None:
     if wanted is not None:
         try:
             wanted.shard_shape(shape)

@@ -45,7 +45,7 @@ GROUPED = TransformerConfig(
 
 def biased(model):
     """The biases of attention, which start at 0, made visible."""
-    places = lambda model: [bias for block in model.blocks for bias in (block.attn.value.bias, block.attn.out.bias)]
+    places = lambda model: [bias for block in model.blocks for bias in (block.attn.v_proj.bias, block.attn.o_proj.bias)]
     noise = [jax.random.normal(jax.random.key(n), bias.shape) for n, bias in enumerate(places(model))]
     return eqx.tree_at(places, model, noise)
 
@@ -104,7 +104,7 @@ def test_values_of_the_wrong_group_do_not_add_up(name):
 
     def swap(attention):
         turned = lambda array: jnp.roll(array, array.shape[-1] // attention.kv_heads, axis=-1)
-        value = attention.value
+        value = attention.v_proj
         bias = None if value.bias is None else turned(value.bias)
         return eqx.tree_at(lambda a: a.value, attention, type(value)(turned(value.weight), bias))
 

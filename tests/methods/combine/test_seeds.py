@@ -52,7 +52,7 @@ def uses_of_the_model(method):
     """How often the model's up projection is multiplied by in the training program of one step."""
     model, mesh, sites = subject().model, make_mesh(), method.needs(SITE)
     recipe = method.recipe(20)
-    shape = model.blocks[1].mlp.up.weight.shape
+    shape = model.blocks[1].mlp.up_proj.weight.shape
     assert shape == (64, 128) and 96 not in shape
     windows = {"tokens": jnp.zeros((8, 32), jnp.int32), "weight": jnp.ones((8, 32))}
     buffer = Rows({name: jnp.ones((8, 128, 64)) for name in sites.names()}, jnp.ones((8, 128)))

@@ -49,7 +49,7 @@ def test_own_form_destroys_nothing(tmp_path: Path) -> None:
 def test_a_model_with_a_replaced_leaf_is_not_saved(tmp_path: Path) -> None:
     subject = load(GOLDENS / "llama")
     replaced = eqx.tree_at(lambda model: model.blocks[1].mlp, subject.model, eqx.nn.Identity())
-    with pytest.raises(UserError, match="leaf 'blocks/1/mlp/gate/weight' is not what the model's configuration"):
+    with pytest.raises(UserError, match="leaf 'blocks/1/mlp/gate_proj/weight' is not what the model's configuration"):
         save_subject(dataclasses.replace(subject, model=replaced), tmp_path / "own")
     assert not (tmp_path / "own").exists()
 
@@ -57,7 +57,8 @@ def test_a_model_with_a_replaced_leaf_is_not_saved(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"version": 2}, r"version=2 is not supported; supported: 1"),
+        ({"version": 3}, r"version=3 is not supported; supported: 2"),
+        ({"version": 1}, r"version=1 names projections 'mlp/up' and 'attn/out', this version 'mlp/up_proj'"),
         ({"name": None}, r"config should be an object and name a string"),
         ({"config": {"d_modl": 4}}, r"config has an unknown field d_modl=4\. Did you mean 'd_model'"),
         ({"config": {}}, r"config field vocab_size is missing"),

@@ -1,0 +1,1 @@
+"""Causes: patch, attribute, find circuits, steer, and tell what each claim is worth."""

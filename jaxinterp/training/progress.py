@@ -1,0 +1,157 @@
+"""How far a run is: a bar on a terminal or in a notebook; elsewhere (a pipe, a file) a line every ten seconds.
+
+with progress_of(steps) as shown:     shown(row) after every logged step
+with waiting("scoring"):              for work that says nothing by itself
+"""
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from typing import Any, Protocol, runtime_checkable
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, ProgressColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.text import Text
+
+EVERY = 10.0
+"""Seconds between two lines where there is no terminal."""
+
+
+@runtime_checkable
+class Shown(Protocol):
+    """Shows a run while it is open; called with a row of plain numbers at every logged step."""
+
+    def __enter__(self) -> Any: ...
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None: ...
+    def __call__(self, row: Mapping[str, Any]) -> None: ...
+
+
+def progress_of(steps: int, description: str = "training", *, shown: bool = True, every: float = EVERY) -> Shown:
+    """What shows a run of so many steps: a bar, or lines where standard output is no terminal; nothing unless shown."""
+    if not shown:
+        return _Silent()
+    console = Console()
+    if console.is_terminal or console.is_jupyter:
+        return ProgressBar(steps, description)
+    return ProgressLines(steps, description, every=every)
+
+
+@contextmanager
+def waiting(what: str, *, every: float = EVERY) -> Iterator[None]:
+    """Say what is being done, and where there is no terminal that it still is, every ten seconds."""
+    clock = time.perf_counter()
+    print(f"{what} ...", flush=True)
+    with nullcontext() if Console().is_terminal else _Beat(every, lambda: f"{what}: {_seconds(clock)} s so far"):
+        yield
+
+
+class _Silent:
+    def __enter__(self) -> "_Silent":
+        return self
+
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None: ...
+
+    def __call__(self, row: Mapping[str, Any]) -> None: ...
+
+
+class ProgressLines:
+    """A line of plain text every few seconds; none for a run that is over before the first is due."""
+
+    def __init__(self, steps: int, description: str = "training", *, every: float = EVERY):
+        self._steps, self._description = steps, description
+        self._row: Mapping[str, Any] | None = None
+        self._clock = time.perf_counter()
+        self._beat = _Beat(every, self._line)
+        self._first: tuple[float, int] | None = None
+
+    def __enter__(self) -> "ProgressLines":
+        self._clock = time.perf_counter()
+        self._beat.__enter__()
+        return self
+
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        self._beat.__exit__(kind, error, trace)
+        if self._beat.beats and error is None and self._row is not None:
+            print(self._line(), flush=True)
+
+    def __call__(self, row: Mapping[str, Any]) -> None:
+        self._row = dict(row)
+        self._first = self._first or (time.perf_counter(), int(row["step"]))
+
+    def _line(self) -> str:
+        if self._row is None or self._first is None:
+            return f"{self._description}: harvesting and compiling, {_seconds(self._clock)} s so far"
+        since, first = self._first
+        done = int(self._row["step"])
+        rate = (time.perf_counter() - since) / (done - first) if done > first else None
+        left = "" if rate is None or done >= self._steps else f", about {rate * (self._steps - done):.0f} s left"
+        return f"{self._description}: step {done:,} of {self._steps:,}, {in_words(self._row)}{left}"
+
+
+class ProgressBar:
+    """A bar with tokens, tokens per second, FVU, L0, dead features and the time left."""
+
+    def __init__(self, steps: int, description: str = "training"):
+        self._progress = Progress(
+            TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), _Numbers(), TimeRemainingColumn()
+        )
+        self._task = self._progress.add_task(description, total=steps)
+
+    def __enter__(self) -> "ProgressBar":
+        self._progress.start()
+        return self
+
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        task = self._progress.tasks[0]
+        if error is None and not task.fields.get("row"):  # a finished run was resumed
+            self._progress.update(self._task, completed=task.total, row={}, description="already trained")
+        self._progress.stop()
+
+    def __call__(self, row: Mapping[str, Any]) -> None:
+        self._progress.update(self._task, completed=row["step"], row=dict(row))
+
+
+class _Numbers(ProgressColumn):
+    """The latest row, in words."""
+
+    def render(self, task: Any) -> Text:
+        row = task.fields.get("row")
+        if not row:
+            return Text("compiling" if row is None else "")
+        return Text(in_words(row))
+
+
+def in_words(row: Mapping[str, Any]) -> str:
+    """`410k tokens  2,512/s  FVU 0.181  L0 32.0  dead 0.2%`: of the numbers of a row, those that it has."""
+    parts = [f"{row['tokens'] / 1e3:,.0f}k tokens", f"{row['tokens_per_second']:,.0f}/s"]
+    parts += [f"{label} {row[name]:.3f}" for label, name in (("FVU", "fvu"), ("loss", "loss")) if name in row][:1]
+    parts += [f"L0 {row['l0']:.1f}"] if "l0" in row else []
+    parts += [f"dead {row['dead_fraction']:.1%}"] if "dead_fraction" in row else []
+    return "  ".join(parts)
+
+
+class _Beat:
+    """Prints a line every few seconds, from a thread of its own, while it is open."""
+
+    def __init__(self, every: float, line: Callable[[], str]):
+        self._every, self._line, self.beats = every, line, 0
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def _run(self) -> None:
+        while not self._over.wait(self._every):
+            self.beats += 1
+            print(self._line(), flush=True)
+
+    def __enter__(self) -> "_Beat":
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        self._over.set()
+        self._thread.join()
+
+
+def _seconds(since: float) -> str:
+    return f"{time.perf_counter() - since:.0f}"

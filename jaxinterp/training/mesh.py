@@ -23,7 +23,7 @@ from jax.sharding import PartitionSpec as P
 from jaxinterp.core.errors import UserError
 from jaxinterp.core.fields import like_parameters, per_feature, per_token
 from jaxinterp.core.protocols import MethodState
-from jaxinterp.core.trees import path_name
+from jaxinterp.core.trees import named_leaves, path_name
 from jaxinterp.kernels.sharded import SPREAD, spread_evenly
 from jaxinterp.models.layers import cut_axes
 

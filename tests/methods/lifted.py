@@ -95,7 +95,7 @@ class WriteDirections:
 
     def recipe(self, steps):
         def solve(key, sample, model):
-            weight = np.asarray(model.blocks[self.layer].mlp.down.weight, np.float64)
+            weight = np.asarray(model.blocks[self.layer].mlp.down_proj.weight, np.float64)
             _, sizes, directions = np.linalg.svd(weight, full_matrices=False)
             return Parts(sizes[:, None] * directions, np.zeros(weight.shape[1]))
 

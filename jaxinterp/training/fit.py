@@ -30,7 +30,7 @@ from jaxinterp.training.record import brings_code, describe
 from jaxinterp.training.state import Schedules, TrainState
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Fit:
     """What training returns: the decomposition, one row of numbers per logging interval, and the whole last state.
 
@@ -40,6 +40,13 @@ class Fit:
     decomposition: Any
     history: list[dict[str, Any]]
     state: TrainState
+
+    def __repr__(self) -> str:
+        """One line: `Fit(Dictionary, 44 rows, step 440: fvu 0.173)`."""
+        last = self.history[-1] if self.history else {}
+        numbers = ", ".join(f"{name} {last[name]:.3g}" for name in ("fvu", "loss", "l0") if name in last)
+        step = f", step {last['step']}: {numbers}" if last else ""
+        return f"Fit({type(self.decomposition).__name__}, {len(self.history)} rows{step})"
 
 
 def fit(

@@ -7,6 +7,7 @@ Where a tokenizer comes from: a `tokenizer.json` (Hugging Face and our own form)
 
 import hashlib
 import json
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -159,6 +160,13 @@ def tokenizer_from_file(path: str | Path) -> Tokenizer:
         beside = path.with_name(name)
         if beside.is_file():
             settings |= {key: value for key, value in read_json(beside).items() if value is not None}
+    asked = read_json(beside) if (beside := path.with_name("tokenizer_config.json")).is_file() else {}
+    if asked.get("add_bos_token") and asked.get("bos_token", "") is None:
+        warnings.warn(
+            f"{beside}: add_bos_token is true, but bos_token is null: no begin token is added, as in transformers.",
+            stacklevel=2,
+        )
+        settings = {key: value for key, value in settings.items() if key not in ("bos_token_id", "add_bos_token")}
     begin, end = (_first_id(backend, settings, names) for names in (("bos", "cls"), ("eos", "sep")))
     added = backend.encode("", add_special_tokens=True).ids  # what the file's own post-processor adds
     prepends = (begin is not None and begin in added[:1]) or bool(settings.get("add_bos_token"))

@@ -70,6 +70,7 @@ def patched(model: Any, leaf: str, old: Any, z_context: Array, z: Array, shift: 
 def main(config: Config) -> None:
     """Patch, compare, write `results.json`."""
     subject = load(config.model)
+    original: Any = subject.model
     train, _ = load_text(config.text, subject.tokenizer, seq=config.length, max_tokens=200_000)
     rows = take(train, config.contexts * config.length, rows=config.contexts)[0]["tokens"]
     results = []
@@ -77,13 +78,13 @@ def main(config: Config) -> None:
         query = jnp.asarray(row[None, -1:])
         wanted, whole_logits = streams(subject.model, jnp.asarray(row[None]))
         _, alone_logits = streams(subject.model, query)
-        model = subject.model
+        model = original
         for layer in range(len(model.blocks)):
             leaf = f"blocks/{layer}/mlp"
             own, _ = streams(model, query)
             shift = wanted[f"blocks/{layer}/resid/mid"] - own[f"blocks/{layer}/resid/mid"]
-            reads = wanted[f"{leaf}/in"][0], own[f"{leaf}/in"][0]
-            model = patched(model, leaf, subject.model.blocks[layer].mlp, *reads, shift[0])
+            pair = wanted[f"{leaf}/in"][0], own[f"{leaf}/in"][0]
+            model = patched(model, leaf, original.blocks[layer].mlp, *pair, shift[0])
         _, logits = streams(model, query)
         scale = float(jnp.abs(whole_logits).max())
         # One row a length of context: the last i tokens before the query, then the query, then padding.
@@ -92,7 +93,7 @@ def main(config: Config) -> None:
             lengths[i, : i + 1] = row[config.length - 1 - i :]
         reads = grown(subject.model, jnp.asarray(lengths))
         slopes = []
-        for layer, block in enumerate(subject.model.blocks):
+        for layer, block in enumerate(original.blocks):
             z = reads[f"blocks/{layer}/mlp/in"]
             first = block.mlp.up_proj if block.mlp.gate_proj is None else block.mlp.gate_proj
             steps = np.asarray(context.token_updates(first.weight, z, z[0]))[1:]

@@ -28,12 +28,12 @@ from jaxinterp.methods.factor import regression
 from jaxinterp.models.load import load
 from jaxinterp.models.sites import run
 
-CAPITALS = """France:Paris Germany:Berlin Italy:Rome Spain:Madrid Portugal:Lisbon Japan:Tokyo China:Beijing Russia:Moscow
-Egypt:Cairo Greece:Athens Austria:Vienna Poland:Warsaw Hungary:Budapest Ireland:Dublin Norway:Oslo Sweden:Stockholm
-Finland:Helsinki Denmark:Copenhagen Belgium:Brussels Turkey:Ankara Iran:Tehran Iraq:Baghdad Syria:Damascus
-Lebanon:Beirut Kenya:Nairobi Cuba:Havana Peru:Lima Chile:Santiago Canada:Ottawa Australia:Canberra Thailand:Bangkok
-Vietnam:Hanoi Ukraine:Kyiv Romania:Bucharest Bulgaria:Sofia Serbia:Belgrade Croatia:Zagreb Nepal:Kathmandu
-Ethiopia:Addis Pakistan:Islamabad"""
+CAPITALS = """France:Paris Germany:Berlin Italy:Rome Spain:Madrid Portugal:Lisbon Japan:Tokyo China:Beijing
+Russia:Moscow Egypt:Cairo Greece:Athens Austria:Vienna Poland:Warsaw Hungary:Budapest Ireland:Dublin
+Norway:Oslo Sweden:Stockholm Finland:Helsinki Denmark:Copenhagen Belgium:Brussels Turkey:Ankara
+Iran:Tehran Iraq:Baghdad Syria:Damascus Lebanon:Beirut Kenya:Nairobi Cuba:Havana Peru:Lima Chile:Santiago
+Canada:Ottawa Australia:Canberra Thailand:Bangkok Vietnam:Hanoi Ukraine:Kyiv Romania:Bucharest
+Bulgaria:Sofia Serbia:Belgrade Croatia:Zagreb Nepal:Kathmandu Ethiopia:Addis Pakistan:Islamabad"""
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,8 @@ def head_outputs(attention: Any, z: Array) -> Array:
 def main(config: Config) -> None:
     """Regress, test, write `results.json`."""
     subject = load(config.model)
-    model, tokenizer = subject.model, subject.tokenizer
+    model: Any = subject.model
+    tokenizer = subject.tokenizer
     assert tokenizer is not None
     pairs = [pair.split(":") for pair in CAPITALS.split()]
     prompts = [tokenizer.encode(f"The capital of {country} is") for country, _ in pairs]
@@ -107,8 +108,13 @@ def main(config: Config) -> None:
                 scores.append(regression.r_squared(regression.predict(fitted, a[test]), at("mlp/out")[test]))
                 tasks.append(fitted.task)
                 conditions.append(fitted.condition)
-            row[kind] = {"r2": float(np.mean(scores)), "r2_range": [min(scores), max(scores)], "r2_train": fitted.r_squared,
-                         "condition": max(conditions), "beta": fitted.beta.tolist()}  # fmt: skip
+            row[kind] = {
+                "r2": float(np.mean(scores)),
+                "r2_range": [min(scores), max(scores)],
+                "r2_train": fitted.r_squared,
+                "condition": max(conditions),
+                "beta": fitted.beta.tolist(),
+            }
             scale = np.asarray(model.final_norm.weight, np.float64)
             logits = regression.lens(np.mean(tasks, axis=0) * scale, np.asarray(unembedding))
             row[kind]["task_lens"] = float(logits[answers].mean() / logits.std())
@@ -116,7 +122,11 @@ def main(config: Config) -> None:
         row |= {"rank_before": float(np.median(before)), "rank_after": float(np.median(after)),
                 "better": float(np.mean(after < before))}  # fmt: skip
         layers.append(row)
-        say(str({key: row[key] if not isinstance(row[key], dict) else {k: v for k, v in row[key].items() if k != "beta"} for key in row}))  # fmt: skip
+        scores = ", ".join(f"{kind} {row[kind]['r2']:.3f}" for kind in ("raw", "scaled"))
+        lens_of_task = row["scaled"]["task_lens"]
+        say(
+            f"layer {layer}: R2 {scores}, rank {row['rank_before']} -> {row['rank_after']}, lens of the task {lens_of_task:.2f}"
+        )
     right = float(np.mean(np.argmax(np.asarray(stacked["logits"]), axis=1) == answers))
     say(f"answers that the model gives: {right:.2f}")
     with folder_of_a_run(config.out, settings_of(config)) as out:

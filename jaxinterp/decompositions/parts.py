@@ -34,7 +34,9 @@ class NonnegativeParts(eqx.Module):
         self, x: Float[Array, "*axes d"], *, k: Array | None = None, weight: Array | None = None, training: bool = False
     ) -> DenseCodes:
         """y(x): exactly 0 where the constraint holds a feature down."""
-        return DenseCodes(nonnegative_least_squares(x.astype(self.decoder.dtype), self.decoder, iterations=self.iterations))
+        return DenseCodes(
+            nonnegative_least_squares(x.astype(self.decoder.dtype), self.decoder, iterations=self.iterations)
+        )
 
     def combine(self, codes: Codes) -> Float[Array, "*axes d"]:
         """y F."""

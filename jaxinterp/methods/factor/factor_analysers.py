@@ -2,8 +2,9 @@
 
     loss = - mean over tokens of log p(x),   p(x) = sum_k pi_k N(x; mu_k, W_k W_k^T + Psi)
 
-Start: mu = k-means centres (Lloyd iterations from random rows), W = directions N(0, 1/d) made unit, with scale 1; Psi =
-1, pi uniform; scale and Psi in units of the mean variance of a dimension. Adam on everything. Likelihood and reconstruction: `jaxinterp.decompositions.factor_analysers`.
+Start: mu = k-means centres (Lloyd iterations from random rows), W = directions N(0, 1/d) made unit; Psi and the squared
+scales = the mean variance of a dimension, pi uniform. Adam on everything. Likelihood and reconstruction:
+`jaxinterp.decompositions.factor_analysers`.
 
 Source: Shafran et al. 2026 (arXiv 2602.02464).
 """
@@ -59,11 +60,11 @@ class MixtureOfFactorAnalysers:
 
 
 def likelihood(
-    mixture: FactorAnalysers, batch: Batch, key: PRNGKeyArray, *, model: Any = None
+    decomposition: FactorAnalysers, batch: Batch, key: PRNGKeyArray, *, model: Any = None
 ) -> tuple[Float[Array, ""], Metrics]:
     """The objective: nats per token and dimension."""
-    loss = negative_log_likelihood(mixture, batch.inputs, batch.weight) / batch.inputs.shape[1]
-    error = jnp.sum((batch.inputs - mixture(batch.inputs)) ** 2, axis=-1) / mixture.target_variance
+    loss = negative_log_likelihood(decomposition, batch.inputs, batch.weight) / batch.inputs.shape[1]
+    error = jnp.sum((batch.inputs - decomposition(batch.inputs)) ** 2, axis=-1) / decomposition.target_variance
     return loss, {"fvu": jax.lax.stop_gradient(ratio(error, batch.weight))}
 
 
@@ -74,7 +75,9 @@ def negative_log_likelihood(
     return -jnp.sum(mixture.log_likelihood(x) * weight) / jnp.maximum(jnp.sum(weight), 1)
 
 
-def centres(rows: Float[Array, "tokens d"], first: Float[Array, "regions d"], iterations: int) -> Float[Array, "regions d"]:
+def centres(
+    rows: Float[Array, "tokens d"], first: Float[Array, "regions d"], iterations: int
+) -> Float[Array, "regions d"]:
     """k-means centres after Lloyd iterations from given ones; a centre without rows stays where it is."""
 
     def lloyd(_: Array, now: Array) -> Array:

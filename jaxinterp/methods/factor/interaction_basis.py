@@ -65,7 +65,9 @@ class LocalInteractionBasis:
 
     def recipe(self, steps: int) -> Recipe:
         """Moments over the stream, then eigenvectors in float64."""
-        return streaming_method(_no_moments, self._moments, self._solve, start=lambda key, sample, model: _Named(sample))
+        return streaming_method(
+            _no_moments, self._moments, self._solve, start=lambda key, sample, model: _Named(sample)
+        )
 
     def _moments(self, given: "_Named", batch: Batch, key: PRNGKeyArray, model: Any) -> dict[str, Array]:
         mlp = select(model, batch.sites.leaf).get()

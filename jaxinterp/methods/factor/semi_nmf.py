@@ -120,9 +120,7 @@ def begin(hyper: SemiNMF, key: PRNGKeyArray, sample: Batch) -> tuple[Nonnegative
         coefficients = kmeans_start(rows, rows[chosen])
     coefficients = coefficients * counts[:, None]
     mean, variances = moments(rows, counts)
-    parts = NonnegativeParts(
-        jnp.zeros((hyper.features, d)), mean, jnp.sum(variances), hyper.iterations, sample.sites
-    )
+    parts = NonnegativeParts(jnp.zeros((hyper.features, d)), mean, jnp.sum(variances), hyper.iterations, sample.sites)
     energy = counts @ jnp.sum(rows.astype(jnp.float32) ** 2, axis=1)
     infinite, zero = jnp.asarray(jnp.inf), jnp.zeros((), jnp.int32)
     return parts, Sweeping(coefficients, coefficients.T @ coefficients, energy, infinite, zero)

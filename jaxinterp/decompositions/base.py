@@ -4,7 +4,6 @@ A decomposition's fields say by their metadata how they are trained and where th
 needs no list of names.
 """
 
-from collections.abc import Callable
 from typing import Any, Protocol, runtime_checkable
 
 import equinox as eqx
@@ -12,7 +11,6 @@ import jax
 from jaxtyping import Array, Float, Int
 
 from jaxinterp.core.batch import Sites
-from jaxinterp.core.errors import UserError
 from jaxinterp.decompositions.codes import Codes
 
 
@@ -80,34 +78,3 @@ def _by_field(decomposition: Any, flag: str) -> Any:
         return False
 
     return jax.tree_util.tree_map_with_path(mark, decomposition)
-
-
-class StandIn(eqx.Module):
-    """A decomposition of something inside an MLP, as a callable that can stand where the whole MLP stood.
-
-    It reads the MLP's input; where the decomposition reads or writes an array further in, the original MLP computes
-    the way there and the way on. One that can read a gradient beside its array does without it here.
-    """
-
-    mlp: Any
-    decomposition: Any
-
-    @property
-    def sites(self) -> Sites:
-        """The input and output of the leaf that it stands for: `replace` puts it nowhere else."""
-        leaf = self.decomposition.sites.leaf
-        return Sites(f"{leaf}/in", f"{leaf}/out")
-
-    def __call__(self, x: Float[Array, "*axes d_model"]) -> Float[Array, "*axes d_model"]:
-        sites, mlp = self.decomposition.sites.without_gradients, self.mlp
-        readers: dict[str, Callable[[Any], Any]] = {"in": lambda x: x, "hidden": mlp.hidden, "out": mlp}
-        writers: dict[str, Callable[[Any], Any]] = {"in": mlp, "hidden": mlp.write, "out": lambda y: y}
-        for name in (sites.reads, sites.writes):
-            if not isinstance(name, str) or _port(name) not in readers:
-                raise UserError(f"site {name!r} cannot be reached from an MLP's input: in, hidden and out can.")
-        value = self.decomposition(readers[_port(sites.reads)](x))
-        return writers[_port(sites.writes)](value.astype(x.dtype))
-
-
-def _port(name: str) -> str:
-    return name.rpartition("/")[2]

@@ -79,7 +79,8 @@ PHI_3_MINI = GENERAL | {
     "num_hidden_layers": 32, "num_key_value_heads": 32, "original_max_position_embeddings": 4096,
     "pad_token_id": 32000, "resid_pdrop": 0.0, "rms_norm_eps": 1e-5, "rope_scaling": None, "rope_theta": 10000.0,
     "sliding_window": 2047, "tie_word_embeddings": False, "vocab_size": 32064, "attention_bias": False,
-    "auto_map": {"AutoConfig": "configuration_phi3.Phi3Config", "AutoModelForCausalLM": "modeling_phi3.Phi3ForCausalLM"},
+    "auto_map": {"AutoConfig": "configuration_phi3.Phi3Config",
+                 "AutoModelForCausalLM": "modeling_phi3.Phi3ForCausalLM"},
 }  # fmt: skip
 GPT_2 = {
     "activation_function": "gelu_new", "architectures": ["GPT2LMHeadModel"], "attn_pdrop": 0.1, "bos_token_id": 50256,

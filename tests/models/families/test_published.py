@@ -44,9 +44,14 @@ def test_every_supported_family_is_among_them() -> None:
     ids=lambda inert: next(iter(inert)),
 )  # fmt: skip
 def test_what_changes_nothing_passes(inert: dict[str, Any]) -> None:
-    assert config_of(SMOLLM2 | inert) == config_of(
-        {name: v for name, v in (SMOLLM2 | inert).items() if name not in inert}
-    )
+    without = {name: value for name, value in SMOLLM2.items() if name not in inert}
+    assert config_of(without | inert) == config_of(without)
+
+
+def test_a_second_name_that_differs_is_told() -> None:
+    """transformers reads `sliding_window` alone."""
+    with pytest.warns(UserWarning, match="sliding_window_size=2048 is not sliding_window=4096, which is used"):
+        assert config_of(GEMMA_2_9B | {"sliding_window_size": 2048}) == config_of(GEMMA_2_9B)
 
 
 @pytest.mark.parametrize("model_type", sorted({fields["model_type"] for fields in PUBLISHED.values()}))
@@ -70,8 +75,8 @@ def test_null_is_the_default_of_a_field_that_has_one(model_type: str) -> None:
         (SMOLLM2, {"use_qk_norm": True}, "unknown config field use_qk_norm"),
         (SMOLLM2, {"attention_bias": "no"}, "should be true or false"),
         (QWEN2_5, {"use_mrope": True}, "use_mrope=True is not supported"),
-        (GEMMA_2_9B, {"sliding_window_size": 2048}, "the value of sliding_window"),
-        (GEMMA_2_9B, {"sliding_window": None}, "the value of sliding_window"),
+        (GEMMA_2_9B, {"sliding_window": None}, "sliding_window is null or switched off"),
+        (SMOLLM2, {"sliding_window_size": 4096}, "unknown config field sliding_window_size"),
         (GEMMA_2_9B, {"auto_map": {"AutoModel": "own.Code"}}, "auto_map=.* is not supported"),
     ],
 )

@@ -163,7 +163,7 @@ def _without_nulls(family: Family, fields: Mapping[str, Any], known: Collection[
 
 def _is_among(value: Any, allowed: tuple[Any, ...]) -> bool:
     """Whether a value is allowed; where nothing is (null, false, an empty object), every form of nothing is."""
-    nothing = (None, False, {}, [], "")
+    nothing: tuple[Any, ...] = (None, False, {}, [], "")
     switch = True in allowed  # null of a switch may mean either
     return value in allowed or (value in nothing and not switch and any(choice in nothing for choice in allowed))
 

@@ -122,11 +122,8 @@ def main(config: Config) -> None:
         row |= {"rank_before": float(np.median(before)), "rank_after": float(np.median(after)),
                 "better": float(np.mean(after < before))}  # fmt: skip
         layers.append(row)
-        scores = ", ".join(f"{kind} {row[kind]['r2']:.3f}" for kind in ("raw", "scaled"))
-        lens_of_task = row["scaled"]["task_lens"]
-        say(
-            f"layer {layer}: R2 {scores}, rank {row['rank_before']} -> {row['rank_after']}, lens of the task {lens_of_task:.2f}"
-        )
+        r2 = ", ".join(f"{kind} {row[kind]['r2']:.3f}" for kind in ("raw", "scaled"))
+        say(f"layer {layer}: R2 {r2}; rank {row['rank_before']} -> {row['rank_after']}")
     right = float(np.mean(np.argmax(np.asarray(stacked["logits"]), axis=1) == answers))
     say(f"answers that the model gives: {right:.2f}")
     with folder_of_a_run(config.out, settings_of(config)) as out:

@@ -13,9 +13,9 @@ from jax.sharding import PartitionSpec as P
 from jaxinterp.core.errors import UserError
 from jaxinterp.core.trees import named_leaves
 from jaxinterp.data.activations import harvest
-from jaxinterp.decompositions.stand_in import StandIn
 from jaxinterp.decompositions.directions import Directions
 from jaxinterp.decompositions.saved import load_decomposition, save
+from jaxinterp.decompositions.stand_in import StandIn
 from jaxinterp.evaluation.scoreboard import score
 from jaxinterp.methods.factor import interaction_basis as lib
 from jaxinterp.methods.factor import semi_nmf

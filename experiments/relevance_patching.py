@@ -93,7 +93,10 @@ def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
     for kind in given.kinds:
         for name in given.tasks:
             task = make_task(name, subject.tokenizer, prompts=given.prompts, seed=given.seed)
-            score, start = task_score(subject.model, make_task(name, subject.tokenizer, prompts=16, seed=1)), time.time()
+            score, start = (
+                task_score(subject.model, make_task(name, subject.tokenizer, prompts=16, seed=1)),
+                time.time(),
+            )
             print(score.sentence(), flush=True)
             found = correlations(subject, task, kind, given.chunk)
             for row in found:

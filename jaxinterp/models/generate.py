@@ -31,7 +31,7 @@ from jaxinterp.models.files.subject import Subject
 from jaxinterp.models.ids import check_ids
 from jaxinterp.models.prompts import as_prompts, end_at, readable
 from jaxinterp.models.sampling import Sampling, next_token
-from jaxinterp.models.sites import Edit, run
+from jaxinterp.models.sites import Edit, check_site, run
 from jaxinterp.models.tokenwise import check_tokenwise
 from jaxinterp.models.transformer import Transformer
 
@@ -150,6 +150,9 @@ def generate(
         name: During(edit.edit, edit.when, lengths) if isinstance(edit, During) else edit
         for name, edit in (edits or {}).items()
     }
+    for name in edits:
+        if not any(name.startswith(f"{other}/") for other in edits):  # arrays that an edit offers come with it
+            check_site(subject.model, name)
     if cached:
         check_tokenwise(subject.model, edits, state.places, first)
     stops, key = jnp.asarray(sorted(ids) or [-1], jnp.int32), jax.random.key(seed)

@@ -1,9 +1,9 @@
 """The next token from logits: greedy, or drawn after temperature, top-k and top-p, in this order.
 
-    temperature t   softmax(logits / t); 0: the most probable token
-    top_k           the k most probable tokens only; equal logits at the end are all kept
-    top_p           the smallest set of most probable tokens with at least this much of the mass (Holtzman et al. 2019,
-                    arXiv 1904.09751)
+temperature t   softmax(logits / t); 0: the most probable token
+top_k           the k most probable tokens only; equal logits at the end are all kept
+top_p           the smallest set of most probable tokens with at least this much of the mass (Holtzman et al. 2019,
+                arXiv 1904.09751)
 """
 
 from dataclasses import dataclass

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 HERE = Path(__file__).parent
-NAMES = ("gpt2", "mistral-window", "gemma2")
+NAMES = ("gpt2-untied", "llama-llama3", "gemma2-uncapped", "qwen2-window")
 MOST = 14
 
 

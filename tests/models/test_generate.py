@@ -1,6 +1,5 @@
 """Generation: greedy equals the pass without a cache and transformers; edits, sampling, stops, streaming, refusals."""
 
-import dataclasses
 import json
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import numpy as np
 import pytest
 
 from jaxinterp.core.errors import UserError
+from jaxinterp.models.cache import empty_caches, pass_over_new
 from jaxinterp.models.files.subject import Subject
 from jaxinterp.models.files.tokenizer import byte_tokenizer
 from jaxinterp.models.generate import During, generate
@@ -43,37 +43,43 @@ def test_greedy_output_is_that_of_transformers(name):
     assert len({tuple(row) for row in expected}) == len(expected) and out.ended == ("length",) * 3
 
 
+@eqx.filter_jit
+def next_by_everything(model, tokens, last, edits):
+    return jnp.argmax(run(model, tokens, edits=edits).logits[0, last])
+
+
 def without_cache(model, prompt, count, edits=None):
-    """Every token from a pass over everything, one program a length: as plain as can be."""
-    ids = list(prompt)
-    for _ in range(count):
-        logits = run(model, jnp.asarray([ids]), edits=edits).logits[0, -1]
-        ids.append(int(logits.argmax()))
-    return tuple(ids[len(prompt) :])
+    """Every token from a pass over everything; what lies behind a token does not matter to a causal model."""
+    ids = np.zeros((1, 24), np.int32)
+    ids[0, : len(prompt)] = prompt
+    for last in range(len(prompt) - 1, len(prompt) - 1 + count):
+        ids[0, last + 1] = next_by_everything(model, jnp.asarray(ids), jnp.asarray(last), edits or {})
+    return tuple(ids[0, len(prompt) : len(prompt) + count].tolist())
 
 
 def test_greedy_output_equals_passes_over_everything(subject):
     prompts = ["ab", "hello there", "q"]
     steer = {SITE: Add(3 * DIRECTION)}
-    for edits in ({}, steer):
-        out = generate(subject, prompts, max_tokens=5, edits=edits)
-        plain = [without_cache(subject.model, row, 5, edits) for row in out.prompts]
-        assert list(out.tokens) == plain
+    out = generate(subject, prompts, max_tokens=5, edits=steer)
+    assert list(out.tokens) == [without_cache(subject.model, row, 5, steer) for row in out.prompts]
     anew = generate(subject, prompts, max_tokens=5, edits=steer, cache=False)
     assert anew.tokens == out.tokens
     np.testing.assert_allclose(anew.log_probabilities, out.log_probabilities, atol=1e-4)
-    assert generate(subject, prompts, max_tokens=5).tokens != out.tokens
 
 
 def test_a_broken_cache_would_be_seen(subject):
-    """Keys of a model whose cache is one position off give another text."""
-    out = generate(subject, "hello there", max_tokens=6)
-    moved = eqx.tree_at(
-        lambda model: [block.attn for block in model.blocks],
-        subject.model,
-        [dataclasses.replace(block.attn, rotary_base=7.0) for block in subject.model.blocks],
+    """Keys that are one position off give other logits."""
+    places = jnp.arange(8)[None]
+    tokens = jnp.asarray([[5, 60, 7, 90, 0, 0, 0, 0]])
+    caches = empty_caches(subject.model, 1, 8)
+    _, caches = pass_over_new(subject.model, tokens[:, :3], caches, places, jnp.asarray(0), {})
+    right, off = (
+        pass_over_new(subject.model, tokens[:, 3:4], caches, where, jnp.asarray(3), {})[0]
+        for where in (places, places.at[0, 3].set(4))
     )
-    assert generate(dataclasses.replace(subject, model=moved), "hello there", max_tokens=6).tokens != out.tokens
+    whole = run(subject.model, tokens[:, :4]).logits[:, -1]
+    np.testing.assert_allclose(right, whole, atol=1e-5)
+    assert float(jnp.abs(off - whole).max()) > 1e-3
 
 
 def test_strength_zero_changes_no_bit(subject):
@@ -85,12 +91,14 @@ def test_strength_zero_changes_no_bit(subject):
 def test_edits_at_positions_and_of_a_part(subject):
     """`At` counts from the prompt's first token; `During` knows where the prompt ends. Against passes over all."""
     strong = Add(6 * DIRECTION)
-    for edit, places in ((At(strong, (1, 3)), (1, 3)), (During(strong, "generated"), range(2, 9))):
+    for edit, places in (
+        (At(strong, (1, 3)), (1, 3)),
+        (During(strong, "generated"), range(2, 9)),
+        (During(strong, "prompt"), (0, 1)),
+    ):
         out = generate(subject, ["ab", "hello"], max_tokens=4, edits={SITE: edit})
-        plain = without_cache(subject.model, out.prompts[0], 4, {SITE: At(strong, tuple(places))})
-        assert out.tokens[0] == plain
-    late = generate(subject, "ab", max_tokens=4, edits={SITE: During(strong, "prompt")})
-    assert late.tokens[0] == without_cache(subject.model, late.prompts[0], 4, {SITE: At(strong, (0, 1))})
+        only = jnp.isin(jnp.arange(24), jnp.asarray(places))[None, :, None] * 6 * DIRECTION
+        assert out.tokens[0] == without_cache(subject.model, out.prompts[0], 4, {SITE: Add(only)})
 
 
 @pytest.mark.parametrize(
@@ -131,9 +139,7 @@ def test_sampling_follows_the_distribution():
 
 
 def test_seeds_and_stops_and_streams(subject):
-    first, again, other = (
-        generate(subject, "ab", max_tokens=12, temperature=1.0, seed=seed) for seed in (3, 3, 4)
-    )
+    first, again, other = (generate(subject, "ab", max_tokens=12, temperature=1.0, seed=seed) for seed in (3, 3, 4))
     assert first.tokens == again.tokens != other.tokens
     stop = first.tokens[0][4]
     cut = generate(subject, "ab", max_tokens=12, temperature=1.0, seed=3, stop=[int(stop)])
@@ -164,11 +170,11 @@ def test_a_stop_text_cuts(subject):
         ("a", {"top_k": 0}, "top_k=0 must be at least 1"),
         ("", {}, "prompt 0 is empty"),
         ([], {}, "is empty|no prompt"),
-        ([[1, 999]], {}, "token id 999"),
+        ([[1, 999]], {"max_tokens": 3}, "token id 999"),
         ("a" * 60, {}, "beyond the model's context of 64: ask for at most 4"),
         ("a", {"chat": True}, "no chat template"),
         ("a", {"stop": ""}, "empty text"),
-        ("a", {"edits": {"blocks/7/mlp/out": Add(0.0)}}, "no site 'blocks/7/mlp/out'"),
+        ("a", {"max_tokens": 3, "edits": {"blocks/7/mlp/out": Add(0.0)}}, "no site 'blocks/7/mlp/out'"),
         ([[0.5]], {}, "whole numbers"),
     ],
 )

@@ -15,10 +15,14 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from jaxinterp.core.batch import GRADIENT, Names
 from jaxinterp.core.errors import UserError
+from jaxinterp.models.ids import check_ids
 from jaxinterp.models.sites import Add, run
 
 WINDOW = ("tokens", "weight", "document")
 """What a window of text has; other entries are activations."""
+
+CONSTANT = 1e-10
+"""An array whose variance is at most this fraction of its mean square is constant: float32 tells no more."""
 
 
 class Rows(eqx.Module):
@@ -67,7 +71,12 @@ class Harvest:
         return Rows(jax.tree.map(self._join, one_by_one), asked["weight"])
 
     def jitted(self, model: Any, windows: Mapping[str, Any]) -> Rows:
-        """The same as a program of its own, compiled once for each model structure and shape."""
+        """The same as a program of its own, compiled once for each model structure and shape.
+
+        Raises:
+          UserError: a token id has no row in the model's embedding.
+        """
+        check_ids(model, windows["tokens"], "text")
         return _take_jit(self, model, windows)
 
     def _arrays(self, model: Any, windows: Mapping[str, Any]) -> dict[str, Array]:
@@ -119,8 +128,13 @@ def counted(windows: Mapping[str, Any]) -> Float[Array, "batch next"]:
     return counts
 
 
-harvest_jit = eqx.filter_jit(harvest)
-"""`harvest` as a program of its own, compiled once for each model structure, shape and set of names."""
+def harvest_jit(model: Any, windows: Mapping[str, Any], names: tuple[str, ...]) -> Rows:
+    """`harvest` as a program of its own, compiled once for each model structure, shape and set of names.
+
+    Raises:
+      UserError: a token id has no row in the model's embedding.
+    """
+    return Harvest(names).jitted(model, windows)
 
 
 def check_finite(rows: Rows) -> None:
@@ -132,6 +146,30 @@ def check_finite(rows: Rows) -> None:
                 f"{broken} of {rows.weight.size} activations at {name!r} are NaN or infinite: check the model's "
                 "weights and its dtype (float16 overflows where float32 and bfloat16 do not)."
             )
+
+
+def check_varies(rows: Rows, names: tuple[str, ...]) -> None:
+    """Raises UserError if a named array is the same for every token, within what float32 can tell.
+
+    Its variance is 0 then, and every number that is divided by it undefined.
+    """
+    for name in names:
+        variance, size = (float(number) for number in _spread(rows.arrays[name], rows.weight))
+        if not variance > CONSTANT * size:
+            raise UserError(
+                f"{name!r} is the same for every token (variance {variance:.3g}): there is nothing to explain, and no "
+                "FVU. Was the sublayer pruned, zeroed or ablated? Choose another site, or leave this layer out."
+            )
+
+
+@jax.jit
+def _spread(array: Float[Array, "... d"], weight: Float[Array, "..."]) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """The mean squared distance from the mean, and the mean square, over the tokens that have weight."""
+    rows, weight = array.reshape(-1, array.shape[-1]).astype(jnp.float32), weight.reshape(-1).astype(jnp.float32)
+    count = jnp.maximum(jnp.sum(weight), 1.0)
+    away = rows - rows[jnp.argmax(weight)][None, :]  # exactly 0 where the array is constant: its own mean would round
+    variance = jnp.sum(weight * jnp.sum((away - ((weight @ away) / count)[None, :]) ** 2, axis=-1)) / count
+    return variance, jnp.sum(weight * jnp.sum(rows**2, axis=-1)) / count
 
 
 def shuffle_in(buffer: Rows, new: Rows, key: PRNGKeyArray) -> tuple[Rows, Rows]:

@@ -22,12 +22,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-Activation = Literal["gelu", "gelu_tanh", "relu", "silu", "identity"]
+Activation = Literal["gelu", "gelu_tanh", "relu", "relu_squared", "silu", "identity"]
 
 ACTIVATIONS: dict[str, Callable[[Any], Any]] = {
     "gelu": partial(jax.nn.gelu, approximate=False),
     "gelu_tanh": partial(jax.nn.gelu, approximate=True),
     "relu": jax.nn.relu,
+    "relu_squared": lambda x: jnp.square(jax.nn.relu(x)),
     "silu": jax.nn.silu,
     "identity": lambda x: x,
 }

@@ -1,0 +1,1 @@
+"""Factorisations, experts, spectra, parameter components: decompositions that are not sparse dictionaries."""

@@ -1,0 +1,192 @@
+"""Mixture of linear transforms (MOLT): sparsely used linear maps of the input, of several ranks.
+
+    y' = sum_t a_t  x' V_t^T U_t + b,   a = activation(x' E^T + b_E)       t = 1..transforms
+
+x' [tokens, d_in] normalised; transform t has rank r_t, V_t [r_t, d_in], U_t [r_t, d_out]; E [transforms, d_in]. The
+rows of all V_t are stored one after another, `read` [sum of ranks, d_in], and those of U_t in `write`; `ranks` says
+how many belong to each. Frobenius norms |V_t^T U_t| come from the r_t x r_t Gram matrices.
+
+    loss = |y - ŷ|^2 / V + sparsity * mean over tokens of sum_t tanh(a_t |V_t^T U_t|)
+
+activation: "topk" keeps the k largest gates that are positive; "relu" all positive ones (then `sparsity` decides how
+many). Ranks: N transforms of the largest rank, 2 N of half of it, 4 N of a quarter, and so on.
+
+Start: E uniform in ±1/sqrt(d_in), V_t normal / sqrt(d_in), U_t = 0, biases 0.
+
+Source: Lindsey, Chen, Pearce, Hydrie, Conerly 2025 (Sparse mixtures of linear transforms, Transformer Circuits, bulk
+update). TopK and the start values are this project's.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, Float, Int, PRNGKeyArray
+
+from jaxinterp.core.batch import Batch, Sites
+from jaxinterp.decompositions.base import PARAMETER, PARAMETER_ROWS, STATE
+from jaxinterp.decompositions.codes import Codes, DenseCodes
+from jaxinterp.decompositions.scales import Scales, moments, scales_of
+from jaxinterp.methods.base import Recipe, gradient_method, warmup_linear
+from jaxinterp.methods.checks import check_not_negative, check_one_of, check_positive, check_whole, one_leaf
+from jaxinterp.objectives import Term, ratio, reconstruction, scale, total
+
+Gating = Literal["topk", "relu"]
+
+
+class LinearTransforms(eqx.Module):
+    """The decomposition; a feature is a transform."""
+
+    gate: Float[Array, "features d_in"] = eqx.field(metadata=PARAMETER)
+    gate_bias: Float[Array, " features"] = eqx.field(metadata=PARAMETER)
+    read: Float[Array, "rows d_in"] = eqx.field(metadata=PARAMETER_ROWS)
+    write: Float[Array, "rows d_out"] = eqx.field(metadata=PARAMETER_ROWS)
+    bias: Float[Array, " d_out"] = eqx.field(metadata=PARAMETER)
+    scales: Scales = eqx.field(metadata=STATE)
+    target_mean: Float[Array, " d_out"] = eqx.field(metadata=STATE)
+    target_variance: Float[Array, ""] = eqx.field(metadata=STATE)
+    ranks: tuple[int, ...] = eqx.field(static=True)
+    gating: Gating = eqx.field(static=True)
+    k: int = eqx.field(static=True)
+    sites: Sites = eqx.field(static=True)
+
+    @property
+    def features(self) -> int:
+        """How many transforms there are."""
+        return self.gate.shape[0]
+
+    def encode(
+        self,
+        x: Float[Array, "*axes d_in"],
+        *,
+        k: Int[Array, ""] | None = None,
+        weight: Float[Array, "*axes"] | None = None,
+        training: bool = False,
+    ) -> DenseCodes:
+        """a, one number a transform."""
+        pre = self.scales.normalise(x) @ self.gate.T + self.gate_bias
+        return DenseCodes(gates(pre, self.gating, self.k))
+
+    def decode(self, codes: Codes, x: Float[Array, "*axes d_in"]) -> Float[Array, "*axes d_out"]:
+        """y of the module's equation."""
+        x = self.scales.normalise(x)
+        return self.scales.restore(transform(x, codes.dense(), self.read, self.write, self.ranks) + self.bias)
+
+    def __call__(self, x: Float[Array, "*axes d_in"]) -> Float[Array, "*axes d_out"]:
+        return self.decode(self.encode(x), x).astype(x.dtype)
+
+
+def gates(pre: Float[Array, "*axes transforms"], gating: Gating, k: int) -> Float[Array, "*axes transforms"]:
+    """relu of the gates, of the k largest with "topk"."""
+    positive = jax.nn.relu(pre)
+    if gating == "relu":
+        return positive
+    lowest = jax.lax.top_k(positive, k)[0][..., -1:]
+    return jnp.where(positive >= lowest, positive, 0)
+
+
+def transform(
+    x: Float[Array, "*axes d_in"],
+    gates: Float[Array, "*axes transforms"],
+    read: Float[Array, "rows d_in"],
+    write: Float[Array, "rows d_out"],
+    ranks: tuple[int, ...],
+) -> Float[Array, "*axes d_out"]:
+    """sum_t a_t x V_t^T U_t for given gates."""
+    return ((x @ read.T) * gates[..., owners(ranks)]) @ write
+
+
+def owners(ranks: tuple[int, ...]) -> np.ndarray:
+    """Which transform each row belongs to."""
+    return np.repeat(np.arange(len(ranks)), ranks)
+
+
+def frobenius_norms(
+    read: Float[Array, "rows d_in"], write: Float[Array, "rows d_out"], ranks: tuple[int, ...]
+) -> Float[Array, " transforms"]:
+    """|V_t^T U_t|: the square root of the sum of (V_t V_t^T) * (U_t U_t^T)."""
+    sizes, at = [], 0
+    for rank in ranks:
+        v, u = read[at : at + rank], write[at : at + rank]
+        sizes.append(jnp.sqrt(jnp.maximum(jnp.sum((v @ v.T) * (u @ u.T)), 0) + 1e-12))
+        at += rank
+    return jnp.stack(sizes)
+
+
+def halving_ranks(largest: int, smallest: int, count: int = 1) -> tuple[int, ...]:
+    """`count` of the largest rank, twice as many of half of it, and so on down to the smallest."""
+    ranks: list[int] = []
+    while largest >= smallest:
+        ranks += [largest] * count
+        largest, count = largest // 2, count * 2
+    return tuple(ranks)
+
+
+def tanh_sparsity() -> Term:
+    """The mean over tokens of sum_t tanh(a_t |V_t^T U_t|); metric `tanh`."""
+
+    def term(decomposition: Any, batch: Batch, forward: Any) -> tuple[Array, Any]:
+        norms = frobenius_norms(decomposition.read, decomposition.write, decomposition.ranks)
+        mass = ratio(jnp.sum(jnp.tanh(forward.codes.dense() * norms), axis=-1), batch.weight)
+        return mass.value(), {"tanh": mass}
+
+    return term
+
+
+@dataclass(frozen=True)
+class LinearTransformsMethod:
+    """Hyperparameters."""
+
+    ranks: tuple[int, ...] = halving_ranks(512, 32, 2)
+    """The rank of every transform."""
+    gating: Gating = "topk"
+    """How gates are made sparse."""
+    k: int = 8
+    """Active transforms per token (topk)."""
+    sparsity: float = 0.0
+    """Coefficient of the tanh penalty."""
+    learning_rate: float = 1e-3
+    """Peak learning rate of Adam."""
+
+    def __post_init__(self) -> None:
+        """Raises UserError where a value is invalid."""
+        check_whole(self, k=1)
+        check_one_of(self, "gating", ("topk", "relu"))
+        check_not_negative(self, "sparsity")
+        check_positive(self, "learning_rate")
+
+    def needs(self, site: Any) -> Sites:
+        """From the MLP's input to its output."""
+        return Sites(f"{one_leaf(site)}/in", f"{site}/out")
+
+    def recipe(self, steps: int) -> Recipe:
+        """Adam on reconstruction and penalty."""
+        terms = [reconstruction(), *([scale(tanh_sparsity(), self.sparsity)] if self.sparsity else [])]
+        optimizer = optax.adam(warmup_linear(self.learning_rate, steps))
+        return gradient_method(lambda key, sample, model: start(self, key, sample), total(*terms), optimizer)
+
+
+def start(method: LinearTransformsMethod, key: PRNGKeyArray, sample: Batch) -> LinearTransforms:
+    """The start values of the module's text, with the means and scales of a sample."""
+    x, y = sample.inputs, sample.targets
+    d_in, d_out, transforms, rows = x.shape[1], y.shape[1], len(method.ranks), sum(method.ranks)
+    gate_key, read_key = jax.random.split(key)
+    target_mean, target_variance = moments(y, sample.weight)
+    return LinearTransforms(
+        gate=jax.random.uniform(gate_key, (transforms, d_in), minval=-1, maxval=1) / d_in**0.5,
+        gate_bias=jnp.zeros(transforms),
+        read=jax.random.normal(read_key, (rows, d_in)) / d_in**0.5,
+        write=jnp.zeros((rows, d_out)),
+        bias=jnp.zeros(d_out),
+        scales=scales_of(x, y, sample.weight),
+        target_mean=target_mean,
+        target_variance=target_variance,
+        ranks=method.ranks,
+        gating=method.gating,
+        k=min(method.k, transforms),
+        sites=sample.sites,
+    )

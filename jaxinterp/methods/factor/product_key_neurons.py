@@ -1,0 +1,142 @@
+"""Product-key neurons in place of an MLP: thousands of single neurons, of which every token uses a few.
+
+    y' = sum over channels and chosen neurons of a_n v_n + b
+    a_n = s_n (x' . u_n)  (linear: sgatlin)   or   softmax(s)_n gelu(x' . u_n)  (peer)
+
+x' normalised; u_n, v_n: read and write vectors, `read` and `write` [features, d]; the scores s and the choice by
+product keys are those of `jaxinterp.models.mixtures.product_keys`. The loss is |y - ŷ|^2 over the target's variance.
+In the papers the layer is trained inside a language model; here it learns one MLP of a model that is there.
+
+Start: write vectors 0, the rest normal with standard deviation 1/sqrt(what is read) (keys: 1).
+
+Source: Schug 2026 (arXiv 2606.07414): 16 channels, 8 neurons each, d_key 128. He 2024 (PEER, arXiv 2407.04153).
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import equinox as eqx
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Int, PRNGKeyArray
+
+from jaxinterp.core.batch import Batch, Sites
+from jaxinterp.core.errors import UserError
+from jaxinterp.decompositions.base import PARAMETER, PARAMETER_ROWS, STATE
+from jaxinterp.decompositions.codes import Codes, SparseCodes
+from jaxinterp.decompositions.scales import Scales, moments, scales_of
+from jaxinterp.kernels import sparse_decode
+from jaxinterp.methods.base import Recipe, gradient_method, warmup_linear
+from jaxinterp.methods.checks import check_one_of, check_positive, check_whole, one_leaf
+from jaxinterp.models.mixtures.product_keys import (
+    DenseScores,
+    KeyScores,
+    Kind,
+    choose,
+    neuron_values,
+    random_product_keys,
+    weigh,
+)
+from jaxinterp.objectives import reconstruction, total
+
+
+class ProductKeyNeurons(eqx.Module):
+    """The decomposition; a feature is a neuron."""
+
+    scores: DenseScores | KeyScores = eqx.field(metadata=PARAMETER)
+    read: Float[Array, "features d_in"] = eqx.field(metadata=PARAMETER_ROWS)
+    write: Float[Array, "features d_out"] = eqx.field(metadata=PARAMETER_ROWS)
+    bias: Float[Array, " d_out"] = eqx.field(metadata=PARAMETER)
+    scales: Scales = eqx.field(metadata=STATE)
+    target_mean: Float[Array, " d_out"] = eqx.field(metadata=STATE)
+    target_variance: Float[Array, ""] = eqx.field(metadata=STATE)
+    knn: int = eqx.field(static=True)
+    kind: Kind = eqx.field(static=True)
+    sites: Sites = eqx.field(static=True)
+
+    @property
+    def features(self) -> int:
+        """How many neurons there are."""
+        return self.read.shape[0]
+
+    def encode(
+        self,
+        x: Float[Array, "*axes d_in"],
+        *,
+        k: Int[Array, ""] | None = None,
+        weight: Float[Array, "*axes"] | None = None,
+        training: bool = False,
+    ) -> SparseCodes:
+        """a of the chosen neurons, of either sign: knn a channel."""
+        x = self.scales.normalise(x)
+        scores = self.scores(x)
+        how_much, index = weigh(choose(scores, self.knn), self.kind, scores.shape[-1])
+        return SparseCodes(neuron_values(x, how_much, index, self.read, self.kind), index, self.features)
+
+    def combine(self, codes: Codes) -> Float[Array, "*axes d_out"]:
+        """The weighted sum of write vectors, in normalised units."""
+        if isinstance(codes, SparseCodes):
+            return sparse_decode(codes.values, codes.indices, self.write)
+        return codes.values @ self.write
+
+    def decode(self, codes: Codes, x: Float[Array, "*axes d_in"]) -> Float[Array, "*axes d_out"]:
+        """y of the module's equation."""
+        return self.scales.restore(self.combine(codes) + self.bias)
+
+    def __call__(self, x: Float[Array, "*axes d_in"]) -> Float[Array, "*axes d_out"]:
+        return self.decode(self.encode(x), x).astype(x.dtype)
+
+
+@dataclass(frozen=True)
+class ProductKeyNeuronsMethod:
+    """Hyperparameters. There are n^2 neurons for every channel (peer: n^2 in all)."""
+
+    n: int = 32
+    """Keys on each side."""
+    channels: int = 4
+    """Independent choices a token."""
+    knn: int = 8
+    """Neurons that each channel uses."""
+    d_key: int = 128
+    """Width of the router."""
+    kind: Kind = "linear"
+    """Linear neurons, or GELU neurons weighted by a softmax (peer)."""
+    learning_rate: float = 1e-3
+    """Peak learning rate of Adam."""
+
+    def __post_init__(self) -> None:
+        """Raises UserError where a value is invalid."""
+        check_whole(self, n=1, channels=1, knn=1, d_key=1)
+        check_one_of(self, "kind", ("linear", "peer"))
+        check_positive(self, "learning_rate")
+        if self.knn > self.n:
+            raise UserError(f"knn={self.knn} must be at most n={self.n}, the keys on each side.")
+
+    def needs(self, site: Any) -> Sites:
+        """From the MLP's input to its output."""
+        return Sites(f"{one_leaf(site)}/in", f"{site}/out")
+
+    def recipe(self, steps: int) -> Recipe:
+        """Adam on the reconstruction."""
+        optimizer = optax.adam(warmup_linear(self.learning_rate, steps))
+        return gradient_method(lambda key, sample, model: start(self, key, sample), total(reconstruction()), optimizer)
+
+
+def start(method: ProductKeyNeuronsMethod, key: PRNGKeyArray, sample: Batch) -> ProductKeyNeurons:
+    """The start values of the module's text, with the means and scales of a sample."""
+    x, y = sample.inputs, sample.targets
+    d_in, d_out = x.shape[1], y.shape[1]
+    layer = random_product_keys(key, d_in, d_out, method.n, method.channels, method.knn, method.d_key, method.kind)
+    target_mean, target_variance = moments(y, sample.weight)
+    return ProductKeyNeurons(
+        scores=layer.scores,
+        read=layer.read,
+        write=jnp.zeros_like(layer.write),
+        bias=jnp.zeros(d_out),
+        scales=scales_of(x, y, sample.weight),
+        target_mean=target_mean,
+        target_variance=target_variance,
+        knn=method.knn,
+        kind=method.kind,
+        sites=sample.sites,
+    )

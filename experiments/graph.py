@@ -38,7 +38,7 @@ from jaxinterp.data.text.load_text import load_text, take
 from jaxinterp.decompositions.cross_layer import CrossLayer
 from jaxinterp.decompositions.cross_layer_files import load_cross_layer, save_cross_layer
 from jaxinterp.decompositions.files import load_dictionary, save_dictionary
-from jaxinterp.methods import Method, SkipTranscoder, Transcoder
+from jaxinterp.methods import SkipTranscoder, Transcoder
 from jaxinterp.methods.combine.per_layer_transcoders import PerLayerTranscoders
 from jaxinterp.methods.sparse.cross_layer_transcoder import CrossLayerTranscoder
 from jaxinterp.models.load import Subject
@@ -98,7 +98,7 @@ class Config:
         return self.out / "transcoders" if self.transcoders is None else self.transcoders
 
 
-def method_of(config: Config) -> Method:
+def method_of(config: Config) -> Any:
     """What is trained at all MLPs."""
     common: dict[str, Any] = {
         "features": config.features,

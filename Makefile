@@ -25,14 +25,17 @@ tiny: $(INSTALLED)  ## the same on a planted model, in under a minute
 
 PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
+# Compiling takes most of the fast tests' time, and their shapes are tiny: LLVM need not optimise for them.
+QUICK := XLA_FLAGS="--xla_backend_optimization_level=0 $$XLA_FLAGS"
+
 test: $(INSTALLED) lint  ## everything but benchmarks and the slow proofs
-	$(PYTEST) -m "not slow"
+	$(QUICK) $(PYTEST) -m "not slow"
 
 test-slow: $(INSTALLED)  ## the slow proofs: planted trainings, whole experiments, Pallas interpreters
 	$(PYTEST) -m slow
 
 test-jax: $(INSTALLED)  ## the part of the suite whose outcome depends on the version of jax
-	$(PYTEST) -m "not slow" $(DEPENDS_ON_JAX)
+	$(QUICK) $(PYTEST) -m "not slow" $(DEPENDS_ON_JAX)
 
 DEPENDS_ON_JAX := $(addprefix tests/,kernels decompositions objectives training/test_fit.py training/test_sharded.py \
   training/test_checkpoints.py models/test_sites.py models/test_rules.py models/test_adapters.py test_imports.py)

@@ -15,6 +15,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from jaxinterp.core.batch import GRADIENT, Names
 from jaxinterp.core.errors import UserError
+from jaxinterp.models.ids import check_ids
 from jaxinterp.models.sites import Add, run
 
 WINDOW = ("tokens", "weight", "document")
@@ -67,7 +68,12 @@ class Harvest:
         return Rows(jax.tree.map(self._join, one_by_one), asked["weight"])
 
     def jitted(self, model: Any, windows: Mapping[str, Any]) -> Rows:
-        """The same as a program of its own, compiled once for each model structure and shape."""
+        """The same as a program of its own, compiled once for each model structure and shape.
+
+        Raises:
+          UserError: a token id has no row in the model's embedding.
+        """
+        check_ids(model, windows["tokens"], "text")
         return _take_jit(self, model, windows)
 
     def _arrays(self, model: Any, windows: Mapping[str, Any]) -> dict[str, Array]:
@@ -119,8 +125,13 @@ def counted(windows: Mapping[str, Any]) -> Float[Array, "batch next"]:
     return counts
 
 
-harvest_jit = eqx.filter_jit(harvest)
-"""`harvest` as a program of its own, compiled once for each model structure, shape and set of names."""
+def harvest_jit(model: Any, windows: Mapping[str, Any], names: tuple[str, ...]) -> Rows:
+    """`harvest` as a program of its own, compiled once for each model structure, shape and set of names.
+
+    Raises:
+      UserError: a token id has no row in the model's embedding.
+    """
+    return Harvest(names).jitted(model, windows)
 
 
 def check_finite(rows: Rows) -> None:

@@ -25,11 +25,11 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 
 from jaxinterp.core.errors import UserError, cause
-from jaxinterp.data.text.documents import Document
+from jaxinterp.data.text.documents import Document, TokenRow
 from jaxinterp.data.token_files import stored_as
-from jaxinterp.data.tokens import TextTokenizer, TokenCorpus, corpus_of, encoded
+from jaxinterp.data.tokens import TextTokenizer, TokenCorpus, corpus_of, encoded, ids_below
 
-VERSION = 1
+VERSION = 2
 DESCRIPTION = "corpus.json"
 FILES = ("ids.bin", "lengths.bin", "keys.bin")
 
@@ -46,8 +46,8 @@ class Hashed(Protocol):
 def through_cache(
     cache: str | Path,
     content: str,
-    documents: Iterable[Document],
-    tokenizer: TextTokenizer,
+    documents: Iterable[Document | TokenRow],
+    tokenizer: TextTokenizer | None,
     *,
     name: str,
     max_tokens: int | None = None,
@@ -60,9 +60,9 @@ def through_cache(
     Raises:
       UserError: the tokenizer has no `content_hash`, or the folder cannot be written.
     """
-    if not isinstance(tokenizer, Hashed):
+    if tokenizer is not None and not isinstance(tokenizer, Hashed):
         raise UserError(f"cache={str(cache)!r}: a {type(tokenizer).__name__} has no content_hash; pass cache=None.")
-    parts = [VERSION, content, tokenizer.content_hash, max_tokens]
+    parts = [VERSION, content, None if tokenizer is None else tokenizer.content_hash, max_tokens]
     folder = Path(cache) / hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:24]
     if folder.exists():
         try:
@@ -86,21 +86,24 @@ def hash_of_files(files: Sequence[Path], text_field: str) -> str:
     return digest.hexdigest()
 
 
-def hash_of_documents(documents: Iterable[Document]) -> str:
-    """A hash of the documents' texts, in their order."""
+def hash_of_documents(documents: Iterable[Document | TokenRow]) -> str:
+    """A hash of the documents' texts, or ids, in their order."""
     digest = hashlib.sha256()
     for document in documents:
-        digest.update(hashlib.sha256(document.text.encode()).digest())
+        content = document.ids.tobytes() if isinstance(document, TokenRow) else document.text.encode()
+        digest.update(hashlib.sha256(content).digest())
     return digest.hexdigest()
 
 
-def _write(folder: Path, documents: Iterable[Document], tokenizer: TextTokenizer, max_tokens: int | None) -> None:
+def _write(
+    folder: Path, documents: Iterable[Document | TokenRow], tokenizer: TextTokenizer | None, max_tokens: int | None
+) -> None:
     """Fill a folder beside its final place and move it there: what is there is whole, whoever else writes it."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     unfinished = folder.with_name(f".{folder.name}-{uuid.uuid4().hex[:12]}")
     unfinished.mkdir()  # not a temporary folder of the library, which others could not read
     try:
-        dtype, lengths, keys = stored_as(tokenizer.vocab_size), [], []
+        dtype, lengths, keys = _stored_as(tokenizer), [], []
         with (unfinished / "ids.bin").open("wb") as file:
             for key, ids in encoded(documents, tokenizer, max_tokens=max_tokens):
                 file.write(ids.astype(dtype).tobytes())
@@ -124,7 +127,11 @@ def _write(folder: Path, documents: Iterable[Document], tokenizer: TextTokenizer
         shutil.rmtree(unfinished, ignore_errors=True)
 
 
-def _read(folder: Path, tokenizer: TextTokenizer, name: str) -> TokenCorpus:
+def _stored_as(tokenizer: TextTokenizer | None) -> np.dtype:
+    return stored_as(2**31 if tokenizer is None else ids_below(tokenizer))
+
+
+def _read(folder: Path, tokenizer: TextTokenizer | None, name: str) -> TokenCorpus:
     """The corpus in a cache, its ids memory-mapped.
 
     Raises:
@@ -135,7 +142,7 @@ def _read(folder: Path, tokenizer: TextTokenizer, name: str) -> TokenCorpus:
         if _sha256(folder / file) != description["sha256"][file]:
             raise ValueError(f"{file} is not as it was written")
     lengths, keys = np.fromfile(folder / "lengths.bin", "<i8"), np.fromfile(folder / "keys.bin", "<u8")
-    dtype = stored_as(tokenizer.vocab_size)
+    dtype = _stored_as(tokenizer)
     ids = np.memmap(folder / "ids.bin", dtype, mode="r") if len(lengths) else np.zeros(0, dtype)
     if len(keys) != len(lengths) or int(lengths.sum()) != len(ids):
         raise ValueError("its files contradict each other")

@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Bool, Int32, Int64, Integer, UInt64
 
 from jaxinterp.core.errors import UserError
-from jaxinterp.data.text.documents import Document
+from jaxinterp.data.text.documents import Document, TokenRow
 
 CHUNK = 2**22
 """Characters of text that are encoded together."""
@@ -44,6 +44,20 @@ class TextTokenizer(Protocol):
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of every text, nothing added."""
+
+
+@runtime_checkable
+class WithGaps(Protocol):
+    """A tokenizer that says what its largest id is, where not every number below it is an id."""
+
+    @property
+    def largest_id(self) -> int:
+        """The largest token id."""
+
+
+def ids_below(tokenizer: TextTokenizer) -> int:
+    """The least number above all ids of a tokenizer."""
+    return tokenizer.largest_id + 1 if isinstance(tokenizer, WithGaps) else tokenizer.vocab_size
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,9 +130,15 @@ class TokenCorpus:
 
 
 def encode_documents(
-    documents: Iterable[Document], tokenizer: TextTokenizer, *, name: str, max_tokens: int | None = None
+    documents: Iterable[Document | TokenRow],
+    tokenizer: TextTokenizer | None,
+    *,
+    name: str,
+    max_tokens: int | None = None,
 ) -> TokenCorpus:
     """Documents as token ids, each followed by the tokenizer's end token; documents without a token are left out.
+
+    Rows of ids stay as they are, cut behind every end token; they need no tokenizer.
 
     Args:
       max_tokens: stop there; the last document may be cut.
@@ -134,21 +154,51 @@ def encode_documents(
 
 
 def encoded(
-    documents: Iterable[Document], tokenizer: TextTokenizer, *, max_tokens: int | None = None
+    documents: Iterable[Document | TokenRow], tokenizer: TextTokenizer | None, *, max_tokens: int | None = None
 ) -> Iterator[tuple[int, Int32[np.ndarray, " length"]]]:
-    """The key and the token ids of one document after another, as `encode_documents` has them."""
+    """The key and the token ids of one document after another, as `encode_documents` gives them.
+
+    Raises:
+      UserError: there is text and no tokenizer, or an id that the tokenizer does not have.
+    """
     room = max_tokens
     for group in _groups(documents):
-        for document, ids in zip(group, tokenizer.encode_batch([document.text for document in group]), strict=True):
-            if not ids:
-                continue
-            if tokenizer.end is not None:
-                ids = [*ids, tokenizer.end]
+        for key, ids in _encoded_group(group, tokenizer):
             array = np.asarray(ids[:room], np.int32)
-            yield document.key, array
+            yield key, array
             room = None if room is None else room - len(array)
             if room == 0:
                 return
+
+
+def _encoded_group(
+    group: Sequence[Document | TokenRow], tokenizer: TextTokenizer | None
+) -> Iterator[tuple[int, Sequence[int] | Int32[np.ndarray, " length"]]]:
+    texts = [document.text for document in group if isinstance(document, Document)]
+    if texts and tokenizer is None:
+        raise UserError("the model came without a tokenizer: give its folder a tokenizer.json, or a text of token ids.")
+    encodings = iter(tokenizer.encode_batch(texts) if texts and tokenizer is not None else [])
+    for document in group:
+        if isinstance(document, TokenRow):
+            yield from _pieces(document, tokenizer)
+        elif ids := next(encodings):
+            end = None if tokenizer is None else tokenizer.end
+            yield document.key, ids if end is None else [*ids, end]
+
+
+def _pieces(row: TokenRow, tokenizer: TextTokenizer | None) -> Iterator[tuple[int, Int32[np.ndarray, " length"]]]:
+    """A row of ids, cut behind every end token; the key leaves that out, as of a text's end token."""
+    if tokenizer is not None and len(row.ids) and row.ids.max() >= ids_below(tokenizer):
+        raise UserError(
+            f"{row.source}: token id {row.ids.max()} is not in the vocabulary of {ids_below(tokenizer)}: was it "
+            "tokenised for another model?"
+        )
+    end = None if tokenizer is None else tokenizer.end
+    stops = np.flatnonzero(row.ids == end) + 1 if end is not None else np.zeros(0, np.int64)
+    for piece in np.split(row.ids, stops):
+        text = piece[:-1] if len(piece) and piece[-1] == end else piece
+        if len(text):
+            yield TokenRow(text, row.source).key, piece
 
 
 @overload
@@ -189,22 +239,27 @@ def corpus_of(
     ids: Integer[np.ndarray, " stored"] | JoinedIds,
     lengths: Integer[np.ndarray, " documents"],
     keys: UInt64[np.ndarray, " documents"],
-    tokenizer: TextTokenizer,
+    tokenizer: TextTokenizer | None,
     starts: Integer[np.ndarray, " documents"] | None = None,
 ) -> TokenCorpus:
-    """A corpus from its parts; without `starts` the documents follow one another without gaps."""
-    special = tokenizer.special | ({tokenizer.end} if tokenizer.end is not None else set())
+    """A corpus from its parts; without `starts` the documents follow one another without gaps.
+
+    Without a tokenizer there are no special ids and no begin token.
+    """
     starts = np.cumsum(lengths) - lengths if starts is None else starts
+    if tokenizer is None:
+        return TokenCorpus(name, ids, starts, lengths, keys, frozenset(), None)
+    special = tokenizer.special | ({tokenizer.end} if tokenizer.end is not None else set())
     return TokenCorpus(name, ids, starts, lengths, keys, frozenset(special), tokenizer.begin)
 
 
-def _groups(documents: Iterable[Document]) -> Iterator[list[Document]]:
+def _groups(documents: Iterable[Document | TokenRow]) -> Iterator[list[Document | TokenRow]]:
     """Documents in groups of about `CHUNK` characters, to be encoded in parallel."""
-    group: list[Document] = []
+    group: list[Document | TokenRow] = []
     characters = 0
     for document in documents:
         group.append(document)
-        characters += len(document.text)
+        characters += len(document.ids if isinstance(document, TokenRow) else document.text)
         if characters >= CHUNK:
             yield group
             group, characters = [], 0

@@ -17,6 +17,7 @@ from jaxtyping import Array, Float
 from jaxinterp.core.errors import UserError
 from jaxinterp.data.activations import counted
 from jaxinterp.methods.language_model import next_token_nll
+from jaxinterp.models.ids import check_ids
 
 
 def language_loss(model: Any, text: grain.MapDataset, *, rows: int = 8) -> dict[str, float]:
@@ -34,6 +35,7 @@ def language_loss(model: Any, text: grain.MapDataset, *, rows: int = 8) -> dict[
         batch = {name: np.stack([window[name] for window in windows]) for name in windows[0]}
         missing = rows - len(windows)  # rows without weight: every batch has the same shape, and one program serves all
         batch = {name: np.pad(array, ((0, missing), (0, 0))) for name, array in batch.items()}
+        check_ids(model, batch["tokens"], "text")
         nll, count = _summed(model, batch)
         total, tokens = total + float(nll), tokens + float(count)
     if not tokens:

@@ -26,8 +26,20 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from jaxinterp.core.errors import UserError
 from jaxinterp.models.attention import Attention
-from jaxinterp.models.layers import Linear, Norm, RopeScaling, Tap, no_tap, normed, random_linear, soft_cap, under
-from jaxinterp.models.mlp import MLP, MLPLeaf
+from jaxinterp.models.layers import (
+    Linear,
+    Norm,
+    RopeScaling,
+    Tap,
+    call_leaf,
+    no_tap,
+    normed,
+    random_linear,
+    rows_of_ids,
+    soft_cap,
+    under,
+)
+from jaxinterp.models.mlp import MLP
 from jaxinterp.models.rules import EXACT, Activation, Rules
 
 RESIDUAL = "residual stream behind a block"
@@ -107,12 +119,20 @@ class Embedding(eqx.Module):
         """Tokens are cut; positions and token types lie whole on every device."""
         return {"token": 0, "position": None, "token_type": None}
 
-    def __call__(self, tokens: Int[Array, "batch seq"], rules: Rules = EXACT) -> Float[Array, "batch seq d_model"]:
-        x = self.token[tokens]
+    def __call__(
+        self,
+        tokens: Int[Array, "batch seq"],
+        rules: Rules = EXACT,
+        positions: Int[Array, "batch seq"] | None = None,
+    ) -> Float[Array, "batch seq d_model"]:
+        x = rows_of_ids(self.token, tokens)
         if self.scale != 1.0:
             x = x * jnp.asarray(self.scale, x.dtype)
         if self.position is not None:
-            x = x + self.position[: tokens.shape[1]]
+            if positions is None:
+                x = x + self.position[: tokens.shape[1]]
+            else:  # NaN for a position that was not learned, so that it shows
+                x = x + self.position.at[jnp.maximum(positions, 0)].get(mode="fill", fill_value=jnp.nan)
         if self.token_type is not None:
             x = x + self.token_type[0]
         return normed(self.norm, x, rules)
@@ -138,23 +158,18 @@ class Block(eqx.Module):
         tap: Tap = no_tap,
         rules: Rules = EXACT,
         real: Bool[Array, "batch seq"] | None = None,
+        positions: Int[Array, "batch seq"] | None = None,
     ) -> Float[Array, "batch seq d_model"]:
         x = tap("resid/pre", x)
         attn_in = tap("attn/in", normed(self.attn_norm, x, rules))
-        if isinstance(self.attn, Attention):
-            attn_out = self.attn(attn_in, tap=under(tap, "attn"), rules=rules, real=real)
-        else:
-            attn_out = self.attn(attn_in)
+        attn_tap = under(tap, "attn")
+        attn_out = call_leaf(self.attn, attn_in, tap=attn_tap, rules=rules, real=real, positions=positions)
         attn_out = tap("attn/out", attn_out)
         attn_added = normed(self.attn_post_norm, attn_out, rules)
         middle = x if self.parallel else tap("resid/mid", normed(self.attn_sum_norm, x + attn_added, rules))
 
         mlp_in = tap("mlp/in", normed(self.mlp_norm, middle, rules))
-        if isinstance(self.mlp, MLPLeaf):
-            mlp_out = self.mlp(mlp_in, tap=under(tap, "mlp"), rules=rules)
-        else:
-            mlp_out = self.mlp(mlp_in)
-        mlp_out = tap("mlp/out", mlp_out)
+        mlp_out = tap("mlp/out", call_leaf(self.mlp, mlp_in, tap=under(tap, "mlp"), rules=rules))
         mlp_added = tap("mlp/added", normed(self.mlp_post_norm, mlp_out, rules))
         post = (x + attn_added if self.parallel else middle) + mlp_added
         return tap("resid/post", checkpoint_name(normed(self.mlp_sum_norm, post, rules), RESIDUAL))
@@ -170,14 +185,23 @@ class Transformer(eqx.Module):
     config: TransformerConfig = eqx.field(static=True)
 
     def __call__(
-        self, tokens: Int[Array, "batch seq"], *, tap: Tap = no_tap, rules: Rules = EXACT
+        self,
+        tokens: Int[Array, "batch seq"],
+        *,
+        tap: Tap = no_tap,
+        rules: Rules = EXACT,
+        mask: Bool[Array, "batch seq"] | None = None,
+        positions: Int[Array, "batch seq"] | None = None,
     ) -> Float[Array, "batch seq vocab"] | None:
-        if self.config.learned_positions and tokens.shape[1] > self.config.context:
+        """The logits; `mask` is False for padding, `positions` are by default 0, 1, 2, ... (see `sites.run`)."""
+        if self.config.learned_positions and positions is None and tokens.shape[1] > self.config.context:
             raise UserError(f"{tokens.shape[1]} positions, but the model learned only {self.config.context}.")
         real = None if self.config.padding is None else tokens != self.config.padding
-        x = tap("embed", self.embedding(tokens, rules))
+        if mask is not None:
+            real = mask if real is None else real & mask
+        x = tap("embed", self.embedding(tokens, rules, positions))
         for index, block in enumerate(self.blocks):
-            x = block(x, tap=under(tap, f"blocks/{index}"), rules=rules, real=real)
+            x = block(x, tap=under(tap, f"blocks/{index}"), rules=rules, real=real, positions=positions)
         final = tap("final", normed(self.final_norm, x, rules))
         if self.config.head:
             return self.unembed(final)

@@ -13,8 +13,9 @@ from jaxtyping import Array
 from jaxinterp.core.batch import GRADIENT
 from jaxinterp.core.errors import UserError, suggest
 from jaxinterp.data.activations import WINDOW
-from jaxinterp.data.windows import batches, fingerprint
+from jaxinterp.data.windows import batches, fingerprint, some_places
 from jaxinterp.methods.base import Method
+from jaxinterp.models.ids import check_rows, token_rows
 from jaxinterp.models.load import Subject
 from jaxinterp.models.sites import LEAVES, check_site, sites
 from jaxinterp.storage.arrays import weights_hash
@@ -29,7 +30,7 @@ from jaxinterp.training.record import brings_code, describe
 from jaxinterp.training.state import Schedules, TrainState
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Fit:
     """What training returns: the decomposition, one row of numbers per logging interval, and the whole last state.
 
@@ -39,6 +40,13 @@ class Fit:
     decomposition: Any
     history: list[dict[str, Any]]
     state: TrainState
+
+    def __repr__(self) -> str:
+        """One line: `Fit(Dictionary, 44 rows, step 440: fvu 0.173)`."""
+        last = self.history[-1] if self.history else {}
+        numbers = ", ".join(f"{name} {last[name]:.3g}" for name in ("fvu", "loss", "l0") if name in last)
+        step = f", step {last['step']}: {numbers}" if last else ""
+        return f"Fit({type(self.decomposition).__name__}, {len(self.history)} rows{step})"
 
 
 def fit(
@@ -143,6 +151,10 @@ def fit(
         rhythm = {"log_every": log_every, "save_every": save_every, "stop_after": stop_after, "resume": resume}
         check_agreement(config | rhythm | {"mesh": dict(mesh.shape), "harvest_parts": harvest_parts, "spike": spike})
 
+    rows = token_rows(subject.model)
+    for place in some_places(len(tokens)):
+        window: Any = tokens[place]
+        check_rows(rows, window["tokens"], f"text, window {place}")
     model = place_model(subject.model, mesh)
     program = Program(
         method.recipe(steps),
@@ -164,7 +176,9 @@ def fit(
     data = iter(batches(tokens, batch_size // seq, **order, host_index=places, host_count=mesh.shape["data"]))
 
     def next_windows() -> dict[str, Array]:
-        return spread_over_data(next(data), places, batch_size // seq, mesh)
+        batch = next(data)
+        check_rows(rows, batch["tokens"], "text")
+        return spread_over_data(batch, places, batch_size // seq, mesh)
 
     def first_state() -> TrainState:
         return program.first_state(model, iter(next_windows, None))

@@ -180,5 +180,5 @@ def test_a_tokenizer_without_a_hash_or_a_folder_that_is_a_file_is_refused(tokeni
     with pytest.raises(UserError, match="a SmallTokenizer has no content_hash; pass cache=None"):
         load_corpus(str(folder), tokenizer, cache=tmp_path / "cache")
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="cannot be written"):
+    with pytest.raises(UserError, match="could not be written"):
         load_corpus(str(folder), byte_tokenizer(), cache=tmp_path / "file")

@@ -218,7 +218,7 @@ def test_token_files_that_are_none_are_refused(tmp_path, tokenizer):
     (tmp_path / "junk.npy").write_bytes(b"\x80\x04junk")
     np.save(tmp_path / "empty.npy", np.zeros(0, np.uint16))
     np.save(tmp_path / "floats.npy", np.zeros(4))
-    np.save(tmp_path / "matrix.npy", np.zeros((2, 2), np.uint16))
+    np.save(tmp_path / "cube.npy", np.zeros((2, 2, 2), np.uint16))
     np.save(tmp_path / "objects.npy", np.asarray([{}, {}]), allow_pickle=True)
     np.save(tmp_path / "cut.npy", np.zeros(1000, np.uint16))
     (tmp_path / "cut.npy").write_bytes((tmp_path / "cut.npy").read_bytes()[:-100])
@@ -228,7 +228,7 @@ def test_token_files_that_are_none_are_refused(tmp_path, tokenizer):
         "junk.npy": "no readable .npy",
         "empty.npy": "empty",
         "floats.npy": r"float64 with shape \(4,\)",
-        "matrix.npy": r"uint16 with shape \(2, 2\)",
+        "cube.npy": r"uint16 with shape \(2, 2, 2\)",
         "objects.npy": "no readable .npy",
         "cut.npy": "no readable .npy",
         "odd.bni": "Did you mean 'odd.bin'",

@@ -213,7 +213,7 @@ def test_tensors_that_do_not_fit_are_refused(golden: Path) -> None:
 
 def test_a_tokenizer_with_too_many_ids_is_refused(golden: Path) -> None:
     byte_tokenizer().backend.save(str(golden / "tokenizer.json"))
-    with pytest.raises(UserError, match="the tokenizer has 257 ids, but vocab_size=48"):
+    with pytest.raises(UserError, match=r"the tokenizer has ids up to 256, but .* vocab_size=48 rows"):
         load(golden)
 
 

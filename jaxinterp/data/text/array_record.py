@@ -14,21 +14,27 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from jaxinterp.core.errors import UserError
 from jaxinterp.data.text.example_record import example_features
-from jaxinterp.data.text.json_record import text_of_object
+from jaxinterp.data.text.json_record import content_of_object
 
 SUFFIXES = (".array_record", ".arrayrecord")
 SHARD = re.compile(r"(\.array_?record)-\d+-of-\d+")
 """How TensorFlow Datasets end the names of a text's files: `wiki-train.array_record-00000-of-00002`."""
 RECORDS = 64
 """Records that are read together."""
-TextOf = Callable[[bytes, str, str], str]
-"""(record, text field, place for messages) -> its text."""
+Content = str | np.ndarray
+"""A text, or a row of token ids."""
+TextOf = Callable[[bytes, str, str], Content | None]
+"""(record, text field, place for messages) -> what it holds; None: nothing."""
 
 
-def texts_of_array_record(path: Path, text_field: str) -> Iterator[tuple[str, str]]:
-    """(text, place) of every record; the place is `path:number`, from 1.
+def texts_of_array_record(path: Path, text_field: str) -> Iterator[tuple[Content, str]]:
+    """(text, place) of every record; the place is `path:number`, from 1. JSON objects may hold rows of token ids.
+
+    Records whose text is null are passed over.
 
     Raises:
       UserError: array_record is not installed; no Array Record file, or a damaged one; a record that is no UTF-8, or no
@@ -41,7 +47,9 @@ def texts_of_array_record(path: Path, text_field: str) -> Iterator[tuple[str, st
         for start in range(0, count, RECORDS):
             for number, record in enumerate(_read(reader, path, start, min(start + RECORDS, count)), start + 1):
                 text_of = text_of or _kind(record)
-                yield text_of(record, text_field, f"{path}, record {number}"), f"{path}:{number}"
+                content = text_of(record, text_field, f"{path}, record {number}")
+                if content is not None:
+                    yield content, f"{path}:{number}"
     finally:
         reader.close()
 
@@ -99,11 +107,11 @@ def _of_example(record: bytes, text_field: str, where: str) -> str:
     return _plain(values[0], text_field, where)
 
 
-def _of_json(record: bytes, text_field: str, where: str) -> str:
+def _of_json(record: bytes, text_field: str, where: str) -> Content | None:
     fields = _object(record)
     if fields is None:
         raise UserError(f"{where}: no JSON object, which the file's first record is.")
-    return text_of_object(fields, text_field, where)
+    return content_of_object(fields, text_field, where)
 
 
 def _object(record: bytes) -> dict[str, Any] | None:

@@ -11,10 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from jaxtyping import Int32
+
 from jaxinterp.core.errors import UserError, suggest
 from jaxinterp.data.text.array_record import SHARD, texts_of_array_record
 from jaxinterp.data.text.array_record import SUFFIXES as ARRAY_RECORD
-from jaxinterp.data.text.json_record import text_of_object
+from jaxinterp.data.text.json_record import content_of_object
 from jaxinterp.data.text.parquet import SUFFIX as PARQUET
 from jaxinterp.data.text.parquet import texts_of_parquet
 
@@ -38,16 +41,45 @@ class Document:
         return content_key(self.text.encode())
 
 
+@dataclass(frozen=True, eq=False)
+class TokenRow:
+    """A document that is token ids already, and where it stands."""
+
+    ids: Int32[np.ndarray, " length"]
+    source: str
+
+    @property
+    def key(self) -> int:
+        """A number below 2**64 that depends on the ids alone."""
+        return content_key(self.ids.astype("<i4").tobytes())
+
+
 def content_key(content: bytes) -> int:
     """The last 8 bytes of the SHA-256 of `content`: the same content has the same key, wherever it stands."""
     return int.from_bytes(hashlib.sha256(content).digest()[-8:], "big")
 
 
 def read_documents(path: str | Path, *, text_field: str = "text") -> Iterator[Document]:
+    """The texts of a file, or of all files below a folder, by name: `read_rows`, where rows of ids are refused.
+
+    Raises:
+      UserError: as `read_rows`; or a row is token ids.
+    """
+    return _texts(read_rows(path, text_field=text_field))
+
+
+def _texts(rows: Iterable["Document | TokenRow"]) -> Iterator[Document]:
+    for row in rows:
+        if isinstance(row, TokenRow):
+            raise UserError(f"{row.source}: it holds token ids, where text is expected: pass text_field=.")
+        yield row
+
+
+def read_rows(path: str | Path, *, text_field: str = "text") -> Iterator[Document | TokenRow]:
     """The documents of a file, or of all files below a folder, by name.
 
     A .jsonl file has one per line, .parquet one per row, .array_record one per record; a .txt file is cut. Texts that
-    hold only white space are passed over.
+    are null or hold only white space are passed over. Rows of token ids (`input_ids`) are read as they are.
 
     Args:
       text_field: the field of a .jsonl line or JSON record, or the column of a Parquet file, that holds the text.
@@ -58,18 +90,32 @@ def read_documents(path: str | Path, *, text_field: str = "text") -> Iterator[Do
     """
     files = files_of(path)
     documents = (document for file in files for document in READERS[kind_of(file)](file, text_field))
-    return _some(Path(path), (document for document in documents if document.text.strip()))
+    return _some(Path(path), (document for document in documents if _has_content(document)))
+
+
+def _has_content(document: "Document | TokenRow") -> bool:
+    return len(document.ids) > 0 if isinstance(document, TokenRow) else bool(document.text.strip())
+
+
+def _row(content: str | Int32[np.ndarray, " length"], place: str) -> "Document | TokenRow":
+    return Document(content, place) if isinstance(content, str) else TokenRow(content, place)
 
 
 def files_of(path: str | Path) -> list[Path]:
     """The file itself, or the files of text below a folder, in the order in which they are read.
+
+    What is hidden (`.ipynb_checkpoints/`, `._notes.jsonl`) is passed over.
 
     Raises:
       UserError: there is none, or it is of another kind.
     """
     path = Path(path)
     if path.is_dir():
-        files = sorted(file for file in path.rglob("*") if kind_of(file) in SUFFIXES and file.is_file())
+        files = sorted(
+            file
+            for file in path.rglob("*")
+            if kind_of(file) in SUFFIXES and file.is_file() and not _hidden(file.relative_to(path))
+        )
         if not files:
             raise UserError(f"the folder {path} holds no {' or '.join(SUFFIXES)} file.")
         return files
@@ -82,6 +128,10 @@ def files_of(path: str | Path) -> list[Path]:
             f"give {' or '.join(SUFFIXES)}, or a folder of them."
         )
     return [path]
+
+
+def _hidden(path: Path) -> bool:
+    return any(part.startswith(".") for part in path.parts)
 
 
 def kind_of(path: Path) -> str:
@@ -132,15 +182,15 @@ def _of_text(path: Path, text_field: str) -> Iterator[Document]:
     return cut(numbered_lines(path), str(path))
 
 
-def _of_parquet(path: Path, text_field: str) -> Iterator[Document]:
-    return (Document(text, place) for text, place in texts_of_parquet(path, text_field))
+def _of_parquet(path: Path, text_field: str) -> Iterator[Document | TokenRow]:
+    return (_row(content, place) for content, place in texts_of_parquet(path, text_field))
 
 
-def _of_array_record(path: Path, text_field: str) -> Iterator[Document]:
-    return (Document(text, place) for text, place in texts_of_array_record(path, text_field))
+def _of_array_record(path: Path, text_field: str) -> Iterator[Document | TokenRow]:
+    return (_row(content, place) for content, place in texts_of_array_record(path, text_field))
 
 
-def _of_jsonl(path: Path, text_field: str) -> Iterator[Document]:
+def _of_jsonl(path: Path, text_field: str) -> Iterator[Document | TokenRow]:
     for number, line in numbered_lines(path):
         if not line.strip():
             continue
@@ -151,10 +201,12 @@ def _of_jsonl(path: Path, text_field: str) -> Iterator[Document]:
             raise UserError(f"{where}: no readable JSON ({error}).") from error
         if not isinstance(record, dict):
             raise UserError(f"{where}: a JSON object is expected, not {type(record).__name__}.")
-        yield Document(text_of_object(record, text_field, where), f"{path}:{number}")
+        content = content_of_object(record, text_field, where)
+        if content is not None:
+            yield _row(content, f"{path}:{number}")
 
 
-def _some(path: Path, documents: Iterable[Document]) -> Iterator[Document]:
+def _some(path: Path, documents: Iterable[Document | TokenRow]) -> Iterator[Document | TokenRow]:
     empty = True
     for document in documents:
         empty = False
@@ -163,7 +215,7 @@ def _some(path: Path, documents: Iterable[Document]) -> Iterator[Document]:
         raise UserError(f"{path} is empty: it holds no text.")
 
 
-READERS: Mapping[str, Callable[[Path, str], Iterator[Document]]] = {
+READERS: Mapping[str, Callable[[Path, str], Iterator[Document | TokenRow]]] = {
     ".txt": _of_text,
     ".jsonl": _of_jsonl,
     PARQUET: _of_parquet,

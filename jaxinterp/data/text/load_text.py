@@ -7,7 +7,6 @@ from typing import Any
 import grain
 import numpy as np
 
-from jaxinterp.core.errors import UserError
 from jaxinterp.data.text.sources import load_corpus
 from jaxinterp.data.tokens import TextTokenizer, split
 from jaxinterp.data.windows import batches, windows
@@ -22,6 +21,7 @@ def load_text(
     text_field: str = "text",
     max_tokens: int | None = None,
     cache: str | Path | None = None,
+    token_dtype: str | None = None,
 ) -> tuple[grain.MapDataset, grain.MapDataset]:
     """Windows of training and of held-out documents: `train, heldout = load_text("docs", subject.tokenizer)`.
 
@@ -29,15 +29,17 @@ def load_text(
       source: docs, kjv, shakespeare, several joined by `+`, a mixture (docs:0.7+kjv:0.3), or a path: see `load_corpus`.
       seq: tokens a window.
       heldout: the fraction of documents held out, chosen by their content.
-      text_field: the field of a .jsonl line, or the column of a Parquet file, that holds the text.
+      tokenizer: the subject's; None for files of token ids (.npy, .bin, rows of `input_ids`) of a model without one.
+      text_field: the field of a .jsonl line, or the column of a Parquet file, that holds the text or rows of token ids.
       max_tokens: take no more of the text than these.
       cache: a folder for token caches: see `load_corpus`.
+      token_dtype: the type of bare integers in a .bin file, such as "uint32": see `load_corpus`.
     Raises:
-      UserError: there is no tokenizer, no such text, or too little of it.
+      UserError: there is text and no tokenizer, no such text, or too little of it.
     """
-    if tokenizer is None:
-        raise UserError("the model came without a tokenizer: give its folder a tokenizer.json.")
-    corpus = load_corpus(source, tokenizer, text_field=text_field, max_tokens=max_tokens, cache=cache)
+    corpus = load_corpus(
+        source, tokenizer, text_field=text_field, max_tokens=max_tokens, cache=cache, token_dtype=token_dtype
+    )
     train, rest = split(corpus, heldout)
     return windows(train, seq), windows(rest, seq)
 

@@ -12,7 +12,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from jaxtyping import Int32
+
 from jaxinterp.core.errors import UserError, suggest
+from jaxinterp.data.text.id_rows import MASK, field_of, ids_of_row
 
 SUFFIX = ".parquet"
 ROWS = 256
@@ -23,8 +27,10 @@ LONGEST_TEXT = 64 * 2**20
 """Bytes of one row's text."""
 
 
-def texts_of_parquet(path: Path, text_field: str) -> Iterator[tuple[str, str]]:
+def texts_of_parquet(path: Path, text_field: str) -> Iterator[tuple[str | Int32[np.ndarray, " length"], str]]:
     """(text, place) of every row; the place is `path:row`, from 1. Rows without a value are passed over.
+
+    A column of lists of integers gives token ids in place of texts, those with an `attention_mask` of 0 left out.
 
     Raises:
       UserError: pyarrow is not installed; no Parquet file, or a damaged one; no such column, or one that is no text; a
@@ -33,16 +39,27 @@ def texts_of_parquet(path: Path, text_field: str) -> Iterator[tuple[str, str]]:
     arrow, parquet = _pyarrow(path)
     try:
         with parquet.ParquetFile(path) as file:
-            _check(path, file, text_field, arrow)
-        with parquet.ParquetFile(path, page_checksum_verification=True, read_dictionary=[text_field]) as file:
+            field, are_ids = _check(path, file, text_field, arrow)
+            masked = are_ids and MASK in file.schema_arrow.names
+        dictionary = [] if are_ids else [field]
+        with parquet.ParquetFile(path, page_checksum_verification=True, read_dictionary=dictionary) as file:
             row = 0
-            for batch in file.iter_batches(batch_size=ROWS, columns=[text_field]):
-                for entry in batch.column(0):
+            for batch in file.iter_batches(batch_size=ROWS, columns=[field, MASK] if masked else [field]):
+                masks = batch.column(MASK) if masked else [None] * len(batch)
+                for entry, mask in zip(batch.column(field), masks, strict=True):
                     row += 1
                     if entry.is_valid:
-                        yield _text(entry, f"{path}, row {row}"), f"{path}:{row}"
+                        where = f"{path}, row {row}"
+                        yield _ids(entry, mask, where) if are_ids else _text(entry, where), f"{path}:{row}"
     except (arrow.ArrowException, OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is no readable Parquet file: {_first_line(error)}") from error
+
+
+def _ids(entry: Any, mask: Any, where: str) -> Int32[np.ndarray, " length"]:
+    """The token ids of one row."""
+    values = entry.values.to_numpy(zero_copy_only=False)
+    padding = mask.values.to_numpy(zero_copy_only=False) if mask is not None and mask.is_valid else None
+    return ids_of_row(values, padding, where)
 
 
 def _text(entry: Any, where: str) -> str:
@@ -55,27 +72,38 @@ def _text(entry: Any, where: str) -> str:
     return text
 
 
-def _check(path: Path, file: Any, text_field: str, arrow: Any) -> None:
+def _check(path: Path, file: Any, text_field: str, arrow: Any) -> tuple[str, bool]:
+    """The column that is read, and whether it holds token ids."""
     schema = file.schema_arrow
-    if text_field not in schema.names:
+    field = field_of(schema.names, text_field)
+    if field is None:
         names = ", ".join(map(repr, schema.names[:8])) or "none"
         raise UserError(
             f"{path}: no column text_field={text_field!r}; its columns: {names}.{suggest(text_field, schema.names)}"
         )
-    kind = schema.field(text_field).type
+    kind = schema.field(field).type
     if arrow.types.is_dictionary(kind):
         kind = kind.value_type
-    if not (arrow.types.is_string(kind) or arrow.types.is_large_string(kind) or arrow.types.is_string_view(kind)):
-        raise UserError(f"{path}: column {text_field!r} holds {kind}, where text is expected.")
+    are_ids = _is_list(kind, arrow) and arrow.types.is_integer(kind.value_type)
+    tests = (arrow.types.is_string, arrow.types.is_large_string, arrow.types.is_string_view)
+    if not are_ids and not any(test(kind) for test in tests):
+        raise UserError(f"{path}: column {field!r} holds {kind}, where text is expected (or lists of token ids).")
     columns = range(file.metadata.num_columns)
-    column = next(index for index in columns if file.metadata.schema.column(index).path == text_field)
+    paths = [file.metadata.schema.column(index).path for index in columns]
+    column = next(index for index in columns if paths[index] == field or paths[index].startswith(f"{field}."))
     for group in range(file.metadata.num_row_groups):
         size = file.metadata.row_group(group).column(column).total_uncompressed_size
         if not 0 <= size <= LARGEST_GROUP:
             raise UserError(
-                f"{path}: column {text_field!r} of row group {group} would take {size} bytes, more than "
+                f"{path}: column {field!r} of row group {group} would take {size} bytes, more than "
                 f"{LARGEST_GROUP}: write the file with smaller row groups."
             )
+    return field, are_ids
+
+
+def _is_list(kind: Any, arrow: Any) -> bool:
+    types = arrow.types
+    return types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind)
 
 
 def _pyarrow(path: Path) -> tuple[Any, Any]:

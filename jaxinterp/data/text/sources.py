@@ -14,13 +14,14 @@ import hashlib
 import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import overload
 
 import numpy as np
 
 from jaxinterp.core.errors import UserError, suggest
 from jaxinterp.data.cache import hash_of_documents, hash_of_files, through_cache
 from jaxinterp.data.text.corpora import NAMED
-from jaxinterp.data.text.documents import SUFFIXES, Document, files_of, read_documents
+from jaxinterp.data.text.documents import SUFFIXES, Document, TokenRow, files_of, read_documents, read_rows
 from jaxinterp.data.token_files import SUFFIXES as TOKEN_SUFFIXES
 from jaxinterp.data.token_files import read_token_file
 from jaxinterp.data.tokens import JoinedIds, TextTokenizer, TokenCorpus, encode_documents
@@ -28,11 +29,12 @@ from jaxinterp.data.tokens import JoinedIds, TextTokenizer, TokenCorpus, encode_
 
 def load_corpus(
     source: str,
-    tokenizer: TextTokenizer,
+    tokenizer: TextTokenizer | None,
     *,
     text_field: str = "text",
     max_tokens: int | None = None,
     cache: str | Path | None = None,
+    token_dtype: str | None = None,
 ) -> TokenCorpus:
     """The tokens of a named corpus, of a file or folder, or of several joined by `+`.
 
@@ -40,10 +42,13 @@ def load_corpus(
       source: "docs", "kjv", "shakespeare", "docs+kjv"; a path: .txt, .jsonl, .parquet, .array_record, a folder of
         these, .bin, .npy; or a mixture with weights, "docs:0.7+kjv:0.3". A name goes before a path: a folder called
         docs is "./docs".
-      text_field: the field of a .jsonl line or the column of a Parquet file that holds the text.
+      tokenizer: None for files of token ids only.
+      text_field: the field of a .jsonl line or the column of a Parquet file that holds the text, or rows of token ids;
+        a file without the default field is read from `input_ids`, `token_ids` or `tokens`.
       max_tokens: take no more than these. Of named corpora that is a fair sample of them all, of a path its beginning.
       cache: a folder for token caches. A text that was tokenised before is read from there, memory-mapped; without it
         the tokens are held in memory. Files of token ids are not cached.
+      token_dtype: the type of bare integers in a .bin file, such as "uint32"; default: see `read_token_file`.
     Raises:
       UserError: an unknown name, a path that cannot be read, a weight that is none, a corpus whose package is not
         installed.
@@ -52,10 +57,12 @@ def load_corpus(
         raise UserError(f"max_tokens={max_tokens} must be at least 1.")
     weights = weighted_parts(source)
     if weights is None:
-        return _load(source, tokenizer, text_field, max_tokens, cache)
+        return _load(source, tokenizer, text_field, max_tokens, cache, token_dtype)
     shares = [weight / sum(weights.values()) for weight in weights.values()]
     wanted = [None if max_tokens is None else max(1, round(share * max_tokens)) for share in shares]
-    parts = [_load(part, tokenizer, text_field, most, cache) for part, most in zip(weights, wanted, strict=True)]
+    parts = [
+        _load(part, tokenizer, text_field, most, cache, token_dtype) for part, most in zip(weights, wanted, strict=True)
+    ]
     return mixture(parts, shares, name=source)
 
 
@@ -117,11 +124,19 @@ def mixture(parts: Sequence[TokenCorpus], shares: Sequence[float], *, name: str)
     )
 
 
-def documents_of(source: str, *, text_field: str = "text") -> Iterable[Document]:
+@overload
+def documents_of(source: str, *, text_field: str = "text") -> Iterable[Document]: ...
+@overload
+def documents_of(source: str, *, text_field: str = "text", rows: bool) -> Iterable[Document | TokenRow]: ...
+def documents_of(
+    source: str, *, text_field: str = "text", rows: bool = False
+) -> Iterable[Document] | Iterable[Document | TokenRow]:
     """The documents of a named corpus, of several joined by `+`, or of a file or folder of text.
 
     Of named corpora each text is there once, in an order that makes any beginning a fair sample.
 
+    Args:
+      rows: whether rows of token ids may be among them.
     Raises:
       UserError: an unknown name or a path that cannot be read.
     """
@@ -137,16 +152,21 @@ def documents_of(source: str, *, text_field: str = "text") -> Iterable[Document]
                 f"no corpus and no path {unknown[0]!r}: give {', '.join(NAMED)} (joined by +), or a file or folder of "
                 f"{', '.join(SUFFIXES + TOKEN_SUFFIXES)}.{suggest(unknown[0], NAMED)}"
             )
-    return read_documents(source, text_field=text_field)
+    return (read_rows if rows else read_documents)(source, text_field=text_field)
 
 
 def _load(
-    source: str, tokenizer: TextTokenizer, text_field: str, max_tokens: int | None, cache: str | Path | None
+    source: str,
+    tokenizer: TextTokenizer | None,
+    text_field: str,
+    max_tokens: int | None,
+    cache: str | Path | None,
+    token_dtype: str | None,
 ) -> TokenCorpus:
     """One source without weights."""
     if Path(source).suffix in TOKEN_SUFFIXES and not _named(source):
-        return read_token_file(source, tokenizer, max_tokens=max_tokens)
-    documents = documents_of(source, text_field=text_field)
+        return read_token_file(source, tokenizer, max_tokens=max_tokens, token_dtype=token_dtype)
+    documents: Iterable[Document | TokenRow] = documents_of(source, text_field=text_field, rows=True)
     if cache is None:
         return encode_documents(documents, tokenizer, name=source, max_tokens=max_tokens)
     if _named(source):

@@ -35,13 +35,31 @@ VERSION = 2
 """1: projections were called `mlp/up` and `attn/out`, now `mlp/up_proj` and `attn/o_proj`."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Subject:
-    """A model under study. `tokenizer` is None where none came with the weights."""
+    """A model under study.
+
+    Attributes:
+      tokenizer: None where none came with the weights.
+      source: which checkpoint the weights are and what was done to them, in words; "" where that is not known.
+    """
 
     model: LanguageModel
     tokenizer: Tokenizer | None
     name: str
+    source: str = ""
+
+    def __repr__(self) -> str:
+        """One line: `Subject('tiny', Transformer of 4 blocks, 134,464 weights float32, 257 token ids)`."""
+        arrays = [leaf for leaf in jax.tree.leaves(self.model) if isinstance(leaf, jax.Array | jax.ShapeDtypeStruct)]
+        kinds = ", ".join(sorted({str(array.dtype) for array in arrays}))
+        blocks = f" of {len(self.model.blocks)} blocks" if isinstance(self.model, Transformer) else ""
+        ids = "no tokenizer" if self.tokenizer is None else f"{self.tokenizer.vocab_size:,} token ids"
+        says = f", {self.source}" if self.source else ""
+        return (
+            f"Subject({self.name!r}, {type(self.model).__name__}{blocks}, "
+            f"{sum(array.size for array in arrays):,} weights {kinds}, {ids}{says})"
+        )
 
 
 def save_subject(subject: Subject, directory: str | Path) -> None:
@@ -69,6 +87,7 @@ def save_subject(subject: Subject, directory: str | Path) -> None:
     description: dict[str, Any] = {
         "version": VERSION,
         "name": subject.name,
+        "source": subject.source,
         "config": dataclasses.asdict(subject.model.config),
     }
     if subject.tokenizer is not None:
@@ -91,7 +110,7 @@ def load_own(directory: Path, dtype: Any, sharding: Shardings = None) -> Subject
         tokenizer = dataclasses.replace(
             tokenizer_from_file(directory / "tokenizer.json"), begin=ends.get("begin"), end=ends.get("end")
         )
-    return Subject(model, tokenizer, description["name"])
+    return Subject(model, tokenizer, description["name"], str(description.get("source", "")))
 
 
 def read_own_config(directory: Path) -> TransformerConfig:

@@ -7,8 +7,10 @@ Where a tokenizer comes from: a `tokenizer.json` (Hugging Face and our own form)
 
 import hashlib
 import json
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -52,6 +54,19 @@ class Tokenizer:
     def vocab_size(self) -> int:
         """Number of token ids, special ones included."""
         return self.backend.get_vocab_size(with_added_tokens=True)
+
+    @cached_property
+    def largest_id(self) -> int:
+        """The largest token id; above `vocab_size` - 1 where ids have gaps."""
+        return max(self.backend.get_vocab(with_added_tokens=True).values(), default=-1)
+
+    @cached_property
+    def largest_text_id(self) -> int:
+        """The largest id that ordinary text, or the packing of documents, can yield: added tokens are left out."""
+        added = set(self.backend.get_added_tokens_decoder())
+        ordinary = set(self.backend.get_vocab(with_added_tokens=False).values()) - added - self.special
+        packed = {id for id in (self.begin, self.end) if id is not None}
+        return max(ordinary | packed, default=-1)
 
     @property
     def content_hash(self) -> str:
@@ -145,6 +160,13 @@ def tokenizer_from_file(path: str | Path) -> Tokenizer:
         beside = path.with_name(name)
         if beside.is_file():
             settings |= {key: value for key, value in read_json(beside).items() if value is not None}
+    asked = read_json(beside) if (beside := path.with_name("tokenizer_config.json")).is_file() else {}
+    if asked.get("add_bos_token") and asked.get("bos_token", "") is None:
+        warnings.warn(
+            f"{beside}: add_bos_token is true, but bos_token is null: no begin token is added, as in transformers.",
+            stacklevel=2,
+        )
+        settings = {key: value for key, value in settings.items() if key not in ("bos_token_id", "add_bos_token")}
     begin, end = (_first_id(backend, settings, names) for names in (("bos", "cls"), ("eos", "sep")))
     added = backend.encode("", add_special_tokens=True).ids  # what the file's own post-processor adds
     prepends = (begin is not None and begin in added[:1]) or bool(settings.get("add_bos_token"))

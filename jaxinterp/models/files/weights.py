@@ -41,7 +41,8 @@ class StoredTensor:
     """One array in a file, not read yet.
 
     `read(rows, columns)` copies a part of it; `columns` is None for an array of one axis. `refusal` says why the
-    array's type cannot be read as numbers, where it cannot.
+    array's type cannot be read as numbers, where it cannot. `kind`: the type that the file keeps it in, where it is
+    quantised.
     """
 
     name: str
@@ -49,6 +50,7 @@ class StoredTensor:
     shape: tuple[int, ...]
     read: Callable[[Rows, slice | None], np.ndarray]
     refusal: str | None = None
+    kind: str = ""
 
 
 @dataclass(frozen=True)

@@ -8,13 +8,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxinterp.core.batch import Batch
 from jaxinterp.core.errors import UserError
+from jaxinterp.decompositions.components import Components, Scale
 from jaxinterp.methods.factor.parameters import Distance, Mask, Parts, left_over, masked_linear
 from jaxinterp.models.sites import replace, run, select
 
@@ -75,22 +75,6 @@ class ToyTarget:
         return model(batch.inputs, apply)
 
 
-class MaskedLinear(eqx.Module):
-    """A projection under a mask, in the projection's place: sum of its parts times m, and m_D of what is left over.
-
-    `mask` [*axes, parts] and `rest` [*axes] belong to the inputs that the model is run on.
-    """
-
-    weight: Float[Array, "d_in d_out"]
-    bias: Float[Array, " d_out"] | None
-    parts: Parts
-    mask: Float[Array, "*axes parts"]
-    rest: Float[Array, "*axes"] | None
-
-    def __call__(self, x: Float[Array, "*axes d_in"]) -> Float[Array, "*axes d_out"]:
-        return masked_linear(x, self.weight, self.parts, Mask(self.mask, self.rest), self.bias)
-
-
 READS = {"gate_proj": "in", "up_proj": "in", "down_proj": "hidden", "q_proj": "in", "k_proj": "in", "v_proj": "in"}
 """Which array of its sublayer each projection reads; `o_proj` reads z, its heads one after another."""
 
@@ -125,12 +109,18 @@ class ProjectionTarget:
         return Clean(reads, trace.logits.astype(jnp.float32), windows["weight"])
 
     def masked(self, model: Any, parts: Mapping[str, Parts], batch: Batch, masks: Mapping[str, Mask]) -> Array:
-        """The logits with masked projections."""
-        replaced = {}
+        """The logits with masked projections: `Components` in their places, masks as edits of what they offer."""
+        replaced, edits = {}, {}
         for name, mask in masks.items():
-            own = self._linear(model, name)
-            replaced[name] = MaskedLinear(own.weight, own.bias, parts[name], mask.parts, mask.rest)
-        return run(replace(model, replaced), self._windows(batch)["tokens"]).logits.astype(jnp.float32)
+            own = parts[name]
+            replaced[name] = Components.of(
+                self._linear(model, name), own.read, own.write, keep_rest=mask.rest is not None
+            )
+            edits[f"{name}/components"] = Scale(mask.parts)
+            if mask.rest is not None:
+                edits[f"{name}/rest"] = Scale(mask.rest[..., None])
+        tokens = self._windows(batch)["tokens"]
+        return run(replace(model, replaced), tokens, edits=edits).logits.astype(jnp.float32)
 
     def _linear(self, model: Any, name: str) -> Any:
         return select(model, name).get()

@@ -8,12 +8,23 @@ from collections.abc import Callable
 from typing import Any, Protocol, runtime_checkable
 
 import equinox as eqx
-import jax
 from jaxtyping import Array, Float, Int
 
-from jaxinterp.core.batch import Sites
 from jaxinterp.core.errors import UserError
+from jaxinterp.core.fields import PARAMETER, PARAMETER_ROWS, STATE, STATE_ROWS, per_feature, trainable
+from jaxinterp.core.sites import Sites
 from jaxinterp.decompositions.codes import Codes
+
+__all__ = [
+    "PARAMETER",
+    "PARAMETER_ROWS",
+    "STATE",
+    "STATE_ROWS",
+    "Decomposition",
+    "StandIn",
+    "per_feature",
+    "trainable",
+]
 
 
 @runtime_checkable
@@ -40,46 +51,6 @@ class Decomposition(Protocol):
     def __call__(self, x: Any) -> Any:
         """decode(encode(x), x), in the dtype of x: it can stand where it was learned."""
         ...
-
-
-PARAMETER = {"trained": True, "per_feature": False}
-"""Metadata of a field that the gradient trains: `bias: Array = eqx.field(metadata=PARAMETER)`."""
-
-PARAMETER_ROWS = {"trained": True, "per_feature": True}
-"""Likewise, with one row a feature: spread over the mesh axis `feature`."""
-
-STATE = {"trained": False, "per_feature": False}
-"""Metadata of a field that the gradient never touches: scales, thresholds, frozen weights."""
-
-STATE_ROWS = {"trained": False, "per_feature": True}
-"""Likewise, with one row a feature."""
-
-
-def trainable(decomposition: Any) -> Any:
-    """The filter that keeps untrained leaves out of the gradient: True at every array of a PARAMETER field."""
-    return _by_field(decomposition, "trained")
-
-
-def per_feature(decomposition: Any) -> Any:
-    """True at every array with one row a feature."""
-    return _by_field(decomposition, "per_feature")
-
-
-def _by_field(decomposition: Any, flag: str) -> Any:
-    def mark(path: tuple[Any, ...], leaf: Any) -> bool:
-        node = decomposition
-        for key in path:
-            field = getattr(type(node), "__dataclass_fields__", {}).get(getattr(key, "name", None))
-            if field is not None and flag in field.metadata:
-                return bool(field.metadata[flag]) and (
-                    eqx.is_array_like(leaf) or isinstance(leaf, jax.ShapeDtypeStruct)
-                )
-            node = (
-                getattr(node, key.name) if hasattr(key, "name") else node[getattr(key, "key", getattr(key, "idx", 0))]
-            )
-        return False
-
-    return jax.tree_util.tree_map_with_path(mark, decomposition)
 
 
 class StandIn(eqx.Module):

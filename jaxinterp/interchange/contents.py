@@ -46,6 +46,8 @@ class Contents:
       factor: s, by which activations were multiplied in training; None where the file says that there was one and not
         which.
       target: None where the file does not say.
+      centred: whether it was trained on streams whose mean was taken off; None: the file does not say.
+      model_name: of the model that it was trained on, where the file says it.
     """
 
     encoder: Float[np.ndarray, "features d_in"]
@@ -62,6 +64,8 @@ class Contents:
     before_gain: bool = False
     factor: float | None = 1.0
     target: Target | None = None
+    centred: bool | None = False
+    model_name: str | None = None
 
 
 def build(contents: Contents, sites: Sites) -> Dictionary:

@@ -19,11 +19,15 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from jaxinterp.core.batch import Batch, Sites
+from jaxinterp.core.batch import Batch
 from jaxinterp.core.errors import UserError
+from jaxinterp.core.metrics import Metrics, Ratio
+from jaxinterp.core.protocols import MethodState, Recipe
+from jaxinterp.core.sites import Needs
+from jaxinterp.core.trees import path_name
 from jaxinterp.data.activations import counted
-from jaxinterp.methods.base import MethodState, Recipe, warmup_linear
 from jaxinterp.methods.checks import check_not_negative, check_positive
+from jaxinterp.methods.recipes import warmup_linear
 from jaxinterp.models.mixtures.moe_x import MoEX, load_balance
 from jaxinterp.models.mixtures.monet import (
     Monet,
@@ -33,8 +37,10 @@ from jaxinterp.models.mixtures.monet import (
     next_statistics,
     uniformity,
 )
-from jaxinterp.models.sites import Trace, run
-from jaxinterp.objectives import Metrics, Ratio
+from jaxinterp.models.sites import Trace, run, select
+
+STATE = ("mean", "variance")
+"""What the gradient does not train in a Monet layer."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +64,7 @@ class MixtureLanguageModel:
         check_positive(self, "learning_rate", "gradient_norm")
         check_not_negative(self, "weight_decay", "warmup", "decay", "balance", "uniformity", "ambiguity")
 
-    def needs(self, site: Any = None) -> Sites:
+    def needs(self, site: Any = None) -> Needs:
         """No array of the subject: the windows are the batch.
 
         Raises:
@@ -66,7 +72,7 @@ class MixtureLanguageModel:
         """
         if site is not None:
             raise UserError(f"site={site!r}: MixtureLanguageModel trains the whole model; leave the site out.")
-        return Sites((), ())
+        return Needs(windows=True, rows="none")
 
     def recipe(self, steps: int) -> Recipe:
         """AdamW on the loss; then the statistics."""
@@ -76,7 +82,7 @@ class MixtureLanguageModel:
             optax.adamw(rate, b2=0.95, weight_decay=self.weight_decay, mask=_decayed),
         )
 
-        def start(key: PRNGKeyArray, sample: Batch, model: Any = None) -> MethodState:
+        def start(key: PRNGKeyArray, sample: Batch, model: Any = None, previous: Any = None) -> MethodState:
             wide = jax.tree.map(lambda leaf: leaf.astype(jnp.float32) if eqx.is_inexact_array(leaf) else leaf, model)
             training = set_training(wide, True)
             return MethodState(training, optimizer.init(eqx.filter(training, trained(training))))
@@ -139,12 +145,9 @@ def auxiliary(model: Any, trace: Trace) -> dict[str, Float[Array, ""]]:
 def trained(model: Any) -> Any:
     """True at every floating-point array but Monet's running statistics."""
     marks = jax.tree.map(eqx.is_inexact_array, model)
-    kept = [name for name, mlp in mixtures(model).items() if isinstance(mlp, Monet)]
-    for name in kept:
-        index = int(name.split("/")[1])
-        where = lambda marks, index=index: (marks.blocks[index].mlp.mean, marks.blocks[index].mlp.variance)
-        marks = eqx.tree_at(where, marks, (False, False))
-    return marks
+    paths, structure = jax.tree_util.tree_flatten_with_path(marks)
+    state = {f"{name}/{field}" for name, mlp in mixtures(model).items() if isinstance(mlp, Monet) for field in STATE}
+    return jax.tree_util.tree_unflatten(structure, [mark and path_name(path) not in state for path, mark in paths])
 
 
 def set_training(model: Any, training: bool) -> Any:
@@ -162,12 +165,10 @@ def set_training(model: Any, training: bool) -> Any:
 def followed(model: Any, statistics: dict[str, Statistics], batch: Batch) -> Any:
     """The model with running statistics that follow those of a batch."""
     for name, new in statistics.items():
-        index = int(name.split("/")[1])
-        mlp = model.blocks[index].mlp
-        count = batch.windows["tokens"].size * mlp.router.shape[-1] if batch.windows is not None else 0
+        mlp = model.blocks[int(name.split("/")[1])].mlp
+        count = 0 if batch.windows is None else batch.windows["tokens"].size * mlp.router.shape[-1]
         after = next_statistics(Statistics(mlp.mean, mlp.variance), new, count)
-        changed = replace(mlp, mean=after.mean, variance=after.variance)
-        model = eqx.tree_at(lambda model, index=index: model.blocks[index].mlp, model, changed)
+        model = select(model, name).set(replace(mlp, mean=after.mean, variance=after.variance))
     return model
 
 

@@ -17,8 +17,10 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from jaxinterp.core.batch import Batch, Sites, make_batch
-from jaxinterp.methods.base import Method
+from jaxinterp.core.batch import Batch, make_batch
+from jaxinterp.core.protocols import Method
+from jaxinterp.core.sites import Sites
+from jaxinterp.methods.recipes import one_pass
 
 IN, OUT = "linear1", "linear2"
 """The names of the two matrices."""
@@ -105,7 +107,7 @@ def decompose(
     Returns:
       The decomposition, and the means of its metrics over the last tenth of the steps.
     """
-    recipe, sites = method.recipe(steps), Sites("x", "x")
+    recipe, sites = one_pass(method, steps), Sites("x", "x")
     start_key, data_key = jax.random.split(key)
 
     def batch(step: Array) -> Batch:

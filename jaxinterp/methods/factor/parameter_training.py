@@ -16,15 +16,17 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from jaxinterp.core.batch import Batch, Sites
+from jaxinterp.core.batch import Batch
 from jaxinterp.core.errors import UserError
-from jaxinterp.decompositions.base import PARAMETER
-from jaxinterp.methods.base import Recipe, gradient_method
+from jaxinterp.core.fields import PARAMETER
+from jaxinterp.core.metrics import Metrics, Ratio
+from jaxinterp.core.protocols import MethodState, Recipe
+from jaxinterp.core.sites import Needs
 from jaxinterp.methods.checks import check_not_negative, check_one_of, check_positive, check_whole
 from jaxinterp.methods.factor import parameters as spd
 from jaxinterp.methods.factor import vpd
 from jaxinterp.methods.factor.targets import Clean, Target, leading_axes, no_gradient, share_left_over
-from jaxinterp.objectives import Metrics, Ratio
+from jaxinterp.methods.recipes import gradient_method, learned
 
 
 class ParameterParts(eqx.Module):
@@ -66,7 +68,7 @@ class StochasticParameters:
         check_whole(self, parts=1, hidden=1, warmup=0)
         check_positive(self, "p", "learning_rate")
 
-    def needs(self, site: Any = None) -> Sites:
+    def needs(self, site: Any = None) -> Needs:
         """No array: the whole model is run.
 
         Raises:
@@ -94,14 +96,6 @@ class StochasticParameters:
         optimizer = optax.adam(optax.cosine_decay_schedule(self.learning_rate, steps))
         init = lambda key, sample, model: start(self.target, key, model, self.parts, self.hidden, self.warmup)
         return gradient_method(init, objective, optimizer)
-
-
-class AdversarialState(eqx.Module):
-    """What VPD changes from step to step."""
-
-    decomposition: ParameterParts
-    optimizer: Any
-    aux: vpd.Adversary
 
 
 @dataclass(frozen=True)
@@ -151,7 +145,7 @@ class AdversarialParameters:
         check_one_of(self, "activity", ("power", "smooth"))
         check_one_of(self, "scope", ("each", "shared"))
 
-    def needs(self, site: Any = None) -> Sites:
+    def needs(self, site: Any = None) -> Needs:
         """No array: the whole model is run.
 
         Raises:
@@ -165,17 +159,15 @@ class AdversarialParameters:
             clip_parts(self.clip), optax.adam(optax.cosine_decay_schedule(self.learning_rate, steps, alpha=0.1))
         )
 
-        def init(key: PRNGKeyArray, sample: Batch, model: Any = None) -> AdversarialState:
+        def init(key: PRNGKeyArray, sample: Batch, model: Any = None, previous: Any = None) -> MethodState:
             parts_key, adversary_key = jax.random.split(key)
             decomposition = start(self.target, parts_key, model, self.parts, self.hidden, self.warmup)
             axes = leading_axes(jax.eval_shape(self.target.clean, model, sample)) if self.scope == "each" else ()
             counts = dict.fromkeys(decomposition.parts, self.parts)
             adversary = vpd.start_adversary(adversary_key, counts, axes)
-            return AdversarialState(decomposition, optimizer.init(decomposition), adversary)
+            return MethodState(decomposition, optimizer.init(decomposition), adversary)
 
-        def step(
-            state: AdversarialState, batch: Batch, key: PRNGKeyArray, model: Any = None
-        ) -> tuple[AdversarialState, Metrics]:
+        def step(state: MethodState, batch: Batch, key: PRNGKeyArray, model: Any = None) -> tuple[MethodState, Metrics]:
             clean = no_gradient(self.target.clean(model, batch))
             adversary = self._climb(state, clean, batch, model)
             loss = lambda learned, sources: self._loss(learned, sources, clean, batch, key, model, steps)
@@ -186,11 +178,11 @@ class AdversarialParameters:
             learned = optax.apply_updates(state.decomposition, updates)
             if self.adversarial:
                 adversary = vpd.ascend(adversary, to_sources, rate=self.adversary_rate)
-            return AdversarialState(learned, moments, adversary), metrics
+            return MethodState(learned, moments, adversary), metrics
 
-        return Recipe(init, step, lambda state: state.decomposition)
+        return Recipe(init, step, learned)
 
-    def _climb(self, state: AdversarialState, clean: Clean, batch: Batch, model: Any) -> vpd.Adversary:
+    def _climb(self, state: MethodState, clean: Clean, batch: Batch, model: Any) -> vpd.Adversary:
         """The adversary after its steps on this batch, against parts and importances that do not move."""
         if not self.adversarial:
             return state.aux
@@ -245,15 +237,15 @@ class AdversarialParameters:
         return loss, metrics | {"loss": Ratio(loss, jnp.ones(()))}
 
 
-def no_site(site: Any, why: str) -> Sites:
-    """No arrays.
+def no_site(site: Any, why: str) -> Needs:
+    """Windows of text, and no arrays.
 
     Raises:
       UserError: a site is named.
     """
     if site is not None:
         raise UserError(f"site={site!r}: {why}; leave the site out.")
-    return Sites((), ())
+    return Needs(windows=True, rows="none")
 
 
 def start(target: Target, key: PRNGKeyArray, model: Any, parts: int, hidden: int, warmup: int = 0) -> ParameterParts:

@@ -36,7 +36,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from jaxinterp.decompositions.base import PARAMETER_ROWS
+from jaxinterp.core.fields import PARAMETER_ROWS
 
 Distance = Literal["squares", "kl"]
 

@@ -81,7 +81,7 @@ def annealed(
     return start + (end - start) * progress
 
 
-def frequency_penalty(frequency: Float[Array, " parts"], count: float | int) -> Float[Array, ""]:
+def frequency_penalty(frequency: Float[Array, " parts"], count: Float[Array, ""] | float | int) -> Float[Array, ""]:
     """sum_c f_c log2(1 + count f_c); count: inputs of the global batch, or a constant."""
     return jnp.sum(frequency * jnp.log2(1 + count * frequency))
 

@@ -1,4 +1,4 @@
-"""Rivals of the transcoder through `fit`: on a mesh as on one device, in the leaf's place, on the scoreboard, resumed."""
+"""Rivals of the transcoder through `fit`: on a mesh, in the place of the leaf, on the scoreboard, resumed."""
 
 import jax
 import jax.numpy as jnp

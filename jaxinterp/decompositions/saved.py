@@ -16,11 +16,16 @@ from jaxinterp.decompositions.cross_layer import CrossLayer, PerLayer
 from jaxinterp.decompositions.cross_layer_files import load_cross_layer, save_cross_layer
 from jaxinterp.decompositions.dictionary import Dictionary
 from jaxinterp.decompositions.files import load_dictionary, save_dictionary
+from jaxinterp.decompositions.modules_on_disk import MODULES, load_module, save_module
 from jaxinterp.decompositions.on_disk import KNOWN
 from jaxinterp.storage.files import check_empty, write_text
 
 PER_LAYER = "per_layer.json"
-KINDS: dict[str, Callable[..., Any]] = {"dictionary.json": load_dictionary, "cross_layer.json": load_cross_layer}
+KINDS: dict[str, Callable[..., Any]] = {
+    "dictionary.json": load_dictionary,
+    "cross_layer.json": load_cross_layer,
+    "module.json": load_module,
+}
 """The file by which a folder is known, and what reads it."""
 
 
@@ -33,6 +38,8 @@ def save(decomposition: Any, folder: str | Path, *, overwrite: bool = False) -> 
     Raises:
       UserError: the folder has files in it, the disk is full, or this kind of decomposition has no file form.
     """
+    if isinstance(decomposition, MODULES):
+        return save_module(decomposition, check_empty(folder, overwrite=overwrite))
     if not isinstance(decomposition, Dictionary | EffectDictionary | CrossLayer | PerLayer):
         raise UserError(
             f"a {type(decomposition).__name__} has no form on disk: save dictionaries, cross-layer transcoders, or "

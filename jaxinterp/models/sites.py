@@ -434,7 +434,7 @@ def _why_absent(name: str, known: Any) -> str:
         if port in ("pre", "up", "hidden") and f"{leaf}/pre" not in known:
             return (
                 f"{name!r} cannot be seen: {leaf!r} was replaced, or is of an adapted model whose Places do not say "
-                "where it is: there are in, out and added only."
+                "where it is: there are in, out and added, and what the replacement offers."
             )
         if port == "up" and f"{leaf}/pre" in known:
             return f"{name!r} does not exist: the MLP at {leaf!r} is dense and has no second branch; take {leaf}/pre."

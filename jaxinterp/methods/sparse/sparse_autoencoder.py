@@ -27,7 +27,7 @@ from jaxtyping import PRNGKeyArray
 from jaxinterp.core.batch import Batch, Sites
 from jaxinterp.decompositions.dictionary import Dictionary
 from jaxinterp.methods.base import Recipe
-from jaxinterp.methods.checks import check_one_of, one_leaf
+from jaxinterp.methods.checks import check_one_of, one_array
 from jaxinterp.methods.sparse.dictionary import (
     DictionaryHyperparameters,
     dictionary_recipe,
@@ -56,7 +56,7 @@ class SparseAutoencoder(DictionaryHyperparameters):
         Raises:
           UserError: the site is no single leaf.
         """
-        name = f"{one_leaf(site)}/{self.array}"
+        name = one_array(site, self.array)
         return Sites(name, name)
 
     def recipe(self, steps: int) -> Recipe:

@@ -29,6 +29,7 @@ from jaxinterp.models.files.safetensors_file import open_directory
 from jaxinterp.models.files.tokenizer import Tokenizer, read_json, tokenizer_from_file
 from jaxinterp.models.files.weights import Shardings, leaf_shapes, load_model
 from jaxinterp.models.layers import RopeScaling
+from jaxinterp.models.mixtures.config import MixtureConfig
 from jaxinterp.models.sites import LanguageModel, Trace, run
 from jaxinterp.models.transformer import Transformer, TransformerConfig
 from jaxinterp.storage.files import write_arrays, write_text
@@ -228,8 +229,8 @@ def _read_value(hint: Any, value: Any, where: str) -> Any:
         return _read_value(next(choice for choice in choices if choice is not type(None)), value, where)
     if origin is tuple and isinstance(value, list):
         return tuple(_read_value(choices[0], item, where) for item in value)
-    if hint is RopeScaling and isinstance(value, dict):
-        return _read_dataclass(RopeScaling, value, where)
+    if hint in (RopeScaling, MixtureConfig) and isinstance(value, dict):
+        return _read_dataclass(hint, value, where)
     if origin is typing.Literal and value in choices:
         return value
     if hint is float and isinstance(value, int | float) and not isinstance(value, bool):

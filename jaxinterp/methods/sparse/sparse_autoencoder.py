@@ -22,6 +22,7 @@ from typing import Any, ClassVar, Literal
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 from jaxtyping import PRNGKeyArray
 
 from jaxinterp.core.batch import Batch, Sites
@@ -67,5 +68,5 @@ class SparseAutoencoder(DictionaryHyperparameters):
 def start(hyper: DictionaryHyperparameters, key: PRNGKeyArray, sample: Batch) -> Dictionary:
     """D random unit rows, E = D, biases 0."""
     dictionary = empty_dictionary(hyper, sample, skip=False)
-    rows = unit_rows(jax.random.normal(key, dictionary.decoder.shape))
+    rows = unit_rows(jax.random.normal(key, dictionary.decoder.shape, dtype=jnp.float32))
     return eqx.tree_at(lambda d: (d.encoder, d.decoder), dictionary, (rows, rows))

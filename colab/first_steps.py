@@ -85,7 +85,7 @@ print(sites(model, "blocks/1/**"))
 # The tree itself, with the names beside the nodes; click to unfold.
 
 # %%
-display(HTML(show(model)))
+show(model)
 
 # %% [markdown]
 # ## A forward pass is a value

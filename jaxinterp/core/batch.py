@@ -1,47 +1,14 @@
 """What an objective sees: rows of activations by site name."""
 
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping
 
 import equinox as eqx
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, ArrayLike, Float, Int, PyTree
 
-Names = str | tuple[str, ...]
+from jaxinterp.core.sites import GRADIENT, Names, Needs, Sites, several
 
-GRADIENT = "/gradient"
-"""The end of a name that means the gradient of the model's own next-token loss by the array named before it."""
-
-
-@dataclass(frozen=True)
-class Sites:
-    """The arrays that a decomposition reads and writes, by name: `blocks/3/mlp/in` and `blocks/3/mlp/out`.
-
-    A tuple of names where it reads or writes several arrays at once. A name may end in GRADIENT.
-    """
-
-    reads: Names
-    writes: Names
-
-    def names(self) -> tuple[str, ...]:
-        """The names, each once."""
-        return tuple(dict.fromkeys((*several(self.reads), *several(self.writes))))
-
-    @property
-    def without_gradients(self) -> "Sites":
-        """What a forward pass alone can give: gradients are left out, and one name is no tuple."""
-        reads = tuple(name for name in several(self.reads) if not name.endswith(GRADIENT))
-        return Sites(reads[0] if len(reads) == 1 else reads, self.writes)
-
-    @property
-    def leaf(self) -> str:
-        """The sublayer whose array is written (the first one's, where there are several): `blocks/3/mlp`."""
-        return several(self.writes)[0].rpartition("/")[0]
-
-
-def several(names: Names) -> tuple[str, ...]:
-    """One name or several, as a tuple."""
-    return (names,) if isinstance(names, str) else names
+__all__ = ["GRADIENT", "Batch", "Names", "Needs", "Sites", "make_batch", "several"]
 
 
 class Batch(eqx.Module):
@@ -54,8 +21,9 @@ class Batch(eqx.Module):
       k: the number of active features asked for, at most the decomposition's own; None: its own.
       coefficients: by name, the numbers that `scale(term, "name")` reads; a sweep varies them without a new program.
       windows: "tokens", "weight" and "document" `[batch, seq]` of this step, for objectives that run the model. The
-        rows above come out of a shuffle buffer and belong to other windows.
+        rows above come out of a shuffle buffer and belong to other windows. None where no text is read.
       sites: which array is the input and which the target.
+      rows: the numbers of the rows, where a method keeps its rows (`Needs(rows="kept")`); None in a stream.
     """
 
     arrays: dict[str, Float[Array, "tokens _d"]]
@@ -65,30 +33,36 @@ class Batch(eqx.Module):
     coefficients: dict[str, Float[Array, ""]]
     windows: dict[str, Array] | None
     sites: Sites = eqx.field(static=True)
+    rows: Int[Array, " tokens"] | None = None
 
     @property
-    def inputs(self) -> Any:
+    def inputs(self) -> PyTree:
         """What the decomposition reads: `[tokens, d_in]`, a tuple of arrays where it reads several."""
         return self._arrays(self.sites.reads)
 
     @property
-    def targets(self) -> Any:
+    def targets(self) -> PyTree:
         """What the decomposition should return: `[tokens, d_out]`, a tuple of arrays where it writes several."""
         return self._arrays(self.sites.writes)
 
-    def _arrays(self, names: Names) -> Any:
+    def gradient(self, name: str) -> Float[Array, "tokens _d"]:
+        """The gradient of the model's next-token loss by an array that `Needs.gradients` named."""
+        return self.arrays[name + GRADIENT]
+
+    def _arrays(self, names: Names) -> PyTree:
         return self.arrays[names] if isinstance(names, str) else tuple(self.arrays[name] for name in names)
 
 
 def make_batch(
-    arrays: dict[str, Any],
-    weight: Any,
+    arrays: Mapping[str, ArrayLike],
+    weight: ArrayLike,
     sites: Sites,
     *,
-    step: Any = 0,
-    k: Any = None,
-    windows: Any = None,
-    **coefficients: Any,
+    step: ArrayLike = 0,
+    k: ArrayLike | None = None,
+    windows: dict[str, Array] | None = None,
+    rows: ArrayLike | None = None,
+    **coefficients: ArrayLike,
 ) -> Batch:
     """A batch from plain arrays: `make_batch({"x": x, "y": y}, weight, Sites("x", "y"))`."""
     return Batch(
@@ -99,4 +73,5 @@ def make_batch(
         coefficients={name: jnp.asarray(value, jnp.float32) for name, value in coefficients.items()},
         windows=windows,
         sites=sites,
+        rows=None if rows is None else jnp.asarray(rows, jnp.int32),
     )

@@ -10,6 +10,7 @@ estimators (`jump`, `step`). Both return the π or a that decided beside the cod
 Sources: Rajamanoharan et al. 2024, arXiv 2404.16014 (Gated) and arXiv 2407.14435 (JumpReLU).
 """
 
+from collections.abc import Mapping
 from functools import partial
 from typing import Any, Literal
 
@@ -19,7 +20,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from jaxinterp.core.errors import UserError
-from jaxinterp.decompositions.activations import above
+from jaxinterp.decompositions.activations import above, pre_activations
 from jaxinterp.decompositions.base import PARAMETER_ROWS
 from jaxinterp.decompositions.codes import DenseCodes
 
@@ -41,13 +42,23 @@ class Gated(eqx.Module):
     @classmethod
     def start(cls, features: int) -> "Gated":
         """All zero: gate and size agree, and the codes are those of a ReLU."""
-        return cls(*(jnp.zeros(features) for _ in range(3)))
+        return cls(*(jnp.zeros(features, jnp.float32) for _ in range(3)))
 
     def codes(self, x: Array, rows: Array, bias: Array, *, k: Any, weight: Any, training: bool) -> DenseCodes:
         e = x @ rows.T + jax.lax.stop_gradient(bias)
         gate = e + self.gate_bias
         size = jax.nn.relu(jnp.exp(self.log_scale) * e + self.size_bias)
         return DenseCodes(above(gate, 0.0, size), gate)
+
+    def pre(self, x: Array, rows: Array, bias: Array) -> dict[str, Array]:
+        """π (`gate_pre`) and exp(r) e + b_mag (`codes_pre`)."""
+        e = pre_activations(x, rows, jax.lax.stop_gradient(bias))
+        return {"gate_pre": e + self.gate_bias, "codes_pre": jnp.exp(self.log_scale) * e + self.size_bias}
+
+    def from_pre(self, pre: Mapping[str, Array], x: Array) -> DenseCodes:
+        """The codes of gate and size."""
+        gate = pre["gate_pre"]
+        return DenseCodes(above(gate, 0.0, jax.nn.relu(pre["codes_pre"])), gate)
 
     def after_step(self, metrics: Any, step: Int[Array, ""]) -> "Gated":
         return self
@@ -100,6 +111,15 @@ class JumpReLU(eqx.Module):
         a = x @ rows.T + bias
         return DenseCodes(jump(a, self.threshold, self.bandwidth), a)
 
+    def pre(self, x: Array, rows: Array, bias: Array) -> dict[str, Array]:
+        """a."""
+        return {"codes_pre": pre_activations(x, rows, bias)}
+
+    def from_pre(self, pre: Mapping[str, Array], x: Array) -> DenseCodes:
+        """The codes of a."""
+        a = pre["codes_pre"]
+        return DenseCodes(jump(a, self.threshold, self.bandwidth), a)
+
     def after_step(self, metrics: Any, step: Int[Array, ""]) -> "JumpReLU":
         if self.parametrisation == "log":
             return self
@@ -123,7 +143,7 @@ def _jump_forward(a: Array, threshold: Array, bandwidth: float) -> tuple[Array, 
 
 def _jump_backward(bandwidth: float, residuals: tuple[Array, Array], g: Array) -> tuple[Array, Array]:
     a, threshold = residuals
-    return above(a, threshold, g), -threshold * _near(g, a, threshold, bandwidth)
+    return above(a, threshold, g).astype(a.dtype), -threshold * _near(g, a, threshold, bandwidth)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2,))
@@ -146,7 +166,7 @@ def _step_backward(bandwidth: float, residuals: tuple[Array, Array], g: Array) -
 def _near(g: Array, a: Array, threshold: Array, bandwidth: float) -> Array:
     """Per feature, the sum of g / ε over the tokens with |a - θ| < ε / 2."""
     near = jnp.where(jnp.abs(a - threshold) < bandwidth / 2, g, 0.0)
-    return jnp.sum(near, axis=tuple(range(a.ndim - 1))) / bandwidth
+    return (jnp.sum(near, axis=tuple(range(a.ndim - 1))) / bandwidth).astype(threshold.dtype)
 
 
 jump.defvjp(_jump_forward, _jump_backward)

@@ -19,6 +19,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxinterp.core.batch import Sites
 from jaxinterp.core.errors import UserError
+from jaxinterp.core.promotion import ordinary
 from jaxinterp.data.activations import Rows, harvest_jit
 from jaxinterp.data.text.load_text import take
 from jaxinterp.evaluation.effects import NEXT_TOKEN, Columns, Row, Table, answer_with, check_effect, compared
@@ -27,6 +28,7 @@ from jaxinterp.models.sites import run
 from jaxinterp.objectives.end_to_end import spliced
 
 
+@ordinary()
 def score_layers(
     decomposition: Any,
     subject: Any,
@@ -70,8 +72,8 @@ def score_layers(
             for table, own in zip([together, *layers], effects, strict=True):
                 table.add(item_document=item_documents(batch, own), **own)
         seen += batch["tokens"].size
-    # Every layer counts alike: squares and spreads in units of the layer's own spread.
-    spreads = [table["spread"].sum() for table in layers]
+    # Every layer counts alike: squares and spreads in units of the layer's own spread. Constant layers have none.
+    spreads = [table["spread"].sum() if np.isfinite(table.fvu()) else np.inf for table in layers]
     for name in ("squares", "spread"):
         together.add(**{name: sum(table[name] / spread for table, spread in zip(layers, spreads, strict=True))})
     together.add(fired=np.concatenate([table.total("fired") for table in layers]))
@@ -108,6 +110,7 @@ def _reconstruct(
             {
                 "squares": weight * jnp.sum((y - guess) ** 2, axis=-1),
                 "spread": weight * jnp.sum((y - centers[name]) ** 2, axis=-1),
+                "size": weight * jnp.sum(y**2, axis=-1),
                 "active": weight * own.active(),
                 "fired": own.fired(weight),
             }
@@ -125,7 +128,7 @@ def _effects(
 ) -> list[Columns]:
     """What the model predicts with all layers replaced, then with each alone."""
     tokens, weight, writes = windows["tokens"], rows.weight, decomposition.sites.writes
-    zeros = {name: jnp.zeros(()) for name in writes}
+    zeros = {name: jnp.zeros((), jnp.float32) for name in writes}
     means = {name: ablations[name] for name in writes}
     clean = _ablated(model, tokens, weight, {})
     every = compared(NEXT_TOKEN, _spliced(decomposition, model, tokens, weight), clean, windows)

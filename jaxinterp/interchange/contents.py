@@ -46,6 +46,8 @@ class Contents:
       factor: s, by which activations were multiplied in training; None where the file says that there was one and not
         which.
       target: None where the file does not say.
+      centred: whether it was trained on streams whose mean was taken off; None: the file does not say.
+      model_name: of the model that it was trained on, where the file says it.
     """
 
     encoder: Float[np.ndarray, "features d_in"]
@@ -62,6 +64,8 @@ class Contents:
     before_gain: bool = False
     factor: float | None = 1.0
     target: Target | None = None
+    centred: bool | None = False
+    model_name: str | None = None
 
 
 def build(contents: Contents, sites: Sites) -> Dictionary:
@@ -77,9 +81,9 @@ def build(contents: Contents, sites: Sites) -> Dictionary:
         decoder=jnp.asarray(contents.decoder),
         decoder_bias=bias,
         skip=None if contents.skip is None else jnp.asarray(contents.skip),
-        input_mean=bias * scale if contents.subtracts else jnp.zeros(contents.encoder.shape[1]),
+        input_mean=bias * scale if contents.subtracts else jnp.zeros(contents.encoder.shape[1], jnp.float32),
         input_scale=scale,
-        output_mean=jnp.zeros(width),
+        output_mean=jnp.zeros(width, jnp.float32),
         output_scale=scale,
         target_mean=jnp.asarray(target.mean, jnp.float32),
         target_variance=jnp.asarray(target.variance, jnp.float32),

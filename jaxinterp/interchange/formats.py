@@ -22,11 +22,13 @@ import numpy as np
 
 from jaxinterp.core.batch import Sites
 from jaxinterp.core.errors import UserError, suggest
+from jaxinterp.core.promotion import ordinary
 from jaxinterp.data.activations import harvest
 from jaxinterp.decompositions.activations import BatchTopK
 from jaxinterp.decompositions.dictionary import Dictionary
 from jaxinterp.decompositions.gates import JumpReLU
 from jaxinterp.interchange import beside, dictionary_learning, gemma_scope, saelens, sparsify
+from jaxinterp.interchange.centring import settle_centring
 from jaxinterp.interchange.contents import Contents, behind_gain, build
 from jaxinterp.interchange.probe import check_reconstruction
 from jaxinterp.interchange.saelens_fields import BANDWIDTH
@@ -66,6 +68,7 @@ WRITERS: dict[str, Writer] = {
 }
 
 
+@ordinary()
 def read(
     path: str | Path,
     *,
@@ -74,6 +77,8 @@ def read(
     subject: Any = None,
     tokens: grain.MapDataset | None = None,
     scaling_factor: float | None = None,
+    centred: bool | None = None,
+    force: bool = False,
 ) -> Dictionary:
     """A dictionary of another library.
 
@@ -83,11 +88,16 @@ def read(
       site: where it belongs, if the file does not say or you know better: an array (`blocks/5/mlp/out`) for an
         autoencoder, a leaf (`blocks/5/mlp`) or `Sites(reads, writes)` for a transcoder.
       subject: the model that it was trained on: its sites are checked, and norms are taken into account.
-      tokens: windows of text as `load_text` gives them: the dictionary is tried on the subject's activations, refused
-        where it explains nothing or far less than another reading of the same file, and its target's moments measured.
+      tokens: windows of text as `load_text` gives them: the dictionary is tried on the subject's activations and
+        refused where it explains nothing or far less than another reading of the same file; where another one explains
+        a little more, a warning says so. Nothing that the file says is changed.
       scaling_factor: by what activations were multiplied in training, where that was not taken into the weights.
+      centred: whether it was trained on streams whose mean TransformerLens had taken off; True folds that into the
+        weights (`centring.py`); None: as the file says.
+      force: read a file that `tokens` speak against as it is; the reason becomes a warning.
     Returns:
-      The dictionary; `target_mean` and `target_variance` are NaN where neither the file nor `tokens` say them.
+      The dictionary; `target_mean` and `target_variance` are the file's own, where it has none those of `tokens` (give
+        training text), and NaN without either.
     Raises:
       UserError: the file is damaged or hostile, says something that cannot be represented, or belongs elsewhere.
     """
@@ -96,6 +106,7 @@ def read(
     where, name = _locate(Path(path), format)
     contents = _scaled(READERS[name].read(where), scaling_factor, where)
     sites = _settle(contents, site, subject, where)
+    contents = settle_centring(contents, centred, sites, subject, str(where))
     if contents.before_gain and str(sites.reads).endswith("/in"):
         contents = _behind_norm(contents, sites, subject)
     dictionary = build(contents, sites)
@@ -103,9 +114,10 @@ def read(
         _check_widths(dictionary, subject, where)
     if tokens is None:
         return dictionary
-    return check_reconstruction(dictionary, subject, tokens, str(where))
+    return check_reconstruction(dictionary, subject, tokens, str(where), force=force)
 
 
+@ordinary()
 def write(dictionary: Any, folder: str | Path, *, format: Format) -> Path:
     """Write a `Dictionary` for another library; means and scales are folded into the weights.
 
@@ -127,6 +139,7 @@ def write(dictionary: Any, folder: str | Path, *, format: Format) -> Path:
     return WRITERS[format].write(dictionary, folder)
 
 
+@ordinary()
 def as_jumprelu(dictionary: Dictionary) -> Dictionary:
     """A BatchTopK dictionary as the JumpReLU that it is outside training, without the limit to four times k a token.
 
@@ -138,7 +151,7 @@ def as_jumprelu(dictionary: Dictionary) -> Dictionary:
         raise UserError(
             f"activation={type(activation).__name__} is no BatchTopK: there is nothing to turn into JumpReLU."
         )
-    threshold = jnp.full(dictionary.features, jnp.maximum(activation.threshold, 0.0))
+    threshold = jnp.full(dictionary.features, jnp.maximum(activation.threshold, 0.0), jnp.float32)
     return replace(dictionary, activation=JumpReLU(threshold, "raw", BANDWIDTH))
 
 
@@ -169,6 +182,9 @@ def _locate(path: Path, format: str | None) -> tuple[Path, str]:
 
 
 def _scaled(contents: Contents, factor: float | None, where: Path) -> Contents:
+    """The dictionary with the caller's factor, which must be the file's own where that has one."""
+    if factor is not None and contents.factor not in (None, 1.0, factor):
+        raise UserError(f"{where}: scaling_factor={factor}, but the file says {contents.factor}: leave one out.")
     if factor is None:
         if contents.factor is None:
             raise UserError(
@@ -241,7 +257,7 @@ def _check_widths(dictionary: Dictionary, subject: Any, where: Path) -> None:
     sites = dictionary.sites
     for name in sites.names():
         check_site(subject.model, name)
-    window = {"tokens": jnp.zeros((1, 2), jnp.int32), "weight": jnp.ones((1, 2))}
+    window = {"tokens": jnp.zeros((1, 2), jnp.int32), "weight": jnp.ones((1, 2), jnp.float32)}
     rows = jax.eval_shape(lambda window: harvest(subject.model, window, sites.names()), window)
     for kind, name, array in (
         ("d_in", str(sites.reads), dictionary.encoder),

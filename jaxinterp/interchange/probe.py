@@ -9,6 +9,9 @@ reading leaves more than `GOOD` unexplained. The import is refused where
     fvu > 1                     it explains nothing here, or
     fvu' < fvu / far, fvu' < 1  another reading explains far more: the file looks like that
 
+Where another reading explains a little more (`NOTABLE`), or the site of another layer does, a warning says so: the file
+is read as it says. `force` turns a refusal into a warning. What is read is never changed.
+
 with far = 2 where fewer features are active or fvu > `POOR`, 8 elsewhere, 1.25 for a transposed weight, and 0.95 for a
 quarter of the active features where those are more than a quarter of all. A sound dictionary passes: taking codes away
 never halves what it leaves unexplained, a transposed weight is never the better one, other sites and scales are far
@@ -16,6 +19,7 @@ better only where its own explains little, and codes that can nearly all go are 
 """
 
 import re
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -27,6 +31,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from jaxinterp.core.errors import UserError
+from jaxinterp.core.promotion import ordinary
 from jaxinterp.data.activations import harvest_jit
 from jaxinterp.data.text.load_text import take
 from jaxinterp.decompositions.activations import ReLU
@@ -37,6 +42,8 @@ from jaxinterp.models.sites import sites as sites_of
 
 GOOD, POOR, WORST = 0.1, 0.3, 1.0
 NEARLY, TURNED, FAR, FARTHER, DENSE = 0.95, 1.25, 2.0, 8.0, 0.25
+NOTABLE, LITTLE = 0.95, 0.001
+"""Another reading is told where it leaves at most so much of what this one leaves, and so much of the variance less."""
 
 TOKENS, TRIED = 4096, 512
 """Tokens that the dictionary itself is measured on, and other readings of it."""
@@ -70,7 +77,10 @@ class Probe:
 
 @dataclass(frozen=True)
 class _Reading:
-    """Another reading of a file: what it means, in words, and the dictionary and arrays that it gives."""
+    """Another reading of a file: what it means, in words, and the dictionary and arrays that it gives.
+
+    `told`: whether explaining a little more is worth a warning; another activation often does.
+    """
 
     words: str
     dictionary: Dictionary
@@ -78,6 +88,7 @@ class _Reading:
     y: Rows
     k: Any = None
     turned: bool = False
+    told: bool = True
 
     def measured(self) -> tuple[float, float]:
         """(fvu, l0)."""
@@ -93,6 +104,7 @@ class _Reading:
         return fvu < min(was / far, WORST)
 
 
+@ordinary()
 def probe(dictionary: Dictionary, subject: Any, tokens: grain.MapDataset, *, count: int = TOKENS) -> Probe:
     """FVU and L0 of a dictionary on about `count` tokens of the subject's activations."""
     reads, writes = _names(dictionary)
@@ -101,9 +113,13 @@ def probe(dictionary: Dictionary, subject: Any, tokens: grain.MapDataset, *, cou
     return Probe(float(fvu), float(l0), rows[reads].shape[0])
 
 
-def check_reconstruction(dictionary: Dictionary, subject: Any, tokens: grain.MapDataset, where: str) -> Dictionary:
-    """The dictionary with its target's moments on these tokens.
+def check_reconstruction(
+    dictionary: Dictionary, subject: Any, tokens: grain.MapDataset, where: str, *, force: bool = False
+) -> Dictionary:
+    """The dictionary as it is; with its target's moments on these tokens, where it came without.
 
+    Args:
+      force: warn where it would be refused.
     Raises:
       UserError: it explains nothing here, or another reading of the file explains far more.
     """
@@ -111,39 +127,51 @@ def check_reconstruction(dictionary: Dictionary, subject: Any, tokens: grain.Map
     rows = _harvest(subject.model, tokens, (reads, writes), TOKENS)
     x, y = rows[reads], rows[writes]
     fvu = float(_quality(dictionary, x, y, None)[0])
-    tried = {reads: x[:TRIED], writes: y[:TRIED]}
-    around: list[tuple[str, str]] = []
-    if not fvu <= GOOD:
-        around = _around(subject.model, reads, writes)
-        names = tuple(sorted({reads, writes, *(name for pair in around for name in pair)}))
-        tried = _harvest(subject.model, tokens, names, TRIED)
+    around = _around(subject.model, reads, writes)
+    names = tuple(sorted({reads, writes, *(name for pair in around for name in pair)}))
+    tried = _harvest(subject.model, tokens, names, TRIED)
     readings = list(_activations(dictionary, tried[reads], tried[writes]))
+    readings += _orientations(dictionary, tried[reads], tried[writes])
+    readings += _elsewhere(dictionary, tried, around)
     if not fvu <= GOOD:
-        readings += _orientations(dictionary, tried[reads], tried[writes])
         readings += _scales(dictionary, tried[reads], tried[writes])
-        readings += _elsewhere(dictionary, tried, around)
-    _compare(_Reading("", dictionary, tried[reads], tried[writes]), readings, where)
+    _compare(_Reading("", dictionary, tried[reads], tried[writes]), readings, where, force)
+    if not np.isnan(float(dictionary.target_variance)):
+        return dictionary
     mean = jnp.mean(y, axis=0)
     variance = jnp.mean(jnp.sum((y - mean) ** 2, axis=-1))
     return replace(dictionary, target_mean=mean, target_variance=variance)
 
 
-def _compare(own: _Reading, readings: list[_Reading], where: str) -> None:
-    """Raises UserError where another reading explains far more than the file's own, or that one explains nothing."""
+def _compare(own: _Reading, readings: list[_Reading], where: str, force: bool) -> None:
+    """Raises UserError where another reading explains far more than the file's own, or that one explains nothing.
+
+    Where another one explains a little more, or all is forced, it warns.
+    """
     reads, writes = _names(own.dictionary)
-    (fvu, l0), best, best_fvu = own.measured(), None, np.inf
+    (fvu, l0), best, best_fvu, near, near_fvu = own.measured(), None, np.inf, None, np.inf
     for reading in readings:
         other, active = reading.measured()
         if other < best_fvu and reading.explains_more(other, active, fvu, l0):
             best, best_fvu = reading, other
+        if reading.told and other < min(near_fvu, NOTABLE * fvu, fvu - LITTLE):
+            near, near_fvu = reading, other
     measured = f"{where}: at {reads!r} -> {writes!r}, FVU={fvu:.2f} with {l0:.0f} features active"
+    doubt = ""
     if best is not None:
-        raise UserError(f"{measured}; {best_fvu:.2f} {best.words}.")
-    if not fvu <= WORST:
-        raise UserError(
+        doubt = f"{measured}; {best_fvu:.2f} {best.words}"
+    elif not fvu <= WORST:
+        doubt = (
             f"{measured}: worse than the mean, and so is every other activation, orientation, scale and site around: "
-            "it is of another model, or damaged; without tokens= it is read as it is."
+            "it is of another model, or damaged"
         )
+    if doubt and not force:
+        raise UserError(f"{doubt}. Pass force=True to read it as the file says.")
+    if doubt:
+        warnings.warn(f"{doubt}. It is read as the file says.", stacklevel=4)
+    elif near is not None:
+        measured = f"{where}: at {reads!r} -> {writes!r}, FVU={fvu:.3f}"
+        warnings.warn(f"{measured}; {near_fvu:.3f} {near.words}. It is read as the file says.", stacklevel=4)
 
 
 def _activations(dictionary: Dictionary, x: Rows, y: Rows) -> Iterator[_Reading]:
@@ -158,10 +186,12 @@ def _activations(dictionary: Dictionary, x: Rows, y: Rows) -> Iterator[_Reading]
                 x,
                 y,
                 jnp.asarray(k),
+                told=False,
             )
     else:
         relu = replace(dictionary, activation=ReLU())
-        yield _Reading(f"with a ReLU: the activation looks like ReLU, not {type(activation).__name__}", relu, x, y)
+        words = f"with a ReLU: the activation looks like ReLU, not {type(activation).__name__}"
+        yield _Reading(words, relu, x, y, told=False)
     if isinstance(activation, JumpReLU) and activation.parametrisation == "raw":
         log = JumpReLU(activation.threshold_parameter, "log", activation.bandwidth)
         yield _Reading(

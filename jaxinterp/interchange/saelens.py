@@ -3,8 +3,8 @@
     a = (x - b_dec [where apply_b_dec_to_input]) W_enc + b_enc,   y = f(a) W_dec + b_dec [+ x W_skip^T]
 
 f, its arrays and fields: `saelens_fields.py`. Scales that were not taken into the weights (normalize_activations) are
-not in the file: `expected_average_only_in` needs its factor from the caller; what is divided by each token's own norm
-or whitened is no dictionary here.
+not in `cfg.json`: the factor of `expected_average_only_in` is in `activation_scaler.json` beside it, as training writes
+it, or comes from the caller; what is divided by each token's own norm or whitened is not a dictionary here.
 """
 
 import json
@@ -36,12 +36,13 @@ from jaxinterp.interchange.saelens_fields import (
 from jaxinterp.models.files.safetensors_file import open_safetensors
 from jaxinterp.storage.files import write_arrays, write_text
 
-CONFIG, WEIGHTS = "cfg.json", "sae_weights.safetensors"
+CONFIG, WEIGHTS, SCALER = "cfg.json", "sae_weights.safetensors", "activation_scaler.json"
 VERSION = "6.0.0"
 """The version whose layout is written."""
 
 PER_TOKEN = "; what is divided by each token's own norm, or whitened, is no dictionary here"
-CHANGED = ("fold_ln", "center_writing_weights", "fold_value_biases")
+CENTRING = "center_writing_weights"
+CHANGED = ("fold_ln", "fold_value_biases")
 """Options of TransformerLens under which its activations are not those of the model as it was published."""
 
 
@@ -65,6 +66,7 @@ def read_saelens(folder: Path) -> Contents:
     sizes |= {"features": size(fields, "d_sae", where)} if fields.get("d_sae") is not None else {}
     if name == "topk":
         size(fields, "k", where)
+    one_threshold = "topk_threshold" in architecture.tensors
     subtracts = flag(fields, "apply_b_dec_to_input", where, default=not architecture.transcoder)
     if subtracts and architecture.transcoder:
         raise UserError(f"{where}: config field apply_b_dec_to_input=true has no meaning for a transcoder.")
@@ -76,6 +78,9 @@ def read_saelens(folder: Path) -> Contents:
             "writes have a scale each, which the file has not: the scales must be folded into its weights first."
         )
     arrays = read_checked(stored, layout, folder / WEIGHTS, sizes=sizes)
+    rescaled = flag(fields, "rescale_acts_by_decoder_norm", where, default=one_threshold)
+    if one_threshold:
+        arrays["threshold"] = _thresholds(arrays, folder / WEIGHTS, rescaled)
     theirs, no_site = _hooks(fields, where, architecture.transcoder)
     hooks, target = read_beside(folder, theirs, arrays["b_dec"].shape[0])
     contents = Contents(
@@ -91,10 +96,12 @@ def read_saelens(folder: Path) -> Contents:
         no_site=no_site,
         post_norms=has_post_norms(fields.get("metadata", {}).get("model_name")),
         before_gain=hooks is not None and hooks.before_gain,
-        factor=None if scaling == "expected_average_only_in" else 1.0,
+        factor=_factor(folder, scaling),
         target=target,
+        centred=_centred(fields),
+        model_name=_model_name(fields),
     )
-    if flag(fields, "rescale_acts_by_decoder_norm", where, default=False):
+    if rescaled:
         contents = _rescaled(contents)
     # Last: y = ((z / |W_dec|) scale) W_dec has the lengths of W_dec as it is stored.
     return replace(contents, decoder=contents.decoder * _finetuned(arrays, fields, where))
@@ -152,6 +159,60 @@ def _arrays(contents: Contents) -> dict[str, np.ndarray]:
     if contents.skip is not None:
         arrays["W_skip"] = contents.skip.T
     return {name: np.ascontiguousarray(array, np.float32) for name, array in arrays.items()}
+
+
+def _thresholds(arrays: Mapping[str, np.ndarray], where: Path, rescaled: bool) -> np.ndarray:
+    """The one threshold of a training file, for every feature: of a, or of a |W_dec rows| where it is rescaled.
+
+    `_rescaled` takes the lengths into the encoder, so that the threshold is the same number in both cases.
+
+    Raises:
+      UserError: it was never measured.
+    """
+    threshold = float(arrays["topk_threshold"].reshape(()))
+    if not threshold > 0:
+        raise UserError(
+            f"{where}: topk_threshold={threshold:g} was never measured (training had just begun): without it, the "
+            "codes of a token depend on the others of its batch."
+        )
+    return np.full(arrays["W_enc"].shape[1], threshold, np.float32)
+
+
+def _factor(folder: Path, scaling: str | None) -> float | None:
+    """What activations were multiplied by: of `activation_scaler.json`, where there is one; None: nobody says.
+
+    Raises:
+      UserError: the file is malformed, or the configuration says that nothing was multiplied.
+    """
+    path = folder / SCALER
+    expected = scaling == "expected_average_only_in"
+    if not path.is_file():
+        return None if expected else 1.0
+    factor = read_config(path).get("scaling_factor")
+    if factor is None:
+        return None if expected else 1.0
+    if type(factor) not in (int, float) or not 0 < factor < np.inf:
+        raise UserError(f"{path}: scaling_factor={shown(factor)} should be a positive number.")
+    if not expected and factor != 1:
+        raise UserError(
+            f"{path}: scaling_factor={factor}, but {CONFIG} says normalize_activations={shown(scaling)}: mend one."
+        )
+    return float(factor)
+
+
+def _centred(fields: Mapping[str, Any]) -> bool | None:
+    """Whether streams were centred; None: the file says neither that nor which version wrote it."""
+    metadata = fields.get("metadata") or {}
+    options = metadata.get("model_from_pretrained_kwargs")
+    if isinstance(options, dict) and CENTRING in options:
+        return bool(options[CENTRING])
+    versions = ("sae_lens_version", "sae_lens_training_version")
+    return False if any(said.get(name) for said in (fields, metadata) for name in versions) else None
+
+
+def _model_name(fields: Mapping[str, Any]) -> str | None:
+    name = (fields.get("metadata") or {}).get("model_name")
+    return name if isinstance(name, str) else None
 
 
 def _finetuned(arrays: Mapping[str, np.ndarray], fields: Mapping[str, Any], where: Path) -> np.ndarray | np.float32:

@@ -3,11 +3,13 @@
     standard, transcoder             f = ReLU
     topk                             f = ReLU of the k largest; with rescale_acts_by_decoder_norm of a |W_dec rows|
     jumprelu, jumprelu_transcoder    f = a 1[a > threshold] of ReLU(a)
+    batchtopk, matryoshka_batchtopk  f = a 1[a > threshold] of ReLU(a), one threshold for all: what training writes
     gated                            f = 1[x W_enc + b_gate > 0] ReLU(x W_enc exp(r_mag) + b_mag)
     skip_transcoder, jumprelu_skip_transcoder: with W_skip
 
 W_enc is (d_in, features), W_dec (features, d_out), W_skip (d_out, d_in). BatchTopK and Matryoshka dictionaries are
-`jumprelu` in files meant for use.
+`jumprelu` in files meant for use; in those of training the threshold is `topk_threshold`, of a |W_dec rows| with
+rescale_acts_by_decoder_norm.
 
 Source: SAELens 6.54 (sae_lens/saes/*.py, loading/pretrained_sae_loaders.py).
 """
@@ -35,6 +37,7 @@ Fields = Mapping[str, Any]
 LINEAR: AxesByName = {"W_enc": ("d_in", "features"), "W_dec": ("features", "d_out"), "b_dec": ("d_out",)}
 BIAS: AxesByName = {"b_enc": ("features",)}
 THRESHOLD: AxesByName = {"threshold": ("features",)}
+ONE_THRESHOLD: AxesByName = {"topk_threshold": ()}
 GATES: AxesByName = {"b_gate": ("features",), "r_mag": ("features",), "b_mag": ("features",)}
 SKIP: AxesByName = {"W_skip": ("d_out", "d_in")}
 
@@ -74,10 +77,13 @@ class Architecture:
 
 
 TOPK_FIELDS = ("k", "rescale_acts_by_decoder_norm")
+MATRYOSHKA = ("matryoshka_widths", "use_matryoshka_aux_loss", "detach_matryoshka_losses")
 ARCHITECTURES = {
     "standard": Architecture(LINEAR | BIAS, _relu),
     "topk": Architecture(LINEAR | BIAS, _topk, TOPK_FIELDS),
     "jumprelu": Architecture(LINEAR | BIAS | THRESHOLD, _jumprelu),
+    "batchtopk": Architecture(LINEAR | BIAS | ONE_THRESHOLD, _jumprelu, TOPK_FIELDS),
+    "matryoshka_batchtopk": Architecture(LINEAR | BIAS | ONE_THRESHOLD, _jumprelu, (*TOPK_FIELDS, *MATRYOSHKA)),
     "gated": Architecture(LINEAR | GATES, _gated),
     "transcoder": Architecture(LINEAR | BIAS, _relu, ("d_out",)),
     "skip_transcoder": Architecture(LINEAR | BIAS | SKIP, _relu, ("d_out",)),
@@ -105,6 +111,7 @@ TRAINING = (
     *("decoder_init_norm", "l1_coefficient", "lp_norm", "l1_warm_up_steps", "l0_coefficient", "l0_warm_up_steps"),
     *("jumprelu_init_threshold", "jumprelu_bandwidth", "jumprelu_sparsity_loss_mode", "pre_act_loss_coefficient"),
     *("jumprelu_tanh_scale", "jumprelu_ste_to_input", "target_l0", "use_sparse_activations", "aux_loss_coefficient"),
+    "topk_threshold_lr",
 )
 """Fields that no forward pass reads: how it was trained."""
 
@@ -112,7 +119,10 @@ RENAMED = {"hook_point": "hook_name", "hook_point_head_index": "hook_head_index"
 NOT_OURS = ("activation", "transcode", "num_latents", "skip_connection", "k")
 """Fields that no configuration of SAELens before 6 has; sparsify's has."""
 
-METADATA = ("hook_name", "hook_name_out", "hook_head_index", "model_name", "model_from_pretrained_kwargs")
+METADATA = (
+    *("hook_name", "hook_name_out", "hook_head_index", "model_name", "model_from_pretrained_kwargs"),
+    *("sae_lens_version", "sae_lens_training_version"),
+)
 NORMALISED = {True: "expected_average_only_in", False: "none", None: "none"}
 
 
@@ -181,7 +191,10 @@ def arrays_hint(name: str, arrays: Mapping[str, Any]) -> str:
 def fields_hint(name: str, fields: Fields) -> str:
     """Which architectures have a field that the named one has not."""
     for field in fields:
-        like = [other for other, kind in ARCHITECTURES.items() if field in kind.fields]
+        kinds = (
+            (other, kind) for other, kind in ARCHITECTURES.items() if kind.tensors.keys().isdisjoint(ONE_THRESHOLD)
+        )
+        like = [other for other, kind in kinds if field in kind.fields]
         if like and name not in like:
             return f" It belongs to {' or '.join(map(repr, like))}: architecture={name!r} looks wrong."
     return ""

@@ -1,10 +1,11 @@
 """Methods: one paper, one file."""
 
-from jaxinterp.methods.base import Method, Recipe, gradient_method
+from jaxinterp.core.protocols import Method, MethodState, Recipe
 from jaxinterp.methods.combine.per_layer_transcoders import PerLayerTranscoders
 from jaxinterp.methods.combine.resampling import Resampling
 from jaxinterp.methods.combine.seeds import Seeds
 from jaxinterp.methods.combine.together import Together
+from jaxinterp.methods.recipes import alternating_method, closed_form, gradient_method, streaming_method
 from jaxinterp.methods.sparse.afa import TopAFASparseAutoencoder
 from jaxinterp.methods.sparse.attention_sparse_autoencoder import AttentionSparseAutoencoder, AttentionStandIn
 from jaxinterp.methods.sparse.cross_layer_transcoder import CrossLayerTranscoder
@@ -29,6 +30,7 @@ __all__ = [
     "JumpReLUSparseAutoencoder",
     "MatryoshkaSparseAutoencoder",
     "Method",
+    "MethodState",
     "PerLayerTranscoders",
     "Recipe",
     "Resampling",
@@ -38,5 +40,8 @@ __all__ = [
     "Together",
     "TopAFASparseAutoencoder",
     "Transcoder",
+    "alternating_method",
+    "closed_form",
     "gradient_method",
+    "streaming_method",
 ]

@@ -10,9 +10,19 @@ Named arrays: `pattern` [batch, heads, seq, seq] (query, key) and `z` [batch, se
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
-from jaxinterp.models.layers import Linear, Norm, RopeScaling, Tap, no_tap, rotary_frequencies, rotate, soft_cap
+from jaxinterp.models.layers import (
+    Linear,
+    Norm,
+    RopeScaling,
+    Tap,
+    no_tap,
+    project,
+    rotary_frequencies,
+    rotate,
+    soft_cap,
+)
 from jaxinterp.models.rules import EXACT, Rules, hold
 
 
@@ -49,28 +59,71 @@ class Attention(eqx.Module):
         tap: Tap = no_tap,
         rules: Rules = EXACT,
         real: Bool[Array, "batch seq"] | None = None,
+        positions: Int[Array, "batch seq"] | None = None,
     ) -> Float[Array, "batch seq d_model"]:
-        batch, seq, _ = x.shape
-        query = _heads(self.q_proj(x), self.heads, self.query_norm, rules)
-        key = _heads(self.k_proj(x), self.kv_heads, self.key_norm, rules)
-        value = _heads(self.v_proj(x), self.kv_heads, None, rules)
+        """The sublayer's output.
+
+        Args:
+          real: False for padding, which no other token looks at.
+          positions: of every token, for rotary embeddings; default: 0, 1, 2, ...
+        """
+        query, key, value = self.project(x, positions, tap=tap, rules=rules)
+        visible = _visible(x.shape[1], self.causal, self.window)
+        if real is not None:  # padding sees itself, so that its row is no division by zero
+            visible = visible & (real[:, None, :] | jnp.eye(x.shape[1], dtype=bool))
+        return self.write(self.attend(query, key, value, visible, tap=tap, rules=rules), tap=tap, rules=rules)
+
+    def project(
+        self,
+        x: Float[Array, "batch seq d_model"],
+        positions: Int[Array, "batch seq"] | None = None,
+        *,
+        tap: Tap = no_tap,
+        rules: Rules = EXACT,
+    ) -> tuple[
+        Float[Array, "batch seq heads head_dim"],
+        Float[Array, "batch seq kv_heads head_dim"],
+        Float[Array, "batch seq kv_heads head_dim"],
+    ]:
+        """Query, key and value of every token, normed and rotated: what a cache of keys and values keeps."""
+        query = _heads(project(self.q_proj, "q_proj", x, tap, rules), self.heads, self.query_norm, rules)
+        key = _heads(project(self.k_proj, "k_proj", x, tap, rules), self.kv_heads, self.key_norm, rules)
+        value = _heads(project(self.v_proj, "v_proj", x, tap, rules), self.kv_heads, None, rules)
         if self.rotary_dimensions:
             frequencies = rotary_frequencies(self.rotary_dimensions, self.rotary_base, self.rotary_scaling)
-            query, key = rotate(query, frequencies), rotate(key, frequencies)
+            query, key = rotate(query, frequencies, positions), rotate(key, frequencies, positions)
+        return query, key, value
 
-        grouped = query.reshape(batch, seq, self.kv_heads, self.heads // self.kv_heads, -1)
-        wide = jnp.promote_types(x.dtype, jnp.float32)
+    def attend(
+        self,
+        query: Float[Array, "batch queries heads head_dim"],
+        key: Float[Array, "batch keys kv_heads head_dim"],
+        value: Float[Array, "batch keys kv_heads head_dim"],
+        visible: Bool[Array, "queries keys"] | Bool[Array, "batch queries keys"],
+        *,
+        tap: Tap = no_tap,
+        rules: Rules = EXACT,
+    ) -> Float[Array, "batch queries heads head_dim"]:
+        """z of the module's equation: `visible` says which keys each query sees, at least one."""
+        batch, queries, keys = query.shape[0], query.shape[1], key.shape[1]
+        grouped = query.reshape(batch, queries, self.kv_heads, self.heads // self.kv_heads, -1)
+        wide = jnp.promote_types(query.dtype, jnp.float32)
         scores = jnp.einsum("bqngd,bknd->bngqk", grouped, key, preferred_element_type=wide) * self.scale
-        visible = _visible(seq, self.causal, self.window)
-        if real is not None:  # padding sees itself, so that its row is no division by zero
-            visible = (visible & (real[:, None, :] | jnp.eye(seq, dtype=bool)))[:, None, None]
+        if visible.ndim == 3:
+            visible = visible[:, None, None]
         scores = jnp.where(visible, soft_cap(scores, self.cap), -jnp.inf)
-        pattern = jax.nn.softmax(scores, axis=-1).astype(x.dtype).reshape(batch, self.heads, seq, seq)
+        pattern = jax.nn.softmax(scores, axis=-1).astype(query.dtype).reshape(batch, self.heads, queries, keys)
         pattern = tap("pattern", hold(pattern, rules.attention))
 
-        grouped_pattern = pattern.reshape(batch, self.kv_heads, -1, seq, seq)
-        z = tap("z", jnp.einsum("bngqk,bknd->bqngd", grouped_pattern, value).reshape(batch, seq, self.heads, -1))
-        return self.o_proj(z.reshape(batch, seq, -1))
+        grouped_pattern = pattern.reshape(batch, self.kv_heads, -1, queries, keys)
+        mixed = jnp.einsum("bngqk,bknd->bqngd", grouped_pattern, value)
+        return tap("z", mixed.reshape(batch, queries, self.heads, -1))
+
+    def write(
+        self, z: Float[Array, "batch seq heads head_dim"], *, tap: Tap = no_tap, rules: Rules = EXACT
+    ) -> Float[Array, "batch seq d_model"]:
+        """z W_out + b_out."""
+        return project(self.o_proj, "o_proj", z.reshape(*z.shape[:2], -1), tap, rules)
 
 
 def _heads(

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
+from jaxinterp.core.callables import takes
 from jaxinterp.core.trees import path_name
 from jaxinterp.models.rules import EXACT, Rules, hold
 
@@ -24,9 +25,70 @@ def no_tap(name: str, value: Any) -> Any:
     return value
 
 
+@runtime_checkable
+class ChoosyTap(Protocol):
+    """A tap that says beforehand which names it looks at, so that an array nobody wants is not made.
+
+    `wants(name)` is False where `tap(name, value)` would give the value back and keep nothing.
+    """
+
+    def __call__(self, name: str, value: Any) -> Any: ...
+    def wants(self, name: str) -> bool: ...
+
+
+def wants(tap: Tap, name: str) -> bool:
+    """Whether the tap looks at this array. Ask before making an array that only a tap would read."""
+    return tap.wants(name) if isinstance(tap, ChoosyTap) else tap is not no_tap
+
+
+@dataclass(frozen=True)
+class Below:
+    """A tap whose names are below a prefix."""
+
+    tap: Tap
+    prefix: str
+
+    def __call__(self, name: str, value: Any) -> Any:
+        return self.tap(f"{self.prefix}/{name}", value)
+
+    def wants(self, name: str) -> bool:
+        """Whether the tap above looks at this array."""
+        return wants(self.tap, f"{self.prefix}/{name}")
+
+
 def under(tap: Tap, prefix: str) -> Tap:
-    """A tap whose names stand below `prefix`."""
-    return lambda name, value: tap(f"{prefix}/{name}", value)
+    """A tap whose names are below `prefix`; without a tap above, none."""
+    return no_tap if tap is no_tap else Below(tap, prefix)
+
+
+class Tapped(Protocol):
+    """A callable pytree that offers arrays of its own to `tap` and obeys `rules`: what a block looks for in a leaf.
+
+    Args:
+      x: [..., d_in].
+      tap: `tap(name, value)` is called with each named array; what it returns must flow on. Names are relative:
+        "codes" of the leaf `blocks/3/mlp` is `blocks/3/mlp/codes`. Where the same object comes back, nothing was
+        edited. `wants(tap, name)` says whether anybody looks.
+      rules: which derivatives are replaced; values never are.
+    Returns:
+      [..., d_out].
+
+    Called by blocks, by adapted models, and by sublayers for their projections. A leaf that takes no `tap` is called
+    with x alone (`call_leaf`).
+    """
+
+    def __call__(self, x: Any, *, tap: Tap, rules: Rules) -> Any: ...
+
+
+def project(linear: Callable[..., Any], name: str, x: Any, tap: Tap, rules: Rules) -> Any:
+    """What a projection makes of x; arrays of its own are below its name."""
+    return call_leaf(linear, x, tap=under(tap, name), rules=rules)
+
+
+def call_leaf(leaf: Callable[..., Any], x: Any, *, tap: Tap = no_tap, rules: Rules = EXACT, **others: Any) -> Any:
+    """The leaf of x: with those of `tap`, `rules` and the others that it takes."""
+    given = {"tap": tap, "rules": rules, **others}
+    return leaf(x, **{name: value for name, value in given.items() if takes(leaf, name)})
 
 
 @runtime_checkable
@@ -139,14 +201,22 @@ def rotary_frequencies(dimensions: int, base: float, scaling: RopeScaling | None
     return keep * frequencies + (1 - keep) * slowed
 
 
-def rotate(x: Float[Array, "batch seq heads head_dim"], frequencies: Float[Array, " half"]) -> Array:
+def rotate(
+    x: Float[Array, "batch seq heads head_dim"],
+    frequencies: Float[Array, " half"],
+    positions: Int[Array, "batch seq"] | None = None,
+) -> Float[Array, "batch seq heads head_dim"]:
     """Turn the first 2 * half dimensions of every head by position times frequency.
 
     Dimension i is paired with i + half (the half-split layout of Hugging Face files); the rest passes unchanged.
+    `positions` is by default 0, 1, 2, ... for every row.
     """
     half = frequencies.shape[0]
-    angles = jnp.arange(x.shape[1], dtype=jnp.float32)[:, None] * frequencies
-    cos, sin = jnp.cos(angles)[:, None, :].astype(x.dtype), jnp.sin(angles)[:, None, :].astype(x.dtype)
+    if positions is None:
+        angles = jnp.arange(x.shape[1], dtype=jnp.float32)[:, None] * frequencies
+    else:
+        angles = positions.astype(jnp.float32)[..., None] * frequencies
+    cos, sin = jnp.cos(angles)[..., None, :].astype(x.dtype), jnp.sin(angles)[..., None, :].astype(x.dtype)
     first, second, rest = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin, rest], axis=-1)
 
@@ -171,5 +241,5 @@ def random_linear(
     cut: Literal["out", "in"] | None = None,
 ) -> Linear:
     """A linear map with entries of standard deviation scale / sqrt(d_in) and a zero bias."""
-    weight = scale * jax.random.normal(key, (d_in, d_out)) / d_in**0.5
-    return Linear(weight, jnp.zeros(d_out) if bias else None, cut)
+    weight = scale * jax.random.normal(key, (d_in, d_out), dtype=jnp.float32) / d_in**0.5
+    return Linear(weight, jnp.zeros(d_out, jnp.float32) if bias else None, cut)

@@ -5,7 +5,7 @@
     load("tiny")                  a planted byte-level model, nothing to download
     load("bilinear-4x128")        a small model with bilinear MLPs that was trained here and comes with the package
     load("path/to/directory")     a Hugging Face directory (config.json, safetensors, tokenizer.json), or our own form
-    load("path/to/model.gguf")    a GGUF file of the Llama architecture
+    load("path/to/model.gguf")    a GGUF file of the Llama architecture; of several, any one
 
 No PyTorch and no pickle: files are data. Nothing is read into memory before configuration, names, shapes and types of
 all arrays have been checked.
@@ -19,9 +19,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxinterp.core.errors import UserError, suggest
+from jaxinterp.core.promotion import ordinary
 from jaxinterp.core.trees import fill_leaves, named_leaves
 from jaxinterp.models.families.configs import canonical_names, family_config, family_of
-from jaxinterp.models.files.gguf_file import TENSORS, gguf_config, open_gguf
+from jaxinterp.models.files.gguf_file import PART, TENSORS, described, gguf_config, open_gguf
 from jaxinterp.models.files.safetensors_file import open_directory, pickle_refusal
 from jaxinterp.models.files.subject import OWN_FORM, Subject, load_own, save_subject
 from jaxinterp.models.files.tokenizer import Tokenizer, read_json, tokenizer_from_file, tokenizer_from_gguf
@@ -36,6 +37,7 @@ TINY = "tiny"
 KNOWN = (*WHEELS, TINY, BILINEAR)
 
 
+@ordinary()
 def load(source: str | Path, *, dtype: Any = None, sharding: Shardings = None) -> Subject:
     """Load a subject model.
 
@@ -52,7 +54,8 @@ def load(source: str | Path, *, dtype: Any = None, sharding: Shardings = None) -
         return _load_tiny(dtype, sharding)
     shipped = installed_path(str(source))
     path = shipped or Path(source)
-    name = str(source) if shipped else None
+    name = str(source) if shipped else _name_of(path)
+    checkpoint = WHEELS[name].checkpoint if shipped and name in WHEELS else ""
     if not path.exists():
         raise UserError(
             f"no model {str(source)!r}: there is no such path, and the known names are {', '.join(KNOWN)}."
@@ -61,15 +64,28 @@ def load(source: str | Path, *, dtype: Any = None, sharding: Shardings = None) -
     if path.is_dir():
         if (path / OWN_FORM).is_file():
             return load_own(path, dtype, sharding)
-        return _load_huggingface(path, name or path.resolve().name, dtype, sharding)
+        return _load_huggingface(path, name, checkpoint, dtype, sharding)
     if path.suffix == ".gguf":
-        return _load_gguf(path, name or path.stem, dtype, sharding)
+        return _load_gguf(path, name, checkpoint, dtype, sharding)
     if path.suffix in (".bin", ".pt", ".pth", ".ckpt", ".pkl"):
         raise UserError(pickle_refusal(path))
     raise UserError(f"{path} is neither a directory nor a .gguf file; for safetensors, give the directory around it.")
 
 
-def _load_huggingface(directory: Path, name: str, dtype: Any, sharding: Shardings) -> Subject:
+def _name_of(path: Path) -> str:
+    """What a model on disk is called: its file or folder; `owner/model` in a hub's cache, whose folders are commits."""
+    path = path.resolve()
+    for folder in (path, path.parent):
+        repository = folder.parent.parent.name
+        if folder.parent.name == "snapshots" and repository.startswith("models--"):
+            return repository.removeprefix("models--").replace("--", "/")
+    if path.is_dir():
+        return path.name
+    part = PART.fullmatch(path.name)
+    return path.stem if part is None else part[1]
+
+
+def _load_huggingface(directory: Path, name: str, checkpoint: str, dtype: Any, sharding: Shardings) -> Subject:
     if not (directory / "config.json").is_file():
         raise UserError(f"no model in {directory}: neither config.json (Hugging Face) nor {OWN_FORM} (our own form).")
     fields = read_json(directory / "config.json")
@@ -92,7 +108,7 @@ def _load_huggingface(directory: Path, name: str, dtype: Any, sharding: Sharding
         dtype=dtype,
         sharding=sharding,
     )
-    return Subject(model, tokenizer, name)
+    return Subject(model, tokenizer, name, checkpoint)
 
 
 def _check_vocabulary(config: TransformerConfig, tokenizer: Tokenizer | None, where: Path) -> None:
@@ -127,14 +143,15 @@ def _check_tied(tensors: dict[str, StoredTensor], embedding: str, head: str, whe
         )
 
 
-def _load_gguf(path: Path, name: str, dtype: Any, sharding: Shardings) -> Subject:
+def _load_gguf(path: Path, name: str, checkpoint: str, dtype: Any, sharding: Shardings) -> Subject:
     if not path.is_file():
         raise UserError(f"no GGUF file {path}.")
     reader, tensors = open_gguf(path)
     config = gguf_config(reader, tensors, path)
     tokenizer = tokenizer_from_gguf(reader)
     _check_vocabulary(config, tokenizer, path)
-    return Subject(load_model(config, tensors, TENSORS, where=path, dtype=dtype, sharding=sharding), tokenizer, name)
+    model = load_model(config, tensors, TENSORS, where=path, dtype=dtype, sharding=sharding)
+    return Subject(model, tokenizer, name, checkpoint or described(path, tensors))
 
 
 def _load_tiny(dtype: Any, sharding: Shardings) -> Subject:
@@ -143,7 +160,7 @@ def _load_tiny(dtype: Any, sharding: Shardings) -> Subject:
     leaves = {
         name: jax.device_put(leaf.astype(dtype), placed[name]) for name, leaf in named_leaves(subject.model).items()
     }
-    return Subject(fill_leaves(subject.model, leaves), subject.tokenizer, TINY)
+    return Subject(fill_leaves(subject.model, leaves), subject.tokenizer, TINY, "planted, random weights")
 
 
 def _checked_dtype(dtype: Any) -> Any:

@@ -13,7 +13,7 @@ from typing import Any, Protocol, runtime_checkable
 import equinox as eqx
 from jaxtyping import Array, Float
 
-from jaxinterp.models.layers import Linear, Tap, no_tap
+from jaxinterp.models.layers import Linear, Tap, no_tap, project
 from jaxinterp.models.rules import EXACT, Activation, Rules, activate, gate_product
 
 
@@ -21,8 +21,8 @@ from jaxinterp.models.rules import EXACT, Activation, Rules, activate, gate_prod
 class MLPLeaf(Protocol):
     """An MLP whose inside can be seen: it offers its arrays to `tap`, obeys `rules`, and splits at `hidden`.
 
-    Less than that will do to stand where an MLP stands: any callable pytree that keeps the shape. Of such a one the
-    trace has `in`, `out` and `added` only, and its derivative is its own.
+    Less will do to replace an MLP: any callable pytree that keeps the shape. One that takes `tap` (`layers.Tapped`)
+    offers what it wants to; of others the trace has `in`, `out` and `added` only, and their derivative is their own.
     """
 
     def __call__(self, x: Any, *, tap: Tap = no_tap, rules: Rules = EXACT) -> Any: ...
@@ -41,22 +41,25 @@ class MLP(eqx.Module):
     def __call__(
         self, x: Float[Array, "*axes d_model"], *, tap: Tap = no_tap, rules: Rules = EXACT
     ) -> Float[Array, "*axes d_model"]:
-        return self.write(self.hidden(x, tap=tap, rules=rules))
+        return self.write(self.hidden(x, tap=tap, rules=rules), tap=tap, rules=rules)
 
     def hidden(
         self, x: Float[Array, "*axes d_model"], *, tap: Tap = no_tap, rules: Rules = EXACT
     ) -> Float[Array, "*axes d_mlp"]:
         """What the down projection reads."""
-        pre = tap("pre", (self.up_proj if self.gate_proj is None else self.gate_proj)(x))
-        hidden = activate(self.activation, pre, rules)
-        if self.gate_proj is not None:
-            hidden = gate_product(hidden, tap("up", self.up_proj(x)), rules)
-        return tap("hidden", hidden)
+        if self.gate_proj is None:
+            pre = tap("pre", project(self.up_proj, "up_proj", x, tap, rules))
+            return tap("hidden", activate(self.activation, pre, rules))
+        pre = tap("pre", project(self.gate_proj, "gate_proj", x, tap, rules))
+        up = tap("up", project(self.up_proj, "up_proj", x, tap, rules))
+        return tap("hidden", gate_product(activate(self.activation, pre, rules), up, rules))
 
     def projections(self) -> tuple[str, ...]:
         """The fields of its linear maps."""
         return ("up_proj", "down_proj") if self.gate_proj is None else ("gate_proj", "up_proj", "down_proj")
 
-    def write(self, hidden: Float[Array, "*axes d_mlp"]) -> Float[Array, "*axes d_model"]:
+    def write(
+        self, hidden: Float[Array, "*axes d_mlp"], *, tap: Tap = no_tap, rules: Rules = EXACT
+    ) -> Float[Array, "*axes d_model"]:
         """The down projection."""
-        return self.down_proj(hidden)
+        return project(self.down_proj, "down_proj", hidden, tap, rules)

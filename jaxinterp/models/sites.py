@@ -11,7 +11,8 @@ an edit: a callable pytree `Array -> Array` by the name of the array that it cha
 """
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import lru_cache
 from typing import Any, Protocol, runtime_checkable
 
 import equinox as eqx
@@ -21,13 +22,23 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 from penzai import pz
 
+from jaxinterp.core.callables import takes
 from jaxinterp.core.errors import UserError, suggest
+from jaxinterp.core.promotion import ordinary
 from jaxinterp.core.trees import path_name
 from jaxinterp.models.ids import check_ids
 from jaxinterp.models.layers import HasProjections, Linear
 from jaxinterp.models.rules import EXACT, Rules
 
-Edit = Callable[[Array], Array]
+Edit = Callable[..., Array]
+"""A callable pytree that maps an array to the one that flows on: `edit(x)`, of the same shape and dtype.
+
+An edit that takes `positions`, `tap` or `name` by keyword gets them from `run`:
+
+    positions  Int [batch, seq]: the position of every token, -1 for padding
+    tap        offers arrays of the edit's own by their whole name, `blocks/1/resid/post/codes`
+    name       the name of the edited array
+"""
 
 NO_LOGITS = (
     "the model has no logits and so no cross-entropy: it is an encoder and predicts no token. Its answers are the "
@@ -42,23 +53,35 @@ PROJECTIONS = ("gate_proj", "up_proj", "down_proj", "q_proj", "k_proj", "v_proj"
 """What linear maps inside a sublayer are called."""
 
 
+CODES = ("codes", "codes_pre", "gate_pre", "error", "components")
+"""What arrays of a decomposition are called."""
+
+
 @runtime_checkable
 class LanguageModel(Protocol):
     """A callable pytree from tokens to logits that offers every named array to `tap` and goes on with the answer.
 
-    A model that predicts no token returns None.
+    A model that predicts no token returns None. One that takes `mask` and `positions` besides can be run on padded
+    prompts.
     """
 
     def __call__(self, tokens: Any, *, tap: Any, rules: Rules) -> Any: ...
 
 
+def _as_array(value: object) -> object:
+    """A number or a NumPy array as a JAX array; a number in JAX's default float."""
+    if isinstance(value, bool | int | float):
+        return jnp.asarray(value, jnp.result_type(float))
+    return jnp.asarray(value) if isinstance(value, np.ndarray | np.generic) else value
+
+
 class SetTo(eqx.Module):
     """The edit that puts `value` where the array was: ablate with 0, patch with another run's array.
 
-    The value is broadcast; one with as many entries as the array is reshaped.
+    The value is broadcast; one with as many entries as the array is reshaped. `SetTo(0.0)` sets all to zero.
     """
 
-    value: Float[Array, "..."]
+    value: Float[Array, "..."] = eqx.field(converter=_as_array)
 
     def __call__(self, x: Array) -> Array:
         if self.value.size == x.size:
@@ -69,17 +92,51 @@ class SetTo(eqx.Module):
 class Add(eqx.Module):
     """The edit that adds `delta` (broadcast): steer with a direction, or differentiate by a zero."""
 
-    delta: Float[Array, "..."]
+    delta: Float[Array, "..."] = eqx.field(converter=_as_array)
 
     def __call__(self, x: Array) -> Array:
         return (x + self.delta).astype(x.dtype)
 
 
+class Apply(eqx.Module):
+    """The edit `function(x)`: makes an edit that can be an argument of `jax.jit` of any function.
+
+    `edits={name: lambda x: 2 * x}` works in a call of `run`; as an *argument* of a jitted function an edit must be a
+    pytree, which a lambda is not: `{name: Apply(lambda x: 2 * x)}`.
+    """
+
+    function: Callable[..., Array] = eqx.field(static=True)
+
+    def __call__(self, x: Array) -> Array:
+        return self.function(x)
+
+
+class At(eqx.Module):
+    """The edit `edit` at some positions only; the array is [batch, seq, ...].
+
+    Positions are absolute: those of the prompt and of what is generated after it, without padding.
+    """
+
+    edit: Callable[..., Array]
+    positions: tuple[int, ...] = eqx.field(static=True)
+
+    def __call__(self, x: Array, *, positions: Int[Array, "batch seq"]) -> Array:
+        if x.shape[:2] != positions.shape:
+            raise UserError(f"At(...) edits arrays [batch, seq, ...], but this one is {x.shape} for {positions.shape}.")
+        here = jnp.isin(positions, jnp.asarray(self.positions, jnp.int32))
+        edited = self.edit(x, positions=positions) if takes(self.edit, "positions") else self.edit(x)
+        return jnp.where(here.reshape(*here.shape, *[1] * (x.ndim - 2)), edited, x)
+
+
 class Trace(eqx.Module):
-    """What a forward pass computed: the logits, and every named array as it flowed on (after its edit, if any)."""
+    """What a forward pass computed: the logits, and every named array as it flowed on (after its edit, if any).
+
+    A mapping from names to arrays: `trace["embed"]`, `list(trace)`, `"embed" in trace`, `trace.items()`.
+    """
 
     predicted: Float[Array, "batch seq vocab"] | None
     arrays: dict[str, Array]
+    keep: tuple[str, ...] | None = eqx.field(static=True, default=None)
 
     @property
     def logits(self) -> Float[Array, "batch seq vocab"]:
@@ -94,53 +151,167 @@ class Trace(eqx.Module):
 
     def __getitem__(self, name: str) -> Array:
         if name not in self.arrays:
+            if self.keep is not None and not keeps(self.keep, name):
+                raise UserError(f"{name!r} was not kept: the run was asked to keep={self.keep!r}.")
             raise UserError(_why_absent(name, self.arrays))
         return self.arrays[name]
 
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.arrays)
 
+    def __contains__(self, name: object) -> bool:
+        return name in self.arrays
+
+    def __len__(self) -> int:
+        return len(self.arrays)
+
+    def keys(self) -> list[str]:
+        """The names, in the order of the flow."""
+        return list(self.arrays)
+
+    def values(self) -> list[Array]:
+        """The arrays, in the order of the flow."""
+        return list(self.arrays.values())
+
+    def items(self) -> list[tuple[str, Array]]:
+        """Names and arrays."""
+        return list(self.arrays.items())
+
+
+class Tapping:
+    """The tap of one forward pass: it applies the edits and keeps the arrays."""
+
+    def __init__(self, edits: Mapping[str, Edit], positions: Callable[[], Array], keep: tuple[str, ...] | None):
+        self.edits, self.positions, self.keep = edits, positions, keep
+        self.arrays: dict[str, Array] = {}
+        self.edited: set[str] = set()
+
+    def wants(self, name: str) -> bool:
+        """Whether the array is edited, has edits below it, or is kept."""
+        return name in self.edits or keeps(self.keep, name)
+
+    def __call__(self, name: str, value: Array) -> Array:
+        if name in self.edits:
+            value = self._edit(name, value)
+        if keeps(self.keep, name):
+            self.arrays[name] = value
+        return value
+
+    def _edit(self, name: str, value: Array) -> Array:
+        edit = self.edits[name]
+        self.edited.add(name)
+        given: dict[str, Any] = {}
+        if takes(edit, "positions"):
+            given["positions"] = self.positions()
+        if takes(edit, "tap"):
+            given["tap"] = self
+        if takes(edit, "name"):
+            given["name"] = name
+        edited = edit(value, **given)
+        if not isinstance(edited, jax.Array):
+            raise UserError(f"the edit at {name!r} returned a {type(edited).__name__}: it must return an array.")
+        if edited.shape != value.shape or edited.dtype != value.dtype:
+            raise UserError(
+                f"the edit at {name!r} returned {edited.dtype}{edited.shape} for {value.dtype}{value.shape}: "
+                "an edit must keep shape and dtype."
+            )
+        return edited
+
+
+@ordinary()
 def run(
     model: Any,
-    tokens: Int[Array | np.ndarray, "batch seq"],
+    tokens: object,
     *,
     edits: Mapping[str, Edit] | None = None,
     rules: Rules = EXACT,
+    mask: object = None,
+    positions: object = None,
+    keep: str | Sequence[str] | None = None,
 ) -> Trace:
     """Run the model and keep every named array.
 
     Args:
       model: a callable pytree `model(tokens, *, tap, rules) -> logits`, or None where it has none.
-      tokens: token ids.
-      edits: by array name, a callable pytree that maps the array to the one that flows on. The names are static, the
-        edits may be traced.
+      tokens: Int [batch, seq]: token ids.
+      edits: by array name, a callable pytree that maps the array to the one that flows on (see `Edit`). The names are
+        static, the edits may be traced. As an argument of a jitted function an edit must be a pytree: `Apply(f)`.
       rules: which derivatives are replaced (values never are). A replaced leaf that knows no rules keeps its own.
+      mask: Bool [batch, seq], False for padding: no other token looks at it. Positions then count the tokens that are
+        not padding, so that a prompt padded on the left gives the numbers of the prompt alone.
+      positions: Int [batch, seq]: the position of every token; default: 0, 1, 2, ... in every row, or by `mask`.
+      keep: a glob or several: which arrays the trace has. Default: all. Arrays that only the trace would hold (dense
+        codes of a replaced leaf) are not made where they are not kept; under `jit` they never are.
+
+    Example:
+      clean = run(model, tokens)
+      ablated = run(model, tokens, edits={"blocks/3/mlp/out": SetTo(0.0)}).logits
+      padded = run(model, tokens, mask=tokens != padding)["final"][:, -1]
+
     Raises:
-      UserError: a token id has no row in the embedding (under `jit`, where ids have no values yet, its row is NaN); an
-        edit's name is no array of this model, or an edit changes shape or dtype.
+      UserError: tokens are not ids [batch, seq]; an id has no row in the embedding (under `jit`, where ids have no
+        values yet, its row is NaN); an edit's name is no array of this model, or an edit changes shape or dtype; the
+        model takes no mask or positions.
     """
-    check_ids(model, tokens)
-    tokens = jnp.asarray(tokens)
-    edits = dict(edits or {})
-    arrays: dict[str, Array] = {}
+    ids = check_tokens(tokens)
+    real = None if mask is None else _rows("mask", mask, ids, jnp.bool_)
+    if real is not None:  # whatever id padding has
+        ids = jnp.where(real, ids, 0)
+    check_ids(model, ids)
+    places = None if positions is None else _rows("positions", positions, ids, jnp.int32)
+    if real is not None and places is None:
+        places = jnp.where(real, jnp.cumsum(real, axis=1, dtype=jnp.int32) - 1, -1)
+    others = {name: value for name, value in (("mask", real), ("positions", places)) if value is not None}
+    for name in others:
+        if not takes(model, name):
+            raise UserError(f"a {type(model).__name__} takes no {name}: give prompts of one length, without padding.")
+    kept = (keep,) if isinstance(keep, str) else None if keep is None else tuple(keep)
 
-    def tap(name: str, value: Array) -> Array:
-        if name in edits:
-            edited = edits[name](value)
-            if edited.shape != value.shape or edited.dtype != value.dtype:
-                raise UserError(
-                    f"the edit at {name!r} returned {edited.dtype}{edited.shape} for {value.dtype}{value.shape}: "
-                    "an edit must keep shape and dtype."
-                )
-            value = edited
-        arrays[name] = value
-        return value
+    def counted() -> Array:
+        return jnp.broadcast_to(jnp.arange(ids.shape[1], dtype=jnp.int32), ids.shape) if places is None else places
 
-    logits = model(tokens, tap=tap, rules=rules)
-    for name in edits:
-        if name not in arrays:
-            raise UserError(_why_absent(name, arrays))
-    return Trace(logits, arrays)
+    tap = Tapping(dict(edits or {}), counted, kept)
+    logits = model(ids, tap=tap, rules=rules, **others)
+    for name in tap.edits:
+        if name not in tap.edited:
+            raise UserError(_why_absent(name, tap.arrays if kept is None else sites(model)))
+    return Trace(logits, tap.arrays, kept)
 
 
+def check_tokens(tokens: object) -> Int[Array, "batch seq"]:
+    """The tokens as an array of ids [batch, seq].
+
+    Raises:
+      UserError: they are text, a list, of another number of axes, or not whole numbers.
+    """
+    if isinstance(tokens, str):
+        raise UserError("tokens is text: give ids, jnp.asarray([subject.tokenizer.encode(text)]).")
+    if not isinstance(tokens, jax.Array | np.ndarray):
+        raise UserError(f"tokens is a {type(tokens).__name__}: give an array of ids [batch, seq], jnp.asarray([ids]).")
+    if tokens.ndim != 2:
+        way_out = ": give tokens[None] for a batch of one" if tokens.ndim == 1 else ""
+        raise UserError(f"tokens has shape {tokens.shape}, not [batch, seq]{way_out}.")
+    if not jnp.issubdtype(tokens.dtype, jnp.integer):
+        raise UserError(f"tokens has dtype {tokens.dtype}: ids are whole numbers.")
+    return jnp.asarray(tokens)
+
+
+def _rows(name: str, value: object, tokens: Array, dtype: Any) -> Array:
+    """One number a token, [batch, seq]."""
+    if not isinstance(value, jax.Array | np.ndarray) or value.shape != tokens.shape:
+        given = value.shape if isinstance(value, jax.Array | np.ndarray) else type(value).__name__
+        raise UserError(f"{name} is {given}: give an array {tokens.shape}, one number a token.")
+    if dtype == jnp.int32 and not jnp.issubdtype(value.dtype, jnp.integer):
+        raise UserError(f"{name} has dtype {value.dtype}: positions are whole numbers.")
+    return jnp.asarray(value).astype(dtype)
+
+
+def keeps(keep: tuple[str, ...] | None, name: str) -> bool:
+    """Whether a name matches one of the globs; None matches all."""
+    return keep is None or any(_glob(pattern)(name) for pattern in keep)
+
+
+@ordinary()
 def sites(model: Any, pattern: str = "**") -> list[str]:
     """Every site of the model in the order of the flow: leaves (each before its projections) and arrays.
 
@@ -174,6 +345,7 @@ def _projections(model: Any) -> dict[str, list[str]]:
     return {leaf: [f"{leaf}/{field}" for field in fields] for leaf, fields in inside.items()}
 
 
+@ordinary()
 def check_site(model: Any, name: str) -> str:
     """`name`, if it is a site of the model.
 
@@ -251,6 +423,7 @@ def _check_projection(name: str, linear: Any, replacement: Any) -> None:
         raise UserError(f"the replacement for {name!r} maps (1, 1, {d_in}) to {given}, not to (1, 1, {d_out}).")
 
 
+@lru_cache(maxsize=256)
 def _glob(pattern: str) -> Callable[[str], bool]:
     """Whether a name matches; `/` is crossed by `**` only."""
     escaped = re.escape(pattern).replace(r"\*\*", ".*").replace(r"\*", "[^/]*").replace(r"\?", "[^/]")
@@ -265,10 +438,16 @@ def _why_absent(name: str, known: Any) -> str:
         if port in ("pre", "up", "hidden") and f"{leaf}/pre" not in known:
             return (
                 f"{name!r} cannot be seen: {leaf!r} was replaced, or is of an adapted model whose Places do not say "
-                "where it is: there are in, out and added only."
+                "where it is: there are in, out and added, and what the replacement offers."
             )
         if port == "up" and f"{leaf}/pre" in known:
             return f"{name!r} does not exist: the MLP at {leaf!r} is dense and has no second branch; take {leaf}/pre."
+    if port in CODES:
+        return (
+            f"{name!r} does not exist: codes are sites where a decomposition replaces the leaf (or is put at the array "
+            "by an edit, Through), 'error' where it keeps what it misses (keep_error=True), and 'codes_pre' where its "
+            f"activation can go on from it (it has from_pre).{suggest(name, known)}"
+        )
     if port in PROJECTIONS and f"{leaf}/in" in known:
         if own := [known_name for known_name in known if known_name.startswith(f"{leaf}/") and "_proj" in known_name]:
             return f"{name!r} does not exist: {leaf!r} has {', '.join(own)}."

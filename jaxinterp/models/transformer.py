@@ -31,6 +31,7 @@ from jaxinterp.models.layers import (
     Norm,
     RopeScaling,
     Tap,
+    call_leaf,
     no_tap,
     normed,
     random_linear,
@@ -38,7 +39,8 @@ from jaxinterp.models.layers import (
     soft_cap,
     under,
 )
-from jaxinterp.models.mlp import MLP, MLPLeaf
+from jaxinterp.models.mixtures.config import MixtureConfig, make_mlp
+from jaxinterp.models.mlp import MLP
 from jaxinterp.models.rules import EXACT, Activation, Rules
 
 RESIDUAL = "residual stream behind a block"
@@ -88,6 +90,7 @@ class TransformerConfig:
     embedding_scale: float = 1.0
     tied: bool = True
     head: bool = True  # False: no logits, but `pooled`
+    mixture: MixtureConfig | None = None  # an MLP of another kind; `activation`, `gated` and `d_mlp` are not used then
 
     def __post_init__(self) -> None:
         """Raises UserError where two fields contradict each other."""
@@ -118,12 +121,20 @@ class Embedding(eqx.Module):
         """Tokens are cut; positions and token types lie whole on every device."""
         return {"token": 0, "position": None, "token_type": None}
 
-    def __call__(self, tokens: Int[Array, "batch seq"], rules: Rules = EXACT) -> Float[Array, "batch seq d_model"]:
+    def __call__(
+        self,
+        tokens: Int[Array, "batch seq"],
+        rules: Rules = EXACT,
+        positions: Int[Array, "batch seq"] | None = None,
+    ) -> Float[Array, "batch seq d_model"]:
         x = rows_of_ids(self.token, tokens)
         if self.scale != 1.0:
             x = x * jnp.asarray(self.scale, x.dtype)
         if self.position is not None:
-            x = x + self.position[: tokens.shape[1]]
+            if positions is None:
+                x = x + self.position[: tokens.shape[1]]
+            else:  # NaN for a position that was not learned, so that it shows
+                x = x + self.position.at[jnp.maximum(positions, 0)].get(mode="fill", fill_value=jnp.nan)
         if self.token_type is not None:
             x = x + self.token_type[0]
         return normed(self.norm, x, rules)
@@ -149,23 +160,18 @@ class Block(eqx.Module):
         tap: Tap = no_tap,
         rules: Rules = EXACT,
         real: Bool[Array, "batch seq"] | None = None,
+        positions: Int[Array, "batch seq"] | None = None,
     ) -> Float[Array, "batch seq d_model"]:
         x = tap("resid/pre", x)
         attn_in = tap("attn/in", normed(self.attn_norm, x, rules))
-        if isinstance(self.attn, Attention):
-            attn_out = self.attn(attn_in, tap=under(tap, "attn"), rules=rules, real=real)
-        else:
-            attn_out = self.attn(attn_in)
+        attn_tap = under(tap, "attn")
+        attn_out = call_leaf(self.attn, attn_in, tap=attn_tap, rules=rules, real=real, positions=positions)
         attn_out = tap("attn/out", attn_out)
         attn_added = normed(self.attn_post_norm, attn_out, rules)
         middle = x if self.parallel else tap("resid/mid", normed(self.attn_sum_norm, x + attn_added, rules))
 
         mlp_in = tap("mlp/in", normed(self.mlp_norm, middle, rules))
-        if isinstance(self.mlp, MLPLeaf):
-            mlp_out = self.mlp(mlp_in, tap=under(tap, "mlp"), rules=rules)
-        else:
-            mlp_out = self.mlp(mlp_in)
-        mlp_out = tap("mlp/out", mlp_out)
+        mlp_out = tap("mlp/out", call_leaf(self.mlp, mlp_in, tap=under(tap, "mlp"), rules=rules))
         mlp_added = tap("mlp/added", normed(self.mlp_post_norm, mlp_out, rules))
         post = (x + attn_added if self.parallel else middle) + mlp_added
         return tap("resid/post", checkpoint_name(normed(self.mlp_sum_norm, post, rules), RESIDUAL))
@@ -181,14 +187,23 @@ class Transformer(eqx.Module):
     config: TransformerConfig = eqx.field(static=True)
 
     def __call__(
-        self, tokens: Int[Array, "batch seq"], *, tap: Tap = no_tap, rules: Rules = EXACT
+        self,
+        tokens: Int[Array, "batch seq"],
+        *,
+        tap: Tap = no_tap,
+        rules: Rules = EXACT,
+        mask: Bool[Array, "batch seq"] | None = None,
+        positions: Int[Array, "batch seq"] | None = None,
     ) -> Float[Array, "batch seq vocab"] | None:
-        if self.config.learned_positions and tokens.shape[1] > self.config.context:
+        """The logits; `mask` is False for padding, `positions` are by default 0, 1, 2, ... (see `sites.run`)."""
+        if self.config.learned_positions and positions is None and tokens.shape[1] > self.config.context:
             raise UserError(f"{tokens.shape[1]} positions, but the model learned only {self.config.context}.")
         real = None if self.config.padding is None else tokens != self.config.padding
-        x = tap("embed", self.embedding(tokens, rules))
+        if mask is not None:
+            real = mask if real is None else real & mask
+        x = tap("embed", self.embedding(tokens, rules, positions))
         for index, block in enumerate(self.blocks):
-            x = block(x, tap=under(tap, f"blocks/{index}"), rules=rules, real=real)
+            x = block(x, tap=under(tap, f"blocks/{index}"), rules=rules, real=real, positions=positions)
         final = tap("final", normed(self.final_norm, x, rules))
         if self.config.head:
             return self.unembed(final)
@@ -226,14 +241,16 @@ def initialise(config: TransformerConfig, key: PRNGKeyArray) -> Transformer:
     def norm(present: bool) -> Norm | None:
         if not present:
             return None
-        size, bias = config.d_model, jnp.zeros(config.d_model) if config.norm_bias else None
-        return Norm(jnp.ones(size) - config.norm_offset, bias, config.norm, config.norm_epsilon, config.norm_offset)
+        size, bias = config.d_model, jnp.zeros(config.d_model, jnp.float32) if config.norm_bias else None
+        return Norm(
+            jnp.ones(size, jnp.float32) - config.norm_offset, bias, config.norm, config.norm_epsilon, config.norm_offset
+        )
 
     def projection_norm(heads: int) -> Norm | None:
         if not config.query_key_norm:
             return None
         size = config.head_dim * (heads if config.query_key_norm_over == "projection" else 1)
-        return Norm(jnp.ones(size), None, "rms", config.norm_epsilon, config.norm_offset)
+        return Norm(jnp.ones(size, jnp.float32), None, "rms", config.norm_epsilon, config.norm_offset)
 
     def attention(layer: int) -> Attention:
         window = config.windows[layer] if config.windows else None
@@ -257,7 +274,9 @@ def initialise(config: TransformerConfig, key: PRNGKeyArray) -> Transformer:
             rotary_scaling=config.rotary_scaling if local_base is None else None,
         )
 
-    def mlp() -> MLP:
+    def mlp() -> Any:
+        if config.mixture is not None:
+            return make_mlp(config.mixture, config.d_model, next(keys))
         d_model, d_mlp, bias = config.d_model, config.d_mlp, config.mlp_bias
         gate = random_linear(next(keys), d_model, d_mlp, bias, cut="out") if config.gated else None
         up = random_linear(next(keys), d_model, d_mlp, bias, cut="out")
@@ -278,14 +297,16 @@ def initialise(config: TransformerConfig, key: PRNGKeyArray) -> Transformer:
 
     position = None
     if config.learned_positions:
-        position = 0.1 * jax.random.normal(next(keys), (config.context, config.d_model))
+        position = 0.1 * jax.random.normal(next(keys), (config.context, config.d_model), dtype=jnp.float32)
     token_type = None
     if config.token_types:
-        token_type = 0.1 * jax.random.normal(jax.random.fold_in(key, 0), (config.token_types, config.d_model))
+        token_type = 0.1 * jax.random.normal(
+            jax.random.fold_in(key, 0), (config.token_types, config.d_model), dtype=jnp.float32
+        )
     untied = config.head and not config.tied
     return Transformer(
         embedding=Embedding(
-            token=jax.random.normal(next(keys), (config.vocab_size, config.d_model)),
+            token=jax.random.normal(next(keys), (config.vocab_size, config.d_model), dtype=jnp.float32),
             position=position,
             token_type=token_type,
             norm=norm(config.embedding_norm),

@@ -162,10 +162,10 @@ def _check_metric(name: str, key: Any, metric: Any) -> None:
             raise UserError(
                 f"{name}: {part} of metric {key!r} is {_described(array)}: give an array, jnp.asarray(...)."
             )
-    if metric.total.shape != metric.count.shape:
+    if metric.count.shape not in ((), metric.total.shape):
         raise UserError(
             f"{name}: metric {key!r} has a total of shape {list(metric.total.shape)} and a count of shape "
-            f"{list(metric.count.shape)}: they must agree."
+            f"{list(metric.count.shape)}: they must agree, or the count be one number."
         )
 
 

@@ -9,52 +9,18 @@ Metrics are sums and counts, so that those of batches, steps and shards add exac
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from jaxinterp.core.batch import Batch
 from jaxinterp.core.errors import UserError, suggest
-from jaxinterp.core.metrics import Metrics, Ratio
+from jaxinterp.core.metrics import Metrics, Ratio, ratio
+from jaxinterp.core.protocols import Forward, Objective, Term
 from jaxinterp.objectives.check import apply_term, check_term
 
-
-@runtime_checkable
-class Objective(Protocol):
-    """A pure function from a decomposition and a batch to a loss and metrics.
-
-    `model` is the frozen subject model, for objectives that have it in the loop; it is an argument because a
-    closed-over weight becomes a literal of the compiled program. Metrics are free but for three names with a meaning:
-    `loss` (added where it is missing), `fired` per feature, which keeps count of dead features, and `smallest_code`,
-    which BatchTopK's threshold follows and cannot do without.
-    """
-
-    def __call__(
-        self, decomposition: Any, batch: Batch, key: PRNGKeyArray, *, model: Any = None
-    ) -> tuple[Float[Array, ""], Metrics]: ...
-
-
-class Forward(NamedTuple):
-    """What was computed once for all terms."""
-
-    codes: Any  # `Codes`; those of several layers, where the decomposition has them
-    output: Any  # what `decode` returned, [tokens, d_out]
-    key: PRNGKeyArray
-    model: Any  # the frozen subject model, or None
-
-
-@runtime_checkable
-class Term(Protocol):
-    """One summand of an objective."""
-
-    def __call__(self, decomposition: Any, batch: Batch, forward: Forward) -> tuple[Float[Array, ""], Metrics]: ...
-
-
-def ratio(values: Float[Array, " tokens"], weight: Float[Array, " tokens"]) -> Ratio:
-    """The weighted mean of one value a token, as a ratio of sums."""
-    return Ratio(jnp.sum(values * weight), jnp.sum(weight))
+__all__ = ["Forward", "Metrics", "Objective", "Ratio", "Term", "ratio", "scale", "total"]
 
 
 def total(*terms: Term) -> Objective:
@@ -71,16 +37,16 @@ def total(*terms: Term) -> Objective:
         check_term(term)
 
     def objective(
-        decomposition: Any, batch: Batch, key: PRNGKeyArray, *, model: Any = None
+        decomposition: PyTree, batch: Batch, key: PRNGKeyArray, *, model: PyTree = None
     ) -> tuple[Float[Array, ""], Metrics]:
         codes = decomposition.encode(batch.inputs, k=batch.k, weight=batch.weight, training=True)
         forward = Forward(codes, decomposition.decode(codes, batch.inputs), key, model)
-        loss = jnp.zeros(())
+        loss = jnp.zeros((), jnp.float32)
         count = jnp.sum(batch.weight)
         metrics: Metrics = {
             "l0": ratio(codes.active(), batch.weight),
             "fired": Ratio(codes.fired(batch.weight), jnp.broadcast_to(count, (codes.features,))),
-            "smallest_code": Ratio(codes.smallest(), jnp.ones(())),
+            "smallest_code": Ratio(codes.smallest(), jnp.ones((), jnp.float32)),
         }
         if getattr(codes, "capped", False):
             metrics["at_cap"] = ratio(codes.at_cap(), batch.weight)
@@ -100,7 +66,7 @@ def scale(term: Term, coefficient: float | str | Callable[[Array], Array]) -> Te
     """
     check_term(term)
 
-    def scaled(decomposition: Any, batch: Batch, forward: Forward) -> tuple[Array, Metrics]:
+    def scaled(decomposition: PyTree, batch: Batch, forward: Forward) -> tuple[Array, Metrics]:
         value, metrics = apply_term(term, decomposition, batch, forward)
         if isinstance(coefficient, str):
             if coefficient not in batch.coefficients:

@@ -13,9 +13,9 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jaxinterp.core.errors import UserError
+from jaxinterp.core.protocols import Method, Recipe
 from jaxinterp.data.tokens import TokenCorpus
 from jaxinterp.data.windows import batches, windows
-from jaxinterp.methods.base import Method
 from jaxinterp.preflight import chips, compiled, estimate
 from jaxinterp.preflight.chips import Chip
 from jaxinterp.preflight.estimate import Estimate
@@ -68,7 +68,7 @@ def preflight(
     model = shapes(model_shardings(mesh))
     needed = method.needs(expand(model, site))
     program = Program(
-        method.recipe(steps),
+        one_recipe(method, steps),
         needed,
         mesh,
         setting.batch_size,
@@ -108,6 +108,12 @@ def _counted(program: Program, shapes: Callable[[Any], Any]) -> dict[str, float]
     alone = make_mesh(1, devices=jax.devices("cpu")[:1])
     cost = replace(program, mesh=alone).lower(shapes(model_shardings(alone)), "cpu").cost_analysis() or {}
     return {name: value / program.mesh.devices.size for name, value in cost.items()}
+
+
+def one_recipe(method: Method, steps: int) -> Recipe:
+    """The recipe of a method's first pass: what an estimate of a step's memory and time is about."""
+    recipes = method.recipe(steps)
+    return recipes if isinstance(recipes, Recipe) else recipes[0]
 
 
 def overflowing(message: str, held: int) -> int | None:

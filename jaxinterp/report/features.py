@@ -41,32 +41,35 @@ def feature_pages(
     subject: Any,
     dataset: Iterable[Mapping[str, Any]],
     *,
-    features: int = 64,
+    features: int | Sequence[int] = 64,
     contexts: int = 8,
     tokens: int = 50_000,
     seed: int = 0,
 ) -> tuple[Float[np.ndarray, " features"], tuple[FeaturePage, ...]]:
     """Measure every feature's density, and choose features to show with all that a report says about them.
 
-    Which features: the live ones are ordered by density and cut into `features` groups of equal size, and one of each
-    is drawn at random, so that rare and frequent features are shown in the proportion in which they occur. Contexts are
-    the highest peaks (by |activation|), at most one from each window, with `AROUND` tokens on either side within the
-    document.
+    Which features: those that are asked for, `features=[606, 12]`. Of a number of them, the live ones are ordered by
+    density and cut into that many groups of equal size, and one of each is drawn at random, so that rare and frequent
+    features are shown in the proportion in which they occur. Contexts are the highest peaks (by |activation|), at most
+    one from each window, with `AROUND` tokens on either side within the document.
 
     Args:
       decomposition: has `encoder` and `decoder`, one row a feature, and `sites`.
       dataset: held-out windows {"tokens", "weight", "document"}, each `[seq]`, or batches of them, `[batch, seq]`. Of a
         dataset with a length a random sample is read, of any other iterable the beginning.
-      features: how many to show at most.
+      features: how many to show at most; or which ones, by index: dead ones too, without contexts.
       contexts: how many passages each.
       tokens: how much of the dataset to read, in tokens (whole windows, at least one).
       seed: of the sample and the draw.
     Returns:
-      The firing frequency per token of every feature, and the chosen features in the order of their index.
+      The firing frequency per token of every feature, and the chosen features in the order of their index, or in the
+      order that was asked for.
     Raises:
-      UserError: a number is not positive, there is no window, or the decomposition has no read and write vectors.
+      UserError: a number is not positive, a feature is out of range or named twice, there is no window, or the
+        decomposition has no read and write vectors.
     """
-    for name, value in (("features", features), ("contexts", contexts), ("tokens", tokens)):
+    counts = {"contexts": contexts, "tokens": tokens} | ({"features": features} if isinstance(features, int) else {})
+    for name, value in counts.items():
         if value < 1:
             raise UserError(f"{name}={value} must be at least 1.")
     if not hasattr(decomposition, "encoder") or not hasattr(decomposition, "decoder"):
@@ -74,13 +77,26 @@ def feature_pages(
             f"decomposition={type(decomposition).__name__} has no encoder and decoder rows: feature pages show "
             "dictionaries (transcoder, skip_transcoder, sparse_autoencoder)."
         )
+    asked = np.zeros(0, int) if isinstance(features, int) else _asked(features, decomposition.decoder.shape[0])
     windows = collect(dataset, tokens, seed)
     peaks = measure(decomposition, subject.model, windows, contexts)
     densities = np.asarray(peaks.fired, np.float64) / max(float(peaks.weight), 1.0)
-    chosen = choose(densities, features, seed)
+    chosen = choose(densities, features, seed) if isinstance(features, int) else asked
     if not chosen.size:
         return densities, ()
     return densities, _pages(decomposition, subject, windows, peaks, densities, chosen)
+
+
+def _asked(features: Sequence[int], known: int) -> np.ndarray:
+    """The features that were asked for, as indices."""
+    for index in features:
+        if isinstance(index, bool) or not isinstance(index, int | np.integer) or not 0 <= index < known:
+            raise UserError(f"features: {index!r} is not an index of a feature, 0 to {known - 1}.")
+    if len(set(features)) < len(features):
+        raise UserError(f"features={list(features)} names a feature twice.")
+    if not features:
+        raise UserError("features=[] names no feature: give indices, such as [606], or how many to show.")
+    return np.asarray(features, np.int64)
 
 
 def choose(densities: Float[np.ndarray, " features"], count: int, seed: int = 0) -> Int[np.ndarray, " chosen"]:

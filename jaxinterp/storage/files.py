@@ -34,7 +34,7 @@ def write_arrays(path: str | Path, arrays: Mapping[str, np.ndarray]) -> Path:
     Raises:
       UserError: it could not be written.
     """
-    contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+    contiguous = {name: np.asarray(array, order="C") for name, array in arrays.items()}  # keeps scalars scalars
     return write_file(path, lambda unfinished: save_file(contiguous, unfinished))
 
 

@@ -1,6 +1,7 @@
 """`fit`: one for every method, on one core or a mesh."""
 
-from collections.abc import Iterable, Sequence
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -10,17 +11,18 @@ import jax
 from jax.sharding import Mesh
 from jaxtyping import Array
 
-from jaxinterp.core.batch import GRADIENT
 from jaxinterp.core.errors import UserError, suggest
-from jaxinterp.data.activations import WINDOW
+from jaxinterp.core.promotion import ordinary
+from jaxinterp.core.protocols import Method, Recipe
+from jaxinterp.core.sites import GRADIENT, Needs, as_needs
+from jaxinterp.data.activations import WINDOW, Rows
 from jaxinterp.data.windows import batches, fingerprint, some_places
-from jaxinterp.methods.base import Method
 from jaxinterp.models.ids import check_rows, token_rows
 from jaxinterp.models.load import Subject
-from jaxinterp.models.sites import LEAVES, check_site, sites
+from jaxinterp.models.sites import LEAVES, PROJECTIONS, check_site, sites
 from jaxinterp.storage.arrays import weights_hash
 from jaxinterp.storage.checkpoints import Checkpoints
-from jaxinterp.training.guard import Losses
+from jaxinterp.training.guard import Losses, Preemption
 from jaxinterp.training.hosts import check_agreement
 from jaxinterp.training.loop import Run, Tracker
 from jaxinterp.training.mesh import check_spread, data_places, make_mesh, place_model, spread_over_data
@@ -30,7 +32,7 @@ from jaxinterp.training.record import brings_code, describe
 from jaxinterp.training.state import Schedules, TrainState
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Fit:
     """What training returns: the decomposition, one row of numbers per logging interval, and the whole last state.
 
@@ -41,14 +43,23 @@ class Fit:
     history: list[dict[str, Any]]
     state: TrainState
 
+    def __repr__(self) -> str:
+        """One line: `Fit(Dictionary, 44 rows, step 440: fvu 0.173)`."""
+        last = self.history[-1] if self.history else {}
+        numbers = ", ".join(f"{name} {last[name]:.3g}" for name in ("fvu", "loss", "l0") if name in last)
+        step = f", step {last['step']}: {numbers}" if last else ""
+        return f"Fit({type(self.decomposition).__name__}, {len(self.history)} rows{step})"
 
+
+@ordinary()
 def fit(
     method: Method,
     subject: Subject,
-    tokens: grain.MapDataset,
+    tokens: grain.MapDataset | None = None,
     *,
     site: str | None = None,
-    steps: int,
+    steps: int | None = None,
+    rows: int | None = None,
     batch_size: int = 2048,
     buffer_batches: int = 8,
     seed: int = 0,
@@ -73,10 +84,13 @@ def fit(
       method: hyperparameters of any method.
       subject: the model, frozen.
       tokens: windows from `jaxinterp.data`: a Grain dataset of {"tokens", "weight", "document"}, each `[seq]`; with
-        activations in them (`cached_windows`) the subject is not run.
-      site: the MLP leaf, `blocks/3/mlp`; for methods that take several, a glob: `blocks/*/mlp`; None for methods that
-        read no array of the subject.
-      steps: training steps; each harvests and trains on `batch_size` tokens.
+        activations in them (`cached_windows`) the subject is not run. None: for methods that read the weights alone.
+      site: the leaf, `blocks/3/mlp`; for autoencoders also any array, `blocks/3/resid/post`; for methods that take
+        several, a glob: `blocks/*/mlp`; None for methods that read no array of the subject.
+      steps: training steps; each harvests and trains on `batch_size` tokens, or is one sweep over all kept rows. A
+        method of several passes takes so many in each. None: for methods that compute their answer at once.
+      rows: how many tokens are kept, for methods that sweep over the same rows again and again (`Needs(rows="kept")`);
+        rounded up to whole batches. They are harvested once; no text is read afterwards.
       batch_size: tokens a step, a multiple of the windows' length.
       buffer_batches: size of the shuffle buffer, in batches.
       seed: of the data order, the start values and everything random.
@@ -84,7 +98,7 @@ def fit(
       schedules: functions of the step: "k", the number of active features (at most the method's own), and coefficients
         that terms read by name.
       mesh: from `make_mesh`; default: one device.
-      checkpoint: folder for checkpoints; None: none are written.
+      checkpoint: folder for checkpoints; None: none are written. Each of several passes has a folder in it.
       save_every: the newest written checkpoint is never more steps old than this (unless a save fails and the run
         continues), a multiple of `log_every`; None: only the last step is saved.
       resume: continue from the newest checkpoint that is whole: bit for bit on the same mesh; on another mesh or number
@@ -106,11 +120,20 @@ def fit(
         numbers is about the steps after that; the state is exact.
     """
     mesh = mesh or make_mesh()
-    first: Any = tokens[0]
-    seq = len(first["tokens"])
-    sizes = {"steps": steps, "batch_size": batch_size, "buffer_batches": buffer_batches}
+    needed = as_needs(method.needs(None if site is None else expand(subject.model, site)))
+    for name in needed.names():
+        check_site(subject.model, name.removesuffix(GRADIENT))
+    recipes = _passes(method, steps)
+    check_kept(needed, rows, tokens is not None)
+    first: Any = None if tokens is None else tokens[0]
+    seq = 1 if first is None else len(first["tokens"])
+    if rows is not None:
+        buffer_batches = -(-rows // batch_size)
+    if tokens is None:
+        batch_size = seq * mesh.shape["data"]
+    sizes = {"steps": steps or 0, "batch_size": batch_size, "buffer_batches": buffer_batches}
     check_sizes(
-        **sizes,
+        **sizes | {"steps": max(sizes["steps"], 1)},
         seq=seq,
         mesh=mesh,
         save_every=save_every,
@@ -123,10 +146,6 @@ def fit(
     check_word("activations", activations, get_args(Activations))
     if resume and checkpoint is None:
         raise UserError("resume=True needs the folder of the checkpoints: give checkpoint=.")
-    needed = method.needs(None if site is None else expand(subject.model, site))
-    for name in needed.names():
-        check_site(subject.model, name.removesuffix(GRADIENT))
-    cached = {name: (array.shape, array.dtype) for name, array in first.items() if name not in WINDOW}
 
     order: dict[str, Any] = {"seed": seed, "shuffle_within": shuffle_within}
     config = {
@@ -137,96 +156,215 @@ def fit(
         "seq": seq,
         "schedules": describe(schedules),
         "subject": subject.name,
-        "text": fingerprint(tokens),
+        "text": None if tokens is None else fingerprint(tokens),
         "activations": kept_in(activations, mesh.devices.flat[0].platform),
-    }
+    } | ({} if rows is None else {"rows": rows})
     if jax.process_count() > 1:
         rhythm = {"log_every": log_every, "save_every": save_every, "stop_after": stop_after, "resume": resume}
         check_agreement(config | rhythm | {"mesh": dict(mesh.shape), "harvest_parts": harvest_parts, "spike": spike})
 
-    rows = token_rows(subject.model)
-    for place in some_places(len(tokens)):
-        window: Any = tokens[place]
-        check_rows(rows, window["tokens"], f"text, window {place}")
+    ids = token_rows(subject.model)
+    if tokens is not None:
+        for place in some_places(len(tokens)):
+            window: Any = tokens[place]
+            check_rows(ids, window["tokens"], f"text, window {place}")
     model = place_model(subject.model, mesh)
-    program = Program(
-        method.recipe(steps),
-        needed,
-        mesh,
-        batch_size,
-        seq,
-        buffer_batches,
-        seed,
-        schedules,
-        activations,
-        harvest_parts,
-        cached,
-    )
-    if brings_code(method):
-        with jax.set_mesh(mesh):
-            program.check(model)
-    places = data_places(mesh, jax.process_index())
-    data = iter(batches(tokens, batch_size // seq, **order, host_index=places, host_count=mesh.shape["data"]))
+    folder = None if checkpoint is None else Path(checkpoint)
+    text = Text(tokens, ids, batch_size, seq, order, mesh)
+    preemption = Preemption()
+    lasts = [0 if recipe.step is None else recipe.steps or steps or 0 for recipe in recipes]
+    shown = progress_of(sum(lasts), shown=progress and jax.process_index() == 0)
+    history: list[dict[str, Any]] = []
+    answer: Any = None
+    state: TrainState | None = None
+    before = 0
+    with jax.set_mesh(mesh), shown, preemption:  # from here on SIGTERM saves, also where it comes before the first step
+        for number, recipe in enumerate(recipes):
+            program = Program(
+                recipe,
+                needed,
+                mesh,
+                batch_size,
+                seq,
+                buffer_batches,
+                seed,
+                schedules,
+                activations,
+                harvest_parts,
+                {} if first is None else {n: (a.shape, a.dtype) for n, a in first.items() if n not in WINDOW},
+            )
+            if recipe.step is not None and recipe.init_on == "device" and brings_code(method):
+                program.check(model, answer)
+            last = lasts[number]
+            left = last if stop_after is None else min(last, max(0, stop_after - before))
+            run = Run(
+                None if recipe.step is None else program.jit_step(),
+                model,
+                dict,
+                left,
+                log_every,
+                save_every,
+                (*track, shown) if jax.process_index() == 0 else (),
+                Losses(spike, None if folder is None else folder.parent, buffer_batches),
+                preemption=preemption,
+                history=history,
+                before=before,
+            )
+            own = folder if folder is None or len(recipes) == 1 else folder / f"pass{number}"
+            state = _one_pass(
+                run,
+                program,
+                text,
+                answer,
+                None if own is None or recipe.step is None else own,
+                config,
+                resume=resume,
+                on_failed_save=on_failed_save,
+            )
+            before += int(state.step)
+            if left < last and not run.ended:
+                answer = recipe.finish(state.method)
+                break
+            answer = recipe.finish(state.method)
+    assert state is not None  # `_passes` gives at least one
+    return Fit(answer, history, state)
 
-    def next_windows() -> dict[str, Array]:
-        batch = next(data)
-        check_rows(rows, batch["tokens"], "text")
-        return spread_over_data(batch, places, batch_size // seq, mesh)
+
+@dataclass
+class Text:
+    """Batches of windows for every pass, each from the beginning, or none at all."""
+
+    windows: grain.MapDataset | None
+    ids: int | None
+    batch_size: int
+    seq: int
+    order: dict[str, Any]
+    mesh: Mesh
+
+    def read(self) -> tuple[Any, Callable[[], dict[str, Array]]]:
+        """An iterator, whose position can be saved, and the function that gives the next batch on the mesh."""
+        if self.windows is None:
+            return None, dict
+        places, count = data_places(self.mesh, jax.process_index()), self.batch_size // self.seq
+        data = iter(batches(self.windows, count, **self.order, host_index=places, host_count=self.mesh.shape["data"]))
+
+        def next_windows() -> dict[str, Array]:
+            batch = next(data)
+            check_rows(self.ids, batch["tokens"], "text")
+            return spread_over_data(batch, places, count, self.mesh)
+
+        return data, next_windows
+
+
+def _one_pass(
+    run: Run,
+    program: Program,
+    text: Text,
+    previous: Any,
+    folder: Path | None,
+    config: dict[str, Any],
+    *,
+    resume: bool,
+    on_failed_save: Literal["stop", "continue"],
+) -> TrainState:
+    """Start or resume one pass, and step to its end."""
+    data, next_windows = text.read()
+    kept: Rows | None = None
+    hashed: dict[str, int] = {}
+    run.next_windows = next_windows
+    if program.rows == "kept":
+        noted, sums = _noting(next_windows)
+        kept = program.harvested(run.model, noted)
+        hashed = {"kept": zlib.crc32("".join(sums).encode())}
+        data, run.next_windows = None, lambda: kept
 
     def first_state() -> TrainState:
-        return program.first_state(model, iter(next_windows, None))
+        if kept is not None:
+            return program.start(run.model, kept, previous)
+        return program.first_state(run.model, iter(next_windows, None), *(() if previous is None else (previous,)))
 
-    folder = None if checkpoint is None else Path(checkpoint)
-    shown = progress_of(steps, shown=progress and jax.process_index() == 0)
-    run = Run(
-        program.jit_step(),
-        model,
-        next_windows,
-        min(stop_after or steps, steps),
-        log_every,
-        save_every,
-        (*track, shown) if jax.process_index() == 0 else (),
-        Losses(spike, None if folder is None else folder.parent, buffer_batches),
-    )
-    with (
-        jax.set_mesh(mesh),
-        shown,
-        run.preemption,
-    ):  # from here on SIGTERM saves, also where it comes before the first step
-        if folder is None:
-            state = run.from_state(first_state())
-        else:
-            with Checkpoints(
-                folder, config | {"weights": weights_hash(model)}, resume=resume, on_failed_save=on_failed_save
-            ) as checkpoints:
-                run.save = lambda state: checkpoints.save(
-                    int(state.step), state, data.get_state(), run.losses.recent, run.history
-                )
-                if checkpoints.latest is None:
-                    state = first_state()
-                else:
-                    state, position = checkpoints.restore(program.abstract_state(model))
-                    data.set_state(position)
-                    run.saved = int(state.step)
-                    run.losses.recent.extend(checkpoints.losses(run.saved))
-                    run.history.extend(checkpoints.history(run.saved))
-                state = run.from_state(state)
-    return Fit(program.recipe.finish(state.method), run.history, state)
+    if folder is None:
+        return run.from_state(first_state())
+    described = config | {"weights": weights_hash(run.model)}
+    with Checkpoints(folder, described, resume=resume, on_failed_save=on_failed_save) as checkpoints:
+
+        def save(state: TrainState) -> Callable[[], int | None]:
+            position = {} if data is None else data.get_state()
+            notes = {"ended": int(run.ended)} | hashed
+            return checkpoints.save(int(state.step), state, position | notes, run.losses.recent, run.history)
+
+        run.save = save
+        if checkpoints.latest is None:
+            return run.from_state(first_state())
+        state, position = checkpoints.restore(program.abstract_state(run.model, previous))
+        ended, saved_rows = position.pop("ended", 0), position.pop("kept", None)
+        if saved_rows is not None and hashed != {"kept": saved_rows}:
+            raise UserError(
+                f"the rows kept for the checkpoint in {folder} came from other text: resume with the "
+                "text, seed and rows that it was made with."
+            )
+        if data is not None:
+            data.set_state(position)
+        run.saved, run.ended = int(state.step), bool(ended)
+        run.losses.recent.extend(checkpoints.losses(run.saved))
+        run.history[:] = checkpoints.history(run.saved)
+        return state if ended else run.from_state(state)
+
+
+def _noting(next_windows: Callable[[], dict[str, Array]]) -> tuple[Iterator[dict[str, Array]], list[str]]:
+    """The windows, and a list that fills with a hash of each batch while they are read."""
+    sums: list[str] = []
+
+    def read() -> Iterator[dict[str, Array]]:
+        while True:
+            windows = next_windows()
+            sums.append(weights_hash({"tokens": windows["tokens"]}))
+            yield windows
+
+    return read(), sums
+
+
+def _passes(method: Method, steps: int | None) -> tuple[Recipe, ...]:
+    """The method's recipes.
+
+    Raises:
+      UserError: `steps` is missing, and there is something to step.
+    """
+    recipes = method.recipe(1 if steps is None else steps)
+    recipes = (recipes,) if isinstance(recipes, Recipe) else recipes
+    for recipe in recipes:
+        if recipe.step is not None and recipe.steps is None and steps is None:
+            raise UserError(f"steps=None: {type(method).__name__} is trained step by step: say in how many steps.")
+    return recipes
+
+
+def check_kept(needed: Needs, rows: int | None, text: bool) -> None:
+    """Raises UserError where rows or text are missing, or given to a method that takes none."""
+    if needed.rows == "kept" and rows is None:
+        raise UserError("rows=None: this method sweeps over kept rows: say how many, such as rows=100_000.")
+    if needed.rows != "kept" and rows is not None:
+        raise UserError(f"rows={rows}: this method keeps no rows: leave it out.")
+    if rows is not None and rows < 1:
+        raise UserError(f"rows={rows} must be at least 1.")
+    if not text and (needed.rows != "none" or needed.windows):
+        raise UserError("tokens=None: this method reads text: give windows, as from load_text(...).")
 
 
 def expand(model: Any, site: str) -> str | tuple[str, ...]:
-    """The leaf that a name stands for, or all leaves that a glob matches.
+    """The leaf or array of this name; or all leaves that a glob matches, all arrays where it matches no leaf.
 
     Raises:
-      UserError: there is none.
+      UserError: there is none, or it is a projection.
     """
     if "*" not in site:
-        if not check_site(model, site).endswith(LEAVES):
-            raise UserError(f"site={site!r} is an array: name the leaf that it belongs to, such as blocks/0/mlp.")
+        if check_site(model, site).endswith(PROJECTIONS):
+            leaf = site.rpartition("/")[0]
+            raise UserError(f"site={site!r} is a linear map: name its leaf {leaf!r}, or an array.")
         return site
-    found = tuple(name for name in sites(model, site) if name.endswith(LEAVES))
+    matching = [name for name in sites(model, site) if not name.endswith(PROJECTIONS)]
+    found = tuple(name for name in matching if name.endswith(LEAVES)) or tuple(matching)
     if not found:
-        raise UserError(f"no leaf of the model matches {site!r}.{suggest(site, sites(model))}")
+        raise UserError(f"no site of the model matches {site!r}.{suggest(site, sites(model))}")
     return found
 
 

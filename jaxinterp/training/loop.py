@@ -7,12 +7,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array
 
 from jaxinterp.core.errors import UserError
-from jaxinterp.objectives import Metrics
+from jaxinterp.core.metrics import Metrics
+from jaxinterp.data.activations import Rows
 from jaxinterp.training.guard import Losses, Preempted, Preemption
-from jaxinterp.training.state import TrainState, all_finite
+from jaxinterp.training.state import Given, TrainState, all_finite
 
 Tracker = Callable[[Mapping[str, Any]], None]
 """Called with one row of plain numbers every `log_every` steps."""
@@ -20,8 +20,10 @@ Tracker = Callable[[Mapping[str, Any]], None]
 
 @dataclass
 class Run:
-    """One run of a compiled step over windows of text.
+    """One pass of a compiled step over windows of text, or again and again over kept rows.
 
+    next_windows: what a step gets beside the model; kept rows, or nothing, at every step the same. before: steps of the
+    passes before this one, which rows of numbers count on from. ended: the method said that it has converged.
     save: called with a state that is to be kept, waits for the save before it, returns what waits until this one is
     written and gives the step of the newest checkpoint; None: none is kept. saved: the step of the newest checkpoint
     that is written to its end. `save_every` is a promise, how far that step is back at most: see `save_distance`.
@@ -30,7 +32,7 @@ class Run:
 
     step: Any
     model: Any
-    next_windows: Callable[[], dict[str, Array]]
+    next_windows: Callable[[], Given]
     last: int
     log_every: int
     save_every: int | None
@@ -41,13 +43,15 @@ class Run:
     settle: Callable[[], int | None] | None = None
     preemption: Preemption = field(default_factory=Preemption)
     history: list[dict[str, Any]] = field(default_factory=list)
+    before: int = 0
+    ended: bool = False
 
     def from_state(self, state: TrainState) -> TrainState:
-        """Step until `last`, logging, checking and saving on the way.
+        """Step until `last` or until the method has converged, logging, checking and saving on the way.
 
         Raises:
           UserError: a number is not finite or the loss leaps: the newest checkpoint is kept; the state could not be
-            saved; the method's metrics have no loss.
+            saved.
           Preempted: SIGTERM came; it says whether the state is saved.
         """
         window: Metrics | None = None
@@ -57,27 +61,30 @@ class Run:
             windows = self.next_windows()
             state, metrics = self.step((self.model, windows), state)
             window = metrics if window is None else jax.tree.map(jnp.add, window, metrics)
-            if "loss" not in metrics:
-                raise UserError(f"the method's metrics have no 'loss', only {', '.join(map(repr, metrics))}: add it.")
-            self.losses.add(done, metrics["loss"], windows)
+            if "loss" in metrics:
+                self.losses.add(done, metrics["loss"], {} if isinstance(windows, Rows) else windows)
             logged = done % self.log_every == 0 or done == self.last
-            preempted = done < self.last and self.preemption.asked(together=logged)
+            self.ended = logged and "converged" in metrics and float(metrics["converged"].value()) >= 1
+            final = done == self.last or self.ended
+            preempted = not final and self.preemption.asked(together=logged)
             if not logged and not preempted:
                 continue
             self._check(state, done)
             if logged:
-                row = _row(done, windows["tokens"].size * done, window)
-                tokens = windows["tokens"].size * (done - logged_at)
-                row["tokens_per_second"] = tokens / (time.perf_counter() - clock)
+                size = _tokens(windows)
+                row = _row(self.before + done, size * (self.before + done), window)
+                row["tokens_per_second"] = size * (done - logged_at) / (time.perf_counter() - clock)
                 window, clock, logged_at = None, time.perf_counter(), done
                 self.history.append(row)
                 for tracker in self.track:
                     tracker(row)
             due = distance is not None and done % distance == 0
-            if due or preempted or done == self.last:
-                self._save(state, wait=preempted or done == self.last or distance == self.save_every)
+            if due or preempted or final:
+                self._save(state, wait=preempted or final or distance == self.save_every)
             if preempted:
                 raise Preempted(done, saved=self.saved == done, kept=self.saved, by=self.preemption.by)
+            if final:
+                break
         return state
 
     def _check(self, state: TrainState, done: int) -> None:
@@ -115,9 +122,16 @@ def save_distance(save_every: int, log_every: int) -> int:
     return max(1, save_every // 2 // log_every) * log_every
 
 
-def _row(step: int, tokens: int, window: Metrics) -> dict[str, Any]:
+def _tokens(given: Given) -> int:
+    """How many tokens a step sees."""
+    if isinstance(given, Rows):
+        return given.weight.size
+    return given["tokens"].size if "tokens" in given else 0
+
+
+def _row(step: int, tokens: int, window: Metrics | None) -> dict[str, Any]:
     """Plain numbers for one logging interval; `dead_fraction` counts features that fired on none of its tokens."""
-    values = {name: metric.value() for name, metric in window.items()}
+    values = {name: metric.value() for name, metric in (window or {}).items()}
     row: dict[str, Any] = {"step": step, "tokens": tokens}
     row |= {name: float(value) for name, value in values.items() if value.ndim == 0}
     if "fired" in values:

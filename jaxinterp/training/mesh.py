@@ -21,8 +21,9 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jaxinterp.core.errors import UserError
+from jaxinterp.core.fields import like_parameters, per_feature, per_token
+from jaxinterp.core.protocols import MethodState
 from jaxinterp.core.trees import named_leaves, path_name
-from jaxinterp.decompositions.base import per_feature
 from jaxinterp.kernels.sharded import SPREAD, spread_evenly
 from jaxinterp.models.layers import cut_axes
 
@@ -138,28 +139,43 @@ def check_spread(field: str, value: int, pieces: int, mesh: Mesh, axis: str) -> 
 def state_shardings(state: Any, mesh: Mesh) -> Any:
     """Where each leaf of a `TrainState` lies.
 
-    Dictionary rows lie over `feature`, buffer lanes over `data`, the rest on every device. An optimizer's moments lie
-    as the parameters that they belong to, found by their common name and shape, and are spread over `data` besides
-    where they can be cut evenly: each device updates its part of them, and the updated parameters are gathered.
+    Arrays of one row a feature lie over `feature`, the buffer's lanes and arrays of one row a token over `data`, the
+    rest on every device: by the marks of their fields. An optimizer's moments that are shaped like their parameter lie
+    as it does, and are spread over `data` besides where they can be cut evenly: each device updates its part of them,
+    and the updated parameters are gathered.
 
     Raises:
-      UserError: the dictionary's rows cannot be spread evenly.
+      UserError: the dictionary's rows, or the kept rows, cannot be spread evenly.
     """
-    decomposition = getattr(state.method, "decomposition", state.method)
-    marks, leaves = named_leaves(per_feature(decomposition)), named_leaves(decomposition)
-    rows = {name: leaves[name].shape for name, marked in marks.items() if marked}
 
-    def place(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
-        name = path_name(path)
-        if name.startswith("buffer/"):
-            return over_data(mesh)
-        if any(name.endswith(f"/{row}") and leaf.shape == shape for row, shape in rows.items()):
-            check_spread("features", leaf.shape[0], leaf.shape[0], mesh, "feature")
-            moment = "optimizer/" in name and spread_evenly(leaf.shape[0], mesh)
-            return NamedSharding(mesh, SPREAD if moment else P("feature"))
-        return replicated(mesh)
+    def rows(leaf: Any, field: str, axis: str) -> NamedSharding:
+        check_spread(field, leaf.shape[0], leaf.shape[0], mesh, axis)
+        return NamedSharding(mesh, P(axis))
 
-    return jax.tree_util.tree_map_with_path(place, state)
+    def by_marks(tree: Any) -> Any:
+        def place(leaf: Any, of_feature: bool, of_token: bool) -> NamedSharding:
+            if of_feature:
+                return rows(leaf, "features", "feature")
+            return rows(leaf, "rows", "data") if of_token else replicated(mesh)
+
+        return jax.tree.map(place, tree, per_feature(tree), per_token(tree))
+
+    def moment(leaf: Any, parameter: Any, of_feature: bool) -> NamedSharding:
+        if not of_feature or leaf.shape != parameter.shape:
+            return replicated(mesh)
+        return NamedSharding(mesh, SPREAD) if spread_evenly(leaf.shape[0], mesh) else rows(leaf, "features", "feature")
+
+    def of_method(part: Any) -> Any:
+        if not isinstance(part, MethodState):
+            return by_marks(part)
+        moments = like_parameters(part.optimizer, part.decomposition, moment, replicated(mesh))
+        return MethodState(by_marks(part.decomposition), moments, by_marks(part.aux))
+
+    placed = jax.tree.map(lambda _: replicated(mesh), state)
+    method = jax.tree.map(of_method, state.method, is_leaf=lambda part: isinstance(part, MethodState))
+    buffer = jax.tree.map(lambda _: over_data(mesh), state.buffer)
+    # Not `replace`, which would call the constructor: its annotations are about arrays.
+    return eqx.tree_at(lambda s: (s.method, s.buffer), placed, (method, buffer), is_leaf=lambda node: node is None)
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,10 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jaxtyping import Array
 
-from jaxinterp.core.batch import Sites
-from jaxinterp.data.activations import Harvest, Rows, check_finite
-from jaxinterp.methods.base import Recipe
+from jaxinterp.core.batch import GRADIENT, several
+from jaxinterp.core.protocols import Recipe
+from jaxinterp.core.sites import Needs, RowsWanted, Sites, as_needs
+from jaxinterp.data.activations import Harvest, Rows, check_finite, check_varies
 from jaxinterp.training.mesh import over_data, state_shardings
 from jaxinterp.training.state import Schedules, TrainState, make_step, start_state
 
@@ -33,15 +34,16 @@ def kept_in(activations: Activations, platform: str) -> Literal["float32", "bflo
 
 @dataclass(frozen=True)
 class Program:
-    """How one recipe is trained at these sites, on this mesh, with these sizes.
+    """How one recipe is trained on what it needs, on this mesh, with these sizes.
 
-    batch_size: tokens a step; seq: tokens a window; buffer_batches: size of the shuffle buffer, in batches;
-    activations: what the buffer keeps them in and products are made of, "auto": bfloat16 but on a CPU; harvest_parts:
-    how many forward passes a batch is cut into; cached: (shape, dtype) of arrays that come with the windows, by name.
+    batch_size: tokens a step; seq: tokens a window; buffer_batches: size of the shuffle buffer, or of the kept rows, in
+    batches; activations: what the buffer keeps them in and products are made of, "auto": bfloat16 but on a CPU;
+    harvest_parts: how many forward passes a batch is cut into; cached: (shape, dtype) of arrays that come with the
+    windows, by name.
     """
 
     recipe: Recipe
-    sites: Sites
+    needs: Needs | Sites
     mesh: Mesh
     batch_size: int
     seq: int
@@ -56,11 +58,11 @@ class Program:
     def take(self) -> Harvest:
         """How activations are harvested."""
         dtype = kept_in(self.activations, self.mesh.devices.flat[0].platform)
-        return Harvest(self.sites.names(), dtype, self.harvest_parts, self.mesh.shape["data"])
+        return Harvest(self.needs.names(), dtype, self.harvest_parts, self.mesh.shape["data"])
 
     def jit_step(self) -> Any:
         """The training step as a program that takes over the state that it is given."""
-        step = make_step(self.recipe, self.sites, self.mesh, self.schedules, self.take)
+        step = make_step(self.recipe, self.needs, self.mesh, self.schedules, self.take)
         return eqx.filter_jit(step, donate="all-except-first")
 
     def compile(self, model: Any, platform: str) -> Any:
@@ -71,34 +73,56 @@ class Program:
 
     def lower(self, model: Any, platform: str) -> Any:
         """The training step as the compiler gets it, from shapes alone."""
-        step = make_step(self.recipe, self.sites, self.mesh, self.schedules, self.take)
+        step = make_step(self.recipe, self.needs, self.mesh, self.schedules, self.take)
         with jax.set_mesh(self.mesh):
             arguments = (model, self.abstract_windows()), self.abstract_state(model)
             return jax.jit(step, donate_argnums=1).trace(*arguments).lower(lowering_platforms=(platform,))
 
-    def check(self, model: Any) -> None:
+    def check(self, model: Any, previous: Any = None) -> None:
         """Trace one step from shapes alone: a mistake in an objective is found before anything is compiled.
 
         Raises:
           UserError: what the method or its objective says.
         """
-        step = make_step(self.recipe, self.sites, self.mesh, self.schedules, self.take)
-        eqx.filter_eval_shape(step, (model, self.abstract_windows()), self.abstract_state(model))
+        step = make_step(self.recipe, self.needs, self.mesh, self.schedules, self.take)
+        given: Any = self.abstract_rows(model) if self.rows == "kept" else self.abstract_windows()
+        eqx.filter_eval_shape(step, (model, given), self.abstract_state(model, previous))
 
-    def first_state(self, model: Any, windows: Iterable[Mapping[str, Array]]) -> TrainState:
-        """The state before the first step: `buffer_batches` batches are harvested, means and scales taken from them.
+    @property
+    def rows(self) -> RowsWanted:
+        """Whether rows are streamed, kept or not taken at all."""
+        return as_needs(self.needs).rows
+
+    def harvested(self, model: Any, windows: Iterable[Mapping[str, Array]]) -> Rows:
+        """The rows of the next `buffer_batches` batches of windows, `[lanes, capacity, d]`.
+
+        Raises:
+          UserError: an activation is not finite, or a target is constant.
+        """
+        first = zip(range(self.buffer_batches), windows, strict=False)
+        filled = [self.take.jitted(model, batch) for _, batch in first]
+        rows = jax.tree.map(lambda *parts: jnp.concatenate(parts, axis=1), *filled)
+        check_finite(rows)
+        written = several(as_needs(self.needs).writes)
+        check_varies(rows, tuple(name for name in written if not name.endswith(GRADIENT)))
+        return rows
+
+    def first_state(self, model: Any, windows: Iterable[Mapping[str, Array]], previous: Any = None) -> TrainState:
+        """The state before the first step, of a method that reads a stream: the shuffle buffer is filled.
 
         Raises:
           UserError: an activation is not finite.
         """
-        first = zip(range(self.buffer_batches), windows, strict=False)
-        filled = [self.take.jitted(model, batch) for _, batch in first]
-        buffer = jax.tree.map(lambda *parts: jnp.concatenate(parts, axis=1), *filled)
-        check_finite(buffer)
-        return eqx.filter_jit(self._start)(model, buffer)
+        return self.start(model, self.harvested(model, windows) if self.rows != "none" else None, previous)
 
-    def _start(self, model: Any, buffer: Rows) -> TrainState:
-        return start_state(self.recipe, self.sites, self.mesh, model, buffer, self.seed)
+    def start(self, model: Any, rows: Rows | None, previous: Any = None) -> TrainState:
+        """The state before the first step, from the full shuffle buffer or from all kept rows."""
+        if self.recipe.init_on == "host":
+            return self._start(model, rows, previous)
+        return eqx.filter_jit(self._start)(model, rows, previous)
+
+    def _start(self, model: Any, rows: Rows | None, previous: Any = None) -> TrainState:
+        return start_state(self.recipe, self.needs, self.mesh, model, rows, self.seed, previous)
 
     def abstract_windows(self) -> dict[str, jax.ShapeDtypeStruct]:
         """Shapes and shardings of one batch of windows."""
@@ -109,14 +133,19 @@ class Program:
             for name, (of_window, dtype) in self.cached.items()
         }
 
-    def abstract_state(self, model: Any) -> TrainState:
-        """Shapes and shardings of the whole state."""
-        rows = eqx.filter_eval_shape(self.take, model, self.abstract_windows())
+    def abstract_rows(self, model: Any) -> Rows:
+        """Shapes of the full shuffle buffer, or of all kept rows."""
 
         def filled(shape: Any) -> Any:
             return jax.ShapeDtypeStruct((shape.shape[0], self.buffer_batches * self.seq, *shape.shape[2:]), shape.dtype)
 
-        state = eqx.filter_eval_shape(self._start, model, jax.tree.map(filled, rows))
+        rows: Rows = jax.tree.map(filled, eqx.filter_eval_shape(self.take, model, self.abstract_windows()))
+        return rows
+
+    def abstract_state(self, model: Any, previous: Any = None) -> TrainState:
+        """Shapes and shardings of the whole state."""
+        buffer = None if self.rows == "none" else self.abstract_rows(model)
+        state = eqx.filter_eval_shape(self._start, model, buffer, previous)
         return jax.tree.map(
             lambda leaf, lies: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=lies),
             state,

@@ -126,8 +126,8 @@ def with_metadata(folder: Path, **metadata: Any) -> Path:
         ({"hook_name": "blocks.3.hook_mlp_in"}, "hook_name='blocks.3.hook_mlp_in' has no counterpart .* pass site="),
         ({"hook_name": None}, r"metadata\.hook_name is missing: pass site="),
         (
-            {"model_from_pretrained_kwargs": {"center_writing_weights": True}},
-            "center_writing_weights=True: it was trained on a model whose activations .* pass site=",
+            {"model_from_pretrained_kwargs": {"fold_ln": True}},
+            "fold_ln=True: it was trained on a model whose activations .* pass site=",
         ),
     ],
 )

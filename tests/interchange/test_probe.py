@@ -5,6 +5,7 @@ has a known right reading.
 """
 
 import json
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from jaxinterp.decompositions.gates import JumpReLU
 from jaxinterp.interchange import probe, read, write
 from jaxinterp.interchange.contents import Contents, behind_gain, build
 from jaxinterp.models.files.subject import Subject
+from jaxinterp.models.sites import run
 from jaxinterp.models.tiny import TINY, planted_transformer, unit_rows
 
 D = 32
@@ -231,3 +233,59 @@ def test_behind_gain_changes_nothing(kind: str, subtracts: bool) -> None:
     np.testing.assert_allclose(after(x), gain * expected + bias if same else expected, atol=1e-4)
     with pytest.raises(UserError, match="gains of 0"):
         behind_gain(contents, 0 * gain, bias)
+
+
+def test_a_probe_changes_nothing_that_the_file_says(
+    subject: Subject, text: Any, transcoder: Dictionary, tmp_path: Path
+) -> None:
+    """The stored training mean is not replaced by a held-out mean."""
+    mean, variance = jnp.linspace(-1, 1, D), jnp.asarray(3.5)
+    path = write(replace(transcoder, target_mean=mean, target_variance=variance), tmp_path, format="saelens")
+    found = read(path, subject=subject, tokens=text)
+    np.testing.assert_array_equal(found.target_mean, mean)
+    assert found.target_variance == variance
+    for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(read(path, subject=subject)), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def trained_at(site: str, subject: Subject, text: Any) -> Dictionary:
+    """A linear autoencoder of rank 28 of 32 at a site: positive and negative parts of its components."""
+    tokens = jnp.asarray(np.stack([text[index]["tokens"] for index in range(32)]))
+    rows = np.asarray(run(subject.model, tokens)[site])[:, 1:].reshape(-1, D)
+    mean = rows.mean(axis=0)
+    vectors = np.linalg.svd(rows - mean, full_matrices=False)[2][:28]
+    both = np.concatenate([vectors, -vectors])
+    arrays = [array.astype(np.float32) for array in (both, np.zeros(56), both, mean)]
+    return build(Contents(*arrays, ReLU(), True, False), Sites(site, site))
+
+
+def test_a_neighbouring_layer_that_explains_more_is_told(subject: Subject, text: Any, tmp_path: Path) -> None:
+    path = write(trained_at("blocks/0/resid/post", subject, text), tmp_path, format="saelens")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        read(path, subject=subject, tokens=text)  # at its own site: not a word
+    (path / "jaxinterp_sites.json").unlink()
+    with pytest.warns(UserWarning, match=r"FVU=.* at 'blocks/0/resid/post': the site looks wrong, pass site="):
+        found = read(path, subject=subject, tokens=text, site="blocks/1/resid/post", force=True)
+    assert found.sites.reads == "blocks/1/resid/post", "it is read as it was asked for"
+
+
+def test_a_flipped_subtraction_of_the_bias_is_told(subject: Subject, text: Any, tmp_path: Path) -> None:
+    path = write(trained_at("blocks/0/resid/post", subject, text), tmp_path, format="saelens")
+    config = json.loads((path / "cfg.json").read_text())
+    assert config["apply_b_dec_to_input"]
+    (path / "cfg.json").write_text(json.dumps(config | {"apply_b_dec_to_input": False}))
+    with pytest.warns(UserWarning, match="bias subtracted from the input"):
+        found = read(path, subject=subject, tokens=text, force=True)
+    assert not jnp.any(found.input_mean), "it is read as the file says"
+
+
+def test_a_refusal_names_the_way_to_override_it(subject: Subject, text: Any, tmp_path: Path) -> None:
+    path = write(distracted(2.0), tmp_path, format="saelens")
+    config = json.loads((path / "cfg.json").read_text())
+    del config["k"], config["rescale_acts_by_decoder_norm"]
+    (path / "cfg.json").write_text(json.dumps(config | {"architecture": "standard"}))
+    with pytest.raises(UserError, match=r"looks like TopK, not ReLU\. Pass force=True to read it as the file says"):
+        read(path, subject=subject, tokens=text)
+    with pytest.warns(UserWarning, match=r"looks like TopK, not ReLU\. It is read as the file says"):
+        assert isinstance(read(path, subject=subject, tokens=text, force=True).activation, ReLU)

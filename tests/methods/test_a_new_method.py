@@ -47,4 +47,4 @@ def test_it_is_swept_and_compared():
     several = {f"k {k}": SignedSparseAutoencoder(features=64, k=k) for k in (2, 4)}
     learned = fitted(Together(several)).decomposition
     assert [one.activation.k for one in learned.values()] == [2, 4]
-    assert Together(several).needs(SITE) == Sites((f"{SITE}/out",), (f"{SITE}/out",))
+    assert Together(several).needs(SITE).sites == Sites((f"{SITE}/out",), (f"{SITE}/out",))

@@ -19,7 +19,7 @@ from jaxinterp.models.files.subject import Subject
 from jaxinterp.models.rules import RELEVANCE
 from jaxinterp.models.sites import Add, LanguageModel, SetTo, replace, run, select, sites
 from jaxinterp.models.transformer import RESIDUAL
-from jaxinterp.models.view import show
+from jaxinterp.models.view import tree_html
 from jaxinterp.training.fit import fit
 from jaxinterp.training.mesh import make_mesh
 from tests.models.flax_llamas import CONFIG, LinenLlama, linen_params, nnx_llama, own_llama, random_tokens
@@ -251,7 +251,7 @@ def test_what_needs_layers_of_ours_is_refused(model, text):
 
 
 def test_the_view_shows_site_names(model):
-    assert "blocks/1/mlp" in show(model)
+    assert "blocks/1/mlp" in tree_html(model)
 
 
 def test_an_mlp_without_a_table_of_its_inside_has_its_ports_only(own):

@@ -7,12 +7,13 @@ import numpy as np
 import pytest
 
 from jaxinterp.core.errors import UserError
+from jaxinterp.models.load import Subject
 from jaxinterp.models.mlp import MLP
 from jaxinterp.models.rules import Rules
 from jaxinterp.models.sites import Add, SetTo, replace, run, select, sites
 from jaxinterp.models.tiny import TINY, planted_transformer
 from jaxinterp.models.transformer import TransformerConfig, initialise
-from jaxinterp.models.view import show
+from jaxinterp.models.view import show, tree_html, tree_text
 
 TOKENS = jnp.arange(24).reshape(2, 12) * 7 % 257
 GATED = TransformerConfig(
@@ -205,6 +206,18 @@ def test_bad_replacements_and_edits_are_refused(model):
 
 
 def test_the_view_shows_site_names(model):
-    html = show(model)
+    html = tree_html(model)
     assert "blocks/3/mlp" in html and "blocks/0/mlp/up_proj/weight" in html
     assert TINY.layers == 4
+
+
+def test_a_shell_gets_a_short_table(model, capsys):
+    show(model)
+    printed = capsys.readouterr().out
+    assert printed == tree_text(model) + "\n" and len(printed.splitlines()) < 60 and "<" not in printed
+    assert "  blocks/*/mlp/up_proj/weight" in printed and "float32 [64, 128]  x 4" in printed
+    show(Subject(model, None, "tiny"))
+    assert capsys.readouterr().out == printed
+    assert repr(Subject(model, None, "tiny", "planted")) == (
+        "Subject('tiny', Transformer of 4 blocks, 148,928 weights float32, no tokenizer, planted)"
+    )

@@ -77,6 +77,14 @@ def test_files_have_the_permissions_of_the_user_s_umask(tmp_path, umask):
     np.testing.assert_array_equal(load_file(tmp_path / "a" / "w.safetensors")["w"], np.ones(3))
 
 
+def test_arrays_keep_their_shapes_also_scalars_and_transposed_ones(tmp_path):
+    arrays = {"scalar": np.asarray(2.5, np.float32), "turned": np.arange(6.0).reshape(2, 3).T, "none": np.zeros((0, 2))}
+    back = load_file(write_arrays(tmp_path / "w.safetensors", arrays))
+    for name, array in arrays.items():
+        assert back[name].shape == array.shape
+        np.testing.assert_array_equal(back[name], array)
+
+
 def test_a_writer_that_fails_leaves_the_old_file(tmp_path):
     def fails(path):
         path.write_text("half")

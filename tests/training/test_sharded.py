@@ -12,11 +12,13 @@ import optax
 import pytest
 from jax.sharding import PartitionSpec as P
 
+from jaxinterp.core.batch import Sites, make_batch
 from jaxinterp.core.errors import UserError
+from jaxinterp.core.fields import trainable
+from jaxinterp.core.protocols import MethodState
 from jaxinterp.core.trees import named_leaves
 from jaxinterp.data.activations import Rows
 from jaxinterp.methods import SkipTranscoder, SparseAutoencoder, Transcoder
-from jaxinterp.methods.base import MethodState
 from jaxinterp.models.files.shapes import model_shapes
 from jaxinterp.training.fit import fit
 from jaxinterp.training.mesh import make_mesh, model_shardings, over_data, place_model, state_shardings
@@ -196,19 +198,22 @@ def test_no_activation_row_crosses_the_data_axis(subject):
     assert not rows_of_activations
 
 
-def test_moments_that_are_not_shaped_like_their_parameter_are_not_spread(subject, text):
-    method = Transcoder(features=256, k=4)
-    state = optax.adafactor(1e-3, min_dim_size_to_factor=32).init(
-        {"encoder": jnp.zeros((256, 64)), "encoder_bias": jnp.zeros(256)}
+def test_moments_that_are_not_shaped_like_their_parameter_are_not_spread(subject):
+    """Found by the decomposition's own tree within the optimizer's state, whatever wraps it."""
+    mesh, batch = make_mesh(1, 8), make_batch({"x": jnp.ones((4, 64))}, jnp.ones(4), Sites("x", "x"))
+    decomposition = SparseAutoencoder(features=256, k=4).recipe(1).init(jax.random.key(0), batch, None).decomposition
+    trained = eqx.filter(decomposition, trainable(decomposition))
+    factored = optax.masked(
+        optax.adafactor(1e-3, min_dim_size_to_factor=32), lambda tree: jax.tree.map(eqx.is_array, tree)
     )
-    mesh = make_mesh(1, 8)
-    decomposition = fit(method, subject, text, **SIZES | {"steps": 1}).decomposition
-    whole = TrainState(MethodState(decomposition, state), Rows({}, jnp.ones(8)), jax.random.key(0), jnp.zeros((), int))
+    whole = TrainState(MethodState(decomposition, factored.init(trained)), None, jax.random.key(0), jnp.zeros((), int))
+    leaves, spread = named_leaves(whole), set()
     for name, sharding in named_leaves(state_shardings(whole, mesh)).items():
-        leaf = named_leaves(whole)[name]
         if name.startswith("method/optimizer"):
-            shape = {"encoder": (256, 64), "encoder_bias": (256,)}.get(name.rpartition("/")[2])
-            assert sharding.spec == (P(("feature", "data")) if leaf.shape == shape else P()), name
+            shape = {"encoder": (256, 64), "decoder": (256, 64), "encoder_bias": (256,)}.get(name.rpartition("/")[2])
+            assert sharding.spec == (P(("feature", "data")) if leaves[name].shape == shape else P()), name
+            spread |= {name} if sharding.spec != P() else set()
+    assert len(spread) == 1, "of a factored optimizer, the bias has a whole second moment"
 
 
 def test_a_dictionary_that_does_not_divide_is_refused(subject, text):

@@ -104,12 +104,18 @@ def _row(content: str | Int32[np.ndarray, " length"], place: str) -> "Document |
 def files_of(path: str | Path) -> list[Path]:
     """The file itself, or the files of text below a folder, in the order in which they are read.
 
+    What is hidden (`.ipynb_checkpoints/`, `._notes.jsonl`) is passed over.
+
     Raises:
       UserError: there is none, or it is of another kind.
     """
     path = Path(path)
     if path.is_dir():
-        files = sorted(file for file in path.rglob("*") if kind_of(file) in SUFFIXES and file.is_file())
+        files = sorted(
+            file
+            for file in path.rglob("*")
+            if kind_of(file) in SUFFIXES and file.is_file() and not _hidden(file.relative_to(path))
+        )
         if not files:
             raise UserError(f"the folder {path} holds no {' or '.join(SUFFIXES)} file.")
         return files
@@ -122,6 +128,10 @@ def files_of(path: str | Path) -> list[Path]:
             f"give {' or '.join(SUFFIXES)}, or a folder of them."
         )
     return [path]
+
+
+def _hidden(path: Path) -> bool:
+    return any(part.startswith(".") for part in path.parts)
 
 
 def kind_of(path: Path) -> str:

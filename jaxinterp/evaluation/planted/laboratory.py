@@ -27,9 +27,10 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from jaxinterp.core.batch import Batch, Sites, make_batch
 from jaxinterp.core.errors import UserError
+from jaxinterp.core.protocols import Method
 from jaxinterp.evaluation.stability import compare_seeds
 from jaxinterp.kernels import select_topk
-from jaxinterp.methods.base import Method
+from jaxinterp.methods.recipes import one_pass
 from jaxinterp.models.tiny import unit_rows
 
 Draw = Callable[[Any, PRNGKeyArray, int], dict[str, Array]]
@@ -141,7 +142,7 @@ def train(
     Returns:
       The decompositions, and each run's mean metrics over its last `LATE` steps.
     """
-    recipe = method.recipe(steps)
+    recipe = one_pass(method, steps)
 
     @jax.jit
     def run(truth: Any, key: PRNGKeyArray) -> tuple[Any, Any]:

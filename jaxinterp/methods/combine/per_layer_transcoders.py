@@ -17,10 +17,12 @@ from typing import Any
 import jax
 from jaxtyping import PRNGKeyArray
 
-from jaxinterp.core.batch import Batch, Sites, several
+from jaxinterp.core.batch import Batch
 from jaxinterp.core.errors import UserError
+from jaxinterp.core.protocols import Method, Recipe
+from jaxinterp.core.sites import Site, Sites, as_needs, several
 from jaxinterp.decompositions.cross_layer import PerLayer
-from jaxinterp.methods.base import Method, Recipe, add_up
+from jaxinterp.methods.recipes import add_up, one_pass
 from jaxinterp.methods.sparse.transcoder import Transcoder
 from jaxinterp.objectives import Metrics, Ratio
 
@@ -32,13 +34,13 @@ class PerLayerTranscoders:
     method: Method = field(default_factory=Transcoder)
     """What is trained at every leaf."""
 
-    def needs(self, site: str | tuple[str, ...]) -> Sites:
+    def needs(self, site: Site) -> Sites:
         """What the method needs at every leaf.
 
         Raises:
           UserError: the method reads or writes several arrays at a leaf.
         """
-        each = [self.method.needs(name) for name in several(site)]
+        each = [as_needs(self.method.needs(name)).sites for name in several(site)]
         for sites in each:
             if not (isinstance(sites.reads, str) and isinstance(sites.writes, str)):
                 raise UserError(
@@ -49,9 +51,9 @@ class PerLayerTranscoders:
 
     def recipe(self, steps: int) -> Recipe:
         """The method's recipe for every leaf, with a key of its own."""
-        one = self.method.recipe(steps)
+        one = one_pass(self.method, steps)
 
-        def start(key: PRNGKeyArray, sample: Batch, model: Any = None) -> tuple[Any, ...]:
+        def start(key: PRNGKeyArray, sample: Batch, model: Any = None, previous: Any = None) -> tuple[Any, ...]:
             return tuple(one.init(own_key, rows, model) for own_key, rows in _by_layer(key, sample))
 
         def step(

@@ -29,13 +29,15 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int, PRNGKeyArray
 
-from jaxinterp.core.batch import Batch, Sites
+from jaxinterp.core.batch import Batch
 from jaxinterp.core.errors import UserError
+from jaxinterp.core.protocols import Method, MethodState, Recipe
+from jaxinterp.core.sites import Needs, Site, Sites
 from jaxinterp.core.trees import named_leaves, path_name
 from jaxinterp.decompositions.base import per_feature, trainable
 from jaxinterp.decompositions.dictionary import Dictionary
-from jaxinterp.methods.base import Method, MethodState, Recipe
 from jaxinterp.methods.checks import check_positive, check_whole
+from jaxinterp.methods.recipes import OnePass, one_pass
 from jaxinterp.methods.sparse.dictionary import unit_rows
 from jaxinterp.objectives import Metrics
 
@@ -65,7 +67,7 @@ class Resampling:
                 "Resampling inside a method of several."
             )
 
-    def needs(self, site: Any) -> Sites:
+    def needs(self, site: Site) -> Needs | Sites:
         """What the method needs."""
         return self.method.needs(site)
 
@@ -74,12 +76,12 @@ class Resampling:
         every = max(1, steps // 8) if self.every is None else self.every
         last = steps // 2 if self.last is None else self.last
         dead_after: int = self.method.dead_after if self.dead_after is None else self.dead_after  # type: ignore[attr-defined]
-        recipe = self.method.recipe(steps)
+        recipe = one_pass(self.method, steps)
         return with_resampling(recipe, every=every, last=last, dead_after=dead_after, shrink=self.shrink)
 
 
 def with_resampling(
-    recipe: Recipe, *, every: int, last: int, dead_after: int = 10_000_000, shrink: float = 0.2
+    recipe: Recipe | OnePass, *, every: int, last: int, dead_after: int = 10_000_000, shrink: float = 0.2
 ) -> Recipe:
     """The recipe whose dead features are resampled after every `every`-th step, up to the `last`-th.
 
@@ -88,13 +90,17 @@ def with_resampling(
         when `step` is traced: the objective does not say what fired.
     """
 
-    def start(key: PRNGKeyArray, sample: Batch, model: Any = None) -> Any:
+    one_step = recipe.step
+    if one_step is None:
+        raise UserError("resampling is for a method that is trained step by step.")
+
+    def start(key: PRNGKeyArray, sample: Batch, model: Any = None, previous: Any = None) -> Any:
         state = recipe.init(key, sample, model)
         check_resampled(state)
         return state
 
     def step(state: Any, batch: Batch, key: PRNGKeyArray, model: Any = None) -> tuple[Any, Metrics]:
-        state, metrics = recipe.step(state, batch, key, model)
+        state, metrics = one_step(state, batch, key, model)
         if "fired" not in metrics:
             raise UserError(
                 "resampling needs the metric 'fired', without which no feature is ever dead: let the objective return "
@@ -175,7 +181,7 @@ def draw(
         dictionary.encode(batch.inputs, k=batch.k, weight=batch.weight, training=True), batch.inputs
     )
     error = jnp.sum((batch.targets - output) ** 2, axis=-1)
-    luck = 2 * jnp.log(error + 1e-30) + jax.random.gumbel(key, error.shape)
+    luck = 2 * jnp.log(error + 1e-30) + jax.random.gumbel(key, error.shape, dtype=jnp.float32)
     order = jnp.argsort(jnp.where(batch.weight > 0, -luck, jnp.inf))
     rank = jnp.cumsum(dead) - 1
     return order[rank % jnp.maximum(jnp.sum(batch.weight > 0), 1)]

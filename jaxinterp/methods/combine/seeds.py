@@ -19,9 +19,11 @@ from typing import Any
 import jax
 from jaxtyping import PRNGKeyArray
 
-from jaxinterp.core.batch import Batch, Sites
-from jaxinterp.methods.base import Method, Recipe, add_up
+from jaxinterp.core.batch import Batch
+from jaxinterp.core.protocols import Method, Recipe
+from jaxinterp.core.sites import Needs, Site, Sites
 from jaxinterp.methods.checks import check_whole
+from jaxinterp.methods.recipes import add_up, one_pass
 from jaxinterp.objectives import Metrics
 
 
@@ -40,15 +42,15 @@ class Seeds:
         """Raises UserError where a number cannot be."""
         check_whole(self, count=1, first=0)
 
-    def needs(self, site: Any) -> Sites:
+    def needs(self, site: Site) -> Needs | Sites:
         """What the method needs."""
         return self.method.needs(site)
 
     def recipe(self, steps: int) -> Recipe:
         """The method's recipe for every seed, with a key of its own; `finish` gives a tuple of decompositions."""
-        one = self.method.recipe(steps)
+        one = one_pass(self.method, steps)
 
-        def start(key: PRNGKeyArray, sample: Batch, model: Any = None) -> tuple[Any, ...]:
+        def start(key: PRNGKeyArray, sample: Batch, model: Any = None, previous: Any = None) -> tuple[Any, ...]:
             return tuple(one.init(own, sample, model) for own in self._keys(key))
 
         def step(
@@ -58,7 +60,7 @@ class Seeds:
             done = [one.step(state, batch, own, model) for state, own in pairs]
             return tuple(state for state, _ in done), add_up([metrics for _, metrics in done])
 
-        return Recipe(start, step, lambda states: tuple(one.finish(state) for state in states))
+        return Recipe(start, step, lambda states: tuple(one.finish(state) for state in states), one.init_on)
 
     def _keys(self, key: PRNGKeyArray) -> list[PRNGKeyArray]:
         """Number 0 has the key itself."""

@@ -9,17 +9,19 @@ so that what differs between them is the method. Metrics: `<name>/<metric>`, and
 glob as site, all methods must be such as take several leaves: `PerLayerTranscoders(...)`, `CrossLayerTranscoder(...)`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 import jax.numpy as jnp
-from jaxtyping import PRNGKeyArray
+from jaxtyping import Array, PRNGKeyArray
 
-from jaxinterp.core.batch import Batch, Sites, several
+from jaxinterp.core.batch import Batch
 from jaxinterp.core.errors import UserError
-from jaxinterp.methods.base import Method, Recipe
-from jaxinterp.objectives import Metrics, Ratio
+from jaxinterp.core.metrics import Metrics, Ratio
+from jaxinterp.core.protocols import Method, Recipe
+from jaxinterp.core.sites import Names, Needs, Site, as_needs, several
+from jaxinterp.methods.recipes import one_pass
 
 
 @dataclass(frozen=True)
@@ -36,18 +38,34 @@ class Together:
             if not name or "/" in name:
                 raise UserError(f"methods: {name!r} is no name: it must have letters and no slash.")
 
-    def needs(self, site: Any) -> Sites:
-        """The arrays of all methods."""
-        each = [method.needs(site) for method in self.methods.values()]
-        reads = dict.fromkeys(name for sites in each for name in several(sites.reads))
-        writes = dict.fromkeys(name for sites in each for name in several(sites.writes))
-        return Sites(tuple(reads), tuple(writes))
+    def needs(self, site: Site) -> Needs:
+        """The arrays of all methods.
+
+        Raises:
+          UserError: some of them stream rows, others keep them or take none.
+        """
+        each = [as_needs(method.needs(site)) for method in self.methods.values()]
+        rows = {needs.rows for needs in each}
+        if len(rows) > 1:
+            wanted = ", ".join(f"{name}: {needs.rows}" for name, needs in zip(self.methods, each, strict=True))
+            raise UserError(f"methods take their rows in different ways ({wanted}): train them apart.")
+
+        def union(names: Iterable[Names]) -> tuple[str, ...]:
+            return tuple(dict.fromkeys(name for one in names for name in several(one)))
+
+        return Needs(
+            union(needs.reads for needs in each),
+            union(needs.writes for needs in each),
+            union(needs.gradients for needs in each),
+            any(needs.windows for needs in each),
+            each[0].rows,
+        )
 
     def recipe(self, steps: int) -> Recipe:
         """The recipes of all methods, one after the other."""
-        recipes = {name: method.recipe(steps) for name, method in self.methods.items()}
+        recipes = {name: one_pass(method, steps) for name, method in self.methods.items()}
 
-        def start(key: PRNGKeyArray, sample: Batch, model: Any = None) -> dict[str, Any]:
+        def start(key: PRNGKeyArray, sample: Batch, model: Any = None, previous: Any = None) -> dict[str, Any]:
             return {name: one.init(key, self._own(name, sample), model) for name, one in recipes.items()}
 
         def step(
@@ -55,16 +73,22 @@ class Together:
         ) -> tuple[dict[str, Any], Metrics]:
             after: dict[str, Any] = {}
             metrics: Metrics = {}
-            loss = jnp.zeros(())
+            losses: list[Array] = []
             for name, one in recipes.items():
                 after[name], own = one.step(states[name], self._own(name, batch), key, model)
                 metrics |= {f"{name}/{metric}": value for metric, value in own.items()}
-                loss = loss + own["loss"].value()
-            return after, metrics | {"loss": Ratio(loss, jnp.ones(()))}
+                losses += [own["loss"].value()] if "loss" in own else []
+            return after, metrics | (
+                {"loss": Ratio(sum(losses, jnp.zeros((), jnp.float32)), jnp.ones((), jnp.float32))} if losses else {}
+            )
 
-        return Recipe(start, step, lambda states: {name: one.finish(states[name]) for name, one in recipes.items()})
+        def finish(states: dict[str, Any]) -> dict[str, Any]:
+            return {name: one.finish(states[name]) for name, one in recipes.items()}
+
+        on_host = any(one.init_on == "host" for one in recipes.values())
+        return Recipe(start, step, finish, "host" if on_host else "device")
 
     def _own(self, name: str, batch: Batch) -> Batch:
         """The batch as the method alone would have it."""
         leaves = tuple(dict.fromkeys(array.rpartition("/")[0] for array in several(batch.sites.writes)))
-        return replace(batch, sites=self.methods[name].needs(leaves[0] if len(leaves) == 1 else leaves))
+        return replace(batch, sites=as_needs(self.methods[name].needs(leaves[0] if len(leaves) == 1 else leaves)).sites)

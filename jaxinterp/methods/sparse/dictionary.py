@@ -122,7 +122,7 @@ def empty_dictionary(hyper: DictionaryHyperparameters, sample: Batch, *, skip: b
     d_in, d_out = x.shape[1], y.shape[1]
     input_mean, input_variance = _moments(x, sample.weight)
     target_mean, target_variance = _moments(y, sample.weight)
-    zero, one = jnp.zeros(()), jnp.ones(())
+    zero, one = jnp.zeros((), jnp.float32), jnp.ones((), jnp.float32)
     if hyper.normalise:
         input_scale, output_scale = jnp.sqrt(input_variance / d_in), jnp.sqrt(target_variance / d_out)
         output_mean = target_mean
@@ -130,11 +130,11 @@ def empty_dictionary(hyper: DictionaryHyperparameters, sample: Batch, *, skip: b
         input_mean, output_mean = zero * input_mean, zero * target_mean
         input_scale, output_scale = one, one
     return Dictionary(
-        encoder=jnp.zeros((hyper.features, d_in)),
-        encoder_bias=jnp.zeros(hyper.features),
-        decoder=jnp.zeros((hyper.features, d_out)),
-        decoder_bias=jnp.zeros(d_out),
-        skip=jnp.zeros((d_in, d_out)) if skip else None,
+        encoder=jnp.zeros((hyper.features, d_in), jnp.float32),
+        encoder_bias=jnp.zeros(hyper.features, jnp.float32),
+        decoder=jnp.zeros((hyper.features, d_out), jnp.float32),
+        decoder_bias=jnp.zeros(d_out, jnp.float32),
+        skip=jnp.zeros((d_in, d_out), jnp.float32) if skip else None,
         input_mean=input_mean,
         input_scale=input_scale,
         output_mean=output_mean,

@@ -23,6 +23,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 from jaxinterp.core.batch import Batch, Sites, make_batch
 from jaxinterp.core.errors import UserError
 from jaxinterp.decompositions.dictionary import Dictionary
+from jaxinterp.methods.recipes import one_pass
 from jaxinterp.methods.sparse.sparse_autoencoder import SparseAutoencoder
 
 SITE = Sites("heads", "heads")
@@ -79,10 +80,10 @@ def codes_of(
 
 @eqx.filter_jit
 def _train(hyper: DiscreteCodes, rows: Float[Array, "tokens d_model"], key: PRNGKeyArray) -> Dictionary:
-    recipe = hyper.autoencoder().recipe(hyper.steps)
+    recipe = one_pass(hyper.autoencoder(), hyper.steps)
 
     def batch(step: Int[Array, ""] | int) -> Batch:
-        return make_batch({"heads": rows}, jnp.ones(len(rows)), SITE, step=step)
+        return make_batch({"heads": rows}, jnp.ones(len(rows), jnp.float32), SITE, step=step)
 
     def body(state: object, step: Array) -> tuple[object, None]:
         return recipe.step(state, batch(step), jax.random.fold_in(key, step), None)[0], None

@@ -22,12 +22,13 @@ from typing import Any, ClassVar, Literal
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 from jaxtyping import PRNGKeyArray
 
 from jaxinterp.core.batch import Batch, Sites
 from jaxinterp.decompositions.dictionary import Dictionary
 from jaxinterp.methods.base import Recipe
-from jaxinterp.methods.checks import check_one_of, one_leaf
+from jaxinterp.methods.checks import check_one_of, one_array
 from jaxinterp.methods.sparse.dictionary import (
     DictionaryHyperparameters,
     dictionary_recipe,
@@ -56,7 +57,7 @@ class SparseAutoencoder(DictionaryHyperparameters):
         Raises:
           UserError: the site is no single leaf.
         """
-        name = f"{one_leaf(site)}/{self.array}"
+        name = one_array(site, self.array)
         return Sites(name, name)
 
     def recipe(self, steps: int) -> Recipe:
@@ -67,5 +68,5 @@ class SparseAutoencoder(DictionaryHyperparameters):
 def start(hyper: DictionaryHyperparameters, key: PRNGKeyArray, sample: Batch) -> Dictionary:
     """D random unit rows, E = D, biases 0."""
     dictionary = empty_dictionary(hyper, sample, skip=False)
-    rows = unit_rows(jax.random.normal(key, dictionary.decoder.shape))
+    rows = unit_rows(jax.random.normal(key, dictionary.decoder.shape, dtype=jnp.float32))
     return eqx.tree_at(lambda d: (d.encoder, d.decoder), dictionary, (rows, rows))

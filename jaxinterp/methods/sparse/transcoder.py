@@ -22,6 +22,7 @@ from typing import Any, ClassVar
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 from jaxtyping import PRNGKeyArray
 
 from jaxinterp.core.batch import Batch, Sites
@@ -56,5 +57,5 @@ def start(hyper: DictionaryHyperparameters, key: PRNGKeyArray, sample: Batch, *,
     """E uniform in ±1/sqrt(d_in), everything else 0."""
     dictionary = empty_dictionary(hyper, sample, skip=skip)
     bound = dictionary.encoder.shape[1] ** -0.5
-    encoder = jax.random.uniform(key, dictionary.encoder.shape, minval=-bound, maxval=bound)
+    encoder = jax.random.uniform(key, dictionary.encoder.shape, minval=-bound, maxval=bound, dtype=jnp.float32)
     return eqx.tree_at(lambda d: d.encoder, dictionary, encoder)

@@ -27,8 +27,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxinterp.models.adapters.common import check_rules
 from jaxinterp.models.adapters.flax_places import Arguments, Hook, Hooks, Part, Places, PureModule
-from jaxinterp.models.layers import Tap, no_tap, under
-from jaxinterp.models.mlp import MLPLeaf
+from jaxinterp.models.layers import Tap, call_leaf, no_tap, under
 from jaxinterp.models.rules import EXACT, Rules
 from jaxinterp.models.transformer import RESIDUAL
 
@@ -129,7 +128,7 @@ class FlaxModel(eqx.Module):
 def _leaf_hook(leaf: Any, tap: Tap, added: bool) -> Hook:
     def hook(_: Any, x: Array, *rest: Any, **keywords: Any) -> Array:
         x = tap("in", x)
-        y = tap("out", leaf(x, tap=tap, rules=EXACT) if isinstance(leaf, MLPLeaf) else leaf(x))
+        y = tap("out", call_leaf(leaf, x, tap=tap))
         return tap("added", y) if added else y
 
     return hook

@@ -24,8 +24,7 @@ from penzai.models.transformer.model_parts import TransformerBlock, TransformerF
 
 from jaxinterp.core.errors import UserError
 from jaxinterp.models.adapters.common import check_rules
-from jaxinterp.models.layers import Tap, no_tap, under
-from jaxinterp.models.mlp import MLPLeaf
+from jaxinterp.models.layers import Tap, call_leaf, no_tap, under
 from jaxinterp.models.rules import EXACT, Rules
 from jaxinterp.models.transformer import RESIDUAL
 
@@ -124,14 +123,12 @@ class PenzaiBlock(eqx.Module):
     def __call__(self, x: Float[Array, "batch seq d_model"], tap: Tap) -> Float[Array, "batch seq d_model"]:
         x = tap("resid/pre", x)
         attn_in = tap("attn/in", self.attn_norm(x))
-        seen = isinstance(self.attn, PenzaiAttention)
-        attn_out = self.attn(attn_in, tap=under(tap, "attn")) if seen else self.attn(attn_in)
+        attn_out = call_leaf(self.attn, attn_in, tap=under(tap, "attn"))
         attn_added = self.attn_post_norm(tap("attn/out", attn_out))
         middle = x if self.parallel else tap("resid/mid", x + attn_added)
 
         mlp_in = tap("mlp/in", self.mlp_norm(middle))
-        seen = isinstance(self.mlp, MLPLeaf)
-        mlp_out = self.mlp(mlp_in, tap=under(tap, "mlp"), rules=EXACT) if seen else self.mlp(mlp_in)
+        mlp_out = call_leaf(self.mlp, mlp_in, tap=under(tap, "mlp"))
         mlp_added = tap("mlp/added", self.mlp_post_norm(tap("mlp/out", mlp_out)))
         return tap("resid/post", checkpoint_name((x + attn_added if self.parallel else middle) + mlp_added, RESIDUAL))
 

@@ -1,11 +1,14 @@
 """GGUF files of the Llama architecture: metadata to configuration, quantised arrays to leaves.
 
-The `gguf` package reads and dequantises. Its converter stores query and key weights for a rotation of neighbouring
-dimensions; ours rotates dimensions half a head apart, so these rows are put back (layout "rotary_pairs"). A file loads
-without that just as well, and is wrong.
+A model may be split into files `name-00001-of-00003.gguf`, as llama.cpp's gguf-split does; any of them is given, all of
+them are read. The `gguf` package reads and dequantises. Its converter stores query and key weights for a rotation of
+neighbouring dimensions; ours rotates dimensions half a head apart, so these rows are put back (layout "rotary_pairs").
+A file loads without that just as well, and is wrong.
 """
 
 import math
+import re
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, no_type_check
@@ -119,17 +122,66 @@ class _BoundedReader(gguf.GGUFReader):
         super()._build_tensors(start_offs, fields)
 
 
+PART = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf")
+"""The name of one file of several: of which model, which one (from 1), of how many."""
+
+
 def open_gguf(path: Path) -> tuple[gguf.GGUFReader, dict[str, StoredTensor]]:
-    """A GGUF file: the reader (for its metadata) and every tensor by name.
+    """A GGUF file, or all files of a split one: the first one's reader (for its metadata) and every tensor by name.
 
     Raises:
-      UserError: the file is no GGUF, or truncated.
+      UserError: a file is no GGUF, truncated, or absent, or one is of another model.
     """
+    readers = [(part, _opened(part)) for part in parts_of(path)]
+    for number, (part, reader) in enumerate(readers):
+        split = read_metadata(reader, "split.")
+        if split.get("count", 1) != len(readers) or split.get("no", number) != number:
+            raise UserError(
+                f"{part} says that it is file {split.get('no', 0) + 1} of {split.get('count', 1)}, but its name says "
+                f"{number + 1} of {len(readers)}: give it the name that it was fetched under."
+            )
+    tensors = {tensor.name: _stored(part, tensor) for part, reader in readers for tensor in reader.tensors}
+    wanted = read_metadata(readers[0][1], "split.").get("tensors.count", len(tensors))
+    if wanted != len(tensors):
+        raise UserError(
+            f"{path}: its {len(readers)} files hold {len(tensors)} tensors, not {wanted}: fetch them again."
+        )
+    return readers[0][1], tensors
+
+
+def parts_of(path: Path) -> list[Path]:
+    """The files of a model, in order: the file itself, or all of a split one.
+
+    Raises:
+      UserError: one of several is absent.
+    """
+    name = PART.fullmatch(path.name)
+    if name is None:
+        return [path]
+    count = int(name[3])
+    parts = [path.with_name(f"{name[1]}-{number:05}-of-{count:05}.gguf") for number in range(1, count + 1)]
+    missing = [part.name for part in parts if not part.is_file()]
+    if missing:
+        raise UserError(
+            f"{path} is one of {count} files, and beside it {', '.join(missing[:3])} is missing: fetch all."
+        )
+    return parts
+
+
+def described(path: Path, tensors: Mapping[str, StoredTensor]) -> str:
+    """Which checkpoint a file holds, in words: `SmolLM2-135M-Instruct.Q4_1.gguf: Q4_1, dequantised`."""
+    sizes: Counter[str] = Counter()
+    for tensor in tensors.values():
+        sizes[tensor.kind] += math.prod(tensor.shape)
+    kind = sizes.most_common(1)[0][0] if sizes else "empty"
+    return f"{path.name}: {kind}" + ("" if kind in ("F32", "F16", "BF16", "empty") else ", dequantised")
+
+
+def _opened(path: Path) -> gguf.GGUFReader:
     try:
-        reader = _BoundedReader(path)
+        return _BoundedReader(path)
     except (ValueError, IndexError, KeyError, TypeError, OverflowError, MemoryError) as error:
         raise UserError(f"{path} cannot be read as GGUF ({error}): truncated or damaged; fetch it again.") from error
-    return reader, {tensor.name: _stored(path, tensor) for tensor in reader.tensors}
 
 
 def _stored(path: Path, tensor: Any) -> StoredTensor:
@@ -144,4 +196,4 @@ def _stored(path: Path, tensor: Any) -> StoredTensor:
         refusal = None
     except (NotImplementedError, ValueError) as error:
         refusal = f"has type {tensor.tensor_type.name}, which the gguf package cannot dequantise ({error})."
-    return StoredTensor(tensor.name, path, shape, read, refusal)
+    return StoredTensor(tensor.name, path, shape, read, refusal, tensor.tensor_type.name)

@@ -103,7 +103,7 @@ def _reader(path: Path, offset: int, shape: tuple[int, ...], dtype: str) -> Call
         if 0 in shape:
             return np.zeros(shape, FLOATS[dtype])
         whole = np.memmap(path, dtype=FLOATS[dtype], mode="r", offset=offset, shape=shape)
-        part = whole[rows] if columns is None else whole[rows, columns]
+        part = whole[rows if shape else ()] if columns is None else whole[rows, columns]
         return np.array(part)  # a copy: nothing of the mapped file is kept
 
     return read

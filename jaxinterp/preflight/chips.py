@@ -111,8 +111,8 @@ def of_a_device(chip: Chip, devices: tuple[Any, ...]) -> Chip:
 def _gpus(text: str, gpu: gpus.Gpu, shape: str) -> Target:
     per_machine, machines = gpus.gpus_of(text, shape)
     devices = gpus.described(gpu, per_machine, machines)
-    several = {"machine": per_machine, "network": gpu.network} if machines > 1 else {}
-    return Target(text, devices, Chip(gpu.name, gpu.flops, gpu.memory, gpu.memory_bandwidth, gpu.link, **several))
+    chip = Chip(gpu.name, gpu.flops, gpu.memory, gpu.memory_bandwidth, gpu.link)
+    return Target(text, devices, replace(chip, machine=per_machine, network=gpu.network) if machines > 1 else chip)
 
 
 def _cpu(text: str, count: str) -> Target:

@@ -42,6 +42,14 @@ class Activation(Protocol):
         ...
 
 
+@runtime_checkable
+class HasActivation(Protocol):
+    """A decomposition whose codes an activation makes."""
+
+    @property
+    def activation(self) -> Activation: ...
+
+
 def above(
     decides: Float[Array, "..."], limit: Float[Array, "..."] | float, value: Float[Array, "..."]
 ) -> Float[Array, "..."]:

@@ -23,6 +23,7 @@ from rich.table import Table
 from jaxinterp.core.errors import UserError, suggest
 from jaxinterp.core.trees import first_difference
 from jaxinterp.report.shell import save
+from jaxinterp.storage.json_text import json_text
 from jaxinterp.storage.lock import lock, unlock
 from jaxinterp.training.guard import PREEMPTED, Preempted
 from jaxinterp.training.hosts import VARIABLE
@@ -201,8 +202,8 @@ def settings_of(config: Any, *without: str) -> dict[str, Any]:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write a file in one step: a run that is killed leaves the old one or the new one."""
-    save(json.dumps(value, indent=2) + "\n", path)
+    """Write a file in one step, null for what is undefined: a run that is killed leaves the old one or the new one."""
+    save(json_text(value, indent=2) + "\n", path)
 
 
 def read_json(path: Path) -> Any:

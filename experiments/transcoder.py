@@ -13,7 +13,6 @@ eight minutes on two cores, 3.6 GB. On MiniLM (blocks/4/mlp, where a single dime
 Options whose default is None take the value that the model's preset has.
 """
 
-import json
 import sys
 import time
 from collections.abc import Callable
@@ -26,7 +25,7 @@ import jax
 import jax.numpy as jnp
 from rich.console import Console
 
-from experiments.command import check_folder, check_positive, command, open_folder, print_scoreboard
+from experiments.command import check_folder, check_positive, command, open_folder, print_scoreboard, write_json
 from experiments.on_text import check_mlp
 from experiments.presets import Plan, planned
 from jaxinterp.core.errors import UserError
@@ -218,7 +217,7 @@ def main(config: Config) -> None:
         effect=EFFECTS[plan.effect],
     )
     rows = [row | {"seconds": round(seconds[row["method"]], 1)} for row in rows]
-    (out / "scoreboard.json").write_text(json.dumps(rows, indent=2) + "\n")
+    write_json(out / "scoreboard.json", rows)
 
     densities, pages = feature_pages(decomposition, subject, heldout, features=config.pages, seed=config.seed)
     report = Report(

@@ -21,6 +21,9 @@ from jaxinterp.models.sites import Add, run
 WINDOW = ("tokens", "weight", "document")
 """What a window of text has; other entries are activations."""
 
+CONSTANT = 1e-10
+"""An array whose variance is at most this fraction of its mean square is constant: float32 tells no more."""
+
 
 class Rows(eqx.Module):
     """Activations by site name, with the weight of each token; `[..., d]` and `[...]`."""
@@ -143,6 +146,30 @@ def check_finite(rows: Rows) -> None:
                 f"{broken} of {rows.weight.size} activations at {name!r} are NaN or infinite: check the model's "
                 "weights and its dtype (float16 overflows where float32 and bfloat16 do not)."
             )
+
+
+def check_varies(rows: Rows, names: tuple[str, ...]) -> None:
+    """Raises UserError if a named array is the same for every token, within what float32 can tell.
+
+    Its variance is 0 then, and every number that is divided by it undefined.
+    """
+    for name in names:
+        variance, size = (float(number) for number in _spread(rows.arrays[name], rows.weight))
+        if not variance > CONSTANT * size:
+            raise UserError(
+                f"{name!r} is the same for every token (variance {variance:.3g}): there is nothing to explain, and no "
+                "FVU. Was the sublayer pruned, zeroed or ablated? Choose another site, or leave this layer out."
+            )
+
+
+@jax.jit
+def _spread(array: Float[Array, "... d"], weight: Float[Array, "..."]) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """The mean squared distance from the mean, and the mean square, over the tokens that have weight."""
+    rows, weight = array.reshape(-1, array.shape[-1]).astype(jnp.float32), weight.reshape(-1).astype(jnp.float32)
+    count = jnp.maximum(jnp.sum(weight), 1.0)
+    away = rows - rows[jnp.argmax(weight)][None, :]  # exactly 0 where the array is constant: its own mean would round
+    variance = jnp.sum(weight * jnp.sum((away - ((weight @ away) / count)[None, :]) ** 2, axis=-1)) / count
+    return variance, jnp.sum(weight * jnp.sum(rows**2, axis=-1)) / count
 
 
 def shuffle_in(buffer: Rows, new: Rows, key: PRNGKeyArray) -> tuple[Rows, Rows]:

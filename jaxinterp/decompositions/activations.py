@@ -7,6 +7,7 @@
 with a = x E^T + b. A new activation is a new class with the same two methods; nothing else changes.
 """
 
+from collections.abc import Mapping
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import equinox as eqx
@@ -17,7 +18,7 @@ from jaxtyping import Array, Float, Int
 from jaxinterp.core.errors import UserError
 from jaxinterp.decompositions.base import STATE
 from jaxinterp.decompositions.codes import Codes, DenseCodes, SparseCodes
-from jaxinterp.kernels import encode_ranked, encode_topk, keep_largest, rank
+from jaxinterp.kernels import as_products, encode_ranked, encode_topk, keep_largest, rank, select_topk
 
 
 @runtime_checkable
@@ -50,6 +51,26 @@ class HasActivation(Protocol):
     def activation(self) -> Activation: ...
 
 
+@runtime_checkable
+class ActsOnPre(Protocol):
+    """An activation whose codes can be made of pre-activations again: they are sites then (`codes_pre`).
+
+    `pre(x, rows, bias)` gives arrays `[..., features]` by the name under which they are offered; x as in `codes`.
+    `from_pre(pre(x, rows, bias), x)` are the codes of x outside training.
+    """
+
+    def pre(self, x: Array, rows: Array, bias: Array) -> Mapping[str, Array]: ...
+    def from_pre(self, pre: Mapping[str, Array], x: Array) -> Codes: ...
+
+
+def pre_activations(
+    x: Float[Array, "*axes d"], rows: Float[Array, "features d"], bias: Float[Array, " features"]
+) -> Float[Array, "*axes features"]:
+    """a = x E^T + b of every feature, in float32 (float64 for float64)."""
+    wide = jnp.promote_types(jnp.promote_types(x.dtype, rows.dtype), jnp.float32)
+    return jnp.matmul(x, as_products(rows, x).T, preferred_element_type=wide) + bias
+
+
 def above(
     decides: Float[Array, "..."], limit: Float[Array, "..."] | float, value: Float[Array, "..."]
 ) -> Float[Array, "..."]:
@@ -62,6 +83,14 @@ class ReLU(eqx.Module):
 
     def codes(self, x: Array, rows: Array, bias: Array, *, k: Any, weight: Any, training: bool) -> DenseCodes:
         return DenseCodes(jax.nn.relu(x @ rows.T + bias))
+
+    def pre(self, x: Array, rows: Array, bias: Array) -> dict[str, Array]:
+        """a."""
+        return {"codes_pre": pre_activations(x, rows, bias)}
+
+    def from_pre(self, pre: Mapping[str, Array], x: Array) -> DenseCodes:
+        """The codes of a."""
+        return DenseCodes(jax.nn.relu(pre["codes_pre"]))
 
     def after_step(self, metrics: Any, step: Array) -> "ReLU":
         return self
@@ -79,6 +108,15 @@ class TopK(eqx.Module):
     def codes(self, x: Array, rows: Array, bias: Array, *, k: Any, weight: Any, training: bool) -> SparseCodes:
         values, indices = encode_topk(x, rows, bias, k=self.k, keep=k)
         return SparseCodes(jax.nn.relu(values), indices, rows.shape[0])
+
+    def pre(self, x: Array, rows: Array, bias: Array) -> dict[str, Array]:
+        """a."""
+        return {"codes_pre": pre_activations(x, rows, bias)}
+
+    def from_pre(self, pre: Mapping[str, Array], x: Array) -> SparseCodes:
+        """The codes of a."""
+        values, indices = select_topk(pre["codes_pre"], k=self.k)
+        return SparseCodes(jax.nn.relu(values), indices, pre["codes_pre"].shape[-1])
 
     def after_step(self, metrics: Any, step: Array) -> "TopK":
         return self
@@ -115,6 +153,17 @@ class BatchTopK(eqx.Module):
         budget = jnp.round((self.k if k is None else k) * jnp.sum(weight)).astype(jnp.int32)
         kept, _ = keep_largest(jax.lax.stop_gradient(values), budget)
         return SparseCodes(jnp.where(kept != 0, values, 0.0), indices, features, capped=True)
+
+    def pre(self, x: Array, rows: Array, bias: Array) -> dict[str, Array]:
+        """a."""
+        return {"codes_pre": pre_activations(x, rows, bias)}
+
+    def from_pre(self, pre: Mapping[str, Array], x: Array) -> SparseCodes:
+        """The codes of a outside training: by the threshold."""
+        a = pre["codes_pre"]
+        values, indices = select_topk(a, k=min(self.CAP * self.k, a.shape[-1]))
+        kept = jnp.where(values > jnp.maximum(self.threshold, 0.0), values, 0.0)
+        return SparseCodes(jax.nn.relu(kept), indices, a.shape[-1], capped=True)
 
     def after_step(self, metrics: Any, step: Array) -> "BatchTopK":
         if "smallest_code" not in metrics:

@@ -6,6 +6,7 @@
 with a = x E^T + bias. Both give dense codes (TopAFA on request sparse ones, with a cap).
 """
 
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -15,10 +16,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from jaxinterp.core.errors import UserError
-from jaxinterp.decompositions.activations import above, check_k
+from jaxinterp.decompositions.activations import above, check_k, pre_activations
 from jaxinterp.decompositions.base import PARAMETER_ROWS, STATE, STATE_ROWS
 from jaxinterp.decompositions.codes import Codes, DenseCodes, SparseCodes
-from jaxinterp.kernels import encode_topk
+from jaxinterp.kernels import encode_topk, select_topk
 from jaxinterp.kernels.threshold import NOT_A_NUMBER
 
 CLOSE = 1e-6
@@ -52,6 +53,19 @@ class TopAFA(eqx.Module):
         values, indices = encode_topk(x, rows, bias, k=min(self.cap + 1, rows.shape[0]))
         kept = nearest_norm(jax.nn.relu(values), norm)
         return SparseCodes(kept[..., : self.cap], indices[..., : self.cap], rows.shape[0], capped=True)
+
+    def pre(self, x: Array, rows: Array, bias: Array) -> dict[str, Array]:
+        """a."""
+        return {"codes_pre": pre_activations(x, rows, bias)}
+
+    def from_pre(self, pre: Mapping[str, Array], x: Array) -> Codes:
+        """The codes of a; how many is asked of the length of x."""
+        a, norm = pre["codes_pre"], jnp.linalg.norm(x.astype(jnp.float32), axis=-1)
+        if self.cap is None:
+            return DenseCodes(nearest_norm(jax.nn.relu(a), norm))
+        values, indices = select_topk(a, k=min(self.cap + 1, a.shape[-1]))
+        kept = nearest_norm(jax.nn.relu(values), norm)
+        return SparseCodes(kept[..., : self.cap], indices[..., : self.cap], a.shape[-1], capped=True)
 
     def after_step(self, metrics: Any, step: Array) -> "TopAFA":
         return self
@@ -162,6 +176,15 @@ class GroupBias(eqx.Module):
     def codes(self, x: Array, rows: Array, bias: Array, *, k: Any, weight: Any, training: bool) -> DenseCodes:
         pre = x @ rows.T + bias
         return DenseCodes(above(pre + self.adapted_bias, 0.0, self.gain * pre))
+
+    def pre(self, x: Array, rows: Array, bias: Array) -> dict[str, Array]:
+        """a."""
+        return {"codes_pre": pre_activations(x, rows, bias)}
+
+    def from_pre(self, pre: Mapping[str, Array], x: Array) -> DenseCodes:
+        """The codes of a."""
+        a = pre["codes_pre"]
+        return DenseCodes(above(a + self.adapted_bias, 0.0, self.gain * a))
 
     def after_step(self, metrics: Any, step: Array) -> "GroupBias":
         if not {"fired", "largest"} <= set(metrics):

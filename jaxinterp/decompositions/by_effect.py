@@ -15,6 +15,7 @@ Source: Olmo et al. 2025, gradient sparse autoencoders, arXiv 2411.10397. The fo
 public): `own` = 0 is the pure attribution score, `own` = 1 the mixture.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import equinox as eqx
@@ -28,6 +29,8 @@ from jaxinterp.decompositions.activations import TopK
 from jaxinterp.decompositions.codes import Codes, SparseCodes
 from jaxinterp.decompositions.dictionary import Dictionary
 from jaxinterp.kernels import encode_ranked, rank
+from jaxinterp.models.layers import Tap, no_tap
+from jaxinterp.models.rules import EXACT, Rules
 
 Pair = tuple[Float[Array, "*axes d_in"], Float[Array, "*axes d_in"]]
 
@@ -81,8 +84,18 @@ class EffectDictionary(eqx.Module):
         """z D, in normalised units."""
         return self.dictionary.combine(codes)
 
-    def __call__(self, x: Float[Array, "*axes d_in"]) -> Float[Array, "*axes d_out"]:
-        return self.dictionary(x)
+    def __call__(
+        self, x: Float[Array, "*axes d_in"], *, tap: Tap = no_tap, rules: Rules = EXACT
+    ) -> Float[Array, "*axes d_out"]:
+        return self.dictionary(x, tap=tap, rules=rules)
+
+    def pre(self, x: Any) -> dict[str, Float[Array, "*axes features"]]:
+        """The dictionary's own pre-activations."""
+        return self.dictionary.pre(x[0] if isinstance(x, tuple) else x)
+
+    def from_pre(self, pre: Mapping[str, Array], x: Any) -> Codes:
+        """The codes of plain TopK."""
+        return self.dictionary.from_pre(pre, x[0] if isinstance(x, tuple) else x)
 
     @property
     def features(self) -> int:

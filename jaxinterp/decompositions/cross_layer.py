@@ -13,7 +13,7 @@ are transcoders that do not know of each other.
 PerLayer: one decomposition per layer, of any kind, side by side.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import reduce
 from operator import add
@@ -25,7 +25,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxinterp.core.batch import Sites
 from jaxinterp.core.errors import UserError
-from jaxinterp.decompositions.activations import Activation, check_schedule
+from jaxinterp.decompositions.activations import Activation, ActsOnPre, check_schedule
 from jaxinterp.decompositions.adaptive import check_foldable
 from jaxinterp.decompositions.base import PARAMETER, PARAMETER_ROWS, STATE, STATE_ROWS
 from jaxinterp.decompositions.codes import Codes, SparseCodes
@@ -97,7 +97,32 @@ class Layer(eqx.Module):
 
     def normalise(self, x: Float[Array, "*axes d_in"]) -> Float[Array, "*axes d_in"]:
         """x' of the module's equation: from float32 sums, rounded to bfloat16 where x is bfloat16."""
-        return as_products((x.astype(jnp.float32) - self.input_mean) / self.input_scale, x)
+        wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+        return as_products((wide - self.input_mean) / self.input_scale, x)
+
+    def encode(
+        self, x: Float[Array, "*axes d_in"], *, k: Any = None, weight: Any = None, training: bool = False
+    ) -> Codes:
+        """z^s of the module's equation; options as in a dictionary."""
+        check_schedule(self.activation, k)
+        rows, bias = self.encoder, self.encoder_bias
+        return self.activation.codes(self.normalise(x), rows, bias, k=k, weight=weight, training=training)
+
+    def pre(self, x: Float[Array, "*axes d_in"]) -> dict[str, Float[Array, "*axes features"]]:
+        """What the activation decides on, by name; nothing where its codes cannot be made of it again."""
+        if not isinstance(self.activation, ActsOnPre):
+            return {}
+        return dict(self.activation.pre(self.normalise(x), self.encoder, self.encoder_bias))
+
+    def from_pre(self, pre: Mapping[str, Array], x: Float[Array, "*axes d_in"]) -> Codes:
+        """The codes of pre-activations.
+
+        Raises:
+          UserError: the activation has no `from_pre`.
+        """
+        if not isinstance(self.activation, ActsOnPre):
+            raise UserError(f"activation={type(self.activation).__name__} has no codes_pre: edit the codes.")
+        return self.activation.from_pre(pre, self.normalise(x))
 
     def write(self, codes: Codes) -> Float[Array, "*axes reach d_out"]:
         """z^s D_{s->l} for every target l at once, in normalised units."""
@@ -133,10 +158,11 @@ class CrossLayer(eqx.Module):
         self, layer: int, x: Float[Array, "*axes d_in"], *, k: Any = None, weight: Any = None, training: bool = False
     ) -> Codes:
         """The codes of one layer's features."""
-        own = self.layers[layer]
-        check_schedule(own.activation, k)
-        rows, bias = own.encoder, own.encoder_bias
-        return own.activation.codes(own.normalise(x), rows, bias, k=k, weight=weight, training=training)
+        return self.layers[layer].encode(x, k=k, weight=weight, training=training)
+
+    def reader(self, layer: int) -> Layer:
+        """The features that read a layer."""
+        return self.layers[layer]
 
     def encode(
         self, x: tuple[Float[Array, "..."], ...], *, k: Any = None, weight: Any = None, training: bool = False
@@ -197,6 +223,10 @@ class PerLayer(eqx.Module):
     def encode_layer(self, layer: int, x: Array, **options: Any) -> Codes:
         """The codes of one part."""
         return self.parts[layer].encode(x, **options)
+
+    def reader(self, layer: int) -> Any:
+        """The part that reads a layer."""
+        return self.parts[layer]
 
     def encode(self, x: tuple[Array, ...], **options: Any) -> LayerCodes:
         """The codes of every part; options as each part has them."""

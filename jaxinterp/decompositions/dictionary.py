@@ -9,6 +9,7 @@ means are leaves: normalisation is part of the decomposition, and `fold` takes i
 `target_variance` describe the target over the training sample; they take no part in the equation.
 """
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -19,11 +20,14 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxinterp.core.batch import Sites
 from jaxinterp.core.errors import UserError
-from jaxinterp.decompositions.activations import Activation, check_schedule
+from jaxinterp.decompositions.activations import Activation, ActsOnPre, check_schedule
 from jaxinterp.decompositions.adaptive import check_foldable
 from jaxinterp.decompositions.base import PARAMETER, PARAMETER_ROWS, STATE, STATE_ROWS
 from jaxinterp.decompositions.codes import Codes, SparseCodes
+from jaxinterp.decompositions.offered import replaced
 from jaxinterp.kernels import as_products, encode_topk, sparse_decode
+from jaxinterp.models.layers import Tap, no_tap
+from jaxinterp.models.rules import EXACT, Rules
 
 
 class Dictionary(eqx.Module):
@@ -57,7 +61,8 @@ class Dictionary(eqx.Module):
 
     def normalise(self, x: Float[Array, "*axes d_in"]) -> Float[Array, "*axes d_in"]:
         """x' of the module's equation: from float32 sums, rounded to bfloat16 where x is bfloat16."""
-        return as_products((x.astype(jnp.float32) - self.input_mean) / self.input_scale, x)
+        wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+        return as_products((wide - self.input_mean) / self.input_scale, x)
 
     def encode(
         self,
@@ -98,8 +103,27 @@ class Dictionary(eqx.Module):
             y = y + self.normalise(x) @ self.skip
         return self.output_scale * y + self.output_mean
 
-    def __call__(self, x: Float[Array, "*axes d_in"]) -> Float[Array, "*axes d_out"]:
-        return self.decode(self.encode(x), x).astype(x.dtype)
+    def pre(self, x: Float[Array, "*axes d_in"]) -> dict[str, Float[Array, "*axes features"]]:
+        """What the activation decides on, by name; nothing where its codes cannot be made of it again."""
+        if not isinstance(self.activation, ActsOnPre):
+            return {}
+        return dict(self.activation.pre(self.normalise(x), self.encoder, self.encoder_bias))
+
+    def from_pre(self, pre: Mapping[str, Array], x: Float[Array, "*axes d_in"]) -> Codes:
+        """The codes of pre-activations; `from_pre(pre(x), x)` are those of x.
+
+        Raises:
+          UserError: the activation has no `from_pre`.
+        """
+        if not isinstance(self.activation, ActsOnPre):
+            raise UserError(f"activation={type(self.activation).__name__} has no codes_pre: edit the codes.")
+        return self.activation.from_pre(pre, self.normalise(x))
+
+    def __call__(
+        self, x: Float[Array, "*axes d_in"], *, tap: Tap = no_tap, rules: Rules = EXACT
+    ) -> Float[Array, "*axes d_out"]:
+        """decode(encode(x), x) in the dtype of x; its codes are offered to `tap`."""
+        return replaced(self, x, tap)
 
 
 def fold(dictionary: Dictionary) -> Dictionary:

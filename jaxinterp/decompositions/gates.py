@@ -10,6 +10,7 @@ estimators (`jump`, `step`). Both return the π or a that decided beside the cod
 Sources: Rajamanoharan et al. 2024, arXiv 2404.16014 (Gated) and arXiv 2407.14435 (JumpReLU).
 """
 
+from collections.abc import Mapping
 from functools import partial
 from typing import Any, Literal
 
@@ -19,7 +20,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from jaxinterp.core.errors import UserError
-from jaxinterp.decompositions.activations import above
+from jaxinterp.decompositions.activations import above, pre_activations
 from jaxinterp.decompositions.base import PARAMETER_ROWS
 from jaxinterp.decompositions.codes import DenseCodes
 
@@ -48,6 +49,16 @@ class Gated(eqx.Module):
         gate = e + self.gate_bias
         size = jax.nn.relu(jnp.exp(self.log_scale) * e + self.size_bias)
         return DenseCodes(above(gate, 0.0, size), gate)
+
+    def pre(self, x: Array, rows: Array, bias: Array) -> dict[str, Array]:
+        """π (`gate_pre`) and exp(r) e + b_mag (`codes_pre`)."""
+        e = pre_activations(x, rows, jax.lax.stop_gradient(bias))
+        return {"gate_pre": e + self.gate_bias, "codes_pre": jnp.exp(self.log_scale) * e + self.size_bias}
+
+    def from_pre(self, pre: Mapping[str, Array], x: Array) -> DenseCodes:
+        """The codes of gate and size."""
+        gate = pre["gate_pre"]
+        return DenseCodes(above(gate, 0.0, jax.nn.relu(pre["codes_pre"])), gate)
 
     def after_step(self, metrics: Any, step: Int[Array, ""]) -> "Gated":
         return self
@@ -98,6 +109,15 @@ class JumpReLU(eqx.Module):
 
     def codes(self, x: Array, rows: Array, bias: Array, *, k: Any, weight: Any, training: bool) -> DenseCodes:
         a = x @ rows.T + bias
+        return DenseCodes(jump(a, self.threshold, self.bandwidth), a)
+
+    def pre(self, x: Array, rows: Array, bias: Array) -> dict[str, Array]:
+        """a."""
+        return {"codes_pre": pre_activations(x, rows, bias)}
+
+    def from_pre(self, pre: Mapping[str, Array], x: Array) -> DenseCodes:
+        """The codes of a."""
+        a = pre["codes_pre"]
         return DenseCodes(jump(a, self.threshold, self.bandwidth), a)
 
     def after_step(self, metrics: Any, step: Int[Array, ""]) -> "JumpReLU":

@@ -14,7 +14,10 @@ from jaxtyping import Array, Float
 from jaxinterp.core.batch import Sites
 from jaxinterp.decompositions.base import STATE
 from jaxinterp.decompositions.codes import DenseCodes, SparseCodes
+from jaxinterp.decompositions.offered import replaced
 from jaxinterp.kernels import rank, select_topk, sparse_decode
+from jaxinterp.models.layers import Tap, no_tap
+from jaxinterp.models.rules import EXACT, Rules
 
 
 class Neurons(eqx.Module):
@@ -43,8 +46,10 @@ class Neurons(eqx.Module):
         base = self.mlp.write(self.hidden_mean).astype(jnp.float32)
         return base + sparse_decode(codes.values, codes.indices, self.mlp.down_proj.weight)
 
-    def __call__(self, x: Float[Array, "*axes d_in"]) -> Float[Array, "*axes d_out"]:
-        return self.decode(self.encode(x), x).astype(x.dtype)
+    def __call__(
+        self, x: Float[Array, "*axes d_in"], *, tap: Tap = no_tap, rules: Rules = EXACT
+    ) -> Float[Array, "*axes d_out"]:
+        return replaced(self, x, tap)
 
 
 class PrincipalComponents(eqx.Module):
@@ -64,8 +69,10 @@ class PrincipalComponents(eqx.Module):
         """The mean plus coordinates times directions."""
         return codes.values @ self.directions + self.target_mean
 
-    def __call__(self, x: Float[Array, "*axes d_out"]) -> Float[Array, "*axes d_out"]:
-        return self.decode(self.encode(x), x).astype(x.dtype)
+    def __call__(
+        self, x: Float[Array, "*axes d_out"], *, tap: Tap = no_tap, rules: Rules = EXACT
+    ) -> Float[Array, "*axes d_out"]:
+        return replaced(self, x, tap)
 
 
 class LinearMap(eqx.Module):
@@ -86,5 +93,7 @@ class LinearMap(eqx.Module):
         """mean_out + (x - mean_in) A."""
         return codes.values @ self.matrix + self.target_mean
 
-    def __call__(self, x: Float[Array, "*axes d_in"]) -> Float[Array, "*axes d_out"]:
-        return self.decode(self.encode(x), x).astype(x.dtype)
+    def __call__(
+        self, x: Float[Array, "*axes d_in"], *, tap: Tap = no_tap, rules: Rules = EXACT
+    ) -> Float[Array, "*axes d_out"]:
+        return replaced(self, x, tap)

@@ -31,7 +31,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from jaxinterp.data.activations import counted
+from jaxinterp.data.activations import CONSTANT, counted
 from jaxinterp.evaluation.intervals import ratio_interval
 from jaxinterp.models.sites import SetTo, Trace, run
 
@@ -59,9 +59,15 @@ class Table:
         return np.sum(self.parts[name], axis=0)
 
     def mean(self, name: str) -> float:
-        """The mean of a column over the items that count."""
+        """The mean of a column over the items that count; NaN where none does."""
         weight = self["counted"]
-        return float(self[name] @ weight / weight.sum())
+        return float(self[name] @ weight / weight.sum()) if weight.sum() else math.nan
+
+    def fvu(self) -> float:
+        """sum of squares / sum of spread; NaN where the target is constant: its spread is below what float32 tells."""
+        spread = float(self["spread"].sum())
+        size = float(self["size"].sum()) if "size" in self.parts else 0.0
+        return float(self["squares"].sum() / spread) if spread > CONSTANT * size else math.nan
 
 
 def summary(table: Table, column: str, name: str) -> Row:

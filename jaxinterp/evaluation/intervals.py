@@ -15,8 +15,11 @@ def ratio_interval(
 ) -> tuple[float, float]:
     """The percentile bootstrap interval of sum(numerator) / sum(denominator), whole documents being resampled.
 
-    Efron and Tibshirani 1993, chapter 13. With a single document the interval is the ratio itself, twice.
+    Efron and Tibshirani 1993, chapter 13. With a single document the interval is the ratio itself, twice. NaN where the
+    ratio is undefined: no denominator is positive.
     """
+    if not np.any(denominator > 0):
+        return np.nan, np.nan
     _, place = np.unique(document, return_inverse=True)
     above, below = (np.bincount(place, weights=column.astype(np.float64)) for column in (numerator, denominator))
     documents = len(above)

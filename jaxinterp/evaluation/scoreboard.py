@@ -127,6 +127,8 @@ def heldout_means(model: Any, batches: Iterable[Mapping[str, Any]], sites: tuple
         rows = harvest_jit(model, {name: jnp.asarray(batch[name]) for name in ("tokens", "weight")}, sites).flat()
         sums = {name: sums[name] + np.asarray(rows.weight @ rows.arrays[name], np.float64) for name in sites}
         count += float(rows.weight.sum())
+    if not count:
+        raise UserError("no token of the held-out text has weight: give longer documents.")
     return {name: jnp.asarray(total / count, jnp.float32) for name, total in sums.items()}
 
 
@@ -139,6 +141,7 @@ def _reconstruct(decomposition: Any, rows: Rows, center: Array) -> tuple[Array, 
     return jnp.where(weight[..., None] > 0, output, y), {
         "squares": weight * jnp.sum((y - output) ** 2, axis=-1),
         "spread": weight * jnp.sum((y - center) ** 2, axis=-1),
+        "size": weight * jnp.sum(y**2, axis=-1),
         "active": weight * codes.active(),
         "fired": codes.fired(weight),
     }
@@ -184,13 +187,13 @@ def item_documents(batch: Mapping[str, Any], columns: Columns) -> np.ndarray:
 def row_of(name: str, decomposition: Any, table: Table, effect: Effect = NEXT_TOKEN) -> Row:
     """The row of the scoreboard that a table of columns adds up to."""
     weight, document = table["weight"], table["document"].astype(np.int64)
-    count, spread = weight.sum(), table["spread"]
+    count, spread, fvu = weight.sum(), table["spread"], table.fvu()
     numbers = effect.numbers(table)
     last: Row = {key: numbers.pop(key) for key in ("ce_tokens", "compared") if key in numbers}
     return {
         "method": name,
-        "fvu": float(table["squares"].sum() / spread.sum()),
-        "fvu_interval": ratio_interval(table["squares"], spread, document),
+        "fvu": fvu,
+        "fvu_interval": ratio_interval(table["squares"], spread if np.isfinite(fvu) else 0 * spread, document),
         "l0": float(table["active"].sum() / count),
         "dead_fraction": float(np.mean(table.total("fired") == 0)),
         **numbers,

@@ -70,8 +70,8 @@ def score_layers(
             for table, own in zip([together, *layers], effects, strict=True):
                 table.add(item_document=item_documents(batch, own), **own)
         seen += batch["tokens"].size
-    # Every layer counts alike: squares and spreads in units of the layer's own spread.
-    spreads = [table["spread"].sum() for table in layers]
+    # Every layer counts alike: squares and spreads in units of the layer's own spread. Constant layers have none.
+    spreads = [table["spread"].sum() if np.isfinite(table.fvu()) else np.inf for table in layers]
     for name in ("squares", "spread"):
         together.add(**{name: sum(table[name] / spread for table, spread in zip(layers, spreads, strict=True))})
     together.add(fired=np.concatenate([table.total("fired") for table in layers]))
@@ -108,6 +108,7 @@ def _reconstruct(
             {
                 "squares": weight * jnp.sum((y - guess) ** 2, axis=-1),
                 "spread": weight * jnp.sum((y - centers[name]) ** 2, axis=-1),
+                "size": weight * jnp.sum(y**2, axis=-1),
                 "active": weight * own.active(),
                 "fired": own.fired(weight),
             }

@@ -10,11 +10,11 @@ Their gradients touch only the selected rows; the residuals of the forward pass 
 scatter the gradient of `top_k` into a dense tokens x features array and multiply that by x, which costs one and a half
 encoder matmuls more. `sampled_dot` and `sparse_outer` are the passes that the gradients are made of, for other uses.
 
-Everywhere: values are float32, best first, ties to the lowest index; NaN counts as the greatest number, so that it
-shows. Where fewer than k features may be chosen, the last values are -inf (a ReLU makes zeros of them) and their
-indices are those of features all the same. An index that is negative or at least the number of features stands for no
-row. The dtype of x is that of an encoder's products: rows are rounded to bfloat16 where x is bfloat16; the gradients of
-float32 rows are float32 all the same.
+Everywhere: values are float32 (float64 for float64 arrays, chosen by float32 sums), best first, ties to the lowest
+index; NaN counts as the greatest number, so that it shows. Where fewer than k features may be chosen, the last values
+are -inf (a ReLU makes zeros of them) and their indices are those of features all the same. An index that is negative or
+at least the number of features stands for no row. The dtype of x is that of an encoder's products: rows are rounded to
+bfloat16 where x is bfloat16; the gradients of float32 rows are float32 all the same.
 """
 
 from collections.abc import Callable
@@ -54,6 +54,10 @@ def encode_topk(
     """
     _check_k(k, rows.shape[0])
     masked = bias if allowed is None else jnp.where(allowed, bias, -jnp.inf)
+    if _is_double(x, rows):
+        x32, rows32, bias32 = (jax.lax.stop_gradient(array.astype(jnp.float32)) for array in (x, rows, masked))
+        chosen, indices = encode_topk(x32, rows32, bias32, k=k, keep=keep, implementation=implementation)
+        return _again(chosen, indices, x, rows, bias), indices
     values, indices = _encode(_flat(x), rows, masked, k, implementation)
     return _kept(_as(x, values), keep), _as(x, indices)
 
@@ -76,6 +80,10 @@ def encode_ranked(
       UserError: k is no number of features.
     """
     _check_k(k, rows.shape[0])
+    if _is_double(x, rows):
+        x32, rows32, bias32 = (jax.lax.stop_gradient(array.astype(jnp.float32)) for array in (x, rows, bias))
+        chosen, indices, count = encode_ranked(x32, rows32, bias32, rank, k=k, keep=keep)
+        return _again(chosen, indices, x, rows, bias), indices, count
     score, arrays = _split(rank, x.ndim - 1)
     values, indices, count = _encode_ranked(_flat(x), rows, bias, arrays, score, k)
     return _kept(_as(x, values), keep), _as(x, indices), count.reshape(x.shape[:-1])
@@ -113,7 +121,11 @@ def select_topk(
     masked = pre if allowed is None else jnp.where(allowed, pre, -jnp.inf)
     score, arrays = (None, ((), ())) if rank is None else _split(rank, pre.ndim - 1)
     values, indices = _select(_flat(masked.astype(jnp.float32)), arrays, score, k)
-    return _kept(_as(pre, values), keep), _as(pre, indices)
+    values, indices = _kept(_as(pre, values), keep), _as(pre, indices)
+    if pre.dtype == jnp.float64:
+        exact = jnp.take_along_axis(pre, indices, axis=-1)
+        values = jnp.where(jax.lax.stop_gradient(values) == -jnp.inf, -jnp.inf, exact)
+    return values, indices
 
 
 def sparse_decode(
@@ -123,7 +135,10 @@ def sparse_decode(
     *,
     implementation: str | None = None,
 ) -> Float[Array, "*axes d"]:
-    """Per token, the sum of the rows at its indices, weighted by its values; float32."""
+    """Per token, the sum of the rows at its indices, weighted by its values; float32 (float64 for float64)."""
+    if _is_double(values, rows):
+        chosen = rows.at[_places(indices, rows.shape[0]).reshape(indices.shape)].get(mode="fill", fill_value=0)
+        return jnp.einsum("...k,...kd->...d", values, chosen)
     return _as(values, _decode(_flat(values), _places(indices, rows.shape[0]), rows, implementation))
 
 
@@ -256,6 +271,16 @@ def _encoder_gradients(residuals, g: Array, implementation: str | None) -> tuple
         x.dtype
     )  # dropped by the compiler where x is data
     return d_x, d_rows.astype(rows.dtype), d_bias.astype(bias.dtype)
+
+
+def _is_double(*arrays: Array) -> bool:
+    return any(array.dtype == jnp.float64 for array in arrays)
+
+
+def _again(chosen: Array, indices: Array, x: Array, rows: Array, bias: Array) -> Array:
+    """Pre-activations in float64 at features that were chosen by float32 sums."""
+    exact = jnp.einsum("...d,...kd->...k", x, rows[indices]) + bias[indices]
+    return jnp.where(chosen == -jnp.inf, -jnp.inf, exact)
 
 
 def _check_k(k: int, features: int) -> None:

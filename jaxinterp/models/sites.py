@@ -26,7 +26,7 @@ from jaxinterp.core.callables import takes
 from jaxinterp.core.errors import UserError, suggest
 from jaxinterp.core.trees import path_name
 from jaxinterp.models.ids import check_ids
-from jaxinterp.models.layers import HasProjections, Linear, under
+from jaxinterp.models.layers import HasProjections, Linear
 from jaxinterp.models.rules import EXACT, Rules
 
 Edit = Callable[..., Array]
@@ -35,7 +35,7 @@ Edit = Callable[..., Array]
 An edit that takes `positions`, `tap` or `name` by keyword gets them from `run`:
 
     positions  Int [batch, seq]: the position of every token, -1 for padding
-    tap        offers arrays of the edit's own, below the edited array's name: `blocks/1/resid/post/codes`
+    tap        offers arrays of the edit's own by their whole name, `blocks/1/resid/post/codes`
     name       the name of the edited array
 """
 
@@ -203,7 +203,7 @@ class Tapping:
         if takes(edit, "positions"):
             given["positions"] = self.positions()
         if takes(edit, "tap"):
-            given["tap"] = under(self, name)
+            given["tap"] = self
         if takes(edit, "name"):
             given["name"] = name
         edited = edit(value, **given)

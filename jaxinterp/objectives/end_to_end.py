@@ -23,11 +23,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from jaxinterp.core.batch import Batch, several
+from jaxinterp.core.batch import Batch
 from jaxinterp.core.errors import UserError
 from jaxinterp.data.activations import counted
-from jaxinterp.models.rules import EXACT
-from jaxinterp.models.sites import NO_LOGITS, run
+from jaxinterp.decompositions.in_model import run_with
+from jaxinterp.models.sites import run
 from jaxinterp.models.transformer import RESIDUAL
 from jaxinterp.objectives.compose import Forward, Metrics, Ratio, Term
 
@@ -47,47 +47,9 @@ def spliced(
       weight: where it is 0 the model keeps its own array; None: nowhere.
       k: as in `encode`; `training` likewise.
     Raises:
-      UserError: an array that the decomposition reads or writes is none of the model's, or is read too late.
+      UserError: an array that the decomposition reads or writes is not one of the model's, or is read too late.
     """
-    reads, writes = several(decomposition.sites.without_gradients.reads), several(decomposition.sites.writes)
-    options = {"k": k, "weight": weight, "training": training}
-    alone = isinstance(decomposition.sites.writes, str)
-    inputs: list[Array] = []
-    codes: list[Any] = []
-    written: list[str] = []
-
-    def read(value: Array) -> None:
-        inputs.append(value.reshape(*tokens.shape, -1))
-        layer = len(codes)
-        encode = decomposition.encode if alone else lambda x, **kw: decomposition.encode_layer(layer, x, **kw)
-        codes.append(encode(inputs[-1], **options))
-
-    def write(name: str, value: Array) -> Array:
-        layer = writes.index(name)
-        if layer >= len(codes):
-            raise UserError(f"{name!r} is written before {reads[layer]!r} is read: it cannot be replaced on the way.")
-        written.append(name)
-        if alone:
-            output = decomposition.decode(codes[0], inputs[0])
-        else:
-            output = decomposition.decode_layer(layer, codes[: layer + 1], inputs[layer])
-        output = output.reshape(value.shape).astype(value.dtype)
-        if weight is None:
-            return output
-        return jnp.where(weight.reshape(*tokens.shape, *[1] * (value.ndim - 2)) > 0, output, value)
-
-    def tap(name: str, value: Array) -> Array:
-        if len(codes) < len(reads) and name == reads[len(codes)]:
-            read(value)
-        return write(name, value) if name in writes else value
-
-    logits = model(tokens, tap=tap, rules=EXACT)
-    if logits is None:
-        raise UserError(NO_LOGITS)
-    if len(codes) < len(reads) or len(written) < len(writes):
-        missing = [*reads[len(codes) :], *(name for name in writes if name not in written)][0]
-        raise UserError(f"{missing!r} did not come by in the forward pass: give sites of this model in its own order.")
-    return logits
+    return run_with(decomposition, model, tokens, where=weight, k=k, training=training, keep=()).logits
 
 
 def cross_entropy(*, remat: bool = False) -> Term:

@@ -13,9 +13,10 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jaxtyping import Array
 
+from jaxinterp.core.batch import GRADIENT, several
 from jaxinterp.core.protocols import Recipe
 from jaxinterp.core.sites import Needs, RowsWanted, Sites, as_needs
-from jaxinterp.data.activations import Harvest, Rows, check_finite
+from jaxinterp.data.activations import Harvest, Rows, check_finite, check_varies
 from jaxinterp.training.mesh import over_data, state_shardings
 from jaxinterp.training.state import Schedules, TrainState, make_step, start_state
 
@@ -90,12 +91,14 @@ class Program:
         """The rows of the next `buffer_batches` batches of windows, `[lanes, capacity, d]`.
 
         Raises:
-          UserError: an activation is not finite.
+          UserError: an activation is not finite, or a target is constant.
         """
         first = zip(range(self.buffer_batches), windows, strict=False)
         filled = [self.take.jitted(model, batch) for _, batch in first]
         rows = jax.tree.map(lambda *parts: jnp.concatenate(parts, axis=1), *filled)
         check_finite(rows)
+        written = several(as_needs(self.needs).writes)
+        check_varies(rows, tuple(name for name in written if not name.endswith(GRADIENT)))
         return rows
 
     def first_state(self, model: Any, windows: Iterable[Mapping[str, Array]], previous: Any = None) -> TrainState:

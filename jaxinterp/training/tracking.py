@@ -16,6 +16,7 @@ from typing import Any
 
 from jaxinterp.core.errors import UserError, cause, suggest
 from jaxinterp.storage.files import told
+from jaxinterp.storage.json_text import json_text
 
 
 class JsonLines:
@@ -46,7 +47,7 @@ class JsonLines:
             if self._earlier is not None:
                 self._keep_before(row["step"], self._earlier)
                 self._earlier = None
-            self._append((json.dumps(dict(row)) + "\n").encode())
+            self._append((json_text(dict(row)) + "\n").encode())
         except OSError as error:
             if not self._told:
                 warnings.warn(f"{self.path} could not be written ({cause(error)}): rows are missing.", stacklevel=2)
@@ -55,7 +56,7 @@ class JsonLines:
     def _keep_before(self, step: int, rows: list[dict[str, Any]]) -> None:
         """Replace the file in one step by its rows before `step`."""
         unfinished = self.path.with_name(f".{self.path.name}.unfinished")
-        unfinished.write_text("".join(json.dumps(row) + "\n" for row in rows if row["step"] < step))
+        unfinished.write_text("".join(json_text(row) + "\n" for row in rows if row["step"] < step))
         os.replace(unfinished, self.path)
 
     def _append(self, line: bytes) -> None:

@@ -16,12 +16,13 @@ from jaxinterp.core.errors import UserError
 from jaxinterp.core.trees import named_leaves
 from jaxinterp.decompositions.activations import BatchTopK, ReLU, TopK
 from jaxinterp.decompositions.adaptive import TopAFA
-from jaxinterp.decompositions.base import StandIn, per_feature, trainable
+from jaxinterp.decompositions.base import per_feature, trainable
 from jaxinterp.decompositions.codes import DenseCodes, SparseCodes
 from jaxinterp.decompositions.dictionary import Dictionary, fold
 from jaxinterp.decompositions.files import load_dictionary, save_dictionary
 from jaxinterp.decompositions.gates import JumpReLU
 from jaxinterp.decompositions.on_disk import check_arrays
+from jaxinterp.decompositions.stand_in import StandIn
 from jaxinterp.models.sites import replace, run
 from jaxinterp.models.tiny import planted_transformer
 from jaxinterp.objectives import Ratio, reconstruction, total

@@ -11,9 +11,9 @@ from jaxinterp.core.batch import Sites
 from jaxinterp.core.errors import UserError
 from jaxinterp.data.text.load_text import take
 from jaxinterp.decompositions.activations import TopK
-from jaxinterp.decompositions.base import StandIn
 from jaxinterp.decompositions.codes import DenseCodes
 from jaxinterp.decompositions.plain import Neurons
+from jaxinterp.decompositions.stand_in import StandIn
 from jaxinterp.evaluation.baselines import baselines
 from jaxinterp.evaluation.intervals import ratio_interval
 from jaxinterp.evaluation.scoreboard import Table, row_of, score, scoreboard

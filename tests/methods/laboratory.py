@@ -11,8 +11,8 @@ from jax.sharding import PartitionSpec as P
 
 from jaxinterp.core.batch import Sites
 from jaxinterp.core.trees import named_leaves
-from jaxinterp.decompositions.base import StandIn
 from jaxinterp.decompositions.files import load_dictionary, save_dictionary
+from jaxinterp.decompositions.stand_in import StandIn
 from jaxinterp.evaluation.planted import laboratory
 from jaxinterp.evaluation.planted.recovery import mcc
 from jaxinterp.evaluation.scoreboard import score

@@ -205,7 +205,7 @@ def test_what_cannot_be_spliced_is_refused(subject, heldout):
         total(divergence())(exact, rows, jax.random.key(0), model=subject.model)
     for reads, writes, words in [
         ("blocks/1/mlp/in", "blocks/0/mlp/out", "is written before 'blocks/1/mlp/in' is read"),
-        ("blocks/7/mlp/in", "blocks/7/mlp/out", "'blocks/7/mlp/in' did not come by"),
+        ("blocks/7/mlp/in", "blocks/7/mlp/out", "no site 'blocks/7/mlp/out' in this model"),
     ]:
         backwards = dataclasses.replace(exact, sites=Sites(reads, writes))
         with pytest.raises(UserError, match=words):

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import equinox as eqx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from jaxinterp.core.errors import UserError
 from jaxinterp.core.protocols import Recipe
@@ -37,6 +37,8 @@ from jaxinterp.methods.sparse.dictionary import (
     l1_of,
 )
 from jaxinterp.models.attention import Attention
+from jaxinterp.models.layers import Tap, no_tap
+from jaxinterp.models.rules import EXACT, Rules
 from jaxinterp.objectives import Objective, reconstruction, total
 
 
@@ -106,11 +108,23 @@ class AttentionStandIn(eqx.Module):
         leaf = self.dictionary.sites.leaf
         return Sites(f"{leaf}/in", f"{leaf}/out")
 
-    def __call__(self, x: Float[Array, "batch seq d_model"]) -> Float[Array, "batch seq d_model"]:
+    def __call__(
+        self,
+        x: Float[Array, "batch seq d_model"],
+        *,
+        tap: Tap = no_tap,
+        rules: Rules = EXACT,
+        real: Bool[Array, "batch seq"] | None = None,
+        positions: Int[Array, "batch seq"] | None = None,
+    ) -> Float[Array, "batch seq d_model"]:
+        """The sublayer's output; the codes are offered to `tap`."""
+        given: dict[str, Any] = {"rules": rules, "real": real, "positions": positions}
         if str(self.dictionary.sites.writes).endswith("/out"):
-            return self.dictionary(self.attention(x))
+            return self.dictionary(self.attention(x, **given), tap=tap)
 
-        def tap(name: str, value: Array) -> Array:
-            return self.dictionary(value.reshape(*x.shape[:2], -1)).reshape(value.shape) if name == "z" else value
+        def through(name: str, value: Array) -> Array:
+            if name != "z":
+                return value
+            return self.dictionary(value.reshape(*x.shape[:2], -1), tap=tap).reshape(value.shape)
 
-        return self.attention(x, tap=tap)
+        return self.attention(x, tap=through, **given)

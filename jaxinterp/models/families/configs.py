@@ -1,12 +1,14 @@
 """From a config.json to our configuration: every family is a table of `family_tables.py`, read here.
 
 A field is copied, read by a rule, required to have a certain value, or known to have no effect on what the model
-computes; any other field is refused by name. A weight is found under the name that the table gives for our leaf; any
+computes; any other field is refused by name. Null is the default of a field that has one, and says nothing in a field
+that is not known. A weight is found under the name that the table gives for our leaf; any
 other tensor in a file is refused by name, too.
 """
 
 import typing
-from collections.abc import Mapping
+import warnings
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from jaxinterp.core.errors import UserError, suggest
@@ -22,12 +24,19 @@ NO_EFFECT = {
         "architectures model_type torch_dtype dtype transformers_version _name_or_path name_or_path _commit_hash",
         "tokenizer_class task_specific_params id2label label2id num_labels problem_type finetuning_task prefix",
         # training
-        "initializer_range attention_dropout gradient_checkpointing",
+        "initializer_range attention_dropout gradient_checkpointing neftune_noise_alpha use_reentrant_checkpointing",
+        "resid_pdrop embd_pdrop attn_pdrop hidden_dropout embedding_dropout classifier_dropout hidden_dropout_prob",
+        "attention_probs_dropout_prob",
+        # what other tools left
+        "is_llama_config is_qwen2_config transformers.js_config transformers_js_config model_max_length max_new_tokens",
+        "_from_model_config original_model base_model license language tokenizer_name",
         # how it is computed, not what
         "use_cache cache_implementation attn_implementation _attn_implementation _attn_implementation_autoset",
+        "_attn_implementation_internal use_flash_attn use_flash_attention_2 _flash_attn_2_enabled",
         "pretraining_tp chunk_size_feed_forward torchscript use_bfloat16 tf_legacy_loss return_dict use_return_dict",
         "output_attentions output_hidden_states",
         # special tokens and generation
+        "unk_token_id cls_token_id mask_token_id",
         "bos_token_id eos_token_id pad_token_id sep_token_id decoder_start_token_id max_length min_length do_sample",
         "early_stopping num_beams temperature top_k top_p typical_p repetition_penalty length_penalty bad_words_ids",
         "no_repeat_ngram_size encoder_no_repeat_ngram_size num_return_sequences output_scores num_beam_groups",
@@ -38,18 +47,33 @@ NO_EFFECT = {
 }
 """Fields that any config.json may have and that leave inference logits as they are."""
 
+NO_EFFECT_PREFIXES = ("unsloth_",)
+"""How the names of such fields begin."""
+
+SAME_AS = {"sliding_window_size": "sliding_window"}
+"""Second names of fields, which transformers does not read: a warning says where they differ."""
+
+OWN_NULL = {
+    *("sliding_window", "sliding_window_pattern", "layer_types", "head_dim", "num_key_value_heads", "n_inner"),
+    *("rope_theta", "rope_scaling", "rope_parameters", "pad_token_id", "query_pre_attn_scalar"),
+    *("attn_logit_softcapping", "final_logit_softcapping"),
+}
+"""Fields in which null is a value of its own (no window, no cap) and not the default."""
+
 REQUIRED: dict[str, tuple[Any, ...]] = {
     "add_cross_attention": (False,),
     "auto_map": (None,),
     "cross_attention_hidden_size": (None,),
-    "is_decoder": (False, True),
+    "is_decoder": (False, True, None),
     "is_encoder_decoder": (False,),
     "per_layer_config": (None, {}),
     "pruned_heads": (None, {}),
     "quantization_config": (None,),
+    "rope_interleaved": (False,),
     "tie_encoder_decoder": (False,),
     "tie_word_embeddings": (False, True),
     "use_bidirectional_attention": (None, False),
+    "use_mrope": (False,),
 }
 """Fields that any config.json may have, and the values that are computed here."""
 
@@ -96,14 +120,22 @@ def family_config(family: Family, fields: Mapping[str, Any]) -> TransformerConfi
     required = REQUIRED | dict(family.required)
     ruled = {name for rule in family.rules for name in rule.reads}
     known = {*family.copied, *ruled, *required, *NO_EFFECT, *family.no_effect}
+    fields = _without_nulls(family, fields, known)
     for name, value in fields.items():
-        if name not in known:
+        if name.startswith(NO_EFFECT_PREFIXES):
+            continue
+        if SAME_AS.get(name) in known:
+            other = SAME_AS[name]
+            used = (dict(family.defaults) | dict(fields)).get(other)
+            if value != used:
+                warnings.warn(f"config field {name}={value!r} is not {other}={used!r}, which is used.", stacklevel=3)
+        elif name not in known:
             raise UserError(
                 f"unknown config field {name}={value!r}: this family is supported with "
                 f"{', '.join(sorted({*family.copied, *ruled, *family.required}))}; a field that changes the "
                 f"computation must not be ignored.{suggest(name, known)}"
             )
-        if name in required and value not in required[name]:
+        if name in required and not _is_among(value, required[name]):
             raise refused(name, value, ", ".join(repr(allowed) for allowed in required[name]))
     filled = dict(family.defaults) | dict(fields)
     ours = dict(family.constants)
@@ -116,6 +148,24 @@ def family_config(family: Family, fields: Mapping[str, Any]) -> TransformerConfi
     for rule in family.rules:
         ours |= rule.make(filled)
     return TransformerConfig(**ours)
+
+
+def _without_nulls(family: Family, fields: Mapping[str, Any], known: Collection[str]) -> dict[str, Any]:
+    """The fields but those whose null says nothing: the default is meant, or there is no such field here."""
+
+    def says_nothing(name: str) -> bool:
+        if name not in known:
+            return True
+        return name in family.defaults and name not in OWN_NULL and family.defaults[name] is not True
+
+    return {name: value for name, value in fields.items() if value is not None or not says_nothing(name)}
+
+
+def _is_among(value: Any, allowed: tuple[Any, ...]) -> bool:
+    """Whether a value is allowed; where nothing is (null, false, an empty object), every form of nothing is."""
+    nothing: tuple[Any, ...] = (None, False, {}, [], "")
+    switch = True in allowed  # null of a switch may mean either
+    return value in allowed or (value in nothing and not switch and any(choice in nothing for choice in allowed))
 
 
 def canonical_names(family: Family, tensors: Mapping[str, StoredTensor]) -> dict[str, StoredTensor]:

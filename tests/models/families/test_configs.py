@@ -232,7 +232,10 @@ REFUSALS: list[tuple[str, dict[str, Any], str]] = [
     ("llama", {"num_attention_heads": 3, "head_dim": None}, r"hidden_size=16 is not a multiple"),
     ("llama", {"num_attention_heads": 4, "num_key_value_heads": 3}, r"heads=4 is not a multiple of kv_heads=3"),
     ("llama", {"hidden_act": "quick_gelu"}, r"hidden_act='quick_gelu' is not supported"),
-    ("llama", {"tie_word_embeddings": None}, r"tie_word_embeddings=None is not supported"),
+    ("llama", {"rope_interleaved": True}, r"rope_interleaved=True is not supported"),
+    ("qwen2", {"use_mrope": True}, r"use_mrope=True is not supported"),
+    ("llama", {"sliding_window_size": 4}, r"unknown config field sliding_window_size=4"),
+    ("gemma", {"tie_word_embeddings": None}, r"tie_word_embeddings=None is not supported"),  # null of true: which?
     ("llama", {"quantization_config": {"bits": 4}}, r"quantization_config=.* is not supported"),
     ("llama", {"auto_map": {"AutoModel": "x.y"}}, r"auto_map=.* is not supported"),
     ("llama", {"rope_parameters": {"rope_type": "yarn", "factor": 2.0}}, r"rope_type='yarn' is not supported"),

@@ -118,7 +118,7 @@ class AttentionStandIn(eqx.Module):
         positions: Int[Array, "batch seq"] | None = None,
     ) -> Float[Array, "batch seq d_model"]:
         """The sublayer's output; the codes are offered to `tap`."""
-        given: dict[str, Any] = {"rules": rules, "real": real, "positions": positions}
+        given: dict[str, object] = {"rules": rules, "real": real, "positions": positions}
         if str(self.dictionary.sites.writes).endswith("/out"):
             return self.dictionary(self.attention(x, **given), tap=tap)
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import equinox as eqx
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from jaxinterp.core.errors import UserError
 from jaxinterp.core.protocols import Recipe
@@ -118,7 +118,7 @@ class AttentionStandIn(eqx.Module):
         positions: Int[Array, "batch seq"] | None = None,
     ) -> Float[Array, "batch seq d_model"]:
         """The sublayer's output; the codes are offered to `tap`."""
-        given: dict[str, object] = {"rules": rules, "real": real, "positions": positions}
+        given: dict[str, PyTree] = {"rules": rules, "real": real, "positions": positions}
         if str(self.dictionary.sites.writes).endswith("/out"):
             return self.dictionary(self.attention(x, **given), tap=tap)
 

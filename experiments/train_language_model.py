@@ -13,6 +13,9 @@ A plain transformer: RMSNorm before each sublayer, rotary positions, no biases, 
     gelu, relu    f(x W_up) W_down
     gated         (SiLU(x W_gate) * (x W_up)) W_down           Shazeer 2020, arXiv 2002.05202
     bilinear      ((x W_gate) * (x W_up)) W_down               the same paper; Pearce et al. 2024, arXiv 2410.08417
+    moe_x, switch, monet_horizontal, monet_vertical, linear_neurons, peer, mixer, permuted, kat
+                  see jaxinterp.models.mixtures.config:  --mlp moe_x --experts 8 --active 2 --d-mlp 256
+                                                         --mlp monet_horizontal --experts 32 --active 8 --d-mlp 16
 
 Expected of the first command: held-out cross-entropy 3.26 nats a token (uniform: 7.62), training loss 3.08, after 2,000
 steps of 2,048 tokens, 1.4 epochs; half an hour at the 2,200 tokens a second of two cores that others used too. The text
@@ -26,7 +29,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import equinox as eqx
 import jax
@@ -40,8 +43,12 @@ from jaxinterp.data.token_files import read_token_file
 from jaxinterp.data.tokens import TokenCorpus
 from jaxinterp.data.windows import epochs_needed, windows
 from jaxinterp.evaluation.language_loss import language_loss
+from jaxinterp.methods import Method
 from jaxinterp.methods.language_model import LanguageModel
+from jaxinterp.methods.mixture_language_model import MixtureLanguageModel
 from jaxinterp.models.load import Subject, load, save_subject
+from jaxinterp.models.mixtures.config import KindOfMLP, MixtureConfig
+from jaxinterp.models.mlp import MLP
 from jaxinterp.models.rules import Activation
 from jaxinterp.models.transformer import Transformer, TransformerConfig, initialise
 from jaxinterp.training.fit import check_sizes, fit
@@ -65,7 +72,7 @@ class Config:
 
     out: Path
     """Folder for the results; must be empty or absent unless --resume."""
-    mlp: Literal["gelu", "relu", "gated", "bilinear"] = "bilinear"
+    mlp: Literal["gelu", "relu", "gated", "bilinear"] | KindOfMLP = "bilinear"
     """Kind of MLP."""
     layers: int = 4
     """Blocks."""
@@ -73,6 +80,12 @@ class Config:
     """Width of the residual stream."""
     d_mlp: int = 512
     """Hidden neurons of an MLP."""
+    experts: int = 8
+    """Of the kinds of MLP after bilinear: see MixtureConfig (jaxinterp.models.mixtures.config)."""
+    active: int = 2
+    """Experts that a token uses: of moe_x and switch; of Monet on each side, on average; of neurons in each channel."""
+    routers: int = 4
+    """Heads of Monet's router, channels of product keys."""
     heads: int = 4
     """Attention heads; d_model must be a multiple of twice as many."""
     vocabulary: int = 2048
@@ -160,7 +173,7 @@ def train(config: Config, subject: Subject, text: Text, out: Path, track: Iterab
     All processes of a run must call it together.
     """
     trained = fit(
-        LanguageModel(learning_rate=config.learning_rate),
+        method_of(config),
         subject,
         windows(text.train, config.seq),
         steps=steps_of(config),
@@ -178,6 +191,13 @@ def train(config: Config, subject: Subject, text: Text, out: Path, track: Iterab
     return fetch(trained.decomposition)
 
 
+def method_of(config: Config) -> Method:
+    """The method that trains this kind of MLP."""
+    if config.mlp in MLPS:
+        return LanguageModel(learning_rate=config.learning_rate)
+    return MixtureLanguageModel(learning_rate=config.learning_rate)
+
+
 def steps_of(config: Config) -> int:
     """Training steps."""
     return config.tokens // config.batch_size
@@ -191,7 +211,11 @@ def shape_of(config: Config) -> TransformerConfig:
     """
     if config.d_model % config.heads:
         raise UserError(f"d_model={config.d_model} must be a multiple of heads={config.heads}, which share it.")
-    gated, activation = MLPS[config.mlp]
+    gated, activation = MLPS.get(config.mlp, (False, "relu"))
+    mixture = None
+    if config.mlp not in MLPS:
+        kind = cast(KindOfMLP, config.mlp)
+        mixture = MixtureConfig(kind, config.experts, config.d_mlp, config.active, config.routers)
     return TransformerConfig(
         vocab_size=config.vocabulary,
         d_model=config.d_model,
@@ -205,14 +229,18 @@ def shape_of(config: Config) -> TransformerConfig:
         gated=gated,
         rotary_dimensions=config.d_model // config.heads,
         tied=False,
+        mixture=mixture,
     )
 
 
 def start_model(shape: TransformerConfig, seed: int) -> Transformer:
     """Random weights; what writes into the residual stream starts at zero: every block starts as the identity."""
 
+    def of_mlp(mlp: Any) -> list[Any]:
+        return [mlp.down_proj.weight] if isinstance(mlp, MLP) else mlp.writers()
+
     def writers(model: Transformer) -> list[Any]:
-        return [weight for block in model.blocks for weight in (block.attn.o_proj.weight, block.mlp.down_proj.weight)]
+        return [weight for block in model.blocks for weight in (block.attn.o_proj.weight, *of_mlp(block.mlp))]
 
     return eqx.tree_at(writers, initialise(shape, jax.random.key(seed)), replace_fn=jnp.zeros_like)
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from jaxinterp.decompositions.saved import load_decomposition, save
     from jaxinterp.evaluation.scoreboard import score
     from jaxinterp.evaluation.trial import try_objective
+    from jaxinterp.models.generate import generate
     from jaxinterp.models.load import Subject, load
     from jaxinterp.models.rules import EXACT, RELEVANCE, Rules
     from jaxinterp.models.sites import Add, SetTo, Trace, replace, run, select, sites
@@ -39,6 +40,7 @@ __all__ = [
     "UserError",
     "feature_pages",
     "fit",
+    "generate",
     "load",
     "load_decomposition",
     "load_text",
@@ -60,6 +62,7 @@ HOMES = {
     ),
     "jaxinterp.evaluation.scoreboard": ("score",),
     "jaxinterp.evaluation.trial": ("try_objective",),
+    "jaxinterp.models.generate": ("generate",),
     "jaxinterp.models.load": (
         "Subject",
         "load",
@@ -89,7 +92,7 @@ HOMES = {
 
 ROOMS = (
     "core", "storage", "kernels", "models", "data", "decompositions", "objectives", "methods", "training", "evaluation",
-    "interchange", "report", "preflight", "commands",
+    "causal", "interchange", "report", "preflight", "commands",
 )  # fmt: skip
 """Parts of the package that `jaxinterp.methods` reaches without an import of its own."""
 

@@ -18,10 +18,12 @@ from jaxinterp.decompositions.components import Components
 from jaxinterp.decompositions.cross_layer import CrossLayer, Layer, PerLayer
 from jaxinterp.decompositions.cross_layer_files import load_cross_layer
 from jaxinterp.decompositions.dictionary import Dictionary
+from jaxinterp.decompositions.directions import Directions
 from jaxinterp.decompositions.experts import DenseNeurons, DenseStudent, Experts, Router, Scaling
 from jaxinterp.decompositions.factor_analysers import FactorAnalysers
 from jaxinterp.decompositions.files import load_dictionary
 from jaxinterp.decompositions.on_disk import KNOWN
+from jaxinterp.decompositions.parts import NonnegativeParts
 from jaxinterp.decompositions.plain import LinearMap, Neurons, PrincipalComponents
 from jaxinterp.decompositions.scales import Scales
 from jaxinterp.models.layers import Linear
@@ -50,6 +52,8 @@ KINDS: tuple[type, ...] = (
     Neurons,
     MLP,
     Linear,
+    Directions,
+    NonnegativeParts,
     *KNOWN,
 )
 """The classes that a file may name without being told of them."""

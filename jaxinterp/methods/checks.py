@@ -42,12 +42,39 @@ def check_one_of(hyper: object, name: str, known: tuple[str, ...], otherwise: st
         raise UserError(f"{name}={value!r} must be {words}{otherwise}.{suggest(str(value), known)}")
 
 
+LEAF = ("mlp", "attn")
+"""How the name of a leaf ends: `blocks/3/mlp`."""
+
+
+def one_array(site: Site, array: str, usual: str = "out") -> str:
+    """The array that an autoencoder takes apart: `array` of a leaf, or the site itself where it names an array.
+
+    Args:
+      site: `blocks/3/mlp` or `blocks/3/resid/post`.
+      array: the method's own field; `usual` is its default.
+    Raises:
+      UserError: the site is several, or names an array while `array` names another.
+    """
+    if not isinstance(site, str) or site.rpartition("/")[2] in LEAF:
+        return f"{one_leaf(site)}/{array}"
+    if array != usual and site.rpartition("/")[2] != array:
+        raise UserError(
+            f"site={site!r} is an array and array={array!r} names another: leave array away, or name a leaf."
+        )
+    return site
+
+
 def one_leaf(site: Site) -> str:
     """The site, if it is the name of one leaf.
 
     Raises:
-      UserError: it is several.
+      UserError: it is several, or an array.
     """
+    if isinstance(site, str) and site.rpartition("/")[2] not in LEAF:
+        raise UserError(
+            f"site={site!r} is an array, and this method reads and writes a leaf: name the leaf, such as blocks/3/mlp; "
+            "autoencoders take an array."
+        )
     if not isinstance(site, str):
         raise UserError(
             f"site={site!r} is no single leaf, such as blocks/3/mlp, which this method takes; "

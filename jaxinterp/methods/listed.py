@@ -8,9 +8,13 @@ from typing import Literal
 
 from jaxinterp.core.protocols import Method
 from jaxinterp.methods.factor.experts import HiddenExperts
+from jaxinterp.methods.factor.factor_analysers import MixtureOfFactorAnalysers
+from jaxinterp.methods.factor.interaction_basis import LocalInteractionBasis
 from jaxinterp.methods.factor.linear_transforms import LinearTransformsMethod
 from jaxinterp.methods.factor.mixture_of_decoders import MixtureOfDecodersMethod
+from jaxinterp.methods.factor.parameter_training import AdversarialParameters, StochasticParameters
 from jaxinterp.methods.factor.product_key_neurons import ProductKeyNeuronsMethod
+from jaxinterp.methods.factor.semi_nmf import SemiNMF
 from jaxinterp.methods.sparse.afa import TopAFASparseAutoencoder
 from jaxinterp.methods.sparse.attention_sparse_autoencoder import AttentionSparseAutoencoder
 from jaxinterp.methods.sparse.cross_layer_transcoder import CrossLayerTranscoder
@@ -51,5 +55,10 @@ METHODS: dict[str, Listed] = {
     "linear_transforms": Listed(LinearTransformsMethod, "factor"),
     "mixture_of_decoders": Listed(MixtureOfDecodersMethod, "factor"),
     "product_key_neurons": Listed(ProductKeyNeuronsMethod, "factor"),
+    "factor_analysers": Listed(MixtureOfFactorAnalysers, "factor"),
+    "interaction_basis": Listed(LocalInteractionBasis, "factor"),
+    "semi_nmf": Listed(SemiNMF, "factor"),
+    "stochastic_parameters": Listed(StochasticParameters, "factor"),
+    "adversarial_parameters": Listed(AdversarialParameters, "factor"),
 }
 """Every method of the package that `fit` trains, by name."""

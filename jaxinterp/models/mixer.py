@@ -17,6 +17,7 @@ Source: Hayase and Karakida 2024 (arXiv 2306.01470).
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from jaxinterp.models.layers import Tap, no_tap
@@ -32,6 +33,14 @@ class MixerMLP(eqx.Module):
     channel_down: Float[Array, "channels_hidden channels"]
     activation: Activation = eqx.field(static=True, default="gelu")
 
+    def cuts(self) -> dict[str, int | None]:
+        """Small matrices: they lie on every device."""
+        return dict.fromkeys(("token_up", "token_down", "channel_up", "channel_down"))
+
+    def writers(self) -> list[Array]:
+        """What writes the output."""
+        return [self.token_down, self.channel_down]
+
     def __call__(
         self, x: Float[Array, "*axes d"], *, tap: Tap = no_tap, rules: Rules = EXACT
     ) -> Float[Array, "*axes d"]:
@@ -43,21 +52,32 @@ class MixerMLP(eqx.Module):
 
 
 class PermutedMLP(eqx.Module):
-    """y = f(K1 x) then K2, K = J (I (x) W) with a fixed permutation before and after: no grid, the same sparsity."""
+    """y = K2 f(K1 x), K = J (I (x) W) with fixed permutations before and after: no grid, the same sparsity.
+
+    The permutations are those of `orders(seed, ...)`.
+    """
 
     up: Float[Array, "size wide"]
     down: Float[Array, "wide size"]
-    before: Int[Array, " d"]
-    between: Int[Array, " hidden"]
-    after: Int[Array, " d"]
+    seed: int = eqx.field(static=True, default=0)
     activation: Activation = eqx.field(static=True, default="gelu")
+
+    def cuts(self) -> dict[str, int | None]:
+        """Small matrices: they lie on every device."""
+        return {"up": None, "down": None}
+
+    def writers(self) -> list[Array]:
+        """What writes the output."""
+        return [self.down]
 
     def __call__(
         self, x: Float[Array, "*axes d"], *, tap: Tap = no_tap, rules: Rules = EXACT
     ) -> Float[Array, "*axes d"]:
-        pre = tap("pre", permuted_kronecker(x, self.up, self.before, self.between))
-        hidden = tap("hidden", activate(self.activation, pre, rules))
-        return permuted_kronecker(hidden, self.down, jnp.argsort(self.between), self.after)
+        hidden = x.shape[-1] * self.up.shape[1] // self.up.shape[0]
+        before, between, after = orders(self.seed, x.shape[-1], hidden)
+        pre = tap("pre", permuted_kronecker(x, self.up, before, between))
+        active = tap("hidden", activate(self.activation, pre, rules))
+        return permuted_kronecker(active, self.down, np.argsort(between), after)
 
 
 def mix_tokens(x: Float[Array, "*axes tokens channels"], weight: Float[Array, "out tokens"]) -> Array:
@@ -83,8 +103,8 @@ def channel_matrix(weight: Float[Array, "channels out"], tokens: int) -> Float[A
 def permuted_kronecker(
     x: Float[Array, "*axes d"],
     weight: Float[Array, "size out"],
-    before: Int[Array, " d"],
-    after: Int[Array, " wide"],
+    before: Int[np.ndarray, " d"],
+    after: Int[np.ndarray, " wide"],
 ) -> Float[Array, "*axes wide"]:
     """J2 (I (x) W^T) J1 x: x in the order `before`, cut into pieces of `size`, each times W, in the order `after`."""
     pieces = x[..., before].reshape(*x.shape[:-1], -1, weight.shape[0])
@@ -101,10 +121,15 @@ def random_mixer(key: PRNGKeyArray, tokens: int, channels: int, expansion: int =
     return MixerMLP(token[0], token[1], channel[0], channel[1])
 
 
-def random_permuted(key: PRNGKeyArray, d: int, size: int, expansion: int = 4) -> PermutedMLP:
-    """Random permutations, and normal start values of standard deviation 1/sqrt(what is read)."""
-    keys = jax.random.split(key, 5)
+def random_permuted(key: PRNGKeyArray, size: int, expansion: int = 4) -> PermutedMLP:
+    """Normal start values of standard deviation 1/sqrt(what is read)."""
+    keys = jax.random.split(key, 2)
     up = jax.random.normal(keys[0], (size, expansion * size)) / size**0.5
     down = jax.random.normal(keys[1], (expansion * size, size)) / (expansion * size) ** 0.5
-    orders = [jax.random.permutation(k, length) for k, length in zip(keys[2:], (d, expansion * d, d), strict=True)]
-    return PermutedMLP(up, down, orders[0], orders[1], orders[2])
+    return PermutedMLP(up, down)
+
+
+def orders(seed: int, d: int, hidden: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The permutations before, between and after the two matrices: NumPy's, of this seed."""
+    draw = np.random.default_rng(seed)
+    return draw.permutation(d), draw.permutation(hidden), draw.permutation(d)

@@ -52,6 +52,16 @@ class KATMLP(eqx.Module):
     second: GroupRational
     down: Linear
 
+    def cuts(self) -> dict[str, int | None]:
+        """Groups share a numerator: all lies on every device."""
+        names = ("up/weight", "up/bias", "down/weight", "down/bias")
+        parts = ("first/numerator", "first/denominator", "second/numerator", "second/denominator")
+        return dict.fromkeys((*names, *parts))
+
+    def writers(self) -> list[Array]:
+        """What writes the output."""
+        return [self.down.weight]
+
     def __call__(
         self, x: Float[Array, "*axes d"], *, tap: Tap = no_tap, rules: Rules = EXACT
     ) -> Float[Array, "*axes d"]:

@@ -39,6 +39,7 @@ from jaxinterp.models.layers import (
     soft_cap,
     under,
 )
+from jaxinterp.models.mixtures.config import MixtureConfig, make_mlp
 from jaxinterp.models.mlp import MLP
 from jaxinterp.models.rules import EXACT, Activation, Rules
 
@@ -89,6 +90,7 @@ class TransformerConfig:
     embedding_scale: float = 1.0
     tied: bool = True
     head: bool = True  # False: no logits, but `pooled`
+    mixture: MixtureConfig | None = None  # an MLP of another kind; `activation`, `gated` and `d_mlp` are not used then
 
     def __post_init__(self) -> None:
         """Raises UserError where two fields contradict each other."""
@@ -270,7 +272,9 @@ def initialise(config: TransformerConfig, key: PRNGKeyArray) -> Transformer:
             rotary_scaling=config.rotary_scaling if local_base is None else None,
         )
 
-    def mlp() -> MLP:
+    def mlp() -> Any:
+        if config.mixture is not None:
+            return make_mlp(config.mixture, config.d_model, next(keys))
         d_model, d_mlp, bias = config.d_model, config.d_mlp, config.mlp_bias
         gate = random_linear(next(keys), d_model, d_mlp, bias, cut="out") if config.gated else None
         up = random_linear(next(keys), d_model, d_mlp, bias, cut="out")

@@ -18,7 +18,7 @@ from jaxinterp.data.activations import WINDOW, Rows
 from jaxinterp.data.windows import batches, fingerprint, some_places
 from jaxinterp.models.ids import check_rows, token_rows
 from jaxinterp.models.load import Subject
-from jaxinterp.models.sites import LEAVES, check_site, sites
+from jaxinterp.models.sites import LEAVES, PROJECTIONS, check_site, sites
 from jaxinterp.storage.arrays import weights_hash
 from jaxinterp.storage.checkpoints import Checkpoints
 from jaxinterp.training.guard import Losses, Preemption
@@ -83,8 +83,8 @@ def fit(
       subject: the model, frozen.
       tokens: windows from `jaxinterp.data`: a Grain dataset of {"tokens", "weight", "document"}, each `[seq]`; with
         activations in them (`cached_windows`) the subject is not run. None: for methods that read the weights alone.
-      site: the MLP leaf, `blocks/3/mlp`; for methods that take several, a glob: `blocks/*/mlp`; None for methods that
-        read no array of the subject.
+      site: the leaf, `blocks/3/mlp`; for autoencoders also any array, `blocks/3/resid/post`; for methods that take
+        several, a glob: `blocks/*/mlp`; None for methods that read no array of the subject.
       steps: training steps; each harvests and trains on `batch_size` tokens, or is one sweep over all kept rows. A
         method of several passes takes so many in each. None: for methods that compute their answer at once.
       rows: how many tokens are kept, for methods that sweep over the same rows again and again (`Needs(rows="kept")`);
@@ -349,18 +349,20 @@ def check_kept(needed: Needs, rows: int | None, text: bool) -> None:
 
 
 def expand(model: Any, site: str) -> str | tuple[str, ...]:
-    """The leaf that a name stands for, or all leaves that a glob matches.
+    """The leaf or array of this name; or all leaves that a glob matches, all arrays where it matches no leaf.
 
     Raises:
-      UserError: there is none.
+      UserError: there is none, or it is a projection.
     """
     if "*" not in site:
-        if not check_site(model, site).endswith(LEAVES):
-            raise UserError(f"site={site!r} is an array: name the leaf that it belongs to, such as blocks/0/mlp.")
+        if check_site(model, site).endswith(PROJECTIONS):
+            leaf = site.rpartition("/")[0]
+            raise UserError(f"site={site!r} is a linear map: name its leaf {leaf!r}, or an array.")
         return site
-    found = tuple(name for name in sites(model, site) if name.endswith(LEAVES))
+    matching = [name for name in sites(model, site) if not name.endswith(PROJECTIONS)]
+    found = tuple(name for name in matching if name.endswith(LEAVES)) or tuple(matching)
     if not found:
-        raise UserError(f"no leaf of the model matches {site!r}.{suggest(site, sites(model))}")
+        raise UserError(f"no site of the model matches {site!r}.{suggest(site, sites(model))}")
     return found
 
 

@@ -40,13 +40,14 @@ def test_the_mixer_is_a_wide_mlp_with_kronecker_matrices():
 
 
 def test_the_permuted_mlp_is_one_with_explicit_permutation_matrices():
-    layer = m.random_permuted(jax.random.key(0), S * C, S, expansion=2)
+    layer = m.random_permuted(jax.random.key(0), S, expansion=2)
+    before, between, after = m.orders(0, S * C, 2 * S * C)
     x = normal(5, 7, S * C)
     eye = np.eye(S * C)
     blocks = lambda weight: np.kron(np.eye(C), np.asarray(weight).T)
-    first = np.eye(2 * S * C)[np.asarray(layer.between)] @ blocks(layer.up) @ eye[np.asarray(layer.before)]
-    back = np.eye(2 * S * C)[np.argsort(np.asarray(layer.between))]
-    second = eye[np.asarray(layer.after)] @ blocks(layer.down) @ back
+    first = np.eye(2 * S * C)[between] @ blocks(layer.up) @ eye[before]
+    back = np.eye(2 * S * C)[np.argsort(between)]
+    second = eye[after] @ blocks(layer.down) @ back
     np.testing.assert_allclose(layer(x), gelu(np.asarray(x) @ first.T) @ second.T, rtol=0, atol=1e-12)
-    unmoved = eye[np.asarray(layer.after)] @ blocks(layer.down)  # broken variant: the order between is not undone
+    unmoved = eye[after] @ blocks(layer.down)  # broken variant: the order between is not undone
     assert np.abs(gelu(np.asarray(x) @ first.T) @ unmoved.T - layer(x)).max() > 0.1

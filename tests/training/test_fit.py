@@ -165,7 +165,8 @@ def test_a_checkpoint_of_another_run_is_refused_and_kept(subject, text, tmp_path
     ("change", "words"),
     [
         ({"site": "blocks/1/mlpp"}, "Did you mean 'blocks/1/mlp'"),
-        ({"site": "blocks/1/mlp/in"}, "is an array: name the leaf"),
+        ({"site": "blocks/1/mlp/in"}, "is an array, and this method reads and writes a leaf"),
+        ({"site": "blocks/1/mlp/up_proj"}, "is a linear map: name its leaf 'blocks/1/mlp', or an array"),
         ({"batch_size": 100}, "batch_size=100 must be a multiple of the windows' length 32"),
         ({"steps": 0}, "steps=0"),
         ({"buffer_batches": 0}, "buffer_batches=0"),
@@ -256,7 +257,7 @@ def test_a_method_may_take_several_layers(subject, text):
     result = fit(EveryMLP(), subject, text, **SIZES | {"site": "blocks/*/mlp"})
     assert len(result.decomposition) == 4
     assert result.history[-1]["loss"] < 0.95 * result.history[0]["loss"]
-    with pytest.raises(UserError, match=r"no leaf of the model matches 'blocks/\*/mpl'"):
+    with pytest.raises(UserError, match=r"no site of the model matches 'blocks/\*/mpl'"):
         fit(EveryMLP(), subject, text, **SIZES | {"site": "blocks/*/mpl"})
 
 

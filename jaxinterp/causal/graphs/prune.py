@@ -40,11 +40,17 @@ def prune(graph: Graph, *, node_threshold: float = 0.8, edge_threshold: float = 
     fixed = graph.token_nodes.start
     nodes[fixed:] = True
 
-    among = np.where(nodes[:, None] & nodes[None, :], graph.adjacency, 0)
-    share = shares(among)
-    scores = share * (total_influence(share, weight) + weight)[:, None]
+    scores = edge_scores(np.where(nodes[:, None] & nodes[None, :], graph.adjacency, 0), weight)
     edges = (scores >= smallest_kept(scores.ravel(), edge_threshold)) & (scores > 0)
     return Pruned(*_without_dead_ends(nodes, edges, len(graph.features), fixed), cumulative_shares(influence))
+
+
+def edge_scores(
+    adjacency: Float[np.ndarray, "nodes nodes"], weight: Float[np.ndarray, " nodes"]
+) -> Float[np.ndarray, "nodes nodes"]:
+    """A'[t, s] (influence[t] + w[t])."""
+    share = shares(adjacency)
+    return share * (total_influence(share, weight) + weight)[:, None]
 
 
 def smallest_kept(scores: Float[np.ndarray, " n"], threshold: float) -> float:
@@ -54,8 +60,8 @@ def smallest_kept(scores: Float[np.ndarray, " n"], threshold: float) -> float:
     return float(falling[min(int(np.searchsorted(cumulative, threshold)), falling.size - 1)])
 
 
-def cumulative_shares(influence: Float[np.ndarray, " nodes"]) -> Float[np.ndarray, " nodes"]:
-    """For every node, which share of the influence it and the more influential nodes make up."""
+def cumulative_shares(influence: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
+    """For every score, which share of the sum it and the larger ones make up."""
     order = np.argsort(-influence, kind="stable")
     result = np.zeros_like(influence)
     result[order] = np.cumsum(influence[order]) / max(float(influence.sum()), SMALLEST)

@@ -5,9 +5,9 @@ With write vector D_j (in the model's units) of an array that the residual strea
     direct path    l_j = center(g * P D_j) W_U,     then minus its mean over the vocabulary
 
 g = the final norm's weight, W_U = the unembedding; P = the down projection for an array inside the MLP (`hidden`), the
-post-norm's weight where the block has one, else 1; `center` subtracts the mean over d_model for a LayerNorm. l is in
-logits per unit of activation, for a final residual stream of root mean square 1: the norm's division is left out, and
-so are a soft cap on the logits and everything that later layers make of the feature.
+weight of the sublayer's post-norm where the block has one, else 1; `center` subtracts the mean over d_model for a
+LayerNorm. l is in logits per unit of activation, for a final residual stream of root mean square 1: the norm's division
+is left out, and so are a soft cap on the logits and everything that later layers make of the feature.
 """
 
 from typing import Any
@@ -26,18 +26,26 @@ def direct_logits(
     """The direct path of the module's equation; None without logits, or where the array is not added up to them.
 
     Args:
-      writes: the site that the vectors are written to, `blocks/3/mlp/out`.
+      writes: the site that the vectors are written to: `blocks/3/mlp/{hidden,out,added}`, `blocks/3/attn/out`,
+        `blocks/3/resid/{pre,mid,post}`.
       vectors: write vectors in the model's own units, per unit of activation.
     """
     block = _block(model, writes)
-    port = writes.rpartition("/")[2]
-    if block is None or port not in ("hidden", "out", "added") or not model.config.head or model.final_norm is None:
+    sublayer, _, port = writes.rpartition("/")
+    if block is None or not model.config.head or model.final_norm is None:
         return None
-    if port == "hidden":
+    if sublayer.endswith("/resid"):
+        pass  # the residual stream itself
+    elif sublayer.endswith("/attn") and port == "out":
+        if block.attn_post_norm is not None:
+            vectors = vectors * _gain(block.attn_post_norm)
+    elif not sublayer.endswith("/mlp") or port not in ("hidden", "out", "added"):
+        return None
+    elif port == "hidden":
         if not isinstance(block.mlp, MLP):
             return None
         vectors = vectors @ _wide(block.mlp.down_proj.weight)
-    if port != "added" and block.mlp_post_norm is not None:
+    if sublayer.endswith("/mlp") and port != "added" and block.mlp_post_norm is not None:
         vectors = vectors * _gain(block.mlp_post_norm)
     if model.final_norm.kind == "layer":
         vectors = vectors - vectors.mean(axis=1, keepdims=True)
@@ -56,7 +64,7 @@ def neuron_cosines(
     """
     block = _block(model, site)
     port = site.rpartition("/")[2]
-    if block is None or not isinstance(block.mlp, MLP):
+    if block is None or "/mlp/" not in site or not isinstance(block.mlp, MLP):
         return None
     if port == "in":
         neurons = _wide((block.mlp.up_proj if block.mlp.gate_proj is None else block.mlp.gate_proj).weight).T
@@ -82,9 +90,9 @@ def unit(rows: Float[np.ndarray, "rows d"]) -> Float[np.ndarray, "rows d"]:
 
 
 def _block(model: Any, site: str) -> Any:
-    """The block that `blocks/3/mlp/...` names, None for a model or a site of another form."""
+    """The block that `blocks/3/mlp/...` is in, None for a model or a site of another form."""
     parts = site.split("/")
-    if not isinstance(model, Transformer) or len(parts) != 4 or parts[0] != "blocks" or parts[2] != "mlp":
+    if not isinstance(model, Transformer) or len(parts) != 4 or parts[0] != "blocks":
         return None
     return model.blocks[int(parts[1])]
 

@@ -9,12 +9,18 @@ Source: Elhage et al. 2022 (Toy Models of Superposition); sizes 5-2 and 40-10 as
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, PRNGKeyArray
+
+from jaxinterp.core.batch import Batch, make_batch
+from jaxinterp.core.protocols import Method
+from jaxinterp.core.sites import Sites
+from jaxinterp.methods.recipes import one_pass
 
 IN, OUT = "linear1", "linear2"
 """The names of the two matrices."""
@@ -85,3 +91,43 @@ def train_superposition(
 
     weight, bias = run((weight, jnp.zeros(features)))
     return Superposition(weight, weight.T, bias)
+
+
+def decompose(
+    method: Method,
+    model: Superposition,
+    key: PRNGKeyArray,
+    *,
+    steps: int,
+    batch_size: int,
+    probability: float = 0.05,
+) -> tuple[Any, dict[str, float]]:
+    """Train a parameter decomposition of the model on fresh samples; one compiled scan.
+
+    Returns:
+      The decomposition, and the means of its metrics over the last tenth of the steps.
+    """
+    recipe, sites = one_pass(method, steps), Sites("x", "x")
+    start_key, data_key = jax.random.split(key)
+
+    def batch(step: Array) -> Batch:
+        samples = draw_sparse(jax.random.fold_in(data_key, step), batch_size, model.bias.shape[0], probability)
+        return make_batch({"x": samples}, jnp.ones(batch_size), sites, step=step)
+
+    @jax.jit
+    def run(model: Superposition) -> tuple[Any, Any]:
+        def body(state: Any, step: Array) -> tuple[Any, Any]:
+            state, metrics = recipe.step(state, batch(step), jax.random.fold_in(start_key, step), model)
+            return state, {name: ratio.value() for name, ratio in metrics.items()}
+
+        return jax.lax.scan(body, recipe.init(start_key, batch(jnp.int32(steps)), model), jnp.arange(steps))
+
+    state, history = run(model)
+    late = {name: float(jnp.mean(values[-max(1, steps // 10) :])) for name, values in history.items()}
+    return recipe.finish(state), late
+
+
+def probe(decomposition: Any, model: Superposition, size: float = 0.75) -> dict[str, Float[Array, "features parts"]]:
+    """The causal importances g of every part for inputs with a single active feature of that size, by matrix."""
+    one_hot = size * jnp.eye(model.bias.shape[0])
+    return {name: g.lower for name, g in decomposition.importances(model.reads(one_hot)).items()}

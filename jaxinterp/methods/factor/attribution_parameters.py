@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxinterp.decompositions.base import PARAMETER_ROWS
+from jaxinterp.core.fields import PARAMETER_ROWS
 
 SMALL = 1e-16
 

@@ -19,17 +19,97 @@ Source: Bushnaq et al. 2024 (arXiv 2405.10928), `basis_formula="jacobian"` of it
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PRNGKeyArray
 
+from jaxinterp.core.batch import Batch, Needs, Sites
 from jaxinterp.core.errors import UserError
+from jaxinterp.decompositions.directions import Directions
+from jaxinterp.methods.checks import check_positive, check_whole, one_leaf
+from jaxinterp.methods.recipes import Recipe, streaming_method
+from jaxinterp.models.sites import select
 
 Function = Callable[[Array], Array]
 """One token's (or one sample's) array [*axes, d] to the next array, of any shape whose last axis is d_next."""
+
+
+@dataclass(frozen=True)
+class LocalInteractionBasis:
+    """Hyperparameters of the basis of an MLP's input by what the MLP makes of it.
+
+    One pass: the next basis is that of the output's principal components with none dropped, a rotation, which leaves
+    M' as it is. Activations are centred, which is the same as a constant coordinate that is held.
+    """
+
+    directions: int | None = None
+    """How many are kept, the most important first; None: all above the threshold."""
+    probes: int = 8
+    """Probes of ±1 a token in place of one derivative an output."""
+    threshold: float = 1e-6
+    """Eigenvalues below this share of the largest are dropped."""
+
+    def __post_init__(self) -> None:
+        """Raises UserError where a hyperparameter is out of its range."""
+        check_whole(self, directions=1, probes=1)
+        check_positive(self, "threshold")
+
+    def needs(self, site: Any) -> Needs:
+        """The MLP's input; the output's derivative comes from the model."""
+        return Needs(f"{one_leaf(site)}/in", f"{site}/in")
+
+    def recipe(self, steps: int) -> Recipe:
+        """Moments over the stream, then eigenvectors in float64."""
+        return streaming_method(
+            _no_moments, self._moments, self._solve, start=lambda key, sample, model: _Named(sample)
+        )
+
+    def _moments(self, given: "_Named", batch: Batch, key: PRNGKeyArray, model: Any) -> dict[str, Array]:
+        mlp = select(model, batch.sites.leaf).get()
+        x, weight = batch.inputs.astype(jnp.float32), batch.weight
+        signs = jax.random.rademacher(key, (self.probes, *jax.eval_shape(mlp, x).shape), jnp.float32)
+        moment = jacobian_moment_probed(mlp, x, signs * jnp.sqrt(weight)[:, None])
+        return {
+            "count": jnp.sum(weight),
+            "mean": weight @ x,
+            "gram": (weight[:, None] * x).T @ x,
+            "jacobian": moment * x.shape[0],
+        }
+
+    def _solve(self, given: "_Named", sums: Any) -> Directions:
+        count = float(sums["count"])
+        mean = sums["mean"] / count
+        covariance = sums["gram"] / count - np.outer(mean, mean)
+        basis = interaction_basis(covariance, sums["jacobian"] / count, threshold=self.threshold, relative=True)
+        kept = slice(None, self.directions)
+        narrow = lambda array: jnp.asarray(array, jnp.float32)
+        return Directions(
+            narrow(basis.into.T[kept]),
+            narrow(basis.out_of[kept]),
+            narrow(basis.importance[kept]),
+            narrow(mean),
+            narrow(np.trace(covariance)),
+            given.sites,
+        )
+
+
+class _Named(eqx.Module):
+    """The sites, which stay fixed during the stream."""
+
+    sites: Sites = eqx.field(static=True)
+
+    def __init__(self, sample: Batch) -> None:
+        self.sites = sample.sites
+
+
+def _no_moments(sample: Batch) -> dict[str, Array]:
+    d = sample.inputs.shape[1]
+    return {"count": jnp.zeros(()), "mean": jnp.zeros(d), "gram": jnp.zeros((d, d)), "jacobian": jnp.zeros((d, d))}
 
 
 class Basis(NamedTuple):

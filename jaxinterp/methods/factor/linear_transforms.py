@@ -27,12 +27,14 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from jaxinterp.core.batch import Batch, Sites
-from jaxinterp.decompositions.base import PARAMETER, PARAMETER_ROWS, STATE
+from jaxinterp.core.batch import Batch
+from jaxinterp.core.fields import PARAMETER, PARAMETER_ROWS, STATE
+from jaxinterp.core.protocols import Recipe
+from jaxinterp.core.sites import Sites
 from jaxinterp.decompositions.codes import Codes, DenseCodes
 from jaxinterp.decompositions.scales import Scales, moments, scales_of
-from jaxinterp.methods.base import Recipe, gradient_method, warmup_linear
 from jaxinterp.methods.checks import check_not_negative, check_one_of, check_positive, check_whole, one_leaf
+from jaxinterp.methods.recipes import gradient_method, warmup_linear
 from jaxinterp.objectives import Term, ratio, reconstruction, scale, total
 
 Gating = Literal["topk", "relu"]

@@ -101,13 +101,13 @@ def classify(cosines: Cosines, threshold: float = 0.5) -> Int[Array, "*layers ne
     return jnp.stack([along, jnp.abs(gate), typical.astype(along.dtype)], axis=-1)
 
 
-def counts(classes: Int[Array, "*layers neurons 3"]) -> dict[str, Int[np.ndarray, "*layers"]]:
+def counts(classes: Int[Array | np.ndarray, "*layers neurons 3"]) -> dict[str, Int[np.ndarray, "*layers"]]:
     """By name of a class, how many neurons of each layer are in it; classes without neurons are there too."""
     found = np.asarray(classes)
     return {name: np.asarray((found == np.asarray(key)).all(axis=-1).sum(axis=-1)) for key, name in NAMES.items()}
 
 
-def members(classes: Int[Array, "neurons 3"], name: str) -> Int[np.ndarray, " members"]:
+def members(classes: Int[Array | np.ndarray, "neurons 3"], name: str) -> Int[np.ndarray, " members"]:
     """The numbers of the neurons in one class.
 
     Raises:

@@ -36,7 +36,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from jaxinterp.decompositions.base import PARAMETER_ROWS
+from jaxinterp.core.fields import PARAMETER_ROWS
 
 Distance = Literal["squares", "kl"]
 
@@ -153,21 +153,43 @@ def faithfulness(weights: Mapping[str, Float[Array, "_in _out"]], parts: Mapping
     return jnp.asarray(squares / sum(weight.size for weight in weights.values()))
 
 
-def distance(clean: Float[Array, "*axes d"], masked: Float[Array, "*axes d"], kind: Distance) -> Float[Array, ""]:
-    """squares: the mean over inputs and outputs; kl: the mean over inputs of KL(clean || masked) of their softmax."""
+def distance(
+    clean: Float[Array, "*axes d"],
+    masked: Float[Array, "*axes d"],
+    kind: Distance,
+    weight: Float[Array, "*axes"] | None = None,
+) -> Float[Array, ""]:
+    """squares: the mean over inputs and outputs; kl: the mean over inputs of KL(clean || masked) of their softmax.
+
+    `weight`: of inputs, 0 for those that do not count.
+    """
     if kind == "squares":
-        return jnp.mean((clean - masked) ** 2)
+        return mean_over_inputs(jnp.mean((clean - masked) ** 2, axis=-1, keepdims=True), weight)[0]
     log_p, log_q = jax.nn.log_softmax(clean), jax.nn.log_softmax(masked)
-    return jnp.mean(jnp.sum(jnp.exp(log_p) * (log_p - log_q), axis=-1))
+    return mean_over_inputs(jnp.sum(jnp.exp(log_p) * (log_p - log_q), axis=-1, keepdims=True), weight)[0]
+
+
+def mean_over_inputs(
+    values: Float[Array, "*axes parts"], weight: Float[Array, "*axes"] | None = None
+) -> Float[Array, " parts"]:
+    """The (weighted) mean over all axes but the last."""
+    axes = tuple(range(values.ndim - 1))
+    if weight is None:
+        return jnp.mean(values, axis=axes)
+    return jnp.sum(values * weight[..., None], axis=axes) / jnp.maximum(jnp.sum(weight), 1e-9)
 
 
 def importance_minimality(
-    upper_importances: Mapping[str, Float[Array, "..."]], p: Float[Array, ""] | float | int, *, epsilon: float = 1e-12
+    upper_importances: Mapping[str, Float[Array, "..."]],
+    p: Float[Array, ""] | float | int,
+    *,
+    epsilon: float = 1e-12,
+    weight: Float[Array, "*axes"] | None = None,
 ) -> Float[Array, ""]:
     """sum over matrices and parts of the mean over inputs of (upper + epsilon)^p. Not divided by matrices or parts."""
     total = jnp.zeros(())
     for values in upper_importances.values():
-        total = total + jnp.sum(jnp.mean((values + epsilon) ** p, axis=tuple(range(values.ndim - 1))))
+        total = total + jnp.sum(mean_over_inputs((values + epsilon) ** p, weight))
     return total
 
 
@@ -177,9 +199,10 @@ def stochastic(
     importances: Mapping[str, Importances],
     sources: Mapping[str, Mask],
     kind: Distance,
+    weight: Float[Array, "*axes"] | None = None,
 ) -> Float[Array, ""]:
     """The distance with every matrix masked at once; `sources`: the r of every matrix, and its m_D."""
-    return distance(clean, masked(masks_from(importances, sources)), kind)
+    return distance(clean, masked(masks_from(importances, sources)), kind, weight)
 
 
 def layerwise(
@@ -188,9 +211,12 @@ def layerwise(
     importances: Mapping[str, Importances],
     sources: Mapping[str, Mask],
     kind: Distance,
+    weight: Float[Array, "*axes"] | None = None,
 ) -> Float[Array, ""]:
     """The mean over matrices of the distance with that one masked and the others the model's own."""
-    each = [distance(clean, masked({name: mask}), kind) for name, mask in masks_from(importances, sources).items()]
+    each = [
+        distance(clean, masked({name: mask}), kind, weight) for name, mask in masks_from(importances, sources).items()
+    ]
     return jnp.mean(jnp.stack(each))
 
 
@@ -229,6 +255,7 @@ def terms(
     kind: Distance,
     p: Float[Array, ""] | float | int,
     coefficients: Coefficients | None = None,
+    weight: Float[Array, "*axes"] | None = None,
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
     """The loss with given random sources, and every term before its coefficient.
 
@@ -238,9 +265,9 @@ def terms(
     asked = Coefficients() if coefficients is None else coefficients
     found = {
         "faithful": faithfulness(weights, parts),
-        "stochastic": stochastic(masked, clean, importances, sources, kind),
-        "layerwise": layerwise(masked, clean, importances, sources, kind) if asked.layerwise else jnp.zeros(()),
-        "importance": importance_minimality({name: g.upper for name, g in importances.items()}, p),
+        "stochastic": stochastic(masked, clean, importances, sources, kind, weight),
+        "layerwise": layerwise(masked, clean, importances, sources, kind, weight) if asked.layerwise else jnp.zeros(()),
+        "importance": importance_minimality({name: g.upper for name, g in importances.items()}, p, weight=weight),
     }
     counts = zip(asked, found.values(), strict=True)
     return sum((coefficient * value for coefficient, value in counts), jnp.zeros(())), found

@@ -20,14 +20,16 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from jaxinterp.core.batch import Batch, Sites
+from jaxinterp.core.batch import Batch
 from jaxinterp.core.errors import UserError
-from jaxinterp.decompositions.base import PARAMETER, PARAMETER_ROWS, STATE
+from jaxinterp.core.fields import PARAMETER, PARAMETER_ROWS, STATE
+from jaxinterp.core.protocols import Recipe
+from jaxinterp.core.sites import Sites
 from jaxinterp.decompositions.codes import Codes, SparseCodes
 from jaxinterp.decompositions.scales import Scales, moments, scales_of
 from jaxinterp.kernels import sparse_decode
-from jaxinterp.methods.base import Recipe, gradient_method, warmup_linear
 from jaxinterp.methods.checks import check_one_of, check_positive, check_whole, one_leaf
+from jaxinterp.methods.recipes import gradient_method, warmup_linear
 from jaxinterp.models.mixtures.product_keys import (
     DenseScores,
     KeyScores,

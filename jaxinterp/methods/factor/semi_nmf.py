@@ -20,18 +20,110 @@ Source: Shafran, Geiger, Geva 2025 (arXiv 2506.10920); updates of Ding, Li, Jord
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
+from jaxinterp.core.batch import Batch, Needs
 from jaxinterp.core.errors import UserError
+from jaxinterp.core.fields import STATE, TOKEN_ROWS
+from jaxinterp.core.metrics import Metrics, Ratio, number
+from jaxinterp.decompositions.parts import NonnegativeParts
+from jaxinterp.methods.checks import check_not_negative, check_one_of, check_whole, one_leaf
+from jaxinterp.methods.recipes import Recipe, alternating_method
+from jaxinterp.methods.sparse.dictionary import moments
 
 Number = float | Float[Array, ""]
 
 RIDGE, FLOOR, EPSILON, START = 1e-6, 1e-8, 1e-6, 1e-6
 """The authors' constants: of the solve, of the rescaling, of the quotient, and the smallest start value."""
+
+
+@dataclass(frozen=True)
+class SemiNMF:
+    """Hyperparameters of semi-NMF of an MLP's hidden activations: `fit(SemiNMF(...), ..., rows=100_000, steps=1000)`.
+
+    One step is one update over all kept rows.
+    """
+
+    features: int = 100
+    """How many groups of neurons (published: 100 to 400)."""
+    sparsity: float = 0.01
+    """The share of neurons that a feature keeps; 1: all."""
+    start: Literal["random", "svd", "kmeans"] = "random"
+    """Where coefficients start. On planted data random and SVD starts recover the features, k-means starts don't."""
+    tolerance: float = 1e-6
+    """An update is better where it lowers the error by this share of |X|^2. (The authors' is absolute, 1e-4.)"""
+    patience: int = 200
+    """The run ends after so many updates in a row that are not better (published: 1,500)."""
+    iterations: int = 200
+    """Of non-negative least squares, for the coefficients of new tokens."""
+
+    def __post_init__(self) -> None:
+        """Raises UserError where a hyperparameter is out of its range."""
+        check_whole(self, features=1, patience=1, iterations=1)
+        check_one_of(self, "start", ("random", "svd", "kmeans"))
+        check_not_negative(self, "tolerance")
+        kept_entries(self.sparsity, 1)
+
+    def needs(self, site: Any) -> Needs:
+        """The hidden activations of one leaf, kept."""
+        hidden = f"{one_leaf(site)}/hidden"
+        return Needs(hidden, hidden, rows="kept")
+
+    def recipe(self, steps: int) -> Recipe:
+        """Updates from the start, the best kept."""
+        return alternating_method(lambda key, sample, model: begin(self, key, sample), self._sweep)
+
+    def _sweep(
+        self, parts: NonnegativeParts, aux: "Sweeping", batch: Batch, key: PRNGKeyArray, model: Any
+    ) -> tuple[NonnegativeParts, "Sweeping", Metrics]:
+        kept = kept_entries(self.sparsity, batch.inputs.shape[1])
+        swept = sweep(batch.inputs, aux.coefficients, aux.gram, aux.energy, kept)
+        better = swept.loss < aux.best - self.tolerance * aux.energy
+        waited = jnp.where(better, 0, aux.waited + 1)
+        best = jnp.where(better, swept.loss, aux.best)
+        features = jnp.where(better, swept.factors.features, parts.decoder)
+        parts = eqx.tree_at(lambda one: one.decoder, parts, features)
+        metrics = {
+            "loss": Ratio(swept.loss, aux.energy),
+            "best": Ratio(best, aux.energy),
+            "converged": number(waited / self.patience),
+        }
+        return parts, Sweeping(swept.factors.coefficients, swept.gram, aux.energy, best, waited), metrics
+
+
+class Sweeping(eqx.Module):
+    """What an update begins with: G, G^T G, |X|^2, the least error so far, and how many updates did not improve it."""
+
+    coefficients: Float[Array, "tokens features"] = eqx.field(metadata=TOKEN_ROWS)
+    gram: Float[Array, "features features"] = eqx.field(metadata=STATE)
+    energy: Float[Array, ""] = eqx.field(metadata=STATE)
+    best: Float[Array, ""] = eqx.field(metadata=STATE)
+    waited: Int[Array, ""] = eqx.field(metadata=STATE)
+
+
+def begin(hyper: SemiNMF, key: PRNGKeyArray, sample: Batch) -> tuple[NonnegativeParts, Sweeping]:
+    """The state before the first update; rows of weight 0 have coefficients 0 and stay out of everything."""
+    rows, counts = sample.inputs, (sample.weight > 0).astype(jnp.float32)
+    tokens, d = rows.shape
+    if hyper.start == "random":
+        coefficients = random_start(key, tokens, hyper.features)
+    elif hyper.start == "svd":
+        coefficients = svd_start(rows * counts[:, None], hyper.features)
+    else:
+        chosen = jax.lax.top_k(counts * jax.random.uniform(key, (tokens,)), hyper.features)[1]
+        coefficients = kmeans_start(rows, rows[chosen])
+    coefficients = coefficients * counts[:, None]
+    mean, variances = moments(rows, counts)
+    parts = NonnegativeParts(jnp.zeros((hyper.features, d)), mean, jnp.sum(variances), hyper.iterations, sample.sites)
+    energy = counts @ jnp.sum(rows.astype(jnp.float32) ** 2, axis=1)
+    infinite, zero = jnp.asarray(jnp.inf), jnp.zeros((), jnp.int32)
+    return parts, Sweeping(coefficients, coefficients.T @ coefficients, energy, infinite, zero)
 
 
 class Factors(NamedTuple):

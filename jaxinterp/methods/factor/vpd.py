@@ -81,12 +81,7 @@ def annealed(
     return start + (end - start) * progress
 
 
-def activity(values: Float[Array, "*axes parts"]) -> Float[Array, " parts"]:
-    """f_c: the mean over all inputs."""
-    return jnp.mean(values, axis=tuple(range(values.ndim - 1)))
-
-
-def frequency_penalty(frequency: Float[Array, " parts"], count: float | int) -> Float[Array, ""]:
+def frequency_penalty(frequency: Float[Array, " parts"], count: Float[Array, ""] | float | int) -> Float[Array, ""]:
     """sum_c f_c log2(1 + count f_c); count: inputs of the global batch, or a constant."""
     return jnp.sum(frequency * jnp.log2(1 + count * frequency))
 
@@ -108,9 +103,10 @@ def adversarial(
     importances: Mapping[str, Importances],
     sources: Mapping[str, Float[Array, "*_scope _with_rest"]],
     kind: Distance,
+    weight: Float[Array, "*axes"] | None = None,
 ) -> Float[Array, ""]:
     """The distance under the adversary's masks, every matrix masked."""
-    return distance(clean, masked(adversarial_masks(importances, sources)), kind)
+    return distance(clean, masked(adversarial_masks(importances, sources)), kind, weight)
 
 
 def subset_routing(key: PRNGKeyArray, names: tuple[str, ...], axes: tuple[int, ...]) -> dict[str, Bool[Array, "*axes"]]:

@@ -29,7 +29,7 @@ from jaxinterp.core.batch import Batch
 from jaxinterp.core.protocols import Recipe
 from jaxinterp.core.sites import Site, Sites
 from jaxinterp.decompositions.adaptive import TopAFA
-from jaxinterp.methods.checks import check_not_negative, check_one_of, check_whole, one_leaf
+from jaxinterp.methods.checks import check_not_negative, check_one_of, check_whole, one_array
 from jaxinterp.methods.sparse.dictionary import (
     DictionaryFields,
     autoencoder_recipe,
@@ -68,7 +68,7 @@ class TopAFASparseAutoencoder(DictionaryFields):
         Raises:
           UserError: the site is not a single leaf.
         """
-        name = f"{one_leaf(site)}/{self.array}"
+        name = one_array(site, self.array)
         return Sites(name, name)
 
     def make_objective(self) -> Objective:

@@ -21,7 +21,7 @@ import optax
 from jaxinterp.core.protocols import Recipe
 from jaxinterp.core.sites import Site, Sites
 from jaxinterp.decompositions.gates import Gated
-from jaxinterp.methods.checks import check_not_negative, check_one_of, check_whole, one_leaf
+from jaxinterp.methods.checks import check_not_negative, check_one_of, check_whole, one_array
 from jaxinterp.methods.sparse.dictionary import DictionaryFields, autoencoder_recipe, auxk_of, check_dictionary
 from jaxinterp.objectives import Objective, reconstruction, scale, total
 from jaxinterp.objectives.gates import gate_auxiliary, gate_l1
@@ -53,7 +53,7 @@ class GatedSparseAutoencoder(DictionaryFields):
         Raises:
           UserError: the site is not a single leaf.
         """
-        name = f"{one_leaf(site)}/{self.array}"
+        name = one_array(site, self.array)
         return Sites(name, name)
 
     def make_objective(self) -> Objective:

@@ -28,7 +28,7 @@ from jaxinterp.core.protocols import Recipe
 from jaxinterp.core.sites import GRADIENT, Site, Sites
 from jaxinterp.decompositions.activations import TopK
 from jaxinterp.decompositions.by_effect import EffectDictionary
-from jaxinterp.methods.checks import check_not_negative, check_one_of, one_leaf
+from jaxinterp.methods.checks import check_not_negative, check_one_of, one_array
 from jaxinterp.methods.sparse.dictionary import (
     DictionaryFields,
     autoencoder_start,
@@ -69,7 +69,7 @@ class GradientSparseAutoencoder(DictionaryFields):
 
     def needs(self, site: Site) -> Sites:
         """The array and the gradient of the model's loss by it, read; the array, written."""
-        name = f"{one_leaf(site)}/{self.array}"
+        name = one_array(site, self.array)
         return Sites((name, f"{name}{GRADIENT}"), name)
 
     def make_objective(self) -> Objective:

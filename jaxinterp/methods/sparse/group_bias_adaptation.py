@@ -37,7 +37,7 @@ from jaxinterp.core.protocols import MethodState, Recipe
 from jaxinterp.core.sites import Site, Sites
 from jaxinterp.decompositions.adaptive import GroupBias
 from jaxinterp.decompositions.dictionary import Dictionary
-from jaxinterp.methods.checks import check_one_of, check_whole, one_leaf
+from jaxinterp.methods.checks import check_one_of, check_whole, one_array
 from jaxinterp.methods.recipes import gradient_method
 from jaxinterp.methods.sparse.dictionary import (
     TrainingFields,
@@ -83,7 +83,7 @@ class GroupBiasAdaptation(TrainingFields):
         Raises:
           UserError: the site is not a single leaf.
         """
-        name = f"{one_leaf(site)}/{self.array}"
+        name = one_array(site, self.array)
         return Sites(name, name)
 
     def make_activation(self) -> GroupBias:

@@ -23,7 +23,7 @@ import optax
 from jaxinterp.core.protocols import Recipe
 from jaxinterp.core.sites import Site, Sites
 from jaxinterp.decompositions.gates import JumpReLU, Parametrisation
-from jaxinterp.methods.checks import check_not_negative, check_one_of, check_positive, check_whole, one_leaf
+from jaxinterp.methods.checks import check_not_negative, check_one_of, check_positive, check_whole, one_array
 from jaxinterp.methods.sparse.dictionary import (
     DictionaryFields,
     autoencoder_recipe,
@@ -73,7 +73,7 @@ class JumpReLUSparseAutoencoder(DictionaryFields):
         Raises:
           UserError: the site is not a single leaf.
         """
-        name = f"{one_leaf(site)}/{self.array}"
+        name = one_array(site, self.array)
         return Sites(name, name)
 
     def make_activation(self) -> JumpReLU:

@@ -22,7 +22,7 @@ from jaxinterp.core.errors import UserError
 from jaxinterp.core.protocols import Recipe
 from jaxinterp.core.sites import Site, Sites
 from jaxinterp.decompositions.activations import Activation
-from jaxinterp.methods.checks import check_not_negative, check_one_of, one_leaf
+from jaxinterp.methods.checks import check_not_negative, check_one_of, one_array
 from jaxinterp.methods.sparse.dictionary import (
     Chosen,
     DictionaryFields,
@@ -77,7 +77,7 @@ class MatryoshkaSparseAutoencoder(DictionaryFields):
         Raises:
           UserError: the site is not a single leaf.
         """
-        name = f"{one_leaf(site)}/{self.array}"
+        name = one_array(site, self.array)
         return Sites(name, name)
 
     def make_activation(self) -> Activation:

@@ -13,12 +13,15 @@ import dataclasses
 import json
 import types
 import typing
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Int
 
 from jaxinterp.core.errors import UserError, suggest
 from jaxinterp.core.trees import named_leaves
@@ -26,7 +29,8 @@ from jaxinterp.models.files.safetensors_file import open_directory
 from jaxinterp.models.files.tokenizer import Tokenizer, read_json, tokenizer_from_file
 from jaxinterp.models.files.weights import Shardings, leaf_shapes, load_model
 from jaxinterp.models.layers import RopeScaling
-from jaxinterp.models.sites import LanguageModel
+from jaxinterp.models.mixtures.config import MixtureConfig
+from jaxinterp.models.sites import LanguageModel, Trace, run
 from jaxinterp.models.transformer import Transformer, TransformerConfig
 from jaxinterp.storage.files import write_arrays, write_text
 
@@ -48,6 +52,66 @@ class Subject:
     tokenizer: Tokenizer | None
     name: str
     source: str = ""
+
+    def ids(self, text: str) -> list[int]:
+        """Token ids of a text, after the token that the model expects first, where it expects one.
+
+        Raises:
+          UserError: the subject has no tokenizer.
+        """
+        tokenizer = self._own_tokenizer("a text")
+        return ([] if tokenizer.begin is None else [tokenizer.begin]) + tokenizer.encode(text)
+
+    def tokens(self, text: str | Sequence[str]) -> Int[Array, "batch seq"]:
+        """Token ids of a text, or of texts of one length, as `run` takes them.
+
+        Raises:
+          UserError: the subject has no tokenizer, there is no text, or the texts have different numbers of tokens.
+        """
+        rows = [self.ids(each) for each in ([text] if isinstance(text, str) else text)]
+        lengths = sorted({len(row) for row in rows})
+        if not rows or lengths == [0]:
+            raise UserError("there is no token: give a text that is not empty.")
+        if len(lengths) > 1:
+            raise UserError(
+                f"the texts have from {lengths[0]} to {lengths[-1]} tokens: give texts of one length; or run ids that "
+                "you padded, with mask=. generate(subject, texts) pads by itself."
+            )
+        return jnp.asarray(rows, jnp.int32)
+
+    def words(self, ids: Any) -> list[str]:
+        """The readable text of every token: `["The", " capital", ...]`; `ids` is a text, a list, or one row of ids.
+
+        Raises:
+          UserError: the subject has no tokenizer, there are several rows, or an id is unknown.
+        """
+        tokenizer = self._own_tokenizer("words")
+        row = np.asarray(self.ids(ids) if isinstance(ids, str) else ids)
+        if row.ndim == 2 and row.shape[0] == 1:
+            row = row[0]
+        if row.ndim != 1:
+            raise UserError(f"ids has shape {row.shape}: give one row of token ids.")
+        return [tokenizer.token_text(int(id)) for id in row]
+
+    def run(self, prompt: Any, **how: Any) -> Trace:
+        """`run` on a text, on texts of one length, on a list of ids, or on ids [batch, seq]; `how` as for `run`.
+
+        Example:
+          subject.run("The capital of France is")["blocks/3/mlp/out"]
+        """
+        return run(self.model, self._as_tokens(prompt), **how)
+
+    def _as_tokens(self, prompt: Any) -> Any:
+        texts = isinstance(prompt, Sequence) and all(isinstance(text, str) for text in prompt)
+        if isinstance(prompt, str) or texts:
+            return self.tokens(prompt)
+        array = jnp.asarray(prompt) if isinstance(prompt, list | tuple) else prompt
+        return array[None] if isinstance(array, jax.Array | np.ndarray) and array.ndim == 1 else array
+
+    def _own_tokenizer(self, what: str) -> Tokenizer:
+        if self.tokenizer is None:
+            raise UserError(f"subject {self.name!r} has no tokenizer for {what}: give token ids, jnp.asarray([[...]]).")
+        return self.tokenizer
 
     def __repr__(self) -> str:
         """One line: `Subject('tiny', Transformer of 4 blocks, 134,464 weights float32, 257 token ids)`."""
@@ -93,6 +157,8 @@ def save_subject(subject: Subject, directory: str | Path) -> None:
     if subject.tokenizer is not None:
         write_text(directory / "tokenizer.json", subject.tokenizer.backend.to_str(pretty=True))
         description["tokenizer"] = {"begin": subject.tokenizer.begin, "end": subject.tokenizer.end}
+        if subject.tokenizer.chat_template is not None:
+            write_text(directory / "chat_template.jinja", subject.tokenizer.chat_template)
     write_text(directory / OWN_FORM, json.dumps(description, indent=2) + "\n")
 
 
@@ -163,8 +229,8 @@ def _read_value(hint: Any, value: Any, where: str) -> Any:
         return _read_value(next(choice for choice in choices if choice is not type(None)), value, where)
     if origin is tuple and isinstance(value, list):
         return tuple(_read_value(choices[0], item, where) for item in value)
-    if hint is RopeScaling and isinstance(value, dict):
-        return _read_dataclass(RopeScaling, value, where)
+    if hint in (RopeScaling, MixtureConfig) and isinstance(value, dict):
+        return _read_dataclass(hint, value, where)
     if origin is typing.Literal and value in choices:
         return value
     if hint is float and isinstance(value, int | float) and not isinstance(value, bool):

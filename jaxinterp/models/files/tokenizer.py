@@ -42,6 +42,7 @@ class Tokenizer:
       begin: the token that the model expects before every sequence, if there is one.
       special: ids that stand for no text (control tokens); their positions are masked out of statistics.
       pieces: how the vocabulary writes a piece.
+      chat_template: a Jinja program that writes a conversation, as it came with the tokenizer; see `chat.py`.
     """
 
     backend: tokenizers.Tokenizer = field(repr=False)
@@ -49,6 +50,7 @@ class Tokenizer:
     begin: int | None
     special: frozenset[int]
     pieces: Pieces
+    chat_template: str | None = field(default=None, repr=False)
 
     @property
     def vocab_size(self) -> int:
@@ -173,7 +175,21 @@ def tokenizer_from_file(path: str | Path) -> Tokenizer:
     kinds: dict[str, Pieces] = {"ByteLevel": "bytes", "▁": "spaces", '"prefix": "##"': "words"}
     pieces: Pieces = next((kind for mark, kind in kinds.items() if mark in decoder), "plain")
     special = frozenset(id for id, token in backend.get_added_tokens_decoder().items() if token.special)
-    return Tokenizer(backend, _document_end(backend, special, end), begin if prepends else None, special, pieces)
+    template = _chat_template(path.with_name("chat_template.jinja"), settings)
+    return Tokenizer(
+        backend, _document_end(backend, special, end), begin if prepends else None, special, pieces, template
+    )
+
+
+def _chat_template(file: Path, settings: Mapping[str, Any]) -> str | None:
+    """The text of a chat template: in a file of its own, or in tokenizer_config.json, where several have names."""
+    if file.is_file():
+        return file.read_text(encoding="utf-8")
+    found = settings.get("chat_template")
+    if isinstance(found, list):
+        named = {each.get("name"): each.get("template") for each in found if isinstance(each, dict)}
+        found = named.get("default")
+    return found if isinstance(found, str) else None
 
 
 def tokenizer_from_gguf(reader: Any) -> Tokenizer:
@@ -208,7 +224,8 @@ def tokenizer_from_gguf(reader: Any) -> Tokenizer:
     special = frozenset(id for id, kind in enumerate(kinds) if kind == control)
     end = _document_end(backend, special, metadata.get("eos_token_id"))
     begin = metadata.get("bos_token_id") if metadata.get("add_bos_token") else None
-    return Tokenizer(backend, end, begin, special, "bytes")
+    template = metadata.get("chat_template")
+    return Tokenizer(backend, end, begin, special, "bytes", template if isinstance(template, str) else None)
 
 
 def read_metadata(reader: Any, prefix: str) -> dict[str, Any]:

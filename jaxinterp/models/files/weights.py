@@ -40,7 +40,7 @@ from a leaf's name and shape: the sharding of each leaf."""
 class StoredTensor:
     """One array in a file, not read yet.
 
-    `read(rows, columns)` copies a part of it; `columns` is None for an array of one axis. `refusal` says why the
+    `read(rows, columns)` copies a part of it; `columns` None: whole rows. `refusal` says why the
     array's type cannot be read as numbers, where it cannot. `kind`: the type that the file keeps it in, where it is
     quantised.
     """
@@ -117,6 +117,8 @@ def read_leaf(
     if len(shape) == 1:
         return stored.read(outputs, None)
     inputs = slice(*index[0].indices(shape[0]))
+    if len(shape) > 2:  # of our own form only, in order: whole rows are read
+        return stored.read(inputs, None)[:, *index[1:]]
     if layout.transposed:
         return stored.read(outputs, inputs).T
     if isinstance(outputs, slice):

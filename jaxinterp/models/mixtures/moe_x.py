@@ -74,6 +74,14 @@ class MoEX(eqx.Module):
         """hidden [D_1; ..; D_M]."""
         return hidden @ self.down.reshape(-1, self.down.shape[2])
 
+    def cuts(self) -> dict[str, int | None]:
+        """Experts are spread over devices; the router lies on each."""
+        return {"up": 0, "up_bias": 0, "down": 0, "router/weight": None, "router/bias": None}
+
+    def writers(self) -> list[Array]:
+        """What writes the output."""
+        return [self.down]
+
     def __call__(
         self, x: Float[Array, "*axes d"], *, tap: Tap = no_tap, rules: Rules = EXACT
     ) -> Float[Array, "*axes d"]:

@@ -69,6 +69,21 @@ class Monet(eqx.Module):
     activation: Activation = eqx.field(static=True, default="relu_squared")
     training: bool = eqx.field(static=True, default=False)
 
+    def cuts(self) -> dict[str, int | None]:
+        """Matrices of the n sides are spread over devices; the router lies on each."""
+        side = 0 if isinstance(self.experts, Horizontal) else 1
+        whole: dict[str, int | None] = {"router": None, "mean": None, "variance": None}
+        return whole | {
+            "experts/up": side,
+            "experts/up_bias": side,
+            "experts/down": 2 * side,
+            "experts/down_bias": side,
+        }
+
+    def writers(self) -> list[Array]:
+        """What writes the output."""
+        return [self.experts.down]
+
     def __call__(
         self, x: Float[Array, "*axes d"], *, tap: Tap = no_tap, rules: Rules = EXACT
     ) -> Float[Array, "*axes d"]:

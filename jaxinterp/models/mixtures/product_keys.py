@@ -68,6 +68,15 @@ class ProductKeyMLP(eqx.Module):
     knn: int = eqx.field(static=True)
     kind: Kind = eqx.field(static=True, default="linear")
 
+    def cuts(self) -> dict[str, int | None]:
+        """Neurons are spread over devices; the router lies on each."""
+        router = {f"scores/{name}": None for name in ("down", "up", "queries", "keys")}
+        return router | {"read": 0, "write": 0}
+
+    def writers(self) -> list[Array]:
+        """What writes the output."""
+        return [self.write]
+
     def __call__(
         self, x: Float[Array, "*axes d"], *, tap: Tap = no_tap, rules: Rules = EXACT
     ) -> Float[Array, "*axes d_out"]:

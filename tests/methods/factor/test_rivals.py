@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxinterp.core.batch import Sites, make_batch
+from jaxinterp.core.batch import make_batch
+from jaxinterp.core.sites import Sites
 from jaxinterp.decompositions.codes import DenseCodes
 from jaxinterp.methods.factor import linear_transforms as molt
 from jaxinterp.methods.factor import mixture_of_decoders as mxd

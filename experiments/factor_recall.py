@@ -1,0 +1,134 @@
+"""Factual recall by regression: what the MLPs of late layers make of each head's output, on 40 countries.
+
+    python -m experiments.factor_recall --out runs/recall
+
+"The capital of X is", last position. Per layer, the MLP's output is regressed on the outputs of the layer's heads and
+the stream that comes in (scalar coefficients and a task vector; arXiv 2403.19521), on 30 prompts, and tested on the
+other 10, over several splits. Baseline: the mean of the MLP's output over the training prompts (R^2 of it is 0 or
+below). The regressors are divided by the length of what the norm reads, as the MLP sees them ("scaled"), or not.
+
+Read out: the rank of each prompt's answer (first token of the capital) by the stream before and after the MLP, and the
+mean lens of the task vector over the answers against all tokens.
+
+Expected: R^2 > .5 on a fixed template, the answer's rank better after some layer >= 20.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from experiments.command import command, folder_of_a_run, say, settings_of, write_json
+from jaxinterp.methods.factor import regression
+from jaxinterp.models.load import load
+from jaxinterp.models.sites import run
+
+CAPITALS = """France:Paris Germany:Berlin Italy:Rome Spain:Madrid Portugal:Lisbon Japan:Tokyo China:Beijing
+Russia:Moscow Egypt:Cairo Greece:Athens Austria:Vienna Poland:Warsaw Hungary:Budapest Ireland:Dublin
+Norway:Oslo Sweden:Stockholm Finland:Helsinki Denmark:Copenhagen Belgium:Brussels Turkey:Ankara
+Iran:Tehran Iraq:Baghdad Syria:Damascus Lebanon:Beirut Kenya:Nairobi Cuba:Havana Peru:Lima Chile:Santiago
+Canada:Ottawa Australia:Canberra Thailand:Bangkok Vietnam:Hanoi Ukraine:Kyiv Romania:Bucharest
+Bulgaria:Sofia Serbia:Belgrade Croatia:Zagreb Nepal:Kathmandu Ethiopia:Addis Pakistan:Islamabad"""
+
+
+@dataclass(frozen=True)
+class Config:
+    """One model."""
+
+    out: Path
+    """Folder for the results; must be empty or absent."""
+    model: str = "smollm2-135m"
+    """A transformer of ours."""
+    first: int = 15
+    """The first layer."""
+    splits: int = 5
+    """Random splits into training and test prompts."""
+    seed: int = 0
+    """Of the splits."""
+
+
+@eqx.filter_jit
+def at_the_end(model: Any, tokens: Any, place: Any) -> dict[str, Array]:
+    """Arrays of every layer at one position of one prompt."""
+    trace = run(model, tokens)
+    ports = ("attn/z", "resid/pre", "resid/mid", "resid/post", "mlp/out")
+    return {name: value[0, place] for name, value in trace.arrays.items() if name.endswith(ports)} | {
+        "logits": trace.logits[0, place]
+    }
+
+
+def head_outputs(attention: Any, z: Array) -> Array:
+    """What each head writes: z_h times its rows of the output projection, [prompts, heads, d]."""
+    weight = attention.o_proj.weight.reshape(z.shape[1], z.shape[2], -1)
+    return jnp.einsum("phk,hkd->phd", z, weight)
+
+
+def main(config: Config) -> None:
+    """Regress, test, write `results.json`."""
+    subject = load(config.model)
+    model: Any = subject.model
+    tokenizer = subject.tokenizer
+    assert tokenizer is not None
+    pairs = [pair.split(":") for pair in CAPITALS.split()]
+    prompts = [tokenizer.encode(f"The capital of {country} is") for country, _ in pairs]
+    answers = np.array([tokenizer.encode(f" {capital}")[0] for _, capital in pairs])
+    longest = max(len(prompt) for prompt in prompts)
+    found = []
+    for prompt in prompts:
+        padded = np.zeros((1, longest), np.int32)
+        padded[0, : len(prompt)] = prompt
+        found.append(at_the_end(model, jnp.asarray(padded), len(prompt) - 1))
+    stacked = {name: jnp.stack([one[name] for one in found]) for name in found[0]}
+    unembedding = model.embedding.token.T if model.unembedding is None else model.unembedding.weight
+    lens = jax.jit(lambda rows: model.final_norm(rows) @ unembedding)
+
+    def rank(rows: Array) -> np.ndarray:
+        logits = np.asarray(lens(rows))
+        return (logits > logits[np.arange(len(answers)), answers][:, None]).sum(axis=1) + 1
+
+    rng = np.random.default_rng(config.seed)
+    orders = [rng.permutation(len(prompts)) for _ in range(config.splits)]
+    layers = []
+    for layer in range(config.first, len(model.blocks)):
+        at = lambda port, layer=layer: stacked[f"blocks/{layer}/{port}"]
+        heads = head_outputs(model.blocks[layer].attn, at("attn/z"))
+        regressors = jnp.concatenate([heads, at("resid/pre")[:, None]], axis=1)
+        size = jnp.sqrt(jnp.mean(at("resid/mid") ** 2, axis=-1))[:, None, None]
+        row: dict[str, Any] = {"layer": layer}
+        for kind, a in (("raw", regressors), ("scaled", regressors / size)):
+            scores, tasks, conditions = [], [], []
+            for order in orders:
+                train, test = order[:30], order[30:]
+                fitted = regression.fit_regression(a[train], at("mlp/out")[train])
+                scores.append(regression.r_squared(regression.predict(fitted, a[test]), at("mlp/out")[test]))
+                tasks.append(fitted.task)
+                conditions.append(fitted.condition)
+            row[kind] = {
+                "r2": float(np.mean(scores)),
+                "r2_range": [min(scores), max(scores)],
+                "r2_train": fitted.r_squared,
+                "condition": max(conditions),
+                "beta": fitted.beta.tolist(),
+            }
+            scale = np.asarray(model.final_norm.weight, np.float64)
+            logits = regression.lens(np.mean(tasks, axis=0) * scale, np.asarray(unembedding))
+            row[kind]["task_lens"] = float(logits[answers].mean() / logits.std())
+        before, after = rank(at("resid/mid")), rank(at("resid/post"))
+        row |= {"rank_before": float(np.median(before)), "rank_after": float(np.median(after)),
+                "better": float(np.mean(after < before))}  # fmt: skip
+        layers.append(row)
+        r2 = ", ".join(f"{kind} {row[kind]['r2']:.3f}" for kind in ("raw", "scaled"))
+        say(f"layer {layer}: R2 {r2}; rank {row['rank_before']} -> {row['rank_after']}")
+    right = float(np.mean(np.argmax(np.asarray(stacked["logits"]), axis=1) == answers))
+    say(f"answers that the model gives: {right:.2f}")
+    with folder_of_a_run(config.out, settings_of(config)) as out:
+        write_json(out / "results.json", {"accuracy": right, "layers": layers})
+
+
+if __name__ == "__main__":
+    command(Config, main, __doc__)

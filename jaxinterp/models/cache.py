@@ -1,0 +1,112 @@
+"""A forward pass over new tokens only: keys and values of earlier tokens come from a cache.
+
+`Cached` takes an attention sublayer's place for one pass. It writes the new tokens' keys and values into the cache,
+offers the cache to `tap` (`blocks/3/attn/cache/key`), and lets every query see what the original would let it see. All
+else in the model (blocks, MLPs, what replaced them, edits) is the model itself.
+
+A cache has a *slot* for every token of the padded prompt and of what will be generated; `places` holds the position of
+the token in each slot, -1 for padding and for slots that are still empty.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from jaxinterp.models.attention import Attention
+from jaxinterp.models.layers import Tap, no_tap
+from jaxinterp.models.rules import EXACT, Rules
+from jaxinterp.models.sites import Edit, run
+from jaxinterp.models.transformer import Transformer
+
+
+class KeysValues(eqx.Module):
+    """Keys and values of one attention sublayer, normed and rotated."""
+
+    key: Float[Array, "batch slots kv_heads head_dim"]
+    value: Float[Array, "batch slots kv_heads head_dim"]
+
+
+class Cached(eqx.Module):
+    """An attention sublayer that reads earlier keys and values from a cache."""
+
+    attention: Attention
+    cache: KeysValues
+    places: Int[Array, "batch slots"]
+    slot: Int[Array, ""]
+
+    def __call__(
+        self,
+        x: Float[Array, "batch new d_model"],
+        *,
+        tap: Tap = no_tap,
+        rules: Rules = EXACT,
+        positions: Int[Array, "batch new"],
+    ) -> Float[Array, "batch new d_model"]:
+        query, key, value = self.attention.project(x, positions, tap=tap, rules=rules)
+        key = jax.lax.dynamic_update_slice_in_dim(self.cache.key, key, self.slot, 1)
+        value = jax.lax.dynamic_update_slice_in_dim(self.cache.value, value, self.slot, 1)
+        tap("cache/key", key)
+        tap("cache/value", value)
+        distance = positions[:, :, None] - self.places[:, None, :]
+        visible = (self.places[:, None, :] >= 0) & (distance >= 0)
+        if self.attention.window is not None:
+            visible = visible & (distance < self.attention.window)
+        own = (self.slot + jnp.arange(x.shape[1]))[:, None] == jnp.arange(self.places.shape[1])
+        z = self.attention.attend(query, key, value, visible | own, tap=tap, rules=rules)
+        return self.attention.write(z, tap=tap, rules=rules)
+
+
+def can_cache(model: Any) -> str:
+    """Why the model cannot run with a cache, in words; "" where it can."""
+    if not isinstance(model, Transformer):
+        return f"a {type(model).__name__} has no cache"
+    if not model.config.causal or not model.config.head:
+        return "an encoder predicts no next token"
+    for index, block in enumerate(model.blocks):
+        if not isinstance(block.attn, Attention):
+            return f"'blocks/{index}/attn' was replaced by a {type(block.attn).__name__}, which has no cache"
+    return ""
+
+
+def empty_caches(model: Transformer, batch: int, slots: int) -> list[KeysValues]:
+    """A cache for every block, in the dtype of its keys."""
+
+    def empty(attention: Attention) -> KeysValues:
+        x = jax.ShapeDtypeStruct((batch, 1, model.config.d_model), model.embedding.token.dtype)
+        _, key, _ = eqx.filter_eval_shape(lambda attention, x: attention.project(x), attention, x)
+        zeros = jnp.zeros((batch, slots, *key.shape[2:]), key.dtype)
+        return KeysValues(zeros, zeros)
+
+    return [empty(block.attn) for block in model.blocks]
+
+
+def pass_over_new(
+    model: Transformer,
+    tokens: Int[Array, "batch new"],
+    caches: list[KeysValues],
+    places: Int[Array, "batch slots"],
+    slot: Int[Array, ""],
+    edits: Mapping[str, Edit],
+) -> tuple[Float[Array, "batch vocab"], list[KeysValues]]:
+    """The logits behind the last of the new tokens, and the caches with the new tokens in them.
+
+    Args:
+      places: positions by slot, those of the new tokens included.
+      slot: of the first new token.
+    """
+    positions = jax.lax.dynamic_slice_in_dim(places, slot, tokens.shape[1], axis=1)
+    cached = [Cached(block.attn, cache, places, slot) for block, cache in zip(model.blocks, caches, strict=True)]
+    inner = eqx.tree_at(lambda model: [block.attn for block in model.blocks], model, cached)
+    inner = dataclasses.replace(inner, config=dataclasses.replace(model.config, head=False))  # logits of one token only
+    wanted = ("final", "blocks/*/attn/cache/*")
+    trace = run(inner, jnp.where(positions >= 0, tokens, 0), edits=edits, positions=positions, keep=wanted)
+    caches = [
+        KeysValues(trace[f"blocks/{index}/attn/cache/key"], trace[f"blocks/{index}/attn/cache/value"])
+        for index in range(len(model.blocks))
+    ]
+    return model.unembed(trace["final"][:, -1]), caches

@@ -1,0 +1,143 @@
+"""An attribution graph as one HTML file: no network, no assets beside it.
+
+The page draws the same JSON that other tools open; what they do not take (what features fire on, shares of links,
+effects of constants) lies beside it in the page. The light or dark theme is the reader's; on a phone the panel stands
+below the graph.
+"""
+
+import json
+from collections.abc import Callable, Mapping
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxinterp.causal.graphs.contexts import About
+from jaxinterp.causal.graphs.graph import Graph
+from jaxinterp.causal.graphs.influence import completeness_score, replacement_score
+from jaxinterp.causal.graphs.prune import Pruned, cumulative_shares, edge_scores
+from jaxinterp.causal.graphs.schema import check_graph_json, node_id
+from jaxinterp.report.shell import facts_list, save
+from jaxinterp.report.style import STYLE
+from jaxinterp.report.text import plain
+
+_POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:"
+
+
+def write_graph_page(
+    graph: Graph,
+    kept: Pruned,
+    document: Mapping[str, Any],
+    path: str | Path,
+    *,
+    token_text: Callable[[int], str],
+    about: Mapping[tuple[int, int], About] | None = None,
+    facts: Mapping[str, str] | None = None,
+) -> Path:
+    """Write the page of a graph and return its path; a file of that name is replaced in one step.
+
+    Args:
+      graph, kept: what `attribution_graph` and `prune` return; document: what `graph_json` made of them.
+      token_text: the text of a token id.
+      about: by (layer, index), what `about_features` found.
+      facts: what is known of the run, by name.
+    Raises:
+      UserError: the document breaks the schema, or belongs to another graph.
+    """
+    check_graph_json(dict(document))
+    extra = {
+        "shares": link_shares(graph, kept, document),
+        "bias": _bias(graph, kept),
+        "features": {f"{layer}_{index}": _about(own, token_text) for (layer, index), own in (about or {}).items()},
+    }
+    return save(_page(document, extra, _scores(graph), facts or {}), path)
+
+
+def link_shares(graph: Graph, kept: Pruned, document: Mapping[str, Any]) -> list[float]:
+    """For every link of the document: which share of all kept edges' scores it and the larger ones make up."""
+    scores = edge_scores(np.where(kept.edges, graph.adjacency, 0), graph.weights())
+    targets, sources = np.nonzero(kept.edges)
+    shares = cumulative_shares(scores[targets, sources])
+    first = graph.targets.start
+    names = [node_id(node, number - first) for number, node in enumerate(graph.nodes())]
+    known = {(names[s], names[t]): float(share) for t, s, share in zip(targets, sources, shares, strict=True)}
+    return [known.get((link["source"], link["target"]), 0.0) for link in document["links"]]
+
+
+def _bias(graph: Graph, kept: Pruned) -> dict[str, float]:
+    first = graph.targets.start
+    return {
+        node_id(node, number - first): float(graph.bias[number] + graph.left_out[number])
+        for number, node in enumerate(graph.nodes())
+        if kept.nodes[number] and node.kind in ("feature", "target")
+    }
+
+
+def _about(own: About, token_text: Callable[[int], str]) -> dict[str, Any]:
+    return {
+        "density": own.density,
+        "raised": [[token_text(id), round(value, 4)] for id, value in own.raised],
+        "lowered": [[token_text(id), round(value, 4)] for id, value in own.lowered],
+        "contexts": [
+            {
+                "tokens": [token_text(id) for id in context.tokens],
+                "acts": [round(value, 4) for value in context.activations],
+                "peak": context.peak,
+            }
+            for context in own.contexts
+        ],
+    }
+
+
+def _scores(graph: Graph) -> str:
+    return (
+        f"replacement score {replacement_score(graph):.2f}, completeness {completeness_score(graph):.2f}; "
+        f"{len(graph.features):,} active features before pruning"
+    )
+
+
+def _page(document: Mapping[str, Any], extra: Mapping[str, Any], scores: str, facts: Mapping[str, str]) -> str:
+    metadata = document["metadata"]
+    # "</" would end the element that holds the data.
+    data = json.dumps({"graph": document, "extra": extra}, allow_nan=False).replace("</", "<\\/")
+    most = metadata.get("node_threshold") or 1
+    return (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width,initial-scale=1">'
+        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
+        f"<title>{plain(metadata['slug'])}: attribution graph</title>"
+        f"<style>{STYLE}{_asset('graph.css')}</style></head>\n"
+        '<body class="graph-page"><header class="top"><div class="kicker">jaxinterp attribution graph</div>'
+        f'<h1>{plain(metadata["scan"])}</h1><p class="prompt">{plain(metadata["prompt"])} <b>…</b></p>'
+        f'<div class="bar-of-controls">{_slider("node-threshold", "nodes", most)}'
+        f"{_slider('edge-threshold', 'links', 1)}"
+        '<label><input type="checkbox" id="errors" checked> errors</label>'
+        '<button type="button" id="download">Save JSON</button><span id="count" aria-live="polite"></span>'
+        f"<span>{plain(scores)}</span></div></header>\n<main>"
+        '<div class="columns"><div class="canvas" id="canvas"></div>'
+        '<aside class="panel" id="panel" aria-live="polite" aria-label="the selected node"></aside></div>'
+        '<section class="subgraph"><h2>Pinned nodes and supernodes</h2>'
+        '<p class="note" id="no-pins">Pin nodes (button, p, or shift and click) to see how they act on each other, and '
+        "group those that mean the same.</p>"
+        '<div class="chips" id="chips"></div><div class="group-form" id="group-form" hidden>'
+        '<input id="group-name" aria-label="name of the supernode" placeholder="name of the supernode">'
+        '<button type="button" id="group">Group ticked nodes</button></div>'
+        '<div class="sketch" id="sketch" hidden></div></section>'
+        f"<section><h2>The run</h2>{facts_list(facts)}</section></main>"
+        "<footer>Written by jaxinterp. This file is complete in itself: it loads nothing.</footer>"
+        "<noscript><p>This page draws its graph by a script; graph.json has the same content.</p></noscript>"
+        f'<script type="application/json" id="graph-data">{data}</script>'
+        f"<script>{_asset('graph.js')}</script></body></html>\n"
+    )
+
+
+def _asset(name: str) -> str:
+    return files("jaxinterp.report").joinpath(name).read_text(encoding="utf-8")
+
+
+def _slider(id: str, name: str, most: float) -> str:
+    return (
+        f'<label>{name}<input type="range" id="{id}" min="0.05" max="{most:g}" step="0.01" value="{most:g}">'
+        f'<output id="{id}-value"></output></label>'
+    )

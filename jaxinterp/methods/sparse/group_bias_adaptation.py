@@ -120,7 +120,7 @@ class GroupBiasAdaptation(TrainingFields):
         return tie(dictionary, unit_rows(jax.random.normal(key, dictionary.decoder.shape)), dictionary.decoder_bias)
 
 
-def _parts(d: PyTree) -> tuple[Array, Array, Array, Array]:
+def _parts(d: PyTree) -> tuple[PyTree, PyTree, PyTree, PyTree]:
     return d.encoder, d.encoder_bias, d.decoder, d.decoder_bias
 
 

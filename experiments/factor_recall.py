@@ -4,8 +4,9 @@
 
 "The capital of X is", last position. Per layer, the MLP's output is regressed on the outputs of the layer's heads and
 the stream that comes in (scalar coefficients and a task vector; arXiv 2403.19521), on 30 prompts, and tested on the
-other 10, over several splits. Baseline: the mean of the MLP's output over the training prompts (R^2 of it is 0 or
-below). The regressors are divided by the length of what the norm reads, as the MLP sees them ("scaled"), or not.
+other 10, over several splits. R^2 is against the mean of the MLP's output over the training prompts: the baseline
+scores 0. Beside it the share of |m|^2, which the mean alone explains in large part. The regressors are divided by the
+length of what the norm reads, as the MLP sees them ("scaled"), or not ("raw").
 
 Read out: the rank of each prompt's answer (first token of the capital) by the stream before and after the MLP, and the
 mean lens of the task vector over the answers against all tokens.
@@ -101,17 +102,22 @@ def main(config: Config) -> None:
         size = jnp.sqrt(jnp.mean(at("resid/mid") ** 2, axis=-1))[:, None, None]
         row: dict[str, Any] = {"layer": layer}
         for kind, a in (("raw", regressors), ("scaled", regressors / size)):
-            scores, tasks, conditions = [], [], []
+            scores, shares, means, tasks, conditions = [], [], [], [], []
             for order in orders:
                 train, test = order[:30], order[30:]
                 fitted = regression.fit_regression(a[train], at("mlp/out")[train])
-                scores.append(regression.r_squared(regression.predict(fitted, a[test]), at("mlp/out")[test]))
+                m, guess = np.asarray(at("mlp/out"), np.float64), regression.predict(fitted, a[test])
+                scores.append(regression.r_squared(guess, m[test], m[train].mean(axis=0)))
+                shares.append(regression.r_squared(guess, m[test], np.zeros(m.shape[1])))
+                means.append(regression.r_squared(m[train].mean(axis=0)[None] + 0 * guess, m[test], 0 * m[0]))
                 tasks.append(fitted.task)
                 conditions.append(fitted.condition)
             row[kind] = {
                 "r2": float(np.mean(scores)),
                 "r2_range": [min(scores), max(scores)],
                 "r2_train": fitted.r_squared,
+                "share_of_square": float(np.mean(shares)),
+                "share_of_square_by_mean": float(np.mean(means)),
                 "condition": max(conditions),
                 "beta": fitted.beta.tolist(),
             }
@@ -122,7 +128,8 @@ def main(config: Config) -> None:
         row |= {"rank_before": float(np.median(before)), "rank_after": float(np.median(after)),
                 "better": float(np.mean(after < before))}  # fmt: skip
         layers.append(row)
-        r2 = ", ".join(f"{kind} {row[kind]['r2']:.3f}" for kind in ("raw", "scaled"))
+        parts = ("r2", "share_of_square", "share_of_square_by_mean")
+        r2 = "; ".join(f"{kind} " + ", ".join(f"{row[kind][part]:.3f}" for part in parts) for kind in ("raw", "scaled"))
         say(f"layer {layer}: R2 {r2}; rank {row['rank_before']} -> {row['rank_after']}")
     right = float(np.mean(np.argmax(np.asarray(stacked["logits"]), axis=1) == answers))
     say(f"answers that the model gives: {right:.2f}")

@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 ORDER = (
-    "core", "storage", "kernels", "models", "data", "decompositions", "objectives", "methods",
+    "core", "errors", "storage", "kernels", "models", "data", "decompositions", "objectives", "methods",
     "training", "evaluation", "causal", "interchange", "report", "preflight", "commands", "explorer", "jaxinterp",
     "experiments",
 )  # fmt: skip

@@ -33,4 +33,4 @@ def ratio(values: Float[Array, " tokens"], weight: Float[Array, " tokens"]) -> R
 
 def number(value: Shaped[Array, ""] | float) -> Ratio:
     """A plain number as a metric: those of several steps are averaged."""
-    return Ratio(jnp.asarray(value, jnp.float32), jnp.ones(()))
+    return Ratio(jnp.asarray(value, jnp.float32), jnp.ones((), jnp.float32))

@@ -15,6 +15,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from jaxinterp.core.batch import GRADIENT, Names
 from jaxinterp.core.errors import UserError
+from jaxinterp.core.promotion import ordinary
 from jaxinterp.models.ids import check_ids
 from jaxinterp.models.sites import Add, run
 
@@ -70,6 +71,7 @@ class Harvest:
         one_by_one = jax.lax.map(lambda part: self._arrays(model, part), jax.tree.map(self._cut, asked))
         return Rows(jax.tree.map(self._join, one_by_one), asked["weight"])
 
+    @ordinary()
     def jitted(self, model: Any, windows: Mapping[str, Any]) -> Rows:
         """The same as a program of its own, compiled once for each model structure and shape.
 

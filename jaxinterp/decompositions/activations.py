@@ -134,7 +134,7 @@ class BatchTopK(eqx.Module):
     CAP: ClassVar[int] = 4
 
     k: int = eqx.field(static=True)
-    threshold: Float[Array, ""] = eqx.field(metadata=STATE, default_factory=lambda: jnp.zeros(()))
+    threshold: Float[Array, ""] = eqx.field(metadata=STATE, default_factory=lambda: jnp.zeros((), jnp.float32))
 
     def __check_init__(self) -> None:
         """Raises UserError where k is no positive number."""
@@ -148,7 +148,7 @@ class BatchTopK(eqx.Module):
             values, indices, _ = encode_ranked(x, rows, bias, above, k=cap)
             return SparseCodes(jax.nn.relu(values), indices, features, capped=True)
         values, indices = encode_topk(x, rows, bias, k=cap)
-        weight = jnp.ones(values.shape[:-1]) if weight is None else weight
+        weight = jnp.ones(values.shape[:-1], jnp.float32) if weight is None else weight
         values = jax.nn.relu(values) * weight[..., None]
         budget = jnp.round((self.k if k is None else k) * jnp.sum(weight)).astype(jnp.int32)
         kept, _ = keep_largest(jax.lax.stop_gradient(values), budget)

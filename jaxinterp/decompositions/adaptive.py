@@ -156,8 +156,19 @@ class GroupBias(eqx.Module):
         """
         if not gain > 0:
             raise UserError(f"gain={gain} must be positive.")
-        zeros = jnp.zeros(features)
-        return cls(jnp.full(features, gain), zeros, zeros, zeros, jnp.zeros(()), groups, highest, lowest, every, rate)
+        zeros = jnp.zeros(features, jnp.float32)
+        return cls(
+            jnp.full(features, gain, jnp.float32),
+            zeros,
+            zeros,
+            zeros,
+            jnp.zeros((), jnp.float32),
+            groups,
+            highest,
+            lowest,
+            every,
+            rate,
+        )
 
     def __check_init__(self) -> None:
         """Raises UserError where groups, frequencies, the interval or the rate cannot be."""

@@ -42,7 +42,7 @@ class Gated(eqx.Module):
     @classmethod
     def start(cls, features: int) -> "Gated":
         """All zero: gate and size agree, and the codes are those of a ReLU."""
-        return cls(*(jnp.zeros(features) for _ in range(3)))
+        return cls(*(jnp.zeros(features, jnp.float32) for _ in range(3)))
 
     def codes(self, x: Array, rows: Array, bias: Array, *, k: Any, weight: Any, training: bool) -> DenseCodes:
         e = x @ rows.T + jax.lax.stop_gradient(bias)
@@ -143,7 +143,7 @@ def _jump_forward(a: Array, threshold: Array, bandwidth: float) -> tuple[Array, 
 
 def _jump_backward(bandwidth: float, residuals: tuple[Array, Array], g: Array) -> tuple[Array, Array]:
     a, threshold = residuals
-    return above(a, threshold, g), -threshold * _near(g, a, threshold, bandwidth)
+    return above(a, threshold, g).astype(a.dtype), -threshold * _near(g, a, threshold, bandwidth)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2,))
@@ -166,7 +166,7 @@ def _step_backward(bandwidth: float, residuals: tuple[Array, Array], g: Array) -
 def _near(g: Array, a: Array, threshold: Array, bandwidth: float) -> Array:
     """Per feature, the sum of g / ε over the tokens with |a - θ| < ε / 2."""
     near = jnp.where(jnp.abs(a - threshold) < bandwidth / 2, g, 0.0)
-    return jnp.sum(near, axis=tuple(range(a.ndim - 1))) / bandwidth
+    return (jnp.sum(near, axis=tuple(range(a.ndim - 1))) / bandwidth).astype(threshold.dtype)
 
 
 jump.defvjp(_jump_forward, _jump_backward)

@@ -22,6 +22,7 @@ from jaxinterp.decompositions.directions import Directions
 from jaxinterp.decompositions.experts import DenseNeurons, DenseStudent, Experts, Router, Scaling
 from jaxinterp.decompositions.factor_analysers import FactorAnalysers
 from jaxinterp.decompositions.files import load_dictionary
+from jaxinterp.decompositions.modules_on_disk import load_module
 from jaxinterp.decompositions.on_disk import KNOWN
 from jaxinterp.decompositions.parts import NonnegativeParts
 from jaxinterp.decompositions.plain import LinearMap, Neurons, PrincipalComponents
@@ -94,6 +95,8 @@ def load_decomposition(folder: str | Path, *, kinds: Sequence[type] = (), activa
         return load_dictionary(folder, activations=(*KNOWN, *own))
     if (folder / "cross_layer.json").is_file():
         return load_cross_layer(folder, activations=(*KNOWN, *own))
+    if (folder / "module.json").is_file():
+        return load_module(folder)
     if (folder / PER_LAYER).is_file():
         try:
             count = int(json.loads((folder / PER_LAYER).read_text())["parts"])

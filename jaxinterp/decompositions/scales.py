@@ -30,7 +30,12 @@ class Scales(eqx.Module):
 
 def identity_scales(d_in: int, d_out: int) -> Scales:
     """Means 0 and scales 1."""
-    return Scales(jnp.zeros(d_in), jnp.ones(()), jnp.zeros(d_out), jnp.ones(()))
+    return Scales(
+        jnp.zeros(d_in, jnp.float32),
+        jnp.ones((), jnp.float32),
+        jnp.zeros(d_out, jnp.float32),
+        jnp.ones((), jnp.float32),
+    )
 
 
 def moments(

@@ -24,6 +24,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from jaxinterp.core.batch import Sites, make_batch
 from jaxinterp.core.errors import UserError
+from jaxinterp.core.promotion import ordinary
 from jaxinterp.data.activations import Rows, harvest_jit
 from jaxinterp.data.text.load_text import take
 from jaxinterp.decompositions.codes import SparseCodes
@@ -69,6 +70,7 @@ class CodeMoments:
         self.codes_y += weighted @ np.asarray(y, np.float64)
 
 
+@ordinary()
 def baselines(
     subject: Any, train: grain.MapDataset, site: str, *, k: int, features: int, tokens: int = 131_072, seed: int = 0
 ) -> dict[str, Any]:
@@ -183,7 +185,7 @@ def _solve_decoder(random: Dictionary, code_sums: CodeMoments, sums: Moments) ->
     solved = (
         _narrow(decoder),
         _narrow(-mean_codes @ decoder),
-        jnp.ones(()),
+        jnp.ones((), jnp.float32),
         mean,
         mean,
     )

@@ -15,11 +15,13 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from jaxinterp.core.errors import UserError
+from jaxinterp.core.promotion import ordinary
 from jaxinterp.data.activations import counted
 from jaxinterp.methods.language_model import next_token_nll
 from jaxinterp.models.ids import check_ids
 
 
+@ordinary()
 def language_loss(model: Any, text: grain.MapDataset, *, rows: int = 8) -> dict[str, float]:
     """`ce`, in nats per token, and `tokens`, over how many next tokens, of all windows of a text.
 

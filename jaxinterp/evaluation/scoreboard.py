@@ -31,6 +31,7 @@ import numpy as np
 from jaxtyping import Array
 
 from jaxinterp.core.errors import UserError
+from jaxinterp.core.promotion import ordinary
 from jaxinterp.data.activations import Rows, harvest_jit
 from jaxinterp.data.text.load_text import take
 from jaxinterp.decompositions.base import Decomposition
@@ -48,11 +49,13 @@ from jaxinterp.evaluation.effects import (
 from jaxinterp.evaluation.intervals import ratio_interval
 
 
+@ordinary()
 def score(decomposition: Decomposition, subject: Any, heldout: grain.MapDataset, **options: Any) -> Row:
     """The decomposition's row of the scoreboard; options as `scoreboard` has them."""
     return scoreboard({type(decomposition).__name__: decomposition}, subject, heldout, **options)[0]
 
 
+@ordinary()
 def scoreboard(
     decompositions: Mapping[str, Decomposition],
     subject: Any,

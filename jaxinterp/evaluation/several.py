@@ -19,6 +19,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxinterp.core.batch import Sites
 from jaxinterp.core.errors import UserError
+from jaxinterp.core.promotion import ordinary
 from jaxinterp.data.activations import Rows, harvest_jit
 from jaxinterp.data.text.load_text import take
 from jaxinterp.evaluation.effects import NEXT_TOKEN, Columns, Row, Table, answer_with, check_effect, compared
@@ -27,6 +28,7 @@ from jaxinterp.models.sites import run
 from jaxinterp.objectives.end_to_end import spliced
 
 
+@ordinary()
 def score_layers(
     decomposition: Any,
     subject: Any,
@@ -126,7 +128,7 @@ def _effects(
 ) -> list[Columns]:
     """What the model predicts with all layers replaced, then with each alone."""
     tokens, weight, writes = windows["tokens"], rows.weight, decomposition.sites.writes
-    zeros = {name: jnp.zeros(()) for name in writes}
+    zeros = {name: jnp.zeros((), jnp.float32) for name in writes}
     means = {name: ablations[name] for name in writes}
     clean = _ablated(model, tokens, weight, {})
     every = compared(NEXT_TOKEN, _spliced(decomposition, model, tokens, weight), clean, windows)

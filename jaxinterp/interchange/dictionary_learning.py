@@ -59,7 +59,7 @@ def _one_threshold(arrays: Arrays, features: int, path: Path) -> Activation:
             f"{path}: threshold={threshold} was never measured (training ended before threshold_start_step): without "
             "it, the codes of a token depend on the others of its batch."
         )
-    return JumpReLU(jnp.full(features, arrays["threshold"]), "raw", BANDWIDTH)
+    return JumpReLU(jnp.full(features, arrays["threshold"], jnp.float32), "raw", BANDWIDTH)
 
 
 def _thresholds(arrays: Arrays, features: int, path: Path) -> Activation:

@@ -22,6 +22,7 @@ import numpy as np
 
 from jaxinterp.core.batch import Sites
 from jaxinterp.core.errors import UserError, suggest
+from jaxinterp.core.promotion import ordinary
 from jaxinterp.data.activations import harvest
 from jaxinterp.decompositions.activations import BatchTopK
 from jaxinterp.decompositions.dictionary import Dictionary
@@ -67,6 +68,7 @@ WRITERS: dict[str, Writer] = {
 }
 
 
+@ordinary()
 def read(
     path: str | Path,
     *,
@@ -115,6 +117,7 @@ def read(
     return check_reconstruction(dictionary, subject, tokens, str(where), force=force)
 
 
+@ordinary()
 def write(dictionary: Any, folder: str | Path, *, format: Format) -> Path:
     """Write a `Dictionary` for another library; means and scales are folded into the weights.
 
@@ -136,6 +139,7 @@ def write(dictionary: Any, folder: str | Path, *, format: Format) -> Path:
     return WRITERS[format].write(dictionary, folder)
 
 
+@ordinary()
 def as_jumprelu(dictionary: Dictionary) -> Dictionary:
     """A BatchTopK dictionary as the JumpReLU that it is outside training, without the limit to four times k a token.
 
@@ -147,7 +151,7 @@ def as_jumprelu(dictionary: Dictionary) -> Dictionary:
         raise UserError(
             f"activation={type(activation).__name__} is no BatchTopK: there is nothing to turn into JumpReLU."
         )
-    threshold = jnp.full(dictionary.features, jnp.maximum(activation.threshold, 0.0))
+    threshold = jnp.full(dictionary.features, jnp.maximum(activation.threshold, 0.0), jnp.float32)
     return replace(dictionary, activation=JumpReLU(threshold, "raw", BANDWIDTH))
 
 
@@ -253,7 +257,7 @@ def _check_widths(dictionary: Dictionary, subject: Any, where: Path) -> None:
     sites = dictionary.sites
     for name in sites.names():
         check_site(subject.model, name)
-    window = {"tokens": jnp.zeros((1, 2), jnp.int32), "weight": jnp.ones((1, 2))}
+    window = {"tokens": jnp.zeros((1, 2), jnp.int32), "weight": jnp.ones((1, 2), jnp.float32)}
     rows = jax.eval_shape(lambda window: harvest(subject.model, window, sites.names()), window)
     for kind, name, array in (
         ("d_in", str(sites.reads), dictionary.encoder),

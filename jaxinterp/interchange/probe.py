@@ -31,6 +31,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from jaxinterp.core.errors import UserError
+from jaxinterp.core.promotion import ordinary
 from jaxinterp.data.activations import harvest_jit
 from jaxinterp.data.text.load_text import take
 from jaxinterp.decompositions.activations import ReLU
@@ -103,6 +104,7 @@ class _Reading:
         return fvu < min(was / far, WORST)
 
 
+@ordinary()
 def probe(dictionary: Dictionary, subject: Any, tokens: grain.MapDataset, *, count: int = TOKENS) -> Probe:
     """FVU and L0 of a dictionary on about `count` tokens of the subject's activations."""
     reads, writes = _names(dictionary)

@@ -164,7 +164,7 @@ def value_sum(
     if platforms.current() == "cpu":
         return jnp.zeros(features, jnp.float32).at[indices.reshape(-1)].add(values.reshape(-1), mode="drop")
     sorted_features, entries = order(indices)
-    running = jnp.concatenate([jnp.zeros(1), jnp.cumsum(values.reshape(-1)[entries].astype(jnp.float32))])
+    running = jnp.concatenate([jnp.zeros(1, jnp.float32), jnp.cumsum(values.reshape(-1)[entries].astype(jnp.float32))])
     return jnp.diff(running[jnp.searchsorted(sorted_features, jnp.arange(features + 1))])
 
 

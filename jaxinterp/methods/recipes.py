@@ -81,7 +81,7 @@ def gradient_method(
 
         def loss(leaves: PyTree) -> tuple[Array, Metrics]:
             value, metrics = objective(eqx.combine(leaves, fixed), batch, loss_key, model=model)
-            return value, {"loss": Ratio(value, jnp.ones(())), **metrics}
+            return value, {"loss": Ratio(value, jnp.ones((), jnp.float32)), **metrics}
 
         gradient, metrics = jax.grad(loss, has_aux=True)(leaves)
         gradient = project(state.decomposition, gradient)

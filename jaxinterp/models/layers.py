@@ -241,5 +241,5 @@ def random_linear(
     cut: Literal["out", "in"] | None = None,
 ) -> Linear:
     """A linear map with entries of standard deviation scale / sqrt(d_in) and a zero bias."""
-    weight = scale * jax.random.normal(key, (d_in, d_out)) / d_in**0.5
-    return Linear(weight, jnp.zeros(d_out) if bias else None, cut)
+    weight = scale * jax.random.normal(key, (d_in, d_out), dtype=jnp.float32) / d_in**0.5
+    return Linear(weight, jnp.zeros(d_out, jnp.float32) if bias else None, cut)

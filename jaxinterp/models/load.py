@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxinterp.core.errors import UserError, suggest
+from jaxinterp.core.promotion import ordinary
 from jaxinterp.core.trees import fill_leaves, named_leaves
 from jaxinterp.models.families.configs import canonical_names, family_config, family_of
 from jaxinterp.models.files.gguf_file import PART, TENSORS, described, gguf_config, open_gguf
@@ -36,6 +37,7 @@ TINY = "tiny"
 KNOWN = (*WHEELS, TINY, BILINEAR)
 
 
+@ordinary()
 def load(source: str | Path, *, dtype: Any = None, sharding: Shardings = None) -> Subject:
     """Load a subject model.
 

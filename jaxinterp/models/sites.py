@@ -24,6 +24,7 @@ from penzai import pz
 
 from jaxinterp.core.callables import takes
 from jaxinterp.core.errors import UserError, suggest
+from jaxinterp.core.promotion import ordinary
 from jaxinterp.core.trees import path_name
 from jaxinterp.models.ids import check_ids
 from jaxinterp.models.layers import HasProjections, Linear
@@ -217,6 +218,7 @@ class Tapping:
         return edited
 
 
+@ordinary()
 def run(
     model: Any,
     tokens: object,
@@ -309,6 +311,7 @@ def keeps(keep: tuple[str, ...] | None, name: str) -> bool:
     return keep is None or any(_glob(pattern)(name) for pattern in keep)
 
 
+@ordinary()
 def sites(model: Any, pattern: str = "**") -> list[str]:
     """Every site of the model in the order of the flow: leaves (each before its projections) and arrays.
 
@@ -342,6 +345,7 @@ def _projections(model: Any) -> dict[str, list[str]]:
     return {leaf: [f"{leaf}/{field}" for field in fields] for leaf, fields in inside.items()}
 
 
+@ordinary()
 def check_site(model: Any, name: str) -> str:
     """`name`, if it is a site of the model.
 
@@ -434,7 +438,7 @@ def _why_absent(name: str, known: Any) -> str:
         if port in ("pre", "up", "hidden") and f"{leaf}/pre" not in known:
             return (
                 f"{name!r} cannot be seen: {leaf!r} was replaced, or is of an adapted model whose Places do not say "
-                "where it is: there are in, out and added only."
+                "where it is: there are in, out and added, and what the replacement offers."
             )
         if port == "up" and f"{leaf}/pre" in known:
             return f"{name!r} does not exist: the MLP at {leaf!r} is dense and has no second branch; take {leaf}/pre."

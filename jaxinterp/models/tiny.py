@@ -35,7 +35,7 @@ TINY = TransformerConfig(
 
 def unit_rows(key: PRNGKeyArray, rows: int, d: int) -> Float[Array, "rows d"]:
     """Random directions of length 1."""
-    directions = jax.random.normal(key, (rows, d))
+    directions = jax.random.normal(key, (rows, d), dtype=jnp.float32)
     return directions / jnp.linalg.norm(directions, axis=1, keepdims=True)
 
 
@@ -47,8 +47,8 @@ def planted_mlp(
     For x ~ N(0, I) a feature fires with probability 1 - Phi(threshold), 6.7 percent at 1.5.
     """
     read_key, write_key = jax.random.split(key)
-    up = Linear(unit_rows(read_key, features, d_in).T, jnp.full(features, -threshold), cut="out")
-    down = Linear(scale * unit_rows(write_key, features, d_out), jnp.zeros(d_out), cut="in")
+    up = Linear(unit_rows(read_key, features, d_in).T, jnp.full(features, -threshold, jnp.float32), cut="out")
+    down = Linear(scale * unit_rows(write_key, features, d_out), jnp.zeros(d_out, jnp.float32), cut="in")
     return MLP(None, up, down, "relu")
 
 

@@ -241,14 +241,16 @@ def initialise(config: TransformerConfig, key: PRNGKeyArray) -> Transformer:
     def norm(present: bool) -> Norm | None:
         if not present:
             return None
-        size, bias = config.d_model, jnp.zeros(config.d_model) if config.norm_bias else None
-        return Norm(jnp.ones(size) - config.norm_offset, bias, config.norm, config.norm_epsilon, config.norm_offset)
+        size, bias = config.d_model, jnp.zeros(config.d_model, jnp.float32) if config.norm_bias else None
+        return Norm(
+            jnp.ones(size, jnp.float32) - config.norm_offset, bias, config.norm, config.norm_epsilon, config.norm_offset
+        )
 
     def projection_norm(heads: int) -> Norm | None:
         if not config.query_key_norm:
             return None
         size = config.head_dim * (heads if config.query_key_norm_over == "projection" else 1)
-        return Norm(jnp.ones(size), None, "rms", config.norm_epsilon, config.norm_offset)
+        return Norm(jnp.ones(size, jnp.float32), None, "rms", config.norm_epsilon, config.norm_offset)
 
     def attention(layer: int) -> Attention:
         window = config.windows[layer] if config.windows else None
@@ -295,14 +297,16 @@ def initialise(config: TransformerConfig, key: PRNGKeyArray) -> Transformer:
 
     position = None
     if config.learned_positions:
-        position = 0.1 * jax.random.normal(next(keys), (config.context, config.d_model))
+        position = 0.1 * jax.random.normal(next(keys), (config.context, config.d_model), dtype=jnp.float32)
     token_type = None
     if config.token_types:
-        token_type = 0.1 * jax.random.normal(jax.random.fold_in(key, 0), (config.token_types, config.d_model))
+        token_type = 0.1 * jax.random.normal(
+            jax.random.fold_in(key, 0), (config.token_types, config.d_model), dtype=jnp.float32
+        )
     untied = config.head and not config.tied
     return Transformer(
         embedding=Embedding(
-            token=jax.random.normal(next(keys), (config.vocab_size, config.d_model)),
+            token=jax.random.normal(next(keys), (config.vocab_size, config.d_model), dtype=jnp.float32),
             position=position,
             token_type=token_type,
             norm=norm(config.embedding_norm),

@@ -10,7 +10,7 @@ from treescope import rendering_parts
 
 from jaxinterp.core.trees import named_leaves, path_name
 from jaxinterp.models.files.subject import Subject
-from jaxinterp.models.sites import sites
+from jaxinterp.models.sites import LEAVES, PROJECTIONS, sites
 
 
 def show(model: Any) -> None:
@@ -66,8 +66,8 @@ def _site_lines(model: Any) -> Iterator[str]:
 
 
 def tree_html(model: Any) -> str:
-    """HTML of the model's tree, each MLP leaf and each array marked with its name."""
-    leaves = set(sites(model, "**/mlp"))
+    """HTML of the model's tree, each leaf, projection and array marked with its name."""
+    leaves = {name for name in sites(model) if name.endswith((*LEAVES, *PROJECTIONS))}
     names: dict[str, str] = {}
     for path, _ in jax.tree_util.tree_flatten_with_path(model)[0]:
         names[jax.tree_util.keystr(path)] = path_name(path)

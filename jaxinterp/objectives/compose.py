@@ -41,12 +41,12 @@ def total(*terms: Term) -> Objective:
     ) -> tuple[Float[Array, ""], Metrics]:
         codes = decomposition.encode(batch.inputs, k=batch.k, weight=batch.weight, training=True)
         forward = Forward(codes, decomposition.decode(codes, batch.inputs), key, model)
-        loss = jnp.zeros(())
+        loss = jnp.zeros((), jnp.float32)
         count = jnp.sum(batch.weight)
         metrics: Metrics = {
             "l0": ratio(codes.active(), batch.weight),
             "fired": Ratio(codes.fired(batch.weight), jnp.broadcast_to(count, (codes.features,))),
-            "smallest_code": Ratio(codes.smallest(), jnp.ones(())),
+            "smallest_code": Ratio(codes.smallest(), jnp.ones((), jnp.float32)),
         }
         if codes.capped:
             metrics["at_cap"] = ratio(codes.at_cap(), batch.weight)

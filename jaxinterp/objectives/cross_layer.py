@@ -91,8 +91,10 @@ def auxk_of_layers(dead_after: int) -> Term:
             error = reduce(add, [jnp.sum(weight * (helped - residual) ** 2) for helped, residual in pairs]) / size
             return error * fraction
 
-        value = jax.lax.cond(jnp.any(jnp.concatenate(dead)), of_dead, lambda _: jnp.zeros(()), decomposition)
-        return value, {"auxk": Ratio(value, jnp.ones(()))}
+        value = jax.lax.cond(
+            jnp.any(jnp.concatenate(dead)), of_dead, lambda _: jnp.zeros((), jnp.float32), decomposition
+        )
+        return value, {"auxk": Ratio(value, jnp.ones((), jnp.float32))}
 
     return term
 

@@ -52,11 +52,11 @@ def ghost(coefficient: float = 1.0, *, dead_after: int = 10_000_000) -> Term:
             length = jax.lax.stop_gradient(jnp.sqrt(jnp.sum(g**2, axis=-1)))
             half = jnp.where(length > 0, jnp.sqrt(squares) / (2 * jnp.where(length > 0, length, 1.0)), 1.0)
             gap = ratio(jnp.sum((half[:, None] * g - residual) ** 2, axis=-1), batch.weight)
-            return gap.total / (jnp.sum(batch.weight * squares) + 1e-12)
+            return (gap.total / (jnp.sum(batch.weight * squares) + 1e-12)).astype(jnp.float32)
 
-        error = jax.lax.cond(jnp.any(dead), of_dead, lambda _: jnp.zeros(()), decomposition)
+        error = jax.lax.cond(jnp.any(dead), of_dead, lambda _: jnp.zeros((), jnp.float32), decomposition)
         fixed = jax.lax.stop_gradient(error)
         value = error * jnp.where(fixed > 0, fvu / jnp.where(fixed > 0, fixed, 1.0), 0.0)
-        return coefficient * value, {"ghost": Ratio(error, jnp.ones(()))}
+        return coefficient * value, {"ghost": Ratio(error, jnp.ones((), jnp.float32))}
 
     return term

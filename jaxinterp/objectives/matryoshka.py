@@ -37,7 +37,7 @@ def prefixes(*sizes: int) -> Term:
     def term(decomposition: Any, batch: Batch, forward: Forward) -> tuple[Array, Metrics]:
         if sizes[-1] != decomposition.features:
             raise UserError(f"prefixes={sizes} must end with features={decomposition.features}.")
-        value, metrics = jnp.zeros(()), {}
+        value, metrics = jnp.zeros((), jnp.float32), {}
         # From the whole downwards: what is left when the later groups are taken away is the prefix, biases and any
         # path beside the codes included.
         output, ends = forward.output, (*sizes[1:], sizes[-1])

@@ -64,10 +64,11 @@ def auxk(coefficient: float = 1 / 32, *, k: int | None = None, dead_after: int =
         def of_dead(decomposition: Any) -> Array:
             helped = decomposition.combine(decomposition.encode_among(batch.inputs, dead, k_aux))
             error = jnp.sum(weight * (helped - residual) ** 2) / (jnp.sum(weight * residual**2) + 1e-12)
-            return error * jnp.minimum(jnp.sum(dead) / k_aux, 1.0)
+            share = jnp.minimum(jnp.sum(dead).astype(jnp.float32) / k_aux, 1.0)
+            return (error * share).astype(jnp.float32)
 
         # The second selection costs an encoder matmul: only where there is a dead feature.
-        value = jax.lax.cond(jnp.any(dead), of_dead, lambda _: jnp.zeros(()), decomposition)
-        return coefficient * value, {"auxk": Ratio(value, jnp.ones(()))}
+        value = jax.lax.cond(jnp.any(dead), of_dead, lambda _: jnp.zeros((), jnp.float32), decomposition)
+        return coefficient * value, {"auxk": Ratio(value, jnp.ones((), jnp.float32))}
 
     return term

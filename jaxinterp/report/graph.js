@@ -186,12 +186,12 @@
       var button = make('button', {type: 'button', 'data-go': id, title: hint}, li, text);
       button.addEventListener('click', function () { select(id, true); });
     }
+    if (constant) row(constant, 'constants (bias)', 'biases, positions, and what the MLPs write at the first position');
     list.slice().sort(function (a, b) { return Math.abs(b.w) - Math.abs(a.w); }).slice(0, 40).forEach(function (l) {
       var n = l[other];
       row(l.w, title(n) + ' · ' + (n.kind === 'target' || n.kind === 'token' ? where(n) :
         'L' + n.layer + (n.place ? '/' + n.place.split('_')[1] : '') + ' at “' + shown(tokens[n.position]) + '”'), where(n), n.id);
     });
-    if (constant) row(constant, 'constants (bias)', 'biases, positions, and what the MLPs write at the first position');
   }
   function panel() {
     var box = at('panel'), n = state.selected && byId[state.selected];
@@ -425,5 +425,6 @@
   if (!state.selected) {
     var first = nodes.filter(function (n) { return n.kind === 'target'; })[0];
     if (first && window.innerWidth > 900) select(first.id);
+    else canvas.scrollLeft = canvas.scrollWidth;
   }
 })();

@@ -101,7 +101,7 @@ def _page(document: Mapping[str, Any], extra: Mapping[str, Any], scores: str, fa
     metadata = document["metadata"]
     # "</" would end the element that holds the data.
     data = json.dumps({"graph": document, "extra": extra}, allow_nan=False).replace("</", "<\\/")
-    most = metadata.get("node_threshold") or 1
+    most = float(metadata.get("node_threshold") or 1)
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width,initial-scale=1">'
@@ -111,7 +111,7 @@ def _page(document: Mapping[str, Any], extra: Mapping[str, Any], scores: str, fa
         '<body class="graph-page"><header class="top"><div class="kicker">jaxinterp attribution graph</div>'
         f'<h1>{plain(metadata["scan"])}</h1><p class="prompt">{plain(metadata["prompt"])} <b>…</b></p>'
         f'<div class="bar-of-controls">{_slider("node-threshold", "nodes", most)}'
-        f"{_slider('edge-threshold', 'links', 1)}"
+        f"{_slider('edge-threshold', 'links', 1.0)}"
         '<label><input type="checkbox" id="errors" checked> errors</label>'
         '<button type="button" id="download">Save JSON</button><span id="count" aria-live="polite"></span>'
         f"<span>{plain(scores)}</span></div></header>\n<main>"

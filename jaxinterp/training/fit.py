@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array
 
 from jaxinterp.core.errors import UserError, suggest
+from jaxinterp.core.promotion import ordinary
 from jaxinterp.core.protocols import Method, Recipe
 from jaxinterp.core.sites import GRADIENT, Needs, as_needs
 from jaxinterp.data.activations import WINDOW, Rows
@@ -50,6 +51,7 @@ class Fit:
         return f"Fit({type(self.decomposition).__name__}, {len(self.history)} rows{step})"
 
 
+@ordinary()
 def fit(
     method: Method,
     subject: Subject,

@@ -70,7 +70,7 @@ def row_batch(needs: Needs, rows: Rows) -> Batch:
 
 def nothing() -> Batch:
     """The batch of a method that reads no rows."""
-    return make_batch({}, jnp.zeros(0), Sites((), ()))
+    return make_batch({}, jnp.zeros(0, jnp.float32), Sites((), ()))
 
 
 def make_step(

@@ -34,6 +34,11 @@ FEATURES = 5
 PROMPT = np.array([3, 7, 1, 0])
 
 
+def wide(model):
+    """Weights are float32 under x64, too: here they are float64."""
+    return jax.tree.map(lambda leaf: leaf.astype(jnp.float64), model)
+
+
 def with_random_biases(model, seed=0):
     """Biases start at zero, where a forgotten one would not show."""
     rng = np.random.default_rng(seed)
@@ -69,7 +74,7 @@ def both(request):
     """A graph, and the same graph by the independent computation; float64."""
     config, options, more = CASES[request.param]
     with jax.enable_x64(True):
-        model = with_random_biases(initialise(config, jax.random.key(1)))
+        model = with_random_biases(wide(initialise(config, jax.random.key(1))))
         given = weights(config, **options)
         captured = capture(model, PROMPT, from_arrays(**given, **more))
         graph = graph_of(captured, choose_targets(captured))
@@ -154,7 +159,7 @@ def test_a_graph_made_by_hand():
     unit, zero = np.eye(4), np.zeros((4, 4))
     a_to_e = np.outer(unit[0], unit[3])
     with jax.enable_x64(True):
-        model = initialise(config, jax.random.key(0))
+        model = wide(initialise(config, jax.random.key(0)))
 
         def linear(weight, bias=None):
             return Linear(jnp.asarray(weight), None if bias is None else jnp.asarray(bias))

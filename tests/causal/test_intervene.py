@@ -11,14 +11,14 @@ from jaxinterp.causal.graphs.transcoders import from_arrays
 from jaxinterp.core.errors import UserError
 from jaxinterp.models.sites import SetTo, run
 from jaxinterp.models.transformer import initialise
-from tests.causal.test_graph import LLAMA, PROMPT, weights, with_random_biases
+from tests.causal.test_graph import LLAMA, PROMPT, weights, wide, with_random_biases
 
 
 @pytest.fixture(scope="module")
 def both():
     """A captured prompt and its graph: cross-layer, JumpReLU, with skip paths; float64."""
     with jax.enable_x64(True):
-        model = with_random_biases(initialise(LLAMA, jax.random.key(1)))
+        model = with_random_biases(wide(initialise(LLAMA, jax.random.key(1))))
         given = weights(LLAMA, cross=True, skip=True)
         captured = capture(model, PROMPT, from_arrays(**given, thresholds=[np.full(5, 0.4)] * 3))
         return captured, graph_of(captured, choose_targets(captured))

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from jaxinterp.causal.graphs.capture import Captured, capture, subject_of
 from jaxinterp.causal.graphs.graph import Graph
@@ -123,7 +123,7 @@ def graph_of(
     mesh: Mesh | None = None,
 ) -> Graph:
     """The graph of a captured prompt; arguments as `attribution_graph` has them."""
-    place = _Places(captured)
+    place = Places(captured)
     seq, layers = len(place.tokens), place.layers
     if mesh is None:
         batch = min(batch, -(-(len(place.features) + len(targets.read)) // 8) * 8)
@@ -151,7 +151,7 @@ def graph_of(
     return _assembled(captured, place, targets, np.concatenate(rows), np.concatenate(bias), np.asarray(visited, int))
 
 
-class _Places:
+class Places:
     """Which node is which: host arrays of a captured prompt."""
 
     def __init__(self, captured: Captured) -> None:
@@ -170,6 +170,11 @@ class _Places:
         self.pre = np.asarray(
             [pre[r][p, i] for r, p, i in zip(reader, position, self.features[:, 2], strict=True)], value.dtype
         )
+
+    def slots_of(self, features: Int[np.ndarray, "chosen 3"]) -> Int[np.ndarray, " chosen"]:
+        """Where features (layer, position, index) are among the effects of one target, flattened."""
+        known = {tuple(row): int(slot) for row, slot in zip(self.features.tolist(), self.slots, strict=True)}
+        return np.array([known[tuple(row)] for row in features.tolist()], int)
 
     def read(self, chosen: np.ndarray) -> np.ndarray:
         """Read vectors [chosen, d]."""
@@ -192,7 +197,7 @@ class _Places:
 
 def _rows(
     captured: Captured,
-    place: _Places,
+    place: Places,
     layer: np.ndarray,
     position: np.ndarray,
     read: np.ndarray,
@@ -245,7 +250,7 @@ def shares_of_rows(rows: Float[np.ndarray, "rows sources"]) -> Float[np.ndarray,
 
 
 def _assembled(
-    captured: Captured, place: _Places, targets: Targets, rows: np.ndarray, bias: np.ndarray, visited: np.ndarray
+    captured: Captured, place: Places, targets: Targets, rows: np.ndarray, bias: np.ndarray, visited: np.ndarray
 ) -> Graph:
     """Rows in the order of the nodes, columns of the features that are nodes."""
     kept, count, goals = np.sort(visited), len(place.features), len(targets.read)

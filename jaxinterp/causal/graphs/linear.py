@@ -16,7 +16,7 @@ target with read vector r at x^l[p],  G = ∂(r . x^l[p]) / ∂(all of these),  
 The map comes from `run` with rules that hold patterns and scales, so it is right for every model family that `run` is.
 """
 
-from functools import partial
+from collections.abc import Mapping
 from typing import Any
 
 import equinox as eqx
@@ -26,8 +26,8 @@ from jaxtyping import Array, Float, Int
 
 from jaxinterp.causal.graphs.transcoders import Transcoders
 from jaxinterp.core.trees import path_name
-from jaxinterp.models.rules import EXACT, Rules
-from jaxinterp.models.sites import run
+from jaxinterp.models.rules import Rules
+from jaxinterp.models.sites import Edit, Trace, run
 from jaxinterp.models.transformer import Transformer
 
 HELD = Rules(norm=True, attention=True)
@@ -71,14 +71,22 @@ class Frozen(eqx.Module):
     skips: tuple[Float[Array, "d d"] | None, ...]
 
     def __call__(self, sources: Sources, rules: Rules = HELD) -> Reads:
+        return self.reads(self.trace(sources, rules))
+
+    def reads(self, trace: Trace) -> Reads:
+        """What a trace says that every MLP and the unembedding read."""
+        layers = range(len(self.skips))
+        return Reads(jnp.stack([trace[f"blocks/{layer}/mlp/in"][0] for layer in layers]), trace["final"][0])
+
+    def trace(self, sources: Sources, rules: Rules = HELD, edits: Mapping[str, Edit] | None = None) -> Trace:
+        """The forward pass with the sources in it."""
         model = eqx.combine(self.model, sources.constants)
         layers = range(len(self.skips))
         leaves = [Written(sources.written[layer], self.skips[layer]) for layer in layers]
         model = eqx.tree_at(
             lambda m: [m.embedding.token, *(block.mlp for block in m.blocks)], model, [sources.tokens, *leaves]
         )
-        trace = run(model, jnp.arange(sources.tokens.shape[0])[None], rules=rules)
-        return Reads(jnp.stack([trace[f"blocks/{layer}/mlp/in"][0] for layer in layers]), trace["final"][0])
+        return run(model, jnp.arange(sources.tokens.shape[0])[None], edits=edits, rules=rules)
 
     def change(self, at: Sources, change: Sources) -> Reads:
         """How the reads change with the sources, patterns and scales frozen at `at`."""
@@ -163,10 +171,11 @@ def direct_effects(
             return pullback(Reads(where[:-1], where[-1]))[0]
 
         gradient = jax.vmap(pull)(layer, position, read)
-        return _contract(gradient, sources, transcoders, writes)
+        return contract(gradient, sources, transcoders, writes)
 
 
-def _contract(gradient: Sources, sources: Sources, transcoders: Transcoders, writes: Writes) -> Effects:
+def contract(gradient: Sources, sources: Sources, transcoders: Transcoders, writes: Writes) -> Effects:
+    """Effects of all nodes, given the gradients of some targets by the sources ([targets, ...] each)."""
     features = []
     for number, reader in enumerate(transcoders.readers):
         felt: Any = 0.0
@@ -185,7 +194,3 @@ def _contract(gradient: Sources, sources: Sources, transcoders: Transcoders, wri
         jnp.einsum("tpd,pd->tp", gradient.tokens, sources.tokens),
         sum(jax.tree.leaves(added), bias),
     )
-
-
-free = partial(Frozen.__call__, rules=EXACT)
-"""The same map with patterns and norm scales computed anew from the sources: not linear."""

@@ -100,7 +100,7 @@ def by_source(
         return total + pattern[:, head, :, None, :].astype(jnp.float32) * said, None
 
     # Head by head: all at once would hold heads times as much.
-    return jax.lax.scan(add_head, jnp.zeros((batch, seq, k, seq)), jnp.arange(attention.heads))[0]
+    return jax.lax.scan(add_head, jnp.zeros((batch, seq, k, seq), jnp.float32), jnp.arange(attention.heads))[0]
 
 
 def mean_distance(sources: Float[Array, "batch seq k seq"]) -> Float[Array, "batch seq k"]:

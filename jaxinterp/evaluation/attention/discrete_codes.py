@@ -114,7 +114,7 @@ def edge_scores(
         own = positive[example] & ~matches(example, (positive & earlier) | ~positive)
         return (sums[0] + own, sums[1] + ~matches(example, earlier)), None
 
-    zeros = jnp.zeros((codes.shape[1], codes.shape[1]))
+    zeros = jnp.zeros((codes.shape[1], codes.shape[1]), jnp.float32)
     (own, all_pairs), _ = jax.lax.scan(add, (zeros, zeros), jnp.arange(count))
     return own / all_pairs if normalised else own
 

@@ -92,7 +92,7 @@ def _attributed(
     gaps = [jnp.abs(jnp.sum(parts, axis=-1) + constant - codes.values) for parts in (heads, sources)]
     sizes = jnp.abs(heads)
     columns = {
-        "fired": jnp.ones(fires.shape),
+        "fired": jnp.ones(fires.shape, jnp.float32),
         "distance": mean_distance(sources),
         "itself": share_at(sources, 0),
         "token before": share_at(sources, 1),
@@ -113,7 +113,9 @@ def _attributed(
 
 def chance_shares(dictionary: Dictionary, heads: int, seed: int) -> np.ndarray:
     """Head shares of random rows as many and as long as the dictionary's: what it starts from."""
-    return np.asarray(head_shares(jax.random.normal(jax.random.key(seed), dictionary.decoder.shape), heads))
+    return np.asarray(
+        head_shares(jax.random.normal(jax.random.key(seed), dictionary.decoder.shape, dtype=jnp.float32), heads)
+    )
 
 
 def summarise(table: Mapping[str, np.ndarray], shares: np.ndarray, chance: np.ndarray) -> dict[str, Any]:

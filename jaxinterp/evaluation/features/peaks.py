@@ -37,9 +37,9 @@ def measure(decomposition: Any, model: Any, windows: Sequence[Window], count: in
     """The first pass: firing counts and the `count` highest peaks of every feature, at most one a window."""
     features = decomposition.decoder.shape[0]
     peaks = Peaks(
-        jnp.zeros(features),
-        jnp.zeros(()),
-        jnp.zeros((features, count)),
+        jnp.zeros(features, jnp.float32),
+        jnp.zeros((), jnp.float32),
+        jnp.zeros((features, count), jnp.float32),
         jnp.zeros((features, count), jnp.int32),
         jnp.zeros((features, count), jnp.int32),
     )

@@ -191,7 +191,7 @@ def draw(
         dictionary.encode(batch.inputs, k=batch.k, weight=batch.weight, training=True), batch.inputs
     )
     error = jnp.sum((batch.targets - output) ** 2, axis=-1)
-    luck = 2 * jnp.log(error + 1e-30) + jax.random.gumbel(key, error.shape)
+    luck = 2 * jnp.log(error + 1e-30) + jax.random.gumbel(key, error.shape, dtype=jnp.float32)
     order = jnp.argsort(jnp.where(batch.weight > 0, -luck, jnp.inf))
     rank = jnp.cumsum(dead) - 1
     return order[rank % jnp.maximum(jnp.sum(batch.weight > 0), 1)]

@@ -78,7 +78,9 @@ class Together:
                 after[name], own = one.step(states[name], self._own(name, batch), key, model)
                 metrics |= {f"{name}/{metric}": value for metric, value in own.items()}
                 losses += [own["loss"].value()] if "loss" in own else []
-            return after, metrics | ({"loss": Ratio(sum(losses, jnp.zeros(())), jnp.ones(()))} if losses else {})
+            return after, metrics | (
+                {"loss": Ratio(sum(losses, jnp.zeros((), jnp.float32)), jnp.ones((), jnp.float32))} if losses else {}
+            )
 
         def finish(states: dict[str, Any]) -> dict[str, Any]:
             return {name: one.finish(states[name]) for name, one in recipes.items()}

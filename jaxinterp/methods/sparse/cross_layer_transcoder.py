@@ -112,10 +112,12 @@ class CrossLayerTranscoder:
         bound, write_bound = self.features**-0.5, (layers * y.shape[1]) ** -0.5
         (input_mean, input_variance), (mean, variance) = moments(x, weight), moments(y, weight)
         return Layer(
-            encoder=jax.random.uniform(encoder_key, shape, minval=-bound, maxval=bound),
-            encoder_bias=jnp.zeros(self.features),
-            decoder=jax.random.uniform(decoder_key, write_shape, minval=-write_bound, maxval=write_bound),
-            decoder_bias=jnp.zeros(y.shape[1]),
+            encoder=jax.random.uniform(encoder_key, shape, minval=-bound, maxval=bound, dtype=jnp.float32),
+            encoder_bias=jnp.zeros(self.features, jnp.float32),
+            decoder=jax.random.uniform(
+                decoder_key, write_shape, minval=-write_bound, maxval=write_bound, dtype=jnp.float32
+            ),
+            decoder_bias=jnp.zeros(y.shape[1], jnp.float32),
             input_mean=input_mean,
             input_scale=_scale(input_variance),
             output_mean=mean,

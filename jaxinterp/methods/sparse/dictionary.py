@@ -130,7 +130,7 @@ def autoencoder_recipe(activation: Activation, objective: Objective, hyper: Dict
 def autoencoder_start(hyper: DictionaryFields, activation: Activation, key: PRNGKeyArray, sample: Batch) -> Dictionary:
     """D random unit rows, E = D, biases 0."""
     dictionary = empty_dictionary(hyper, activation, sample, skip=False, normalise=hyper.normalise)
-    rows = unit_rows(jax.random.normal(key, dictionary.decoder.shape))
+    rows = unit_rows(jax.random.normal(key, dictionary.decoder.shape, dtype=jnp.float32))
     return eqx.tree_at(lambda d: (d.encoder, d.decoder), dictionary, (rows, rows))
 
 
@@ -142,7 +142,7 @@ def empty_dictionary(
     d_in, d_out = x.shape[1], y.shape[1]
     input_mean, input_variance = _moments(x, sample.weight)
     target_mean, target_variance = _moments(y, sample.weight)
-    zero, one = jnp.zeros(()), jnp.ones(())
+    zero, one = jnp.zeros((), jnp.float32), jnp.ones((), jnp.float32)
     if normalise:
         input_scale, output_scale = jnp.sqrt(input_variance / d_in), jnp.sqrt(target_variance / d_out)
         output_mean = target_mean
@@ -150,11 +150,11 @@ def empty_dictionary(
         input_mean, output_mean = zero * input_mean, zero * target_mean
         input_scale, output_scale = one, one
     return Dictionary(
-        encoder=jnp.zeros((hyper.features, d_in)),
-        encoder_bias=jnp.zeros(hyper.features),
-        decoder=jnp.zeros((hyper.features, d_out)),
-        decoder_bias=jnp.zeros(d_out),
-        skip=jnp.zeros((d_in, d_out)) if skip else None,
+        encoder=jnp.zeros((hyper.features, d_in), jnp.float32),
+        encoder_bias=jnp.zeros(hyper.features, jnp.float32),
+        decoder=jnp.zeros((hyper.features, d_out), jnp.float32),
+        decoder_bias=jnp.zeros(d_out, jnp.float32),
+        skip=jnp.zeros((d_in, d_out), jnp.float32) if skip else None,
         input_mean=input_mean,
         input_scale=input_scale,
         output_mean=output_mean,

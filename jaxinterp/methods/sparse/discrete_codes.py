@@ -83,7 +83,7 @@ def _train(hyper: DiscreteCodes, rows: Float[Array, "tokens d_model"], key: PRNG
     recipe = one_pass(hyper.autoencoder(), hyper.steps)
 
     def batch(step: Int[Array, ""] | int) -> Batch:
-        return make_batch({"heads": rows}, jnp.ones(len(rows)), SITE, step=step)
+        return make_batch({"heads": rows}, jnp.ones(len(rows), jnp.float32), SITE, step=step)
 
     def body(state: object, step: Array) -> tuple[object, None]:
         return recipe.step(state, batch(step), jax.random.fold_in(key, step), None)[0], None

@@ -96,4 +96,4 @@ def _effect(decomposition: PyTree, batch: Batch, forward: Forward) -> tuple[Arra
     gradient = batch.inputs[1]
     size = jnp.sqrt(jnp.mean(gradient**2, axis=-1))
     change = jnp.abs(jnp.sum(gradient * (forward.output - batch.targets), axis=-1)) / jnp.maximum(size, 1e-30)
-    return jnp.zeros(()), {"effect": ratio(change, batch.weight)}
+    return jnp.zeros((), jnp.float32), {"effect": ratio(change, batch.weight)}

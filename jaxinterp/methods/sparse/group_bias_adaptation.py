@@ -117,7 +117,11 @@ class GroupBiasAdaptation(TrainingFields):
         dictionary = empty_dictionary(self, self.make_activation(), sample, skip=False, normalise=True)
         scale = dictionary.input_scale * jnp.sqrt(dictionary.encoder.shape[1])
         dictionary = eqx.tree_at(lambda d: (d.input_scale, d.output_scale), dictionary, (scale, scale))
-        return tie(dictionary, unit_rows(jax.random.normal(key, dictionary.decoder.shape)), dictionary.decoder_bias)
+        return tie(
+            dictionary,
+            unit_rows(jax.random.normal(key, dictionary.decoder.shape, dtype=jnp.float32)),
+            dictionary.decoder_bias,
+        )
 
 
 def _parts(d: PyTree) -> tuple[PyTree, PyTree, PyTree, PyTree]:
@@ -149,7 +153,7 @@ def largest() -> Term:
         sizes = jnp.max(jnp.abs(forward.codes.dense()) * (batch.weight[:, None] > 0), axis=0)
         pre = sizes / jnp.where(sizes > 0, jnp.abs(activation.gain), 1.0)  # z = gain a, and a > 0 where it is active
         highest = jnp.where(sizes > 0, pre + activation.adapted_bias, 0.0)
-        return jnp.zeros(()), {"largest": Ratio(highest, jnp.ones(()))}
+        return jnp.zeros((), jnp.float32), {"largest": Ratio(highest, jnp.ones((), jnp.float32))}
 
     return term
 

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 from jaxtyping import PRNGKeyArray, PyTree
 
 from jaxinterp.core.batch import Batch
@@ -100,5 +101,5 @@ def start(
     """E uniform in ±1/sqrt(d_in), everything else 0."""
     dictionary = empty_dictionary(hyper, activation, sample, skip=skip, normalise=hyper.normalise)
     bound = dictionary.encoder.shape[1] ** -0.5
-    encoder = jax.random.uniform(key, dictionary.encoder.shape, minval=-bound, maxval=bound)
+    encoder = jax.random.uniform(key, dictionary.encoder.shape, minval=-bound, maxval=bound, dtype=jnp.float32)
     return eqx.tree_at(lambda d: d.encoder, dictionary, encoder)

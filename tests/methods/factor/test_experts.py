@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import scipy.special
 
+from benchmarks.factor import experts_memory
 from jaxinterp.core.batch import Sites, make_batch
 from jaxinterp.core.errors import UserError
 from jaxinterp.decompositions.experts import Router, gathered_dot
@@ -163,3 +164,10 @@ def test_unexplained_variance_is_dominated_by_large_dimensions_and_shown_for_eac
     total, each = experts.unexplained(output, target)
     assert float(total) < 1e-3 and float(each[0]) == 0
     np.testing.assert_allclose(each[1:], 1, atol=0.05)
+
+
+def test_nothing_of_tokens_by_experts_by_d_is_built():
+    """Temporary bytes of loss and gradient: below a thirtieth of that array, and below tokens x experts alone."""
+    memory = experts_memory(tokens=256, d=64, number=16384, k=32, rank=16)
+    assert memory["temporary_gb"] < memory["tokens_x_experts_x_d_gb"] / 30
+    assert memory["temporary_gb"] < 2 * memory["tokens_x_experts_gb"]

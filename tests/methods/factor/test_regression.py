@@ -27,6 +27,9 @@ def test_planted_coefficients_are_recovered():
         assert held_out > 0.98 and found.r_squared > 0.98 and found.condition < 2
         shuffled = reg.fit_regression(jnp.asarray(a[:300]), jnp.asarray(target[:300][::-1]))
         assert reg.r_squared(reg.predict(shuffled, a[300:]), target[300:]) < 0.3
+        train_mean = target[:300].mean(axis=0)
+        by_mean = np.broadcast_to(train_mean, target[300:].shape)
+        assert reg.r_squared(by_mean, target[300:], train_mean) == 0 > reg.r_squared(by_mean, target[300:])
     without = reg.fit_regression(jnp.asarray(a), jnp.asarray(target), intercept=False)
     assert np.abs(without.beta - [-1, 0.5, 0]).max() > 0.02, "the task vector leaks into beta"
 

@@ -1,0 +1,98 @@
+"""Speed of factorisations: semi-NMF against its own matmuls, and the memory of hidden experts.
+
+    python -m benchmarks.factor                        # 1536 x 100,000 at K = 100; 1e5 experts
+    python -m benchmarks.factor --tokens 20000         # the same, smaller
+
+Semi-NMF: the time of one update divided by the time of the two products with the activations that it cannot do without
+(G^T X and X F^T), both in this process, interleaved, the least of several runs each. The claim is a ratio of 1.3.
+
+Experts: the temporary bytes of the compiled forward and backward pass, against those of an array tokens x k x d and of
+tokens x experts x d, neither of which may be built.
+"""
+
+import argparse
+import time
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+
+from jaxinterp.core.batch import Sites, make_batch
+from jaxinterp.methods.factor import experts, semi_nmf
+
+MOST = 1.3
+
+
+def seconds(run: Callable[[], Any]) -> float:
+    """Of one run."""
+    start = time.perf_counter()
+    jax.block_until_ready(run())
+    return time.perf_counter() - start
+
+
+def update_against_products(tokens: int, d: int, features: int, repeats: int) -> dict[str, float]:
+    """Least seconds of an update and of its two products."""
+    rows = jax.random.normal(jax.random.key(0), (tokens, d))
+    start = semi_nmf.random_start(jax.random.key(1), tokens, features)
+    gram, energy = start.T @ start, jnp.sum(rows**2)
+    kept = semi_nmf.kept_entries(0.01, d)
+    update = jax.jit(lambda rows, g, gram, energy: semi_nmf.sweep(rows, g, gram, energy, kept))
+
+    @jax.jit
+    def products(rows: Any, g: Any) -> Any:
+        features = g.T @ rows
+        return features, rows @ features.T
+
+    runs = {"update": lambda: update(rows, start, gram, energy), "products": lambda: products(rows, start)}
+    for run in runs.values():
+        seconds(run)
+    found: dict[str, list[float]] = {name: [] for name in runs}
+    for _ in range(repeats):
+        for name, run in runs.items():
+            found[name].append(seconds(run))
+    least = {name: min(times) for name, times in found.items()}
+    return least | {"ratio": least["update"] / least["products"]}
+
+
+def experts_memory(tokens: int, d: int, number: int, k: int, rank: int) -> dict[str, float]:
+    """Temporary GB of the compiled loss and gradient, and of what it must not build."""
+    method = experts.HiddenExperts(experts=number, k=k, shared=k, rank=rank)
+    shape = lambda *size: jax.ShapeDtypeStruct(size, jnp.float32)
+
+    def begin(key: Any, x: Any) -> Any:
+        return experts.start(method, key, make_batch({"x": x, "y": x}, jnp.ones(x.shape[0]), Sites("x", "y")))
+
+    module = eqx.filter_eval_shape(begin, jax.random.key(0), shape(tokens, d))
+    arrays, rest = eqx.partition(module, lambda leaf: isinstance(leaf, jax.ShapeDtypeStruct))
+    loss = lambda arrays, x: jnp.mean((eqx.combine(arrays, rest)(x) - x) ** 2)
+    memory = jax.jit(jax.value_and_grad(loss)).lower(arrays, shape(tokens, d)).compile().memory_analysis()
+    return {
+        "temporary_gb": memory.temp_size_in_bytes / 1e9,
+        "tokens_x_experts_gb": 4 * tokens * number / 1e9,
+        "tokens_x_k_x_d_gb": 4 * tokens * k * d / 1e9,
+        "tokens_x_experts_x_d_gb": 4 * tokens * number * d / 1e9,
+    }
+
+
+def main() -> None:
+    """Measure and print; exits with 1 where a claim does not hold."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tokens", type=int, default=100_000)
+    parser.add_argument("--d", type=int, default=1536)
+    parser.add_argument("--features", type=int, default=100)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--experts", type=int, default=100_000)
+    parser.add_argument("--k", type=int, default=256)
+    chosen = parser.parse_args()
+    speed = update_against_products(chosen.tokens, chosen.d, chosen.features, chosen.repeats)
+    print({name: round(value, 4) for name, value in speed.items()})
+    memory = experts_memory(1024, 576, chosen.experts, chosen.k, 128)
+    print({name: round(value, 3) for name, value in memory.items()})
+    if speed["ratio"] > MOST or memory["temporary_gb"] > memory["tokens_x_experts_x_d_gb"] / 10:
+        raise SystemExit(1)
+
+
+if __name__ == "__main__":
+    main()

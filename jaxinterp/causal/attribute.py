@@ -28,7 +28,9 @@ from jaxtyping import Array, Float, Int
 
 from jaxinterp.causal.measure import Metric
 from jaxinterp.causal.patch import array_shapes
+from jaxinterp.core.callables import takes
 from jaxinterp.core.errors import UserError, suggest
+from jaxinterp.models.layers import Tap
 from jaxinterp.models.rules import EXACT, RELEVANCE, Rules
 from jaxinterp.models.sites import Add, Edit, Trace, run
 
@@ -230,8 +232,12 @@ class Then(eqx.Module):
     first: Edit | None
     second: Edit
 
-    def __call__(self, x: Array) -> Array:
-        return self.second(x if self.first is None else self.first(x))
+    def __call__(self, x: Array, *, positions: Array, tap: Tap, name: str) -> Array:
+        given = {"positions": positions, "tap": tap, "name": name}
+        for edit in (self.first, self.second):
+            if edit is not None:
+                x = edit(x, **{key: value for key, value in given.items() if takes(edit, key)})
+        return x
 
 
 def _zeros(model: Any, tokens: Array, names: Sequence[str], edits: Mapping[str, Edit]) -> Arrays:

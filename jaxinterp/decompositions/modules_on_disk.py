@@ -70,6 +70,8 @@ def _described(module: eqx.Module) -> dict[str, Any]:
             static[field.name] = {"sites": describe_sites(value)}
         elif isinstance(value, eqx.Module):
             parts[field.name] = _described(value)
+        elif isinstance(value, tuple) and all(isinstance(each, int | float | str) for each in value):
+            static[field.name] = {"tuple": list(value)}
         elif isinstance(value, bool | int | float | str):
             static[field.name] = value
         elif not eqx.is_array(value):
@@ -87,7 +89,9 @@ def _made(
         raise UserError(f"class {name!r} in {folder} is unknown: pass it in classes.{suggest(name, known)}")
     values: dict[str, Any] = dict.fromkeys(described["absent"])
     for field, value in described["static"].items():
-        values[field] = make_sites(value["sites"]) if isinstance(value, Mapping) else value
+        values[field] = value
+        if isinstance(value, Mapping):
+            values[field] = tuple(value["tuple"]) if "tuple" in value else make_sites(value["sites"])
     for field, part in described["parts"].items():
         values[field] = _made(part, arrays, f"{prefix}{field}/", known, folder)
     for field in fields(known[name]):

@@ -8,9 +8,12 @@ import pytest
 from jaxinterp.core.batch import make_batch
 from jaxinterp.core.sites import Sites
 from jaxinterp.decompositions.codes import DenseCodes
+from jaxinterp.decompositions.modules_on_disk import load_module, save_module
+from jaxinterp.decompositions.scales import Scales
 from jaxinterp.methods.factor import linear_transforms as molt
 from jaxinterp.methods.factor import mixture_of_decoders as mxd
 from jaxinterp.methods.factor import product_key_neurons as pk
+from jaxinterp.models.mixtures.product_keys import DenseScores, KeyScores
 
 SITES = Sites("blocks/0/mlp/in", "blocks/0/mlp/out")
 
@@ -94,3 +97,15 @@ def test_a_start_is_the_mean_and_sparse_codes_are_as_good_as_dense_ones(name):
     np.testing.assert_allclose(found.decode(codes, batch.inputs), found.decode(dense, batch.inputs), atol=1e-3)
     assert 0 < codes.active().max() <= 4
     assert found(batch.inputs.astype(jnp.bfloat16)).dtype == jnp.bfloat16
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_they_are_kept_on_disk(name, tmp_path):
+    """Invariant 7."""
+    module, method = METHODS[name]
+    found = module.start(method, jax.random.key(0), sample())
+    classes = (type(found), Scales, DenseScores, KeyScores)
+    again = load_module(save_module(found, tmp_path / "kept"), classes=classes)
+    assert jax.tree.structure(again) == jax.tree.structure(found)
+    for first, second in zip(jax.tree.leaves(found), jax.tree.leaves(again), strict=True):
+        np.testing.assert_array_equal(first, second)

@@ -1,0 +1,1 @@
+"""Methods that train what changes a model: transport maps, rotations, steering vectors."""

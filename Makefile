@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 INSTALLED := $(VENV)/.installed
 DEMO_OUT ?= runs/demo
 
-.PHONY: demo tiny test test-slow test-jax test-tpu lint format parity peers clean
+.PHONY: demo tiny test test-slow test-jax test-tpu test-gpu lint format parity peers clean
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "jaxinterp needs Python 3.11 or newer: make PYTHON=/path/to/python3.11")'
@@ -50,7 +50,7 @@ format: $(INSTALLED)
 	$(BIN)/ruff check --fix .
 
 clean:
-	rm -rf $(VENV) $(PARITY) $(PEERS) $(TPU) runs
+	rm -rf $(VENV) $(PARITY) $(PEERS) $(TPU) $(GPU) build runs
 
 PARITY := .venv-parity
 TORCH := torch==2.13.0
@@ -97,3 +97,20 @@ test-tpu:  ## compile every TPU kernel and whole steps with the real TPU compile
 	$(TPU)/bin/python -m experiments.transcoder --out unused --model tiny --mesh data=2,feature=2 --preflight v5e:2x2
 	$(TPU)/bin/python -m benchmarks.preflight --remat v5e:2x2
 	$(TPU)/bin/python tests/covered.py tpu --passed
+
+GPU := .venv-gpu
+CUDA := $(shell sed -n 's/^jax==\([0-9.]*\); python_version >= .*/\1/p' constraints.txt)
+
+test-gpu:  ## compile every GPU kernel and whole steps with the real CUDA compiler, which needs no GPU; fails with .no-cuda where it is not to be had
+	test -x $(GPU)/bin/python || $(PYTHON) -m venv $(GPU)
+	@rm -f $(GPU)/.no-cuda
+	@$(GPU)/bin/python -c 'import sys; sys.exit(sys.version_info < (3, 12))' \
+	  || { echo "compiling for GPUs that are not here takes Python 3.12+: make test-gpu PYTHON=..."; touch $(GPU)/.no-cuda; exit 2; }
+	$(GPU)/bin/python -c 'import jax_cuda13_plugin' 2>/dev/null \
+	  || $(GPU)/bin/python -m pip install --quiet --constraint constraints.txt --editable . \
+	     jax-cuda13-plugin==$(CUDA) jax-cuda13-pjrt==$(CUDA) || { touch $(GPU)/.no-cuda; exit 2; }
+	$(WITHOUT_A_GPU) $(GPU)/bin/python -m benchmarks.gpu_compile --quick
+	$(WITHOUT_A_GPU) $(GPU)/bin/python -m experiments.transcoder --out unused --model tiny --mesh data=2,feature=4 --preflight h200:8
+	$(GPU)/bin/python tests/covered.py gpu --passed
+
+WITHOUT_A_GPU := CUDA_VISIBLE_DEVICES=-1 JAX_PLATFORMS=cpu

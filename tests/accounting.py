@@ -41,7 +41,7 @@ def pytest_runtest_makereport(item, call):
 def phases(reporter):
     """(CPU seconds, phase and name, whether it is a slow proof), greatest first."""
     reports = [one for several in reporter.stats.values() for one in several if hasattr(one, "cpu_seconds")]
-    rows = [(one.cpu_seconds, f"{one.when:5} {one.nodeid}", one.is_slow) for one in reports]
+    rows = [(one.cpu_seconds, f"{one.when} {one.nodeid}", one.is_slow) for one in reports]
     return sorted(rows, reverse=True)
 
 
@@ -51,7 +51,7 @@ def pytest_terminal_summary(terminalreporter):
         return
     files = defaultdict(float)
     for seconds, name, _ in rows:
-        files[name[6:].partition("::")[0]] += seconds
+        files[name.partition(" ")[2].partition("::")[0]] += seconds
     terminalreporter.section(f"CPU seconds: {sum(files.values()):.0f} in all")
     for seconds, name, _ in rows[:SHOWN]:
         terminalreporter.line(f"{seconds:7.1f}  {name}")

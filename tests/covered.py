@@ -4,7 +4,7 @@
     python tests/covered.py parity --passed   notes in tests/covered.json that the check passed on these files
 
 A check that makes the goldens again with other libraries is repeated in CI only where a file below changed; the suite
-compares with the committed goldens every time. `make parity`, `make peers` and `make test-tpu` note that they passed.
+compares with the committed goldens every time. `make parity`, `peers`, `test-tpu` and `test-gpu` note that they passed.
 """
 
 import hashlib
@@ -21,6 +21,14 @@ COVERS = {
         "tests/interchange",
         "jaxinterp/interchange",
         "jaxinterp/decompositions",
+        "constraints.txt",
+    ),
+    "gpu": (
+        "benchmarks/gpu_compile.py",
+        "jaxinterp/kernels",
+        "jaxinterp/preflight",
+        "jaxinterp/training/program.py",
+        "jaxinterp/training/state.py",
         "constraints.txt",
     ),
     "tpu": (

@@ -19,6 +19,7 @@ from jaxinterp.data.windows import batches, windows
 from jaxinterp.preflight import chips, compiled, estimate
 from jaxinterp.preflight.chips import Chip
 from jaxinterp.preflight.estimate import Estimate
+from jaxinterp.preflight.gpus import UNTUNED
 from jaxinterp.preflight.hlo import Work
 from jaxinterp.training.fit import check_sizes, expand
 from jaxinterp.training.mesh import make_mesh, model_shardings
@@ -85,17 +86,28 @@ def preflight(
     if not found.fits:
         return found  # what lies there between steps is too much already
     try:
-        done = program.compile(model, _platform(mesh))
+        platform = _platform(mesh)
+        here = mesh.devices.flat[0] in jax.devices()
+        lowered = program.lower(model, platform)
+        with jax.set_mesh(mesh):
+            done = lowered.compile(compiler_options=dict(UNTUNED) if platform == "cuda" and not here else None)
     except jax.errors.JaxRuntimeError as error:
         temporary = overflowing(str(error), found.bytes_needed)
         if temporary is None:
             raise
         memory = held.memory | {"temporary, by the compiler's message": temporary}
         return replace(found, program=replace(held, memory=memory), refused=True)
-    read = compiled.read(done, model, state)
+    read = compiled.read(done, model, state, lambda: _counted(program, shapes))
     if target.chip is None:
         chip = estimate.measured(tuple(mesh.devices.flat), chip.memory, sum(read.memory.values()))
     return replace(found, program=read, chip=chip)
+
+
+def _counted(program: Program, shapes: Callable[[Any], Any]) -> dict[str, float]:
+    """What one device of the mesh computes and accesses, from the same step lowered for a CPU and shared out evenly."""
+    alone = make_mesh(1, devices=jax.devices("cpu")[:1])
+    cost = replace(program, mesh=alone).lower(shapes(model_shardings(alone)), "cpu").cost_analysis() or {}
+    return {name: value / program.mesh.devices.size for name, value in cost.items()}
 
 
 def one_recipe(method: Method, steps: int) -> Recipe:

@@ -15,14 +15,16 @@ from typing import Any
 
 import jax
 
-from jaxinterp.core.errors import UserError, suggest
+from jaxinterp.core.errors import UserError
+from jaxinterp.preflight import gpus
 
 
 @dataclass(frozen=True)
 class Chip:
     """Peak figures of one device: FLOP/s, bytes, bytes/s; `clock` in Hz turns the compiler's cycles into seconds.
 
-    overlaps: whether memory is read while products are computed.
+    overlaps: whether memory is read while products are computed. With several machines, `machine`
+    is how many devices one has, `network` what one device sends to the others, in bytes/s.
     """
 
     name: str
@@ -32,6 +34,8 @@ class Chip:
     interconnect: float
     clock: float | None = None
     overlaps: bool = True
+    machine: int | None = None
+    network: float | None = None
 
 
 GB = 1e9
@@ -67,7 +71,7 @@ class Target:
 
 
 def find(text: str) -> Target:
-    """The devices that a target names: `v5p:4x4x4`, `cpu:8`, or `auto` for those that are present.
+    """The devices that a target names: `v5p:4x4x4`, `h200:8`, `h100:8x4`, `cpu:8`; `auto`: those that are here.
 
     Raises:
       UserError: an unknown chip, a shape that it does not come in, no TPU compiler, or too few CPU devices.
@@ -81,8 +85,10 @@ def find(text: str) -> Target:
     name, _, shape = text.partition(":")
     if name == "cpu":
         return _cpu(text, shape)
+    if name in gpus.GPUS:
+        return _gpus(text, gpus.GPUS[name], shape)
     if name not in CHIPS:
-        raise UserError(f"preflight={text!r}: unknown chip {name!r}.{suggest(name, [*CHIPS, 'cpu', 'auto'])}")
+        raise gpus.unknown(text, name, [*CHIPS])
     if not re.fullmatch("x".join([r"[1-9]\d*"] * TORUS_AXES[name]), shape):
         example = "x".join(["4"] * TORUS_AXES[name])
         raise UserError(f"preflight={text!r}: {name} comes in {TORUS_AXES[name]} dimensions, such as {name}:{example}.")
@@ -100,6 +106,13 @@ def of_a_device(chip: Chip, devices: tuple[Any, ...]) -> Chip:
         memory_bandwidth=chip.memory_bandwidth / share,
         interconnect=chip.interconnect / share,
     )
+
+
+def _gpus(text: str, gpu: gpus.Gpu, shape: str) -> Target:
+    per_machine, machines = gpus.gpus_of(text, shape)
+    devices = gpus.described(gpu, per_machine, machines)
+    chip = Chip(gpu.name, gpu.flops, gpu.memory, gpu.memory_bandwidth, gpu.link)
+    return Target(text, devices, replace(chip, machine=per_machine, network=gpu.network) if machines > 1 else chip)
 
 
 def _cpu(text: str, count: str) -> Target:

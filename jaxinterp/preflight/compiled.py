@@ -1,5 +1,6 @@
 """What a compiled program says of itself: bytes on a device, collectives, work, the compiler's own cycles."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,11 +32,13 @@ class Program:
         return sum(each.total for each in self.always.collectives)
 
 
-def read(compiled: Any, model: Any, state: Any) -> Program:
-    """The numbers of a compiled step ((model, windows), state)."""
+def read(compiled: Any, model: Any, state: Any, count: Callable[[], dict[str, float]]) -> Program:
+    """The numbers of a compiled step ((model, windows), state); `count` where the compiler counts no operations."""
     analysis = compiled.memory_analysis()
     cost = compiled.cost_analysis() or {}
     cost = cost[0] if isinstance(cost, list) else cost
+    if not cost.get("flops"):
+        cost = count()  # of a described GPU
     memory = held(model, state)
     rest = int(analysis.argument_size_in_bytes) - sum(memory.values())
     fresh = int(analysis.output_size_in_bytes - analysis.alias_size_in_bytes)

@@ -82,8 +82,12 @@ class Estimate:
         return kernel.times * max(kernel.flops / self.chip.flops, kernel.bytes / self.chip.memory_bandwidth)
 
     def interconnect(self, work: Work) -> float:
-        """Seconds that exchanges take."""
-        return sum(each.sent for each in work.collectives) / self.chip.interconnect
+        """Seconds that exchanges take: those between machines at the network's rate."""
+        chip = self.chip
+        between = chip.network or chip.interconnect
+        return sum(
+            each.sent / (between if each.crosses(chip.machine) else chip.interconnect) for each in work.collectives
+        )
 
     def _busy(self, work: Work) -> float:
         return self.operations(work) + sum(map(self.kernel, work.kernels))

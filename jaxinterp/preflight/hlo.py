@@ -10,6 +10,8 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
+import numpy as np
+
 KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute", "collective-broadcast")
 BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s16": 2, "u16": 2, "s64": 8, "u64": 8, "f64": 8}
 UNKNOWN = 2**62
@@ -21,6 +23,7 @@ class Collective:
     """One exchange: its kind, the bytes of its operands on a device, how many devices take part, how often a step.
 
     chain: of an exchange that the compiler does bit by bit between other operations, the name that all bits have.
+    places: of the group whose devices lie farthest apart, their places in the mesh.
     """
 
     kind: str
@@ -28,6 +31,11 @@ class Collective:
     times: int
     devices: int
     chain: str = ""
+    places: tuple[int, ...] = ()
+
+    def crosses(self, machine: int | None) -> bool:
+        """Whether devices of several machines take part, each of which has so many."""
+        return machine is not None and len({place // machine for place in self.places}) > 1
 
     @property
     def total(self) -> int:
@@ -120,7 +128,9 @@ def _own(line: str, sizes: dict[str, int], computation: str, fused: bool) -> Wor
         # A TPU's reduce-scatter is a fusion of that name, of an all-reduce and what cuts it.
         kind = "reduce-scatter" if computation.startswith("all-reduce-scatter") else match[1]
         chain = re.search(r'channel_id=(\d+).*chain_id="(\d+)"', line)
-        return Work((Collective(kind, given, 1, _group(line), f"{chain[1]}/{chain[2]}" if chain else ""),))
+        widest = max(groups(line), key=lambda group: max(group) - min(group))
+        label = f"{chain[1]}/{chain[2]}" if chain else ""
+        return Work((Collective(kind, given, 1, len(widest), label, widest),))
     if defined and '"tpu_custom_call"' in line:
         cost = {field: float(value) for field, value in re.findall(r'"(flops|bytes_accessed)":"(\d+)"', line)}
         name = re.sub(r"[.\d]+$", "", defined[1])
@@ -148,19 +158,29 @@ def _defined(line: str) -> re.Match[str] | None:
     return re.match(r"\s*(?:ROOT )?%?([\w.\-]+) = (.*?) [\w\-]+\(", line)
 
 
-def _group(line: str) -> int:
-    """How many devices take part in one exchange, of each of the groups that do it side by side."""
-    listed = re.search(r"replica_groups=\{\{([\d,]*)\}", line)
+def groups(line: str) -> list[tuple[int, ...]]:
+    """The devices of each group that takes part in an exchange side by side with the others, by place in the mesh."""
+    listed = re.search(r"(?:replica_groups|source_target_pairs)=\{(\{[\d,{} ]*\})\}", line)
     if listed:
-        return listed[1].count(",") + 1
-    counted = re.search(r"replica_groups=\[(\d+),(\d+)\]", line)
+        return [tuple(int(n) for n in re.findall(r"\d+", group)) for group in re.findall(r"\{([^{}]*)\}", listed[1])]
+    counted = re.search(r"replica_groups=\[(\d+),(\d+)\](?:<=\[([\d,]+)\](?:T\(([\d,]+)\))?)?", line)
     if counted:
-        return int(counted[2])
+        shape = (int(counted[1]), int(counted[2]))
+        sizes = [int(n) for n in counted[3].split(",")] if counted[3] else [math.prod(shape)]
+        order = [int(n) for n in counted[4].split(",")] if counted[4] else list(range(len(sizes)))
+        return _rows(np.arange(math.prod(sizes)).reshape(sizes).transpose(order).reshape(shape))
     axes = re.search(r"replica_groups=mesh\[([^\]]*)\].*?\{([^}]*)\}", line)
     if axes:
-        sizes = dict(re.findall(r"'(\w+)'=(\d+)", axes[1]))
-        return math.prod(int(sizes[axis]) for axis in re.findall(r"'(\w+)'", axes[2]))
-    return 2  # pairs
+        names = {name: int(size) for name, size in re.findall(r"'(\w+)'=(\d+)", axes[1])}
+        taking = re.findall(r"'(\w+)'", axes[2])
+        order = [list(names).index(axis) for axis in [*(name for name in names if name not in taking), *taking]]
+        places = np.arange(math.prod(names.values())).reshape(list(names.values())).transpose(order)
+        return _rows(places.reshape(-1, math.prod(names[axis] for axis in taking)))
+    return [(0, 1)]
+
+
+def _rows(places: np.ndarray) -> list[tuple[int, ...]]:
+    return [tuple(int(place) for place in row) for row in places]
 
 
 def size_of(types: str) -> int:

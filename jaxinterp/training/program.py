@@ -67,10 +67,16 @@ class Program:
 
     def compile(self, model: Any, platform: str) -> Any:
         """The training step compiled for the mesh's devices, present or described, from shapes alone."""
+        lowered = self.lower(model, platform)
+        with jax.set_mesh(self.mesh):
+            return lowered.compile()
+
+    def lower(self, model: Any, platform: str) -> Any:
+        """The training step as the compiler gets it, from shapes alone."""
         step = make_step(self.recipe, self.needs, self.mesh, self.schedules, self.take)
         with jax.set_mesh(self.mesh):
             arguments = (model, self.abstract_windows()), self.abstract_state(model)
-            return jax.jit(step, donate_argnums=1).trace(*arguments).lower(lowering_platforms=(platform,)).compile()
+            return jax.jit(step, donate_argnums=1).trace(*arguments).lower(lowering_platforms=(platform,))
 
     def check(self, model: Any, previous: Any = None) -> None:
         """Trace one step from shapes alone: a mistake in an objective is found before anything is compiled.

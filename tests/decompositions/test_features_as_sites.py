@@ -146,7 +146,7 @@ def test_with_the_error_kept_the_derivative_upstream_is_that_of_the_leaf():
 
 
 def test_nothing_changes_where_the_error_is_kept_and_nothing_is_edited():
-    """Bit-identical logits; an edited error is what it says."""
+    """Invariant 29. Bit-identical logits; an edited error is what it says."""
     by_place = places("float32")[0]
     base = model_of("float32")
     program = jax.jit(lambda model, edits: run(model, TOKENS, edits=edits, keep=()).logits)
@@ -331,7 +331,7 @@ def compiled(function, *arguments):
 
 
 def test_codes_that_nobody_asks_for_cost_nothing():
-    """N 2048, F 4608, TopK: the same temporary bytes as without sites, and no array of tokens x features."""
+    """Invariant 29. N 2048, F 4608, TopK: temporary bytes as without sites, and no array of tokens x features."""
     tokens = jnp.zeros((32, 64), jnp.int32)
     model = model_of("float32")
     own = dictionary(TopK(8), OF_LEAF, features=4608)
@@ -358,5 +358,7 @@ def test_a_cross_layer_pass_makes_no_dense_codes():
         dictionary(TopK(8), Sites(f"blocks/{n}/mlp/in", f"blocks/{n}/mlp/out"), features=4608) for n in range(2)
     )
     model = model_of("float32")
-    _, text = compiled(lambda model: run_with(PerLayer(parts), model, tokens).logits, model)
+    ours, text = compiled(lambda model: run_with(PerLayer(parts), model, tokens).logits, model)
+    silent = {f"blocks/{n}/mlp": Silent(part) for n, part in enumerate(parts)}
+    assert ours == compiled(lambda model: run(replace(model, silent), tokens).logits, model)[0]
     assert not any(f"[{shape}]" in text for shape in ("2048,4608", "4608,2048", "32,64,4608"))

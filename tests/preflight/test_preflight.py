@@ -1,5 +1,6 @@
 """Preflight: what a compiled step says of itself, what does not fit, which neighbour does, and what is refused."""
 
+import re
 from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
@@ -18,7 +19,7 @@ from jaxinterp.preflight.check import Setting, announce, nearest, neighbours, ov
 from jaxinterp.preflight.chips import Chip, Target
 from jaxinterp.preflight.compiled import Program
 from jaxinterp.preflight.estimate import Estimate
-from jaxinterp.preflight.hlo import Collective, Kernel, Work, read_work
+from jaxinterp.preflight.hlo import Collective, Kernel, Work, groups, read_work
 from jaxinterp.training import program as programs
 
 HERE = Chip("made up", flops=1e9, memory=2**30, memory_bandwidth=1e9, interconnect=1e8, clock=1e9)
@@ -216,3 +217,45 @@ def test_the_command_line_compiles_and_trains_nothing(tmp_path, capsys):
     assert not (tmp_path / "run").exists()
     with pytest.raises(UserError, match="mesh data=4,feature=4,model=1 needs 16 devices, but there are 8"):
         main(config(preflight="cpu:8", mesh="data=4,feature=4"))
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("all-reduce(%x), replica_groups={{0,1},{2,3}}", [(0, 1), (2, 3)]),
+        ("all-reduce(%x), replica_groups=[2,4]<=[8]", [(0, 1, 2, 3), (4, 5, 6, 7)]),
+        ("all-gather(%x), replica_groups=[4,2]<=[2,4]T(1,0), dimensions={0}", [(0, 4), (1, 5), (2, 6), (3, 7)]),
+        ("all-reduce(%x), replica_groups=mesh['data'=2,'feature'=4] {'data'}", [(0, 4), (1, 5), (2, 6), (3, 7)]),
+        ("all-reduce(%x), replica_groups=mesh['data'=2,'feature'=2] {'feature'}", [(0, 1), (2, 3)]),
+        ("collective-permute(%x), source_target_pairs={{0,1},{1,0}}", [(0, 1), (1, 0)]),
+    ],
+)
+def test_groups_of_an_exchange(line, expected):
+    assert groups(line) == expected
+
+
+def test_what_crosses_machines_goes_at_the_networks_rate():
+    """Four devices a machine: (0, 4) is in two machines, (0, 1) in one."""
+    two_machines = replace(HERE, machine=4, network=1e7)
+    inside, across = (Collective("all-gather", 1_000_000, 1, 2, places=places) for places in ((0, 1), (0, 4)))
+    program = Program({"all": 1}, 0.0, 0.0, Work((inside, across)), Work())
+    found = Estimate(two_machines, program, devices=8, tokens=1, steps=1)
+    assert found.interconnect(Work((inside,))) == pytest.approx(1e6 / 1e8)
+    assert found.interconnect(Work((across,))) == pytest.approx(1e6 / 1e7)
+    assert replace(found, chip=HERE).interconnect(Work((across,))) == pytest.approx(1e6 / 1e8)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("h200", "write h200:8 for eight GPUs of one machine, or h200:8x4"),
+        ("h200:0", "write h200:8 for eight"),
+        (
+            "h20:8",
+            "unknown chip 'h20'; known: v4, v5e, v5p, v6e, tpu7x, a100, h100, h200, b200, l4, rtx4090, cpu",
+        ),
+    ],
+)
+def test_a_gpu_that_is_written_otherwise_is_told(text, words):
+    with pytest.raises(UserError, match=re.escape(words)):
+        chips.find(text)

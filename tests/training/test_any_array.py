@@ -65,7 +65,7 @@ def test_an_autoencoder_of_the_residual_stream(subject, text):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("site", ["blocks/3/resid/post", "blocks/3/attn/out"])
+@pytest.mark.parametrize("site", ["blocks/3/attn/out"])
 def test_an_autoencoder_of_an_array_of_smollm2(site, tmp_path):
     """Trained, scored, saved, loaded, and shown on a page."""
     subject = load("smollm2-135m")

@@ -79,7 +79,7 @@ def _send(url, body=None):
 @contextmanager
 def browser(port=9517):
     """A headless Chromium, closed at the end."""
-    with tempfile.TemporaryDirectory() as profile:
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
         driver = subprocess.Popen(["chromedriver", f"--port={port}"], stdout=subprocess.DEVNULL)
         try:
             for _ in range(100):

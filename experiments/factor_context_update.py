@@ -25,7 +25,7 @@ from experiments.command import command, folder_of_a_run, say, settings_of, writ
 from jaxinterp.data.text.load_text import load_text, take
 from jaxinterp.methods.factor import context_update as context
 from jaxinterp.models.load import load
-from jaxinterp.models.sites import replace, run
+from jaxinterp.models.sites import run
 
 
 @dataclass(frozen=True)
@@ -61,37 +61,51 @@ def grown(model: Any, tokens: Any) -> dict[str, Array]:
     return {name: value[places, places] for name, value in trace.arrays.items() if name.endswith("mlp/in")}
 
 
-@eqx.filter_jit
-def patched(model: Any, leaf: str, old: Any, z_context: Array, z: Array, shift: Array) -> Any:
-    """The model with one MLP updated."""
-    return replace(model, {leaf: context.updated_mlp(old, z_context, z, shift)})
+def patched(model: Any, layer: int, z_context: Array, z: Array, shift: Array) -> Any:
+    """The model with the MLP of one block updated."""
+    new = context.updated_mlp(model.blocks[layer].mlp, z_context, z, shift)
+    return _with_mlp(model, layer, new)
+
+
+def _with_mlp(model: Any, layer: int, mlp: Any) -> Any:
+    return eqx.tree_at(lambda tree: tree.blocks[layer].mlp, model, mlp)
+
+
+def with_biases(model: Any) -> Any:
+    """The model with a bias of 0 where an output projection has none: all patched models are one program."""
+    for layer, block in enumerate(model.blocks):
+        if block.mlp.down_proj.bias is None:
+            zero = jnp.zeros(block.mlp.down_proj.weight.shape[1])
+            mlp = eqx.tree_at(lambda one: one.down_proj.bias, block.mlp, zero, is_leaf=lambda leaf: leaf is None)
+            model = _with_mlp(model, layer, mlp)
+    return model
 
 
 def main(config: Config) -> None:
     """Patch, compare, write `results.json`."""
     subject = load(config.model)
-    original: Any = subject.model
+    original: Any = with_biases(subject.model)
     train, _ = load_text(config.text, subject.tokenizer, seq=config.length, max_tokens=200_000)
     rows = take(train, config.contexts * config.length, rows=config.contexts)[0]["tokens"]
     results = []
     for number, row in enumerate(np.asarray(rows)):
         query = jnp.asarray(row[None, -1:])
-        wanted, whole_logits = streams(subject.model, jnp.asarray(row[None]))
-        _, alone_logits = streams(subject.model, query)
+        wanted, whole_logits = streams(original, jnp.asarray(row[None]))
+        _, alone_logits = streams(original, query)
         model = original
         for layer in range(len(model.blocks)):
             leaf = f"blocks/{layer}/mlp"
             own, _ = streams(model, query)
             shift = wanted[f"blocks/{layer}/resid/mid"] - own[f"blocks/{layer}/resid/mid"]
             pair = wanted[f"{leaf}/in"][0], own[f"{leaf}/in"][0]
-            model = patched(model, leaf, original.blocks[layer].mlp, *pair, shift[0])
+            model = patched(model, layer, *pair, shift[0])
         _, logits = streams(model, query)
         scale = float(jnp.abs(whole_logits).max())
         # One row a length of context: the last i tokens before the query, then the query, then padding.
         lengths = np.zeros((config.length, config.length), np.int32)
         for i in range(config.length):
             lengths[i, : i + 1] = row[config.length - 1 - i :]
-        reads = grown(subject.model, jnp.asarray(lengths))
+        reads = grown(original, jnp.asarray(lengths))
         slopes = []
         for layer, block in enumerate(original.blocks):
             z = reads[f"blocks/{layer}/mlp/in"]

@@ -30,32 +30,17 @@ from jaxinterp.core.errors import UserError, suggest
 from jaxinterp.decompositions.files import save_dictionary
 from jaxinterp.evaluation.scoreboard import scoreboard
 from jaxinterp.evaluation.stability import compare_seeds
-from jaxinterp.methods import (
-    GatedSparseAutoencoder,
-    GroupBiasAdaptation,
-    JumpReLUSparseAutoencoder,
-    MatryoshkaSparseAutoencoder,
-    Method,
-    Seeds,
-    SkipTranscoder,
-    SparseAutoencoder,
-    TopAFASparseAutoencoder,
-    Transcoder,
-)
+from jaxinterp.methods import Method, Seeds, listed
 from jaxinterp.report.sections import Section, write_page
 from jaxinterp.training.hosts import join
 from jaxinterp.training.mesh import fetch
 
 METHODS: dict[str, Any] = {
-    "transcoder": Transcoder,
-    "skip_transcoder": SkipTranscoder,
-    "topk": SparseAutoencoder,
-    "gated": GatedSparseAutoencoder,
-    "jumprelu": JumpReLUSparseAutoencoder,
-    "matryoshka": MatryoshkaSparseAutoencoder,
-    "top_afa": TopAFASparseAutoencoder,
-    "group_bias": GroupBiasAdaptation,
+    ("topk" if name == "sparse_autoencoder" else name): one.method
+    for name, one in listed.METHODS.items()
+    if one.family == "sparse" and one.site.endswith("1/mlp") and name != "gradient"
 }
+"""Those that read one MLP and are scored without a gradient."""
 SEED = "seed"
 BOOLEANS = {"True": True, "False": False, "true": True, "false": False}
 Setting = Mapping[str, Any]
@@ -140,9 +125,8 @@ def unasked(method: str) -> tuple[str, ...]:
 
 
 def chooses_k(method: str) -> bool:
-    """Whether k is the number of active features: others keep the field, which says nothing of their codes."""
-    defaults = {field.name: field.default for field in fields(METHODS[method])}
-    return defaults["activation"] in ("topk", "batch_topk")
+    """Whether k is the number of active features."""
+    return "k" in {field.name for field in fields(METHODS[method])}
 
 
 def parsed(name: str, values: str, config: Config) -> list[Any]:
@@ -154,8 +138,6 @@ def parsed(name: str, values: str, config: Config) -> list[Any]:
     of_method = {field.name: field.default for field in fields(METHODS[config.method])}
     known = {name: kind for name, kind in of_method.items() if isinstance(kind, int | float | str)} | {SEED: 0}
     known |= {"features": 1, "dead_after": 1}
-    if not chooses_k(config.method):
-        known.pop("k", None)
     if name not in known:
         raise UserError(f"sweep: {config.method} has no {name!r} to sweep.{suggest(name, known)}")
     kind = type(known[name])

@@ -44,6 +44,14 @@ class Activation(Protocol):
 
 
 @runtime_checkable
+class HasActivation(Protocol):
+    """A decomposition whose codes an activation makes."""
+
+    @property
+    def activation(self) -> Activation: ...
+
+
+@runtime_checkable
 class ActsOnPre(Protocol):
     """An activation whose codes can be made of pre-activations again: they are sites then (`codes_pre`).
 

@@ -4,6 +4,8 @@ Sparse codes hold k values and their features per token, dense codes one value p
 A component is active where its value is not zero.
 """
 
+from typing import ClassVar
+
 import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
@@ -62,6 +64,9 @@ class DenseCodes(eqx.Module):
 
     values: Float[Array, "*axes features"]
     pre: Float[Array, "*axes features"] | None = None
+
+    capped: ClassVar[bool] = False
+    """There is no limit that tokens could reach."""
 
     @property
     def features(self) -> int:

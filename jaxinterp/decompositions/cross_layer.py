@@ -58,7 +58,7 @@ class LayerCodes(eqx.Module):
     @property
     def capped(self) -> bool:
         """Whether the codes of any layer have a limit that tokens should not reach."""
-        return any(getattr(codes, "capped", False) for codes in self.layers)
+        return any(codes.capped for codes in self.layers)
 
     def at_cap(self) -> Float[Array, "*axes"]:
         """Per token, in what fraction of the layers with such a limit it reached it."""

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxinterp.core.errors import UserError
+from jaxinterp.decompositions import codec
 from jaxinterp.decompositions.activations import Activation
 from jaxinterp.decompositions.by_effect import EffectDictionary
 from jaxinterp.decompositions.dictionary import Dictionary
@@ -55,6 +56,10 @@ def load_dictionary(
         the activation is unknown.
     """
     folder = Path(folder)
+    if (folder / f"{codec.NAME}.json").is_file():
+        found = codec.read_tree(folder, (Dictionary, EffectDictionary, *activations))
+        assert isinstance(found, Dictionary | EffectDictionary)
+        return found
     with damage(folder):
         static, arrays = read(folder, NAME)
         activation = make_activation(static["activation"], take(arrays, "activation/"), folder, activations)

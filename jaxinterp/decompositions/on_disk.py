@@ -41,7 +41,7 @@ def write(folder: str | Path, name: str, static: Mapping[str, Any], tree: Any) -
     return folder
 
 
-def read(folder: Path, name: str) -> tuple[dict[str, Any], dict[str, Any]]:
+def read(folder: Path, name: str, form: int = FORMAT) -> tuple[dict[str, Any], dict[str, Any]]:
     """(what is static, the arrays by leaf name) of what `write` wrote; to be called inside `damage`.
 
     Raises:
@@ -51,9 +51,9 @@ def read(folder: Path, name: str) -> tuple[dict[str, Any], dict[str, Any]]:
         if not (folder / file).is_file():
             raise UserError(f"no {file} in {folder}: give the folder that save_{name} wrote.")
     static = json.loads((folder / f"{name}.json").read_text())
-    if static["format"] != FORMAT:
+    if static["format"] != form:
         raise UserError(
-            f"format={static['format']!r} of {folder} is not {FORMAT}, which this version reads: read it with the "
+            f"format={static['format']!r} of {folder} is not {form}, which this version reads: read it with the "
             "version that wrote it."
         )
     arrays = load_file(folder / f"{name}.safetensors")

@@ -5,6 +5,10 @@ from jaxinterp.methods.combine.per_layer_transcoders import PerLayerTranscoders
 from jaxinterp.methods.combine.resampling import Resampling
 from jaxinterp.methods.combine.seeds import Seeds
 from jaxinterp.methods.combine.together import Together
+from jaxinterp.methods.factor.experts import DenseRival, HiddenExperts
+from jaxinterp.methods.factor.factor_analysers import MixtureOfFactorAnalysers
+from jaxinterp.methods.factor.interaction_basis import LocalInteractionBasis
+from jaxinterp.methods.factor.semi_nmf import SemiNMF
 from jaxinterp.methods.recipes import alternating_method, closed_form, gradient_method, streaming_method
 from jaxinterp.methods.sparse.afa import TopAFASparseAutoencoder
 from jaxinterp.methods.sparse.attention_sparse_autoencoder import AttentionSparseAutoencoder, AttentionStandIn
@@ -23,18 +27,23 @@ __all__ = [
     "AttentionSparseAutoencoder",
     "AttentionStandIn",
     "CrossLayerTranscoder",
+    "DenseRival",
     "DiscreteCodes",
     "GatedSparseAutoencoder",
     "GradientSparseAutoencoder",
     "GroupBiasAdaptation",
+    "HiddenExperts",
     "JumpReLUSparseAutoencoder",
+    "LocalInteractionBasis",
     "MatryoshkaSparseAutoencoder",
     "Method",
     "MethodState",
+    "MixtureOfFactorAnalysers",
     "PerLayerTranscoders",
     "Recipe",
     "Resampling",
     "Seeds",
+    "SemiNMF",
     "SkipTranscoder",
     "SparseAutoencoder",
     "Together",

@@ -1,16 +1,15 @@
 """Checks of hyperparameters, made before compute is spent: each names the field, its value and what it must be."""
 
-from typing import Any
-
 import numpy as np
 
 from jaxinterp.core.errors import UserError, suggest
+from jaxinterp.core.sites import Site
 
 
-def check_whole(hyper: Any, **least: int) -> None:
+def check_whole(hyper: object, **least: int) -> None:
     """Raises UserError where a named field (None apart) is no whole number, or less than the least that it may be."""
     for name, lowest in least.items():
-        value = getattr(hyper, name)
+        value = vars(hyper)[name]
         if value is None:
             continue
         if isinstance(value, bool) or not isinstance(value, int | np.integer):
@@ -19,25 +18,25 @@ def check_whole(hyper: Any, **least: int) -> None:
             raise UserError(f"{name}={value} must be at least {lowest}.")
 
 
-def check_positive(hyper: Any, *names: str) -> None:
+def check_positive(hyper: object, *names: str) -> None:
     """Raises UserError where a named field (None apart) is not above 0."""
     for name in names:
-        value = getattr(hyper, name)
+        value = vars(hyper)[name]
         if value is not None and not value > 0:
             raise UserError(f"{name}={value} must be positive.")
 
 
-def check_not_negative(hyper: Any, *names: str) -> None:
+def check_not_negative(hyper: object, *names: str) -> None:
     """Raises UserError where a named field is below 0, or no number."""
     for name in names:
-        value = getattr(hyper, name)
+        value = vars(hyper)[name]
         if not value >= 0:
             raise UserError(f"{name}={value} must not be negative: 0 switches it off.")
 
 
-def check_one_of(hyper: Any, name: str, known: tuple[str, ...], otherwise: str = "") -> None:
+def check_one_of(hyper: object, name: str, known: tuple[str, ...], otherwise: str = "") -> None:
     """Raises UserError where a named field is none of the known words; `otherwise`: what else there is."""
-    value = getattr(hyper, name)
+    value = vars(hyper)[name]
     if value not in known:
         words = repr(known[0]) if len(known) == 1 else f"one of {', '.join(known)}"
         raise UserError(f"{name}={value!r} must be {words}{otherwise}.{suggest(str(value), known)}")
@@ -47,7 +46,7 @@ LEAF = ("mlp", "attn")
 """How the name of a leaf ends: `blocks/3/mlp`."""
 
 
-def one_array(site: Any, array: str, usual: str = "out") -> str:
+def one_array(site: Site, array: str, usual: str = "out") -> str:
     """The array that an autoencoder takes apart: `array` of a leaf, or the site itself where it names an array.
 
     Args:
@@ -65,7 +64,7 @@ def one_array(site: Any, array: str, usual: str = "out") -> str:
     return site
 
 
-def one_leaf(site: Any) -> str:
+def one_leaf(site: Site) -> str:
     """The site, if it is the name of one leaf.
 
     Raises:

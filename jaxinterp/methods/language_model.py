@@ -48,8 +48,8 @@ class LanguageModel:
         check_positive(self, "learning_rate", "gradient_norm")
         check_not_negative(self, "weight_decay", "warmup", "decay")
         for name in ("warmup", "decay"):
-            if getattr(self, name) > 1:
-                raise UserError(f"{name}={getattr(self, name)} is a share of the steps: at most 1.")
+            if vars(self)[name] > 1:
+                raise UserError(f"{name}={vars(self)[name]} is a share of the steps: at most 1.")
 
     def needs(self, site: Any = None) -> Sites:
         """No array of the subject: the windows are the batch.

@@ -66,7 +66,8 @@ def apply_term(term: Any, decomposition: Any, batch: Any, forward: Any) -> tuple
 
 def _check_function(function: Any, what: str, names: tuple[str, ...], keyword: str | None = None) -> str:
     """The function's name for messages, once it is seen to take these arguments."""
-    name = f"{what} {getattr(function, '__qualname__', type(function).__name__).replace('.<locals>', '')!r}"
+    plain = getattr(function, "__qualname__", type(function).__name__)  # a callable object has no name of its own
+    name = f"{what} {plain.replace('.<locals>', '')!r}"
     if isinstance(function, list | tuple):
         how = "total(*terms)" if what == "objective" else "total(a, b), not total([a, b])"
         raise UserError(f"{what}={function!r} is a {type(function).__name__} of terms: write {how}.")

@@ -48,7 +48,7 @@ def total(*terms: Term) -> Objective:
             "fired": Ratio(codes.fired(batch.weight), jnp.broadcast_to(count, (codes.features,))),
             "smallest_code": Ratio(codes.smallest(), jnp.ones((), jnp.float32)),
         }
-        if getattr(codes, "capped", False):
+        if codes.capped:
             metrics["at_cap"] = ratio(codes.at_cap(), batch.weight)
         for term in terms:
             value, more = apply_term(term, decomposition, batch, forward)

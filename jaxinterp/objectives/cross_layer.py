@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from jaxinterp.core.batch import Batch
-from jaxinterp.decompositions.codes import Codes, SparseCodes
+from jaxinterp.decompositions.codes import Codes, DenseCodes, SparseCodes
 from jaxinterp.decompositions.cross_layer import CrossLayer, Layer, LayerCodes
 from jaxinterp.kernels import encode_topk
 from jaxinterp.objectives.compose import Forward, Metrics, Ratio, Term, ratio
@@ -60,7 +60,7 @@ def pre_activation() -> Term:
     def term(decomposition: CrossLayer, batch: Batch, forward: Forward) -> tuple[Array, Metrics]:
         below = []
         for layer, codes, x in zip(decomposition.layers, forward.codes.layers, batch.inputs, strict=True):
-            a = getattr(codes, "pre", None)  # what a gate decided by, where the activation has one
+            a = codes.pre if isinstance(codes, DenseCodes) else None  # what a gate decided by
             if a is None:
                 a = layer.normalise(x) @ layer.encoder.T + layer.encoder_bias
             below.append(ratio(jnp.sum(jax.nn.relu(-a), axis=-1), batch.weight))

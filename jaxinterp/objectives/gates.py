@@ -23,6 +23,7 @@ from jaxtyping import Array
 
 from jaxinterp.core.batch import Batch
 from jaxinterp.core.errors import UserError
+from jaxinterp.decompositions.activations import HasActivation
 from jaxinterp.decompositions.codes import DenseCodes
 from jaxinterp.decompositions.gates import Gated, JumpReLU, step
 from jaxinterp.objectives.compose import Forward, Metrics, Ratio, Term, ratio
@@ -87,7 +88,7 @@ def _active(decomposition: Any, batch: Batch, forward: Forward) -> Ratio:
 
 
 def _decided_by(decomposition: Any, forward: Forward, wanted: type) -> Array:
-    activation, pre = getattr(decomposition, "activation", None), getattr(forward.codes, "pre", None)
-    if type(activation) is not wanted or pre is None:
+    activation = decomposition.activation if isinstance(decomposition, HasActivation) else None
+    if not isinstance(activation, wanted) or not isinstance(forward.codes, DenseCodes) or forward.codes.pre is None:
         raise UserError(f"activation={type(activation).__name__}: this term is for {wanted.__name__}.")
-    return pre
+    return forward.codes.pre

@@ -29,12 +29,13 @@ def describe(value: Any) -> Any:
     if isinstance(value, functools.partial):
         return ["partial", describe(value.func), describe(value.args), describe(value.keywords)]
     if is_dataclass(value) and not isinstance(value, type):
-        return {"class": type(value).__qualname__} | {f.name: describe(getattr(value, f.name)) for f in fields(value)}
+        own = {f.name: describe(getattr(value, f.name)) for f in fields(value)}  # the fields that it declares
+        return {"class": type(value).__qualname__} | own
     if inspect.isfunction(value):
         captured = inspect.getclosurevars(value).nonlocals
         constants = [constant for constant in value.__code__.co_consts if isinstance(constant, int | float)]
         return [f"{value.__module__}.{value.__qualname__}", constants, describe(captured)]
-    return getattr(value, "__qualname__", type(value).__qualname__)
+    return getattr(value, "__qualname__", type(value).__qualname__)  # a class, a built-in, or anything else
 
 
 def brings_code(value: Any) -> bool:
@@ -46,7 +47,9 @@ def brings_code(value: Any) -> bool:
     if isinstance(value, functools.partial):
         return brings_code([value.func, value.args, value.keywords])
     if is_dataclass(value) and not isinstance(value, type):
-        return not _ours(type(value)) or brings_code([getattr(value, field.name) for field in fields(value)])
+        return not _ours(type(value)) or brings_code(
+            [getattr(value, field.name) for field in fields(value)]  # the fields that it declares
+        )
     value = inspect.unwrap(value) if callable(value) else value
     if inspect.isfunction(value):
         return not _ours(value) or brings_code(inspect.getclosurevars(value).nonlocals)

@@ -1,16 +1,30 @@
 """`save` and `load_decomposition`: one pair of functions for every kind, and nothing overwritten silently."""
 
+import json
+from collections.abc import Callable
+
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jaxtyping import Array, Float
+from safetensors.numpy import load_file, save_file
 
 from jaxinterp.core.batch import Sites, make_batch
 from jaxinterp.core.errors import UserError
 from jaxinterp.core.trees import named_leaves
 from jaxinterp.decompositions.cross_layer import PerLayer
+from jaxinterp.decompositions.cross_layer_files import save_cross_layer
+from jaxinterp.decompositions.files import save_dictionary
+from jaxinterp.decompositions.plain import PrincipalComponents
 from jaxinterp.decompositions.saved import load_decomposition, save
 from jaxinterp.methods import CrossLayerTranscoder, JumpReLUSparseAutoencoder, SkipTranscoder
+
+
+class WithFunction(eqx.Module):
+    function: Callable
+
 
 ROWS = jax.random.normal(jax.random.key(0), (16, 4))
 
@@ -43,9 +57,76 @@ def test_every_kind_comes_back_and_nothing_is_overwritten_silently(tmp_path):
         save(decomposition, folder, overwrite=True)
 
 
+class Signs(eqx.Module):
+    """A kind of one's own: an array, a number, words, and another module inside."""
+
+    rows: Float[Array, "features d"]
+    inner: PrincipalComponents
+    power: float = eqx.field(static=True)
+    names: tuple[str, ...] = eqx.field(static=True)
+    nothing: None = None
+
+
+SIGNS = Signs(ROWS[:3], PrincipalComponents(ROWS[:2], ROWS[0], Sites("a/out", "a/out")), 0.5, ("x", "y"))
+
+
+def test_a_kind_of_ones_own_is_saved_and_its_class_must_be_given(tmp_path):
+    folder = save(SIGNS, tmp_path / "signs")
+    back = load_decomposition(folder, kinds=(Signs,))
+    assert jax.tree.structure(back) == jax.tree.structure(SIGNS), "also all that is static"
+    assert all(np.array_equal(a, b) for a, b in zip(jax.tree.leaves(back), jax.tree.leaves(SIGNS), strict=True))
+    with pytest.raises(UserError, match=r"'Signs' in .* is unknown: pass its class in kinds"):
+        load_decomposition(folder)
+    mode = (folder / "decomposition.safetensors").stat().st_mode & 0o777
+    (tmp_path / "plain").touch()
+    assert mode == (tmp_path / "plain").stat().st_mode & 0o777, "the user's umask"
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (
+            lambda file, arrays: file["tree"]["fields"].pop("power"),
+            r"has other fields than this version's: \['power'\]",
+        ),
+        (lambda file, arrays: arrays.pop("rows"), "array 'rows' is missing"),
+        (lambda file, arrays: arrays.update(more=arrays["rows"]), r"unknown arrays \['more'\]"),
+        (lambda file, arrays: arrays.update(rows=arrays["rows"][0]), "rows is float32"),
+        (lambda file, arrays: file["tree"]["fields"].update(rows={"array": "inner/mean"}), "array 'rows' is missing"),
+        (lambda file, arrays: file.update(format=9), "format=9 of .* is not 2"),
+        (lambda file, arrays: file.pop("tree"), "is damaged: KeyError"),
+    ],
+)
+def test_damage_is_told(tmp_path, change, words):
+    folder = save(SIGNS, tmp_path / "signs")
+    path = folder / "decomposition.json"
+    file, arrays = json.loads(path.read_text()), load_file(folder / "decomposition.safetensors")
+    change(file, arrays)
+    path.write_text(json.dumps(file))
+    save_file(arrays, folder / "decomposition.safetensors")
+    with pytest.raises(UserError, match=words):
+        load_decomposition(folder, kinds=(Signs,))
+
+
+def test_what_older_versions_wrote_still_loads(tmp_path):
+    skip, _, across, layers = kinds()
+    folders = {
+        save_dictionary(skip, tmp_path / "dictionary"): skip,
+        save_cross_layer(across, tmp_path / "across"): across,
+        tmp_path / "layers": layers,
+    }
+    for number, part in enumerate(layers.parts):
+        save_dictionary(part, tmp_path / "layers" / str(number))
+    (tmp_path / "layers" / "per_layer.json").write_text('{"format": 1, "parts": 2}')
+    for folder, saved in folders.items():
+        assert eqx.tree_equal(load_decomposition(folder), saved)
+
+
 def test_what_is_no_decomposition_is_told_with_the_way_out(tmp_path):
     with pytest.raises(UserError, match=r"a dict has no form on disk: .* of a Fit, its .decomposition"):
         save({"encoder": 1}, tmp_path / "x")
+    with pytest.raises(UserError, match=r"field 'function' is a .*, which has no form on disk"):
+        save(WithFunction(jnp.sin), tmp_path / "x")
     save(next(kinds()), tmp_path / "run" / "dictionary")
     with pytest.raises(UserError, match=r"no decomposition in .*run: .* Did you mean .*run/dictionary\?"):
         load_decomposition(tmp_path / "run")

@@ -1,13 +1,14 @@
 """A new method in one file: features of both signs, the k largest in size. Nothing else of the package knows of it."""
 
 from dataclasses import dataclass
-from typing import Any
 
 import equinox as eqx
 
+from jaxinterp.core.sites import Sites
 from jaxinterp.decompositions.codes import SparseCodes
 from jaxinterp.kernels import encode_ranked, rank
-from jaxinterp.methods import SparseAutoencoder
+from jaxinterp.methods.sparse.dictionary import DictionaryFields, autoencoder_recipe
+from jaxinterp.objectives import reconstruction, total
 
 
 class TopKBySize(eqx.Module):
@@ -24,10 +25,13 @@ class TopKBySize(eqx.Module):
 
 
 @dataclass(frozen=True)
-class SignedSparseAutoencoder(SparseAutoencoder):
+class SignedSparseAutoencoder(DictionaryFields):
     """A TopK autoencoder whose codes may be negative."""
 
-    activation: Any = "signed"
+    k: int = 32
 
-    def make_activation(self):
-        return TopKBySize(self.k)
+    def needs(self, site):
+        return Sites(f"{site}/out", f"{site}/out")
+
+    def recipe(self, steps):
+        return autoencoder_recipe(TopKBySize(self.k), total(reconstruction()), self, steps)

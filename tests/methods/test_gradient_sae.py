@@ -144,8 +144,7 @@ def test_its_score_is_the_published_one_where_write_vectors_are_units():
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"activation": "batch_topk"}, "activation='batch_topk' does not select by a score"),
-        ({"activation": BatchTopK(4)}, "does not select by a score"),
+        ({"k": 0}, "k=0 must be at least 1"),
         ({"own": -1.0}, "own=-1.0 must not be negative"),
         ({"strength": -1.0}, "strength=-1.0 must not be negative"),
         ({"own": 0.0, "strength": 0.0}, "leave nothing to choose by"),

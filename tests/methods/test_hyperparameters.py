@@ -1,5 +1,7 @@
 """Hyperparameters that cannot be are refused when they are given: by name, with the value and a way out."""
 
+from dataclasses import fields
+
 import pytest
 
 from jaxinterp.core.errors import UserError
@@ -8,6 +10,7 @@ from jaxinterp.methods import (
     AttentionSparseAutoencoder,
     GatedSparseAutoencoder,
     GradientSparseAutoencoder,
+    GroupBiasAdaptation,
     JumpReLUSparseAutoencoder,
     MatryoshkaSparseAutoencoder,
     SkipTranscoder,
@@ -32,11 +35,30 @@ EVERY = (
 )
 
 
+CHOOSE = (SparseAutoencoder, Transcoder, SkipTranscoder, MatryoshkaSparseAutoencoder, AttentionSparseAutoencoder)
+
+
+@pytest.mark.parametrize("method", CHOOSE)
+def test_an_unknown_activation_is_refused(method):
+    with pytest.raises(UserError, match="activation='topkk' must be"):
+        method(activation="topkk")
+
+
+def test_what_a_method_does_not_use_it_does_not_have():
+    """No k that says nothing, no activation that is fixed."""
+    names = {method: {field.name for field in fields(method)} for method in EVERY}
+    assert all({"activation", "k"} <= names[method] for method in CHOOSE)
+    assert "k" in names[GradientSparseAutoencoder] and "activation" not in names[GradientSparseAutoencoder]
+    for method in (GatedSparseAutoencoder, JumpReLUSparseAutoencoder, TopAFASparseAutoencoder, GroupBiasAdaptation):
+        own = {field.name for field in fields(method)}
+        assert not {"activation", "k"} & own, method
+    assert not {"l1", "auxk", "normalise"} & {field.name for field in fields(GroupBiasAdaptation)}
+
+
 @pytest.mark.parametrize("method", EVERY)
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"activation": "topkk"}, "activation='topkk' must be"),
         ({"features": 0}, "features=0 must be at least 1"),
         ({"features": 8.0}, "features=8.0 must be a whole number"),
         ({"l1": -0.1}, "l1=-0.1 must not be negative"),

@@ -107,14 +107,19 @@ def test_a_transcoder_finds_both_sides_of_a_planted_mlp():
 
 
 @dataclass(frozen=True)
-class ReadsAtRandom(Transcoder):
+class ReadsAtRandom:
     """A transcoder whose read vectors stay as they start."""
+
+    method: Transcoder
+
+    def needs(self, site):
+        return self.method.needs(site)
 
     def recipe(self, steps):
         return gradient_method(
-            lambda key, sample, model: start(self, key, sample, skip=False),
-            self.make_objective(),
-            optax.adam(self.learning_rate),
+            lambda key, sample, model: start(self.method, self.method.make_activation(), key, sample, skip=False),
+            self.method.make_objective(),
+            optax.adam(self.method.learning_rate),
             count,
             lambda _, gradient: eqx.tree_at(lambda g: g.encoder, gradient, jnp.zeros_like(gradient.encoder)),
         )
@@ -124,7 +129,7 @@ class ReadsAtRandom(Transcoder):
 def test_what_is_no_transcoder_does_not_find_both_sides():
     """Read vectors that are not trained (measured: 0.61 and 0.28), and an autoencoder of the output (1.00 and 0.03)."""
     mlp, draw = planted_transcoder_data(0)
-    frozen, _ = train(ReadsAtRandom(**SETTINGS), draw, MLP, steps=3000, batch_size=512, seed=0)
+    frozen, _ = train(ReadsAtRandom(Transcoder(**SETTINGS)), draw, MLP, steps=3000, batch_size=512, seed=0)
     writes, reads = both_sides(mlp, frozen)
     assert writes < 0.9 and reads < 0.9
     autoencoder = change(TOPK, k=4)

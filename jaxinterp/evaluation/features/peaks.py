@@ -107,7 +107,7 @@ def collect(dataset: Iterable[Mapping[str, Any]], tokens: int, seed: int) -> lis
 
 def _sample(dataset: Any, tokens: int, seed: int) -> Iterable[Mapping[str, Any]]:
     """A random sample of so many tokens, in the dataset's own order; the dataset itself where it has no length."""
-    if not hasattr(dataset, "__len__") or not len(dataset):
+    if not hasattr(dataset, "__len__") or not len(dataset):  # an iterator has no length
         return dataset
     entries = -(-tokens // np.size(dataset[0]["tokens"]))
     places = np.random.default_rng(seed).choice(len(dataset), min(entries, len(dataset)), replace=False)

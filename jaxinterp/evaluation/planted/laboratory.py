@@ -66,8 +66,8 @@ class Plant:
     def __post_init__(self) -> None:
         """Raises UserError where a plant cannot be."""
         for name in ("features", "width"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name}={getattr(self, name)} must be at least 1.")
+            if vars(self)[name] < 1:
+                raise UserError(f"{name}={vars(self)[name]} must be at least 1.")
         if not 0 <= self.low <= self.high or self.high == 0:
             raise UserError(
                 f"low={self.low} and high={self.high}: sizes of codes lie between them, 0 <= low <= high > 0."

@@ -22,7 +22,7 @@ attention-output-saes, whose draws come from 100 batches (here: one) and which r
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import equinox as eqx
 import jax
@@ -40,6 +40,14 @@ from jaxinterp.methods.checks import check_positive, check_whole
 from jaxinterp.methods.recipes import OnePass, one_pass
 from jaxinterp.methods.sparse.dictionary import unit_rows
 from jaxinterp.objectives import Metrics
+
+
+@runtime_checkable
+class CountsDead(Protocol):
+    """A method that says itself after how many silent tokens a feature is dead."""
+
+    @property
+    def dead_after(self) -> int: ...
 
 
 @dataclass(frozen=True)
@@ -61,7 +69,7 @@ class Resampling:
         """Raises UserError where a number cannot be, or the method does not say when a feature is dead."""
         check_whole(self, every=1, last=1, dead_after=1)
         check_positive(self, "shrink")
-        if self.dead_after is None and not hasattr(self.method, "dead_after"):
+        if self.dead_after is None and not isinstance(self.method, CountsDead):
             raise UserError(
                 f"dead_after=None: method={type(self.method).__name__} has none of its own. Give a number, or put "
                 "Resampling inside a method of several."
@@ -75,7 +83,9 @@ class Resampling:
         """The method's recipe, with resampling after its step."""
         every = max(1, steps // 8) if self.every is None else self.every
         last = steps // 2 if self.last is None else self.last
-        dead_after: int = self.method.dead_after if self.dead_after is None else self.dead_after  # type: ignore[attr-defined]
+        dead_after = self.method.dead_after if isinstance(self.method, CountsDead) else self.dead_after
+        dead_after = dead_after if self.dead_after is None else self.dead_after
+        assert dead_after is not None  # see __post_init__
         recipe = one_pass(self.method, steps)
         return with_resampling(recipe, every=every, last=last, dead_after=dead_after, shrink=self.shrink)
 
@@ -118,7 +128,7 @@ def with_resampling(
 
 def check_resampled(state: Any) -> None:
     """Raises UserError where dead features of a method's state cannot start again."""
-    trained = getattr(state, "decomposition", state)
+    trained = state.decomposition if isinstance(state, MethodState) else state
     if isinstance(trained, tuple | dict):
         raise UserError(
             "resampling is for a Dictionary, not for several: put it inside, as in "

@@ -20,48 +20,72 @@ Source: Lee et al. 2025, arXiv 2503.24277, and SewoongLee/top-afa-sae (training/
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Literal
 
 import jax.numpy as jnp
-from jaxtyping import Array
+from jaxtyping import Array, PyTree
 
 from jaxinterp.core.batch import Batch
+from jaxinterp.core.protocols import Recipe
+from jaxinterp.core.sites import Site, Sites
 from jaxinterp.decompositions.adaptive import TopAFA
-from jaxinterp.methods.checks import check_not_negative, check_whole
-from jaxinterp.methods.sparse.sparse_autoencoder import SparseAutoencoder
-from jaxinterp.objectives import Forward, Metrics, Term, ratio, scale
+from jaxinterp.methods.checks import check_not_negative, check_one_of, check_whole, one_array
+from jaxinterp.methods.sparse.dictionary import (
+    DictionaryFields,
+    autoencoder_recipe,
+    auxk_of,
+    check_dictionary,
+    l1_of,
+)
+from jaxinterp.objectives import Forward, Metrics, Objective, Term, ratio, reconstruction, scale, total
 
 
 @dataclass(frozen=True)
-class TopAFASparseAutoencoder(SparseAutoencoder):
-    """Hyperparameters of a top-AFA sparse autoencoder; `k` is not used."""
+class TopAFASparseAutoencoder(DictionaryFields):
+    """Hyperparameters of a top-AFA sparse autoencoder."""
 
-    activation: str = "top_afa"  # type: ignore[assignment]
-    """Fixed."""
     afa: float = 1 / 32
     """λ: the coefficient of the squared difference of norms."""
     cap: int | None = None
     """None: dense codes. A number: sparse codes of at most so many features a token; see the metric `at_cap`."""
+    l1: float = 0.0
+    """Coefficient of the L1 penalty on codes, against a reconstruction in units of the target's variance."""
+    auxk: float = 1 / 32
+    """Coefficient of AuxK, which revives dead features; 0 switches it off (published: 1/32; for transcoders 0)."""
+    array: Literal["out", "hidden", "in"] = "out"
+    """Which array of the MLP it takes apart."""
 
     def __post_init__(self) -> None:
-        """Raises UserError where a hyperparameter cannot be."""
-        super().__post_init__()
-        check_not_negative(self, "afa")
+        """Raises UserError if a hyperparameter makes no sense."""
+        check_dictionary(self)
+        check_not_negative(self, "afa", "l1", "auxk")
+        check_one_of(self, "array", ("out", "hidden", "in"))
         check_whole(self, cap=1)
 
-    def make_activation(self) -> TopAFA:
-        """The activation as the dictionary holds it."""
-        return TopAFA(self.cap)
+    def needs(self, site: Site) -> Sites:
+        """The same array, read and written.
 
-    def terms(self) -> list[Term]:
-        """reconstruction + l1 * L1 + λ afa."""
-        return [*super().terms(), scale(norm_difference(), self.afa)]
+        Raises:
+          UserError: the site is not a single leaf.
+        """
+        name = one_array(site, self.array)
+        return Sites(name, name)
+
+    def make_objective(self) -> Objective:
+        """reconstruction + l1 * L1 + λ afa + auxk * AuxK; or the objective that was given."""
+        return self.objective or total(
+            reconstruction(), *l1_of(self.l1), scale(norm_difference(), self.afa), *auxk_of(self.auxk, self)
+        )
+
+    def recipe(self, steps: int) -> Recipe:
+        """Adam on the objective, write vectors of length 1."""
+        return autoencoder_recipe(TopAFA(self.cap), self.make_objective(), self, steps)
 
 
 def norm_difference() -> Term:
     """mean_t (|z_t| - |x'_t|)^2 s^2 d / V, x' the normalised input; metric `norm_difference`."""
 
-    def term(decomposition: Any, batch: Batch, forward: Forward) -> tuple[Array, Metrics]:
+    def term(decomposition: PyTree, batch: Batch, forward: Forward) -> tuple[Array, Metrics]:
         # Not `linalg.norm`, whose gradient where no code is active is NaN.
         codes = jnp.sqrt(jnp.sum(forward.codes.values**2, axis=-1) + 1e-12)
         inputs = decomposition.normalise(batch.inputs)

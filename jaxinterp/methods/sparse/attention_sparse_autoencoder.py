@@ -15,38 +15,76 @@ Source: Kissane, Krzyzanowski, Bloom, Conmy, Nanda 2024, arXiv 2406.17759; defau
 """
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Literal
 
 import equinox as eqx
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from jaxinterp.core.batch import Sites
 from jaxinterp.core.errors import UserError
+from jaxinterp.core.protocols import Recipe
+from jaxinterp.core.sites import Site, Sites
+from jaxinterp.decompositions.activations import Activation
 from jaxinterp.decompositions.dictionary import Dictionary
-from jaxinterp.methods.sparse.sparse_autoencoder import SparseAutoencoder
+from jaxinterp.methods.checks import check_not_negative, check_one_of
+from jaxinterp.methods.sparse.dictionary import (
+    Chosen,
+    DictionaryFields,
+    autoencoder_recipe,
+    auxk_of,
+    check_choice,
+    check_dictionary,
+    chosen,
+    l1_of,
+)
 from jaxinterp.models.attention import Attention
 from jaxinterp.models.layers import Tap, no_tap
 from jaxinterp.models.rules import EXACT, Rules
+from jaxinterp.objectives import Objective, reconstruction, total
 
 
 @dataclass(frozen=True)
-class AttentionSparseAutoencoder(SparseAutoencoder):
+class AttentionSparseAutoencoder(DictionaryFields):
     """Hyperparameters of a sparse autoencoder of an attention sublayer."""
 
-    ARRAYS: ClassVar[tuple[str, ...]] = ("z", "out")
-
-    array: Literal["z", "out"] = "z"  # type: ignore[assignment]  # an attention sublayer has other arrays than an MLP
+    activation: Chosen = "topk"
+    """How codes are made sparse: k a token, k a token on average, by the L1 penalty; or any activation, by value."""
+    k: int = 32
+    """Active features per token (topk, batch_topk)."""
+    l1: float = 0.0
+    """Coefficient of the L1 penalty on codes, against a reconstruction in units of the target's variance."""
+    auxk: float = 1 / 32
+    """Coefficient of AuxK, which revives dead features; 0 switches it off (published: 1/32; for transcoders 0)."""
+    array: Literal["z", "out"] = "z"
     """Which array of the sublayer it takes apart: the heads' outputs side by side, or what they add up to."""
 
-    def needs(self, site: Any) -> Sites:
+    def __post_init__(self) -> None:
+        """Raises UserError if a hyperparameter makes no sense."""
+        check_dictionary(self)
+        check_choice(self.activation, self.k, self.l1, self)
+        check_not_negative(self, "l1", "auxk")
+        check_one_of(self, "array", ("z", "out"))
+
+    def needs(self, site: Site) -> Sites:
         """The same array, read and written.
 
         Raises:
-          UserError: the site is no single attention leaf.
+          UserError: the site is not a single attention leaf.
         """
         if not isinstance(site, str) or not site.endswith("/attn"):
             raise UserError(f"site={site!r} is no attention sublayer: name one leaf, such as blocks/3/attn.")
-        return super().needs(site)
+        return Sites(f"{site}/{self.array}", f"{site}/{self.array}")
+
+    def make_activation(self) -> Activation:
+        """The activation as the dictionary holds it."""
+        return chosen(self.activation, self.k)
+
+    def make_objective(self) -> Objective:
+        """reconstruction + l1 * L1 + auxk * AuxK; or the objective that was given."""
+        return self.objective or total(reconstruction(), *l1_of(self.l1), *auxk_of(self.auxk, self))
+
+    def recipe(self, steps: int) -> Recipe:
+        """Adam on the objective, write vectors of length 1."""
+        return autoencoder_recipe(self.make_activation(), self.make_objective(), self, steps)
 
 
 class AttentionStandIn(eqx.Module):
@@ -80,7 +118,7 @@ class AttentionStandIn(eqx.Module):
         positions: Int[Array, "batch seq"] | None = None,
     ) -> Float[Array, "batch seq d_model"]:
         """The sublayer's output; the codes are offered to `tap`."""
-        given: dict[str, Any] = {"rules": rules, "real": real, "positions": positions}
+        given: dict[str, PyTree] = {"rules": rules, "real": real, "positions": positions}
         if str(self.dictionary.sites.writes).endswith("/out"):
             return self.dictionary(self.attention(x, **given), tap=tap)
 

@@ -23,13 +23,15 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, PRNGKeyArray
 
-from jaxinterp.core.batch import Batch, Sites, several
+from jaxinterp.core.batch import Batch
 from jaxinterp.core.errors import UserError
+from jaxinterp.core.protocols import MethodState, Recipe
+from jaxinterp.core.sites import Site, Sites, several
 from jaxinterp.decompositions.activations import Activation, ReLU, TopK
 from jaxinterp.decompositions.cross_layer import CrossLayer, Layer
 from jaxinterp.decompositions.gates import JumpReLU
-from jaxinterp.methods.base import MethodState, Recipe, gradient_method
 from jaxinterp.methods.checks import check_not_negative, check_one_of, check_positive, check_whole
+from jaxinterp.methods.recipes import gradient_method
 from jaxinterp.methods.sparse.dictionary import moments, since_fired
 from jaxinterp.objectives import Metrics, Objective, Ratio, scale, total
 from jaxinterp.objectives.cross_layer import auxk_of_layers, pre_activation, standardised_error, tanh_penalty
@@ -76,7 +78,7 @@ class CrossLayerTranscoder:
         check_not_negative(self, "sparsity", "pre_activation", "auxk")
         check_positive(self, "threshold", "bandwidth", "tanh_slope", "learning_rate")
 
-    def needs(self, site: str | tuple[str, ...]) -> Sites:
+    def needs(self, site: Site) -> Sites:
         """From the inputs to the outputs of all layers, in the order of the flow."""
         return Sites(tuple(f"{name}/in" for name in several(site)), tuple(f"{name}/out" for name in several(site)))
 

@@ -48,8 +48,8 @@ class DiscreteCodes:
         """Raises UserError where a hyperparameter cannot be."""
         self.autoencoder()
         for name in ("steps", "training_examples"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name}={getattr(self, name)} must be at least 1.")
+            if vars(self)[name] < 1:
+                raise UserError(f"{name}={vars(self)[name]} must be at least 1.")
 
     def autoencoder(self) -> SparseAutoencoder:
         """The sparse autoencoder that is trained."""

@@ -18,37 +18,50 @@ from typing import Literal
 
 import optax
 
+from jaxinterp.core.protocols import Recipe
+from jaxinterp.core.sites import Site, Sites
 from jaxinterp.decompositions.gates import Gated
-from jaxinterp.methods.checks import check_whole
-from jaxinterp.methods.sparse.sparse_autoencoder import SparseAutoencoder
-from jaxinterp.objectives import Term, reconstruction, scale
+from jaxinterp.methods.checks import check_not_negative, check_one_of, check_whole, one_array
+from jaxinterp.methods.sparse.dictionary import DictionaryFields, autoencoder_recipe, auxk_of, check_dictionary
+from jaxinterp.objectives import Objective, reconstruction, scale, total
 from jaxinterp.objectives.gates import gate_auxiliary, gate_l1
 
 
 @dataclass(frozen=True)
-class GatedSparseAutoencoder(SparseAutoencoder):
-    """Hyperparameters of a gated sparse autoencoder; `k` is not used."""
+class GatedSparseAutoencoder(DictionaryFields):
+    """Hyperparameters of a gated sparse autoencoder."""
 
-    activation: Literal["gated"] = "gated"  # type: ignore[assignment]
-    """Fixed."""
     l1: float = 0.02
     """λ: the coefficient of the L1 penalty on open gates."""
     auxk: float = 0.0
     """Coefficient of AuxK, which is not part of the paper."""
+    array: Literal["out", "hidden", "in"] = "out"
+    """Which array of the MLP it takes apart."""
     penalty_warmup: int = 0
     """Steps over which λ rises linearly (published code: 2000)."""
 
     def __post_init__(self) -> None:
-        """Raises UserError where a hyperparameter cannot be."""
-        super().__post_init__()
+        """Raises UserError if a hyperparameter makes no sense."""
+        check_dictionary(self)
+        check_not_negative(self, "l1", "auxk")
+        check_one_of(self, "array", ("out", "hidden", "in"))
         check_whole(self, penalty_warmup=0)
 
-    def make_activation(self) -> Gated:
-        """Gate and size agree at the start."""
-        return Gated.start(self.features)
+    def needs(self, site: Site) -> Sites:
+        """The same array, read and written.
 
-    def terms(self) -> list[Term]:
-        """reconstruction + λ gate_l1 + gate_auxiliary."""
-        warmup = self.penalty_warmup
-        coefficient = optax.linear_schedule(0.0, self.l1, warmup) if warmup else self.l1
-        return [reconstruction(), scale(gate_l1(), coefficient), gate_auxiliary()]
+        Raises:
+          UserError: the site is not a single leaf.
+        """
+        name = one_array(site, self.array)
+        return Sites(name, name)
+
+    def make_objective(self) -> Objective:
+        """reconstruction + λ gate_l1 + gate_auxiliary + auxk * AuxK; or the objective that was given."""
+        coefficient = optax.linear_schedule(0.0, self.l1, self.penalty_warmup) if self.penalty_warmup else self.l1
+        own = (reconstruction(), scale(gate_l1(), coefficient), gate_auxiliary())
+        return self.objective or total(*own, *auxk_of(self.auxk, self))
+
+    def recipe(self, steps: int) -> Recipe:
+        """Adam on the objective, write vectors of length 1; gate and size agree at the start."""
+        return autoencoder_recipe(Gated.start(self.features), self.make_objective(), self, steps)

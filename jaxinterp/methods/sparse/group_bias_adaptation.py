@@ -25,32 +25,36 @@ no resampling. The paper's factor 1/2 of the loss makes no difference to Adam.
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Literal
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from jaxinterp.core.batch import Batch
-from jaxinterp.core.errors import UserError
+from jaxinterp.core.protocols import MethodState, Recipe
+from jaxinterp.core.sites import Site, Sites
 from jaxinterp.decompositions.adaptive import GroupBias
 from jaxinterp.decompositions.dictionary import Dictionary
-from jaxinterp.methods.base import MethodState, Recipe, gradient_method
-from jaxinterp.methods.checks import check_whole
-from jaxinterp.methods.sparse.dictionary import count, empty_dictionary, tangential, unit_rows
-from jaxinterp.methods.sparse.sparse_autoencoder import SparseAutoencoder
-from jaxinterp.objectives import Forward, Metrics, Ratio, Term, reconstruction
+from jaxinterp.methods.checks import check_one_of, check_whole, one_array
+from jaxinterp.methods.recipes import gradient_method
+from jaxinterp.methods.sparse.dictionary import (
+    TrainingFields,
+    adam,
+    check_dictionary,
+    count,
+    empty_dictionary,
+    tangential,
+    unit_rows,
+)
+from jaxinterp.objectives import Forward, Metrics, Objective, Ratio, Term, reconstruction, total
 
 
 @dataclass(frozen=True)
-class GroupBiasAdaptation(SparseAutoencoder):
-    """Hyperparameters of Group Bias Adaptation; `k` is not used, and `l1`, `auxk` and no `normalise` are refused."""
+class GroupBiasAdaptation(TrainingFields):
+    """Hyperparameters of Group Bias Adaptation."""
 
-    activation: str = "group_bias"  # type: ignore[assignment]
-    """Fixed."""
-    auxk: float = 0.0
-    """Fixed: the bias of a silent neuron rises instead."""
     groups: int = 10
     """How many groups of neurons, each with a target frequency; 1 is plain bias adaptation."""
     highest: float = 0.5
@@ -63,18 +67,24 @@ class GroupBiasAdaptation(SparseAutoencoder):
     """How far a bias moves, as a fraction of its neuron's largest value (of its group's mean one, upwards)."""
     gain: float = 1.0
     """All gains at the start. 1 overshoots by features / (2 d): large dictionaries want less: experiments/gba.py."""
+    array: Literal["out", "hidden", "in"] = "out"
+    """Which array of the MLP it takes apart."""
 
     def __post_init__(self) -> None:
-        """Raises UserError where a hyperparameter cannot be."""
-        super().__post_init__()
-        for name, value in (("l1", 0.0), ("auxk", 0.0), ("normalise", True)):
-            if getattr(self, name) != value:
-                raise UserError(
-                    f"{name}={getattr(self, name)} has no place in Group Bias Adaptation: leave it {value}. (Biases "
-                    "make codes sparse and revive neurons; their bounds are for inputs of mean square length 1.)"
-                )
+        """Raises UserError if a hyperparameter makes no sense."""
+        check_dictionary(self)
+        check_one_of(self, "array", ("out", "hidden", "in"))
         check_whole(self, groups=1, every=1)
         self.make_activation()
+
+    def needs(self, site: Site) -> Sites:
+        """The same array, read and written.
+
+        Raises:
+          UserError: the site is not a single leaf.
+        """
+        name = one_array(site, self.array)
+        return Sites(name, name)
 
     def make_activation(self) -> GroupBias:
         """Biases and counts at 0."""
@@ -88,22 +98,23 @@ class GroupBiasAdaptation(SparseAutoencoder):
             gain=self.gain,
         )
 
-    def terms(self) -> list[Term]:
-        """reconstruction, and the metric `largest`, which an objective of your own must have too."""
-        return [reconstruction(), largest()]
+    def make_objective(self) -> Objective:
+        """reconstruction, and the metric `largest`; or the objective given, which must have that metric too."""
+        return self.objective or total(reconstruction(), largest())
 
     def recipe(self, steps: int) -> Recipe:
         """Adam on w, gain and c; ties, unit rows, counts and biases after every step."""
-        return gradient_method(
-            lambda key, sample, model: self._start(key, sample),
-            self.make_objective(),
-            self.optimizer(steps),
-            _after_step,
-            lambda dictionary, gradient: tangential(dictionary, tied_gradient(dictionary, gradient)),
-        )
+
+        def init(key: PRNGKeyArray, sample: Batch, model: PyTree) -> Dictionary:
+            return self._start(key, sample)
+
+        def project(dictionary: PyTree, gradient: PyTree) -> PyTree:
+            return tangential(dictionary, tied_gradient(dictionary, gradient))
+
+        return gradient_method(init, self.make_objective(), adam(self, steps), _after_step, project)
 
     def _start(self, key: PRNGKeyArray, sample: Batch) -> Dictionary:
-        dictionary = empty_dictionary(self, sample, skip=False)
+        dictionary = empty_dictionary(self, self.make_activation(), sample, skip=False, normalise=True)
         scale = dictionary.input_scale * jnp.sqrt(dictionary.encoder.shape[1])
         dictionary = eqx.tree_at(lambda d: (d.input_scale, d.output_scale), dictionary, (scale, scale))
         return tie(
@@ -113,7 +124,7 @@ class GroupBiasAdaptation(SparseAutoencoder):
         )
 
 
-def _parts(d: Any) -> tuple[Any, Any, Any, Any]:
+def _parts(d: PyTree) -> tuple[PyTree, PyTree, PyTree, PyTree]:
     return d.encoder, d.encoder_bias, d.decoder, d.decoder_bias
 
 
@@ -127,7 +138,7 @@ def tie(dictionary: Dictionary, w: Float[Array, "features d"], c: Float[Array, "
     return eqx.tree_at(_parts, dictionary, _tied(w, c))
 
 
-def tied_gradient(dictionary: Dictionary, gradient: Any) -> Any:
+def tied_gradient(dictionary: Dictionary, gradient: PyTree) -> PyTree:
     """The gradient by w and c, in the places of D and b_D; E has that of w too, b_E none (`tie` makes it anew)."""
     _, pull_back = jax.vjp(_tied, dictionary.decoder, dictionary.decoder_bias)
     of_w, of_c = pull_back(_parts(gradient))
@@ -137,7 +148,7 @@ def tied_gradient(dictionary: Dictionary, gradient: Any) -> Any:
 def largest() -> Term:
     """Nothing to the loss; metric `largest`: per feature max(0, max_t a_t + b) over the tokens that have weight."""
 
-    def term(decomposition: Any, batch: Batch, forward: Forward) -> tuple[Array, Metrics]:
+    def term(decomposition: PyTree, batch: Batch, forward: Forward) -> tuple[Array, Metrics]:
         activation = decomposition.activation
         sizes = jnp.max(jnp.abs(forward.codes.dense()) * (batch.weight[:, None] > 0), axis=0)
         pre = sizes / jnp.where(sizes > 0, jnp.abs(activation.gain), 1.0)  # z = gain a, and a > 0 where it is active

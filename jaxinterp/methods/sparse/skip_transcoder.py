@@ -16,13 +16,59 @@ Source: Paulo, Shabalin, Belrose 2025 (arXiv 2501.18823) and EleutherAI's sparsi
 """
 
 from dataclasses import dataclass
-from typing import ClassVar
 
-from jaxinterp.methods.sparse.transcoder import Transcoder
+from jaxinterp.core.protocols import Recipe
+from jaxinterp.core.sites import Site, Sites
+from jaxinterp.decompositions.activations import Activation
+from jaxinterp.methods.checks import check_not_negative, one_leaf
+from jaxinterp.methods.sparse.dictionary import (
+    Chosen,
+    DictionaryFields,
+    auxk_of,
+    check_choice,
+    check_dictionary,
+    chosen,
+    l1_of,
+)
+from jaxinterp.methods.sparse.transcoder import transcoder_recipe
+from jaxinterp.objectives import Objective, reconstruction, total
 
 
 @dataclass(frozen=True)
-class SkipTranscoder(Transcoder):
+class SkipTranscoder(DictionaryFields):
     """Hyperparameters of a skip transcoder."""
 
-    SKIP: ClassVar[bool] = True
+    activation: Chosen = "topk"
+    """How codes are made sparse: k a token, k a token on average, by the L1 penalty; or any activation, by value."""
+    k: int = 32
+    """Active features per token (topk, batch_topk)."""
+    l1: float = 0.0
+    """Coefficient of the L1 penalty on codes, against a reconstruction in units of the target's variance."""
+    auxk: float = 1 / 32
+    """Coefficient of AuxK, which revives dead features; 0 switches it off (published: 1/32; for transcoders 0)."""
+
+    def __post_init__(self) -> None:
+        """Raises UserError if a hyperparameter makes no sense."""
+        check_dictionary(self)
+        check_choice(self.activation, self.k, self.l1, self)
+        check_not_negative(self, "l1", "auxk")
+
+    def needs(self, site: Site) -> Sites:
+        """From the MLP's input to its output.
+
+        Raises:
+          UserError: the site is not a single leaf.
+        """
+        return Sites(f"{one_leaf(site)}/in", f"{site}/out")
+
+    def make_activation(self) -> Activation:
+        """The activation as the dictionary holds it."""
+        return chosen(self.activation, self.k)
+
+    def make_objective(self) -> Objective:
+        """reconstruction + l1 * L1 + auxk * AuxK; or the objective that was given."""
+        return self.objective or total(reconstruction(), *l1_of(self.l1), *auxk_of(self.auxk, self))
+
+    def recipe(self, steps: int) -> Recipe:
+        """Adam on the objective."""
+        return transcoder_recipe(self.make_activation(), self.make_objective(), self, steps, skip=True)

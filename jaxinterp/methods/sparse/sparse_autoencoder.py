@@ -18,55 +18,64 @@ al. 2024, arXiv 2412.06410 (BatchTopK).
 """
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Literal
 
-import equinox as eqx
-import jax
-import jax.numpy as jnp
-from jaxtyping import PRNGKeyArray
-
-from jaxinterp.core.batch import Batch, Sites
-from jaxinterp.decompositions.dictionary import Dictionary
-from jaxinterp.methods.base import Recipe
-from jaxinterp.methods.checks import check_one_of, one_array
+from jaxinterp.core.protocols import Recipe
+from jaxinterp.core.sites import Site, Sites
+from jaxinterp.decompositions.activations import Activation
+from jaxinterp.methods.checks import check_not_negative, check_one_of, one_array
 from jaxinterp.methods.sparse.dictionary import (
-    DictionaryHyperparameters,
-    dictionary_recipe,
-    empty_dictionary,
-    unit_rows,
+    Chosen,
+    DictionaryFields,
+    autoencoder_recipe,
+    auxk_of,
+    check_choice,
+    check_dictionary,
+    chosen,
+    l1_of,
 )
+from jaxinterp.objectives import Objective, reconstruction, total
 
 
 @dataclass(frozen=True)
-class SparseAutoencoder(DictionaryHyperparameters):
+class SparseAutoencoder(DictionaryFields):
     """Hyperparameters of a sparse autoencoder."""
 
-    ARRAYS: ClassVar[tuple[str, ...]] = ("out", "hidden", "in")
-
+    activation: Chosen = "topk"
+    """How codes are made sparse: k a token, k a token on average, by the L1 penalty; or any activation, by value."""
+    k: int = 32
+    """Active features per token (topk, batch_topk)."""
+    l1: float = 0.0
+    """Coefficient of the L1 penalty on codes, against a reconstruction in units of the target's variance."""
+    auxk: float = 1 / 32
+    """Coefficient of AuxK, which revives dead features; 0 switches it off (published: 1/32; for transcoders 0)."""
     array: Literal["out", "hidden", "in"] = "out"
     """Which array of the MLP it takes apart."""
 
     def __post_init__(self) -> None:
-        """Raises UserError where a hyperparameter cannot be."""
-        super().__post_init__()
-        check_one_of(self, "array", self.ARRAYS)
+        """Raises UserError if a hyperparameter makes no sense."""
+        check_dictionary(self)
+        check_choice(self.activation, self.k, self.l1, self)
+        check_not_negative(self, "l1", "auxk")
+        check_one_of(self, "array", ("out", "hidden", "in"))
 
-    def needs(self, site: Any) -> Sites:
+    def needs(self, site: Site) -> Sites:
         """The same array, read and written.
 
         Raises:
-          UserError: the site is no single leaf.
+          UserError: the site is not a single leaf.
         """
         name = one_array(site, self.array)
         return Sites(name, name)
 
+    def make_activation(self) -> Activation:
+        """The activation as the dictionary holds it."""
+        return chosen(self.activation, self.k)
+
+    def make_objective(self) -> Objective:
+        """reconstruction + l1 * L1 + auxk * AuxK; or the objective that was given."""
+        return self.objective or total(reconstruction(), *l1_of(self.l1), *auxk_of(self.auxk, self))
+
     def recipe(self, steps: int) -> Recipe:
         """Adam on the objective, write vectors of length 1."""
-        return dictionary_recipe(self, lambda key, sample, model: start(self, key, sample), steps, unit_norm=True)
-
-
-def start(hyper: DictionaryHyperparameters, key: PRNGKeyArray, sample: Batch) -> Dictionary:
-    """D random unit rows, E = D, biases 0."""
-    dictionary = empty_dictionary(hyper, sample, skip=False)
-    rows = unit_rows(jax.random.normal(key, dictionary.decoder.shape, dtype=jnp.float32))
-    return eqx.tree_at(lambda d: (d.encoder, d.decoder), dictionary, (rows, rows))
+        return autoencoder_recipe(self.make_activation(), self.make_objective(), self, steps)

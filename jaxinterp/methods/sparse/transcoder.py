@@ -18,44 +18,88 @@ sparsify.
 """
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import PRNGKeyArray
+from jaxtyping import PRNGKeyArray, PyTree
 
-from jaxinterp.core.batch import Batch, Sites
+from jaxinterp.core.batch import Batch
+from jaxinterp.core.protocols import Recipe
+from jaxinterp.core.sites import Site, Sites
+from jaxinterp.decompositions.activations import Activation
 from jaxinterp.decompositions.dictionary import Dictionary
-from jaxinterp.methods.base import Recipe
-from jaxinterp.methods.checks import one_leaf
-from jaxinterp.methods.sparse.dictionary import DictionaryHyperparameters, dictionary_recipe, empty_dictionary
+from jaxinterp.methods.checks import check_not_negative, one_leaf
+from jaxinterp.methods.sparse.dictionary import (
+    Chosen,
+    DictionaryFields,
+    auxk_of,
+    check_choice,
+    check_dictionary,
+    chosen,
+    dictionary_recipe,
+    empty_dictionary,
+    l1_of,
+)
+from jaxinterp.objectives import Objective, reconstruction, total
 
 
 @dataclass(frozen=True)
-class Transcoder(DictionaryHyperparameters):
+class Transcoder(DictionaryFields):
     """Hyperparameters of a transcoder."""
 
-    SKIP: ClassVar[bool] = False
+    activation: Chosen = "topk"
+    """How codes are made sparse: k a token, k a token on average, by the L1 penalty; or any activation, by value."""
+    k: int = 32
+    """Active features per token (topk, batch_topk)."""
+    l1: float = 0.0
+    """Coefficient of the L1 penalty on codes, against a reconstruction in units of the target's variance."""
+    auxk: float = 1 / 32
+    """Coefficient of AuxK, which revives dead features; 0 switches it off (published: 1/32; for transcoders 0)."""
 
-    def needs(self, site: Any) -> Sites:
+    def __post_init__(self) -> None:
+        """Raises UserError if a hyperparameter makes no sense."""
+        check_dictionary(self)
+        check_choice(self.activation, self.k, self.l1, self)
+        check_not_negative(self, "l1", "auxk")
+
+    def needs(self, site: Site) -> Sites:
         """From the MLP's input to its output.
 
         Raises:
-          UserError: the site is no single leaf.
+          UserError: the site is not a single leaf.
         """
         return Sites(f"{one_leaf(site)}/in", f"{site}/out")
 
+    def make_activation(self) -> Activation:
+        """The activation as the dictionary holds it."""
+        return chosen(self.activation, self.k)
+
+    def make_objective(self) -> Objective:
+        """reconstruction + l1 * L1 + auxk * AuxK; or the objective that was given."""
+        return self.objective or total(reconstruction(), *l1_of(self.l1), *auxk_of(self.auxk, self))
+
     def recipe(self, steps: int) -> Recipe:
         """Adam on the objective."""
-        return dictionary_recipe(
-            self, lambda key, sample, model: start(self, key, sample, skip=self.SKIP), steps, unit_norm=False
-        )
+        return transcoder_recipe(self.make_activation(), self.make_objective(), self, steps, skip=False)
 
 
-def start(hyper: DictionaryHyperparameters, key: PRNGKeyArray, sample: Batch, *, skip: bool) -> Dictionary:
+def transcoder_recipe(
+    activation: Activation, objective: Objective, hyper: DictionaryFields, steps: int, *, skip: bool
+) -> Recipe:
+    """Adam on the objective; write vectors are free in length."""
+
+    def init(key: PRNGKeyArray, sample: Batch, model: PyTree) -> Dictionary:
+        return start(hyper, activation, key, sample, skip=skip)
+
+    return dictionary_recipe(init, objective, hyper, steps, unit_norm=False)
+
+
+def start(
+    hyper: DictionaryFields, activation: Activation, key: PRNGKeyArray, sample: Batch, *, skip: bool
+) -> Dictionary:
     """E uniform in ±1/sqrt(d_in), everything else 0."""
-    dictionary = empty_dictionary(hyper, sample, skip=skip)
+    dictionary = empty_dictionary(hyper, activation, sample, skip=skip, normalise=hyper.normalise)
     bound = dictionary.encoder.shape[1] ** -0.5
     encoder = jax.random.uniform(key, dictionary.encoder.shape, minval=-bound, maxval=bound, dtype=jnp.float32)
     return eqx.tree_at(lambda d: d.encoder, dictionary, encoder)

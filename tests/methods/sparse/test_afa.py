@@ -166,8 +166,6 @@ def test_a_penalty_of_the_wrong_sign_does_not_recover_it():
 
 
 def test_hyperparameters_that_cannot_be_are_refused():
-    with pytest.raises(UserError, match="activation='topk' must be 'top_afa'"):
-        TopAFASparseAutoencoder(activation="topk")
     with pytest.raises(UserError, match="cap=0 must be at least 1"):
         TopAFASparseAutoencoder(cap=0)
     with pytest.raises(UserError, match=r"afa=-0\.1 must not be negative"):

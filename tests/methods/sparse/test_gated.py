@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 
 from jaxinterp.core.batch import Sites
-from jaxinterp.core.errors import UserError
 from jaxinterp.decompositions.gates import Gated
 from jaxinterp.methods.sparse.gated import GatedSparseAutoencoder
 from jaxinterp.methods.sparse.transcoder import Transcoder
@@ -77,9 +76,3 @@ def test_a_gated_transcoder_is_an_activation_and_an_objective():
     assert float(abs(learned.activation.gate_bias).max()) > 0.1
     x = draw(jax.random.key(1), 16)["blocks/1/mlp/in"]
     np.testing.assert_array_equal(replace(subject().model, {"blocks/1/mlp": learned}).blocks[1].mlp(x), learned(x))
-
-
-@pytest.mark.usefixtures("without_annotations")
-def test_another_activation_is_refused():
-    with pytest.raises(UserError, match="activation='relu' must be 'gated': take SparseAutoencoder"):
-        GatedSparseAutoencoder(activation="relu")

@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from jaxinterp.core.protocols import Method
+from jaxinterp.methods.causal.das import DAS
+from jaxinterp.methods.causal.lineas import LinEAS
+from jaxinterp.methods.causal.trained_vector import TrainedVector
 from jaxinterp.methods.factor.experts import HiddenExperts
 from jaxinterp.methods.factor.factor_analysers import MixtureOfFactorAnalysers
 from jaxinterp.methods.factor.interaction_basis import LocalInteractionBasis
@@ -27,7 +30,7 @@ from jaxinterp.methods.sparse.skip_transcoder import SkipTranscoder
 from jaxinterp.methods.sparse.sparse_autoencoder import SparseAutoencoder
 from jaxinterp.methods.sparse.transcoder import Transcoder
 
-Room = Literal["sparse", "factor"]
+Room = Literal["sparse", "factor", "causal"]
 
 
 @dataclass(frozen=True)
@@ -60,5 +63,8 @@ METHODS: dict[str, Listed] = {
     "semi_nmf": Listed(SemiNMF, "factor"),
     "stochastic_parameters": Listed(StochasticParameters, "factor"),
     "adversarial_parameters": Listed(AdversarialParameters, "factor"),
+    "das": Listed(DAS, "causal", "blocks/1/resid/post"),
+    "lineas": Listed(LinEAS, "causal", "blocks/1/resid/post"),
+    "trained_vector": Listed(TrainedVector, "causal", "blocks/1/resid/post"),
 }
 """Every method of the package that `fit` trains, by name."""

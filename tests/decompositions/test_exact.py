@@ -60,6 +60,7 @@ def test_replacing_every_mlp_by_its_exact_transcoder_changes_no_logit(subject):
         np.testing.assert_array_equal(run(replaced, tokens).logits, run(model, tokens).logits)
 
 
+@pytest.mark.slow
 def test_they_score_perfectly_together_and_alone(subject, heldout):
     rows = score_layers(transcoders(subject.model), subject, heldout, **OPTIONS)
     assert [row["method"] for row in rows] == ["all", *(f"blocks/{layer}/mlp/out" for layer in range(2))]

@@ -134,6 +134,7 @@ def encoder(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_an_encoder_is_scored_by_its_embeddings(tmp_path, corpus, encoder, capsys):
     options = [*SMALL, "--model", encoder, "--site", "blocks/0/mlp", "--text", corpus]
     assert run(*options, "--out", tmp_path / "refused") == 2

@@ -36,6 +36,7 @@ def test_it_recovers_what_it_was_made_for_and_topk_of_one_sign_does_not():
     assert found(SparseAutoencoder(**sizes, auxk=0.0)) < 0.95
 
 
+@pytest.mark.slow
 def test_it_is_trained_spread_saved_and_scored_as_any_other(tmp_path):
     dictionary = is_the_same_on_a_mesh(SignedSparseAutoencoder(features=64, k=4))
     is_kept_on_disk(dictionary, tmp_path, TopKBySize)

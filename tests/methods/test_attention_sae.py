@@ -100,6 +100,7 @@ def test_only_an_autoencoder_of_z_or_out_stands_in(sites):
         AttentionStandIn(laboratory.subject().model.blocks[1].attn, random_dictionary(TopK(4), sites=sites))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("array", ["z", "out"])
 def test_mesh_files_and_leaf(tmp_path, array):
     """Invariants 5 and 7. The stand-in, an edit and a splice are the same; the row of the scoreboard is finite."""

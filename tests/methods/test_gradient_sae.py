@@ -203,6 +203,7 @@ def test_only_topk_selects_by_a_score():
     assert isinstance(dictionary.activation, TopK)
 
 
+@pytest.mark.slow
 def test_mesh_files_and_leaf(tmp_path):
     """Invariants 5 and 7; in its leaf's place it sees no gradient, in the scoreboard it does."""
     method = GradientSparseAutoencoder(features=64, k=4, strength=2.0, learning_rate=3e-3, dead_after=500)

@@ -119,6 +119,7 @@ def test_large_pre_activations_do_not_overflow_and_zero_write_vectors_start():
     assert np.isfinite(sizes).all() and sizes[DEAD].min() > 1e-5 and sizes.max() < 10
 
 
+@pytest.mark.slow
 def test_it_is_the_same_on_a_mesh():
     """Invariant 5, with half of the features below zero: they move."""
     method = SparseAutoencoder(

@@ -127,6 +127,7 @@ ENTRY %main (x: f32[32,32]) -> f32[8] {
 """  # noqa: E501
 
 
+@pytest.mark.slow
 def test_what_does_not_fit_is_told_with_a_neighbour_that_does(capsys):
     """More shards of the dictionary first."""
     method = SkipTranscoder(features=4096, k=4)

@@ -226,6 +226,7 @@ def test_topk_features_below_zero_are_revived_by_each_policy():
         assert dead <= limit and better > matched
 
 
+@pytest.mark.slow
 def test_it_is_the_same_on_a_mesh():
     plain = HalfDead(SparseAutoencoder(features=64, activation="relu", l1=1e-3, learning_rate=3e-3, auxk=0.0))
     dictionary = is_the_same_on_a_mesh(Resampling(plain, every=4, last=8, dead_after=500))

@@ -35,6 +35,7 @@ def close(one, other, tolerance=1e-5):
         np.testing.assert_allclose(np.asarray(leaves[name]), leaf, rtol=0, atol=tolerance, err_msg=name)
 
 
+@pytest.mark.slow
 def test_each_seed_is_what_it_is_alone_and_no_two_are_alike():
     together = fit(Seeds(METHOD, 3), subject(), text(), **SIZES)
     assert isinstance(Seeds(METHOD, 3), Method) and len(together.decomposition) == 3

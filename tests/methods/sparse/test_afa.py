@@ -174,6 +174,7 @@ def test_hyperparameters_that_cannot_be_are_refused():
     assert own.make_objective() is own.objective
 
 
+@pytest.mark.slow
 def test_mesh_files_and_leaf(tmp_path):
     dictionary = is_the_same_on_a_mesh(TopAFASparseAutoencoder(features=64, learning_rate=3e-3, dead_after=500))
     is_kept_on_disk(dictionary, tmp_path / "dense", TopAFA)

@@ -52,6 +52,7 @@ def test_a_gate_that_lacks_a_term_does_not_recover_it(terms):
     assert recovery(broken, (0,))[0] < THRESHOLD - 0.04
 
 
+@pytest.mark.slow
 def test_mesh_files_and_leaf(tmp_path):
     learned = is_the_same_on_a_mesh(GatedSparseAutoencoder(features=64, learning_rate=3e-3, penalty_warmup=10))
     gated = learned.activation

@@ -245,6 +245,7 @@ def test_settings_that_cannot_be_are_refused():
         recipe.step(recipe.init(jax.random.key(0), batch, None), batch, jax.random.key(0), None)
 
 
+@pytest.mark.slow
 def test_mesh_files_and_leaf(tmp_path):
     method = GroupBiasAdaptation(features=64, groups=4, every=4, rate=0.05, learning_rate=3e-3)
     dictionary = is_the_same_on_a_mesh(method)

@@ -62,6 +62,7 @@ def test_theta_itself_with_a_target_for_l0_recovers_it_too():
     assert score > THRESHOLD and 2.7 < active < 3.3
 
 
+@pytest.mark.slow
 def test_mesh_files_and_leaf(tmp_path):
     method = JumpReLUSparseAutoencoder(features=64, learning_rate=3e-3, penalty_warmup=10, parametrisation="raw")
     learned = is_the_same_on_a_mesh(method)

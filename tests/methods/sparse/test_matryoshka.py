@@ -94,6 +94,7 @@ def test_prefixes_that_do_not_nest_are_refused():
         total(prefixes(3, 10))(random_dictionary(TopK(4)), batch, jax.random.key(0))
 
 
+@pytest.mark.slow
 def test_mesh_files_and_leaf(tmp_path):
     method = MatryoshkaSparseAutoencoder(features=64, k=4, learning_rate=3e-3, dead_after=500)
     dictionary = is_the_same_on_a_mesh(method)

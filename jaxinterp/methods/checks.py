@@ -55,7 +55,7 @@ def one_array(site: Site, array: str, usual: str = "out") -> str:
     Raises:
       UserError: the site is several, or names an array while `array` names another.
     """
-    if not isinstance(site, str) or site.rpartition("/")[2] in LEAF:
+    if not isinstance(site, str) or not _names_an_array(site):
         return f"{one_leaf(site)}/{array}"
     if array != usual and site.rpartition("/")[2] != array:
         raise UserError(
@@ -64,13 +64,18 @@ def one_array(site: Site, array: str, usual: str = "out") -> str:
     return site
 
 
+def _names_an_array(site: str) -> bool:
+    """Whether a site ends as an array of a leaf or of the model does; a name of one word may be a leaf of any model."""
+    return site in ("embed", "final", "pooled") or ("/" in site and site.rpartition("/")[2] not in LEAF)
+
+
 def one_leaf(site: Site) -> str:
     """The site, if it is the name of one leaf.
 
     Raises:
       UserError: it is several, or an array.
     """
-    if isinstance(site, str) and site.rpartition("/")[2] not in LEAF:
+    if isinstance(site, str) and _names_an_array(site):
         raise UserError(
             f"site={site!r} is an array, and this method reads and writes a leaf: name the leaf, such as blocks/3/mlp; "
             "autoencoders take an array."

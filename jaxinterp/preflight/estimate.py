@@ -85,7 +85,7 @@ class Estimate:
         """Seconds that exchanges take: those between machines at the network's rate."""
         chip = self.chip
         between = chip.network or chip.interconnect
-        return sum(
+        return 0.0 + sum(
             each.sent / (between if each.crosses(chip.machine) else chip.interconnect) for each in work.collectives
         )
 

@@ -133,7 +133,7 @@ def fit(
         batch_size = seq * mesh.shape["data"]
     sizes = {"steps": steps or 0, "batch_size": batch_size, "buffer_batches": buffer_batches}
     check_sizes(
-        **sizes | {"steps": max(sizes["steps"], 1)},
+        **sizes | {"steps": 1 if steps is None else steps},
         seq=seq,
         mesh=mesh,
         save_every=save_every,

@@ -84,6 +84,7 @@ def subject():
     return Subject(small_transformer(), byte_tokenizer(), "small")
 
 
+@pytest.mark.slow
 def test_a_table_of_cells_at_matched_divergence(subject):
     directions = {(SITE, name): unit(jnp.asarray(draw(seed, 16))) for seed, name in enumerate(("a", "b"))}
     contexts, concept = ["abc", "q", "hello"], [65, 66, 67]

@@ -123,7 +123,7 @@ def test_a_dense_mlp_is_trained_too(corpus, tmp_path):
 def test_every_kind_of_mlp_starts_as_the_identity_and_can_learn(corpus, tmp_path, mlp, leaf):
     model = start_model(shape_of(config(corpus, tmp_path, mlp=mlp)), 0)
     found = model.blocks[0].mlp
-    assert (found.gate is not None, found.activation) == leaf
+    assert (found.gate_proj is not None, found.activation) == leaf
     tokens = jnp.arange(8, dtype=jnp.int32)[None]
     assert not np.any(run(model, tokens)["blocks/0/mlp/out"])
     gradient = jax.grad(lambda model: jnp.sum(model(tokens)[..., 0] ** 2))(model)

@@ -127,10 +127,10 @@ def test_a_resumed_run_is_the_uninterrupted_run(subject, text, tmp_path, stop):
     second = fit(METHOD, subject, text, **SIZES, checkpoint=tmp_path / "parts", save_every=5, resume=True)
     same(whole.state, second.state)
     timeless = [[{k: v for k, v in row.items() if k != "tokens_per_second"} for row in rows] for rows in
-                (whole.history, first.history + second.history)]  # fmt: skip
-    assert timeless[0] == timeless[1]
+                (whole.history, second.history, first.history)]  # fmt: skip
+    assert timeless[0] == timeless[1] and timeless[0][: len(timeless[2])] == timeless[2]
     again = fit(METHOD, subject, text, **SIZES, checkpoint=tmp_path / "parts", resume=True)
-    assert again.history == [] and int(again.state.step) == 20
+    assert len(again.history) == len(whole.history) and int(again.state.step) == 20
 
 
 def test_another_seed_is_another_run(subject, text):
@@ -211,7 +211,7 @@ def test_schedules_change_k_and_coefficients_within_one_program(subject, text):
     schedules = {"k": lambda step: jnp.where(step < 10, 4, 1), "sparsity": lambda step: 0.0 * step}
     result = fit(method, subject, text, **SIZES, schedules=schedules)
     assert result.history[0]["l0"] > 3 and result.history[-1]["l0"] <= 1
-    assert len(traces) == 1
+    assert len(traces) == 2, "once from shapes alone, to find mistakes, and once in the step"
 
 
 def only_reconstruction(decomposition, batch, key, *, model=None):

@@ -52,6 +52,7 @@ def test_a_new_objective_in_one_file_trains_on_eight_devices(subject, text):
     assert many.decomposition.encoder.sharding.spec == P("feature")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "method",
     [

@@ -79,7 +79,7 @@ class Resampling:
         """What the method needs."""
         return self.method.needs(site)
 
-    def recipe(self, steps: int) -> Recipe:
+    def recipe(self, steps: int) -> Recipe | OnePass:
         """The method's recipe, with resampling after its step."""
         every = max(1, steps // 8) if self.every is None else self.every
         last = steps // 2 if self.last is None else self.last

@@ -106,7 +106,7 @@ def test_values_of_the_wrong_group_do_not_add_up(name):
         turned = lambda array: jnp.roll(array, array.shape[-1] // attention.kv_heads, axis=-1)
         value = attention.v_proj
         bias = None if value.bias is None else turned(value.bias)
-        return eqx.tree_at(lambda a: a.value, attention, type(value)(turned(value.weight), bias))
+        return eqx.tree_at(lambda a: a.v_proj, attention, type(value)(turned(value.weight), bias))
 
     model, tokens, trace = subject(name)
     dictionary = dictionary_of(trace, "z")

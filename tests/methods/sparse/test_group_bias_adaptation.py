@@ -125,6 +125,7 @@ def test_the_fixed_point_is_the_normal_quantile():
     assert (unadapted > expected + 0.5 * sigma).all()
 
 
+@pytest.mark.slow
 def test_sampling_noise_pushes_a_bias_below_its_fixed_point():
     """Adaptation only ever lowers a bias that is not silent: it ends where noise no longer exceeds the target."""
     sigma, tokens = 0.25, 4096
@@ -136,6 +137,7 @@ def test_sampling_noise_pushes_a_bias_below_its_fixed_point():
     assert (frequency < targets).all() and (frequency > targets - 7 * error).all()
 
 
+@pytest.mark.slow
 def test_biases_stay_between_minus_one_and_zero_and_over_active_neurons_only_lose():
     state = activation(features=40, groups=4, highest=0.3, lowest=0.01, rate=0.2)
     history = np.asarray(adapt_on_gaussians(state, 2.0, 200))  # too loud for a bias of -1 to silence them

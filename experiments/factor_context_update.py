@@ -35,7 +35,7 @@ class Config:
     out: Path
     """Folder for the results; must be empty or absent."""
     model: str = "smollm2-135m"
-    """A transformer of ours."""
+    """A transformer of the package."""
     text: str = "docs"
     """Where contexts come from."""
     contexts: int = 5

@@ -44,7 +44,7 @@ class Config:
     out: Path
     """Folder for the results; must be empty or absent."""
     model: str = "smollm2-135m"
-    """A transformer of ours."""
+    """A transformer of the package."""
     first: int = 15
     """The first layer."""
     splits: int = 5

@@ -10,7 +10,7 @@ from collections import defaultdict
 import pytest
 
 LIMIT = 15.0
-"""CPU seconds of the call of a test that is not marked slow, above which the run fails; setups are shown."""
+"""CPU seconds of a phase (setup, call) of a test that is not marked slow, above which the run fails."""
 
 SHOWN = 20
 
@@ -67,7 +67,7 @@ def pytest_terminal_summary(terminalreporter):
 
 def too_slow(rows):
     """The names of fast tests above the limit."""
-    return [name for seconds, name, is_slow in rows if seconds > LIMIT and not is_slow and name.startswith("call")]
+    return [name for seconds, name, is_slow in rows if seconds > LIMIT and not is_slow]
 
 
 @pytest.hookimpl(trylast=True)

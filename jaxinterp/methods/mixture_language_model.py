@@ -60,7 +60,7 @@ class MixtureLanguageModel:
     ambiguity: float = 1e-3
 
     def __post_init__(self) -> None:
-        """Raises UserError where a value is invalid."""
+        """Raises UserError if a value is invalid."""
         check_positive(self, "learning_rate", "gradient_norm")
         check_not_negative(self, "weight_decay", "warmup", "decay", "balance", "uniformity", "ambiguity")
 

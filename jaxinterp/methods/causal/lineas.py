@@ -7,7 +7,7 @@
     prox   omega - 1 and b: soft threshold tau * l1, then group threshold tau * l2, tau = rate * gamma
 
 Prompts are pooled by their mean over positions from `first` on; both sides have equally many. The rate falls as a
-cosine. `debias` trains on without the prox, on the entries that it left.
+cosine.
 
 The closed forms for one layer (`gaussian_map`, `sorted_map`) are baselines: sorted_map is LinEAS with one layer and
 gamma = 0.

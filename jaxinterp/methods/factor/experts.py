@@ -61,7 +61,7 @@ class HiddenExperts:
     """Another objective in place of the squared error."""
 
     def __post_init__(self) -> None:
-        """Raises UserError where a hyperparameter is out of its range."""
+        """Raises UserError if a hyperparameter is out of range."""
         check_whole(self, experts=1, k=1, shared=1, rank=1)
         check_one_of(self, "write_start", ("k", "experts"))
         check_positive(self, "learning_rate")
@@ -91,7 +91,7 @@ class DenseRival:
     """Another objective in place of the squared error."""
 
     def __post_init__(self) -> None:
-        """Raises UserError where a hyperparameter is out of its range."""
+        """Raises UserError if a hyperparameter is out of range."""
         check_whole(self, neurons=1)
         check_positive(self, "learning_rate")
 

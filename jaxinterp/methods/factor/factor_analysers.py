@@ -42,7 +42,7 @@ class MixtureOfFactorAnalysers:
     """Of Adam: a cosine to 0."""
 
     def __post_init__(self) -> None:
-        """Raises UserError where a hyperparameter is out of its range."""
+        """Raises UserError if a hyperparameter is out of range."""
         check_whole(self, regions=1, rank=1, lloyd=0)
         check_positive(self, "learning_rate")
         if self.port not in ("in", "hidden", "out"):

@@ -55,7 +55,7 @@ class LocalInteractionBasis:
     """Eigenvalues below this share of the largest are dropped."""
 
     def __post_init__(self) -> None:
-        """Raises UserError where a hyperparameter is out of its range."""
+        """Raises UserError if a hyperparameter is out of range."""
         check_whole(self, directions=1, probes=1)
         check_positive(self, "threshold")
 

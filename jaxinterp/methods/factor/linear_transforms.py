@@ -155,7 +155,7 @@ class LinearTransformsMethod:
     """Peak learning rate of Adam."""
 
     def __post_init__(self) -> None:
-        """Raises UserError where a value is invalid."""
+        """Raises UserError if a value is invalid."""
         check_whole(self, k=1)
         check_one_of(self, "gating", ("topk", "relu"))
         check_not_negative(self, "sparsity")

@@ -130,7 +130,7 @@ class MixtureOfDecodersMethod:
     """Peak learning rate of Adam."""
 
     def __post_init__(self) -> None:
-        """Raises UserError where a value is invalid."""
+        """Raises UserError if a value is invalid."""
         check_whole(self, features=1, hidden=1, k=1)
         check_positive(self, "learning_rate")
 

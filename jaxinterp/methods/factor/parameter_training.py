@@ -64,7 +64,7 @@ class StochasticParameters:
     """Steps of AdamW (0.01, weight decay 0.1) on faithfulness before training."""
 
     def __post_init__(self) -> None:
-        """Raises UserError where a value is invalid."""
+        """Raises UserError if a value is invalid."""
         check_whole(self, parts=1, hidden=1, warmup=0)
         check_positive(self, "p", "learning_rate")
 
@@ -138,7 +138,7 @@ class AdversarialParameters:
     """Steps on faithfulness before training."""
 
     def __post_init__(self) -> None:
-        """Raises UserError where a value is invalid."""
+        """Raises UserError if a value is invalid."""
         check_whole(self, parts=1, hidden=1, ascents=0, warmup=0)
         check_positive(self, "learning_rate", "clip", "adversary_rate")
         check_not_negative(self, "faithful", "stochastic", "adversarial", "importance", "frequency")

@@ -107,7 +107,7 @@ class ProductKeyNeuronsMethod:
     """Peak learning rate of Adam."""
 
     def __post_init__(self) -> None:
-        """Raises UserError where a value is invalid."""
+        """Raises UserError if a value is invalid."""
         check_whole(self, n=1, channels=1, knn=1, d_key=1)
         check_one_of(self, "kind", ("linear", "peer"))
         check_positive(self, "learning_rate")

@@ -64,7 +64,7 @@ class SemiNMF:
     """Of non-negative least squares, for the coefficients of new tokens."""
 
     def __post_init__(self) -> None:
-        """Raises UserError where a hyperparameter is out of its range."""
+        """Raises UserError if a hyperparameter is out of range."""
         check_whole(self, features=1, patience=1, iterations=1)
         check_one_of(self, "start", ("random", "svd", "kmeans"))
         check_not_negative(self, "tolerance")

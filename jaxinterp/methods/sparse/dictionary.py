@@ -207,6 +207,7 @@ def tangential(dictionary: PyTree, gradient: PyTree) -> PyTree:
 
 
 def count_and_normalise(state: MethodState, batch: Batch, metrics: Metrics, key: PRNGKeyArray) -> MethodState:
+    """`count`, and write vectors of length 1: D_j / |D_j|."""
     counted = count(state, batch, metrics, key)
     unit = eqx.tree_at(lambda d: d.decoder, counted.decomposition, unit_rows(counted.decomposition.decoder))
     return MethodState(unit, counted.optimizer, counted.aux)

@@ -87,6 +87,7 @@ def test_a_long_paragraph_is_kept_once_and_a_short_one_always():
     assert prose(f"See above.\n\n{PARAGRAPH.replace(' long', chr(10) + '    long')}", seen) == "See above."
 
 
+@pytest.mark.slow
 def test_installed_documentation_is_much_english(documentation):
     text = "\n".join(document.text for document in documentation)
     assert len(documentation) > 1000
@@ -97,6 +98,7 @@ def test_installed_documentation_is_much_english(documentation):
     assert {"python/help/lambda", "python/argparse.py", "numpy/linalg/_linalg.py", "jax/_src/api.py"} <= sources
 
 
+@pytest.mark.slow
 def test_installed_documentation_repeats_nothing(documentation):
     paragraphs = [
         " ".join(paragraph.split())
@@ -109,6 +111,7 @@ def test_installed_documentation_repeats_nothing(documentation):
     assert len({document.source for document in documentation}) == len(documentation)
 
 
+@pytest.mark.slow
 def test_the_default_corpus_is_enough_to_train_on(documentation, monkeypatch):
     """A byte tokenizer gives about four tokens for one of a large vocabulary: 1.2 million of these are 5 million."""
     monkeypatch.setattr(sources, "NAMED", {"docs": lambda: documentation})

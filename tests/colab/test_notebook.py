@@ -111,7 +111,10 @@ def test_features_are_shown_with_their_contexts(executed):
 
 def test_the_transcoder_stands_in_the_mlp_s_place(executed):
     text = shown(executed, "replaced = replace(")
-    assert "['blocks/1/mlp/in', 'blocks/1/mlp/out', 'blocks/1/mlp/added']" in text
+    assert (
+        "['blocks/1/mlp/in', 'blocks/1/mlp/codes_pre', 'blocks/1/mlp/codes', 'blocks/1/mlp/out', 'blocks/1/mlp/added']"
+        in text
+    )
     replaced, ablated = map(float, re.findall(r"KL (\d\.\d+)", text))
     assert replaced < ablated
 

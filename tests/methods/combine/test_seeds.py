@@ -85,7 +85,7 @@ def test_seeds_are_the_same_on_a_mesh_saved_and_resumed(tmp_path):
     one = fit(method, subject(), text(), **SIZES, checkpoint=tmp_path / "c", save_every=6, stop_after=6)
     one = fit(method, subject(), text(), **SIZES, checkpoint=tmp_path / "c", save_every=6, resume=True)
     many = fit(method, subject(), text(), **SIZES, mesh=make_mesh(2, 4))
-    close(one.decomposition, many.decomposition)
+    close(one.decomposition, many.decomposition, tolerance=3e-5)  # a hundredth of one of Adam's steps: see laboratory
     specs = [leaf.sharding.spec for name, leaf in named_leaves(many.decomposition).items() if name.endswith("coder")]
     assert specs == [P("feature")] * 4
     with pytest.raises(UserError, match=r"made with method\.count=2, not 3"):

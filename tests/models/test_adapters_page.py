@@ -51,7 +51,8 @@ def test_ten_lines_from_a_model_to_a_replaced_mlp(name, names, capsys):
     space = dict(names)
     exec(SNIPPETS[name], space)
     assert "fvu" in capsys.readouterr().out
-    assert sites(space["model"], "blocks/1/mlp/*") == [f"blocks/1/mlp/{port}" for port in ("in", "out", "added")]
+    ports = ("in", "codes_pre", "codes", "out", "added")
+    assert sites(space["model"], "blocks/1/mlp/*") == [f"blocks/1/mlp/{port}" for port in ports]
     assert run(space["model"], names["tokens"]).logits.shape == (*names["tokens"].shape, CONFIG.vocab_size)
 
 

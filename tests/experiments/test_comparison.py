@@ -131,11 +131,11 @@ def test_groups_divide_the_features_and_their_targets_add_up_to_multiples_of_the
 
 @pytest.mark.slow
 def test_all_dictionaries_are_compared_and_compared_again_on_resuming(tmp_path, capsys):
-    options = {"only": "topk, group bias, skip transcoder", "l0": 8, "ce_tokens": 2048}
+    options = {"only": "topk, matryoshka, group bias, skip transcoder", "l0": 8, "ce_tokens": 2048}
     compare_dictionaries.main(compare_dictionaries.Config(out=tmp_path / "r", **options, **SMALL))
     results = json.loads((tmp_path / "r" / "results.json").read_text())
     assert {row["method"] for row in results["at"]} == {
-        "topk", "group bias", "skip transcoder", "neurons", "pca", "linear", "random features",
+        "topk", "matryoshka", "group bias", "skip transcoder", "neurons", "pca", "linear", "random features",
     }  # fmt: skip
     for k, row in zip((4, 8, 16), results["all"]["topk"], strict=True):
         assert row["setting"] == f"topk, k {k}" and row["l0"] == pytest.approx(k, rel=0.05)

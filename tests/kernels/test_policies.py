@@ -134,6 +134,7 @@ def test_a_batch_threshold_over_candidates_is_the_global_one():
     assert np.isclose(smallest, expected[expected > 0].min(), rtol=1e-5)
 
 
+@pytest.mark.slow
 @settings(max_examples=25, deadline=None)
 @given(st.integers(0, 2**31), st.integers(1, 32), st.integers(0, 40), st.sampled_from(["ties", "nan", "inf", "normal"]))
 def test_two_stages_are_top_k(seed, k, extra, kind):

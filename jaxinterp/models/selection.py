@@ -115,14 +115,15 @@ def r_sparse(
         raise UserError(f"rank={rank} must lie in 0 to {min(weight.shape)}, the smaller side of the weight.")
     x, weight = jnp.asarray(x), jnp.asarray(weight)
     u, s, v = jnp.linalg.svd(weight, full_matrices=False)
-    return masked(x, mask) @ weight + (masked(x, ~mask) @ (u[:, :rank] * s[:rank])) @ v[:rank]
+    kept, left = jnp.asarray(masked(x, mask)), jnp.asarray(masked(x, ~mask))
+    return kept @ weight + (left @ (u[:, :rank] * s[:rank])) @ v[:rank]
 
 
 class KeepOnly(eqx.Module):
     """An edit of `run`: keep the k largest |a_j| scale_j of each token, put `fill` in place of the rest.
 
     Example:
-      run(model, tokens, edits={"blocks/0/mlp/post": KeepOnly(8, row_norms(w_down))})
+      run(model, tokens, edits={"blocks/0/mlp/hidden": KeepOnly(8, row_norms(w_down))})
     """
 
     k: int = eqx.field(static=True)

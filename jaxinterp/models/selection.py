@@ -5,11 +5,12 @@
 Weights are `(d_in, d_out)`: the norm that papers take of a column of W is the norm of a row here. A score is large for
 what should be kept. Ties: `top_k` keeps exactly k, the lower index first; thresholds are strict (score > t).
 
-Sources: WINA 2505.19427, CHESS and CATS (`chess`, `cats`), R-Sparse 2504.19449 (2.5), Wanda 2306.11695, DaSS, AMP,
-MAW/PPM 2512.22671.
+Sources (arXiv): TEAL 2408.14690, WINA 2505.19427, CATS 2404.08763, CHESS 2409.01366, R-Sparse 2504.19449,
+Wanda 2306.11695, DaSS 2405.01943, AMP 2504.21174, MAW (later PPM) 2512.22671.
 """
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
@@ -19,6 +20,17 @@ from jaxinterp.core.errors import UserError
 Values = Float[Array | np.ndarray, "*batch d"]
 Weight = Float[Array | np.ndarray, "d_in d_out"]
 Vector = Float[Array | np.ndarray, "d"]
+
+
+def check_not_negative(name: str, statistic: Array | np.ndarray) -> None:
+    """Raises UserError where a norm or a mean square has a negative or undefined entry; traced arrays pass."""
+    if isinstance(statistic, jax.core.Tracer):
+        return
+    wrong = np.argwhere(~(np.asarray(statistic) >= 0))
+    if len(wrong):
+        place = tuple(int(index) for index in wrong[0])
+        value = np.asarray(statistic)[place]
+        raise UserError(f"{name}{list(place)}={value} must be at least 0: give a mean square or a norm over tokens.")
 
 
 def row_norms(weight: Weight) -> Float[Array, " d_in"]:
@@ -37,17 +49,32 @@ def wina(a: Float[Array | np.ndarray, "*batch d_in"], weight: Weight) -> Float[A
 
 
 def chess(s: Values, mean_square_u: Vector) -> Float[Array, "*batch d"]:
-    """|s_j| sqrt(E[u_j^2]): CHESS, s = silu(gate), u = the up projection's output; no row norm, as published."""
+    """|s_j| sqrt(E[u_j^2]): CHESS, s = silu(gate), u = the up projection's output; no row norm, as published.
+
+    Raises:
+      UserError: a mean square is negative.
+    """
+    check_not_negative("mean_square_u", mean_square_u)
     return jnp.abs(jnp.asarray(s)) * jnp.sqrt(jnp.asarray(mean_square_u))
 
 
 def wanda(weight: Weight, norms: Float[Array | np.ndarray, " d_in"]) -> Float[Array, "d_in d_out"]:
-    """|W_ji| |X_j|_2 with `norms` over the calibration tokens; compare within an output (axis 0)."""
+    """|W_ji| |X_j|_2 with `norms` over the calibration tokens; compare within an output (axis 0).
+
+    Raises:
+      UserError: a norm is negative.
+    """
+    check_not_negative("norms", norms)
     return jnp.abs(jnp.asarray(weight)) * jnp.asarray(norms)[:, None]
 
 
 def dass(weight: Weight, norms: Float[Array | np.ndarray, " d_out"]) -> Float[Array, "d_in d_out"]:
-    """|W_ji| |a_i|_2^0.5 of a gate or up matrix, a the hidden activation; compare within an input (axis 1)."""
+    """|W_ji| |a_i|_2^0.5 of a gate or up matrix, a the hidden activation; compare within an input (axis 1).
+
+    Raises:
+      UserError: a norm is negative.
+    """
+    check_not_negative("norms", norms)
     return jnp.abs(jnp.asarray(weight)) * jnp.sqrt(jnp.asarray(norms))[None, :]
 
 
@@ -84,6 +111,8 @@ def n_of_m(score: Values, n: int, m: int) -> Bool[Array, "*batch d"]:
     d = score.shape[-1]
     if m < 1 or d % m:
         raise UserError(f"m={m} must be positive and divide {d}, the number of scores in a row.")
+    if not 0 <= n <= m:
+        raise UserError(f"n={n} must lie in 0 to m={m}.")
     return top_k(jnp.asarray(score).reshape(*score.shape[:-1], d // m, m), n).reshape(score.shape)
 
 
@@ -98,13 +127,18 @@ def batch_top_k(score: Values, per_row: int) -> Bool[Array, "*batch d"]:
     return top_k(jnp.asarray(score).reshape(-1), per_row * rows).reshape(score.shape)
 
 
-def masked(a: Values, mask: Bool[Array, "*batch d"], fill: Float[Array | np.ndarray, "..."] | float = 0.0) -> Values:
+def masked(
+    a: Values, mask: Bool[Array | np.ndarray, "*batch d"], fill: Float[Array | np.ndarray, "..."] | float = 0.0
+) -> Values:
     """where(mask, a, fill); the fill is a number, a mean `[d]`, or another run's array."""
     return jnp.where(mask, jnp.asarray(a), fill)
 
 
 def r_sparse(
-    x: Float[Array | np.ndarray, "*batch d_in"], weight: Weight, mask: Bool[Array, "*batch d_in"], rank: int
+    x: Float[Array | np.ndarray, "*batch d_in"],
+    weight: Weight,
+    mask: Bool[Array | np.ndarray, "*batch d_in"],
+    rank: int,
 ) -> Float[Array, "*batch d_out"]:
     """(x m) W + (x (1 - m)) W_r, W_r the best approximation of that rank; exact at full rank.
 

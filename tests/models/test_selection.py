@@ -116,21 +116,25 @@ def test_which_scores_survive_a_rescaling_of_neurons():
 
 def test_keep_only_is_the_mask_with_its_fill():
     a = np.random.default_rng(0).normal(size=(2, 3, 8))
-    with jax.enable_x64(True):
-        out = np.asarray(selection.KeepOnly(3, fill=7.0)(jax.numpy.asarray(a)))
+    out = np.asarray(selection.KeepOnly(3, fill=7.0)(jax.numpy.asarray(a)))
     assert ((out == 7.0).sum(-1) == 5).all() and (out[out != 7.0] == a[out != 7.0]).all()
 
 
 @pytest.mark.parametrize(
-    "call",
+    ("call", "says"),
     [
-        lambda: selection.top_k(np.zeros(4), 5),
-        lambda: selection.n_of_m(np.zeros(6), 2, 4),
-        lambda: selection.r_sparse(np.zeros((1, 4)), np.zeros((4, 4)), jax.numpy.ones((1, 4), bool), 5),
+        (lambda: selection.top_k(np.zeros(4), 5), "k=5 must"),
+        (lambda: selection.n_of_m(np.zeros(6), 2, 4), "m=4 must"),
+        (lambda: selection.n_of_m(np.zeros(8), 5, 4), "n=5 must lie in 0 to m=4"),
+        (lambda: selection.r_sparse(np.zeros((1, 4)), np.zeros((4, 4)), np.ones((1, 4), bool), 5), "rank=5 must"),
+        (lambda: selection.chess(np.ones((2, 2)), np.asarray([1.0, -1.0])), r"mean_square_u\[1\]=-1.0 must"),
+        (lambda: selection.chess(np.ones((2, 2)), np.asarray([np.nan, 1.0])), r"mean_square_u\[0\]=nan must"),
+        (lambda: selection.dass(np.ones((2, 2)), np.asarray([1.0, -1.0])), r"norms\[1\]=-1.0 must"),
+        (lambda: selection.wanda(np.ones((2, 2)), np.asarray([-2.0, 1.0])), r"norms\[0\]=-2.0 must"),
     ],
 )
-def test_bad_input_is_refused(call):
-    with pytest.raises(UserError):
+def test_bad_input_is_refused(call, says):
+    with pytest.raises(UserError, match=says):
         call()
 
 

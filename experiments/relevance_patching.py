@@ -25,8 +25,10 @@ import numpy as np
 
 from jaxinterp.causal.layerwise import layer_arrays, layer_attributions, layer_patch_effects, stack_layers
 from jaxinterp.causal.tasks import Task, make_task, task_score
+from jaxinterp.core.errors import UserError
 from jaxinterp.models.load import load
 from jaxinterp.models.rules import EXACT, RELEVANCE, Rules
+from jaxinterp.models.transformer import Transformer
 
 KINDS = ("mlp/out", "attn/out", "resid/post")
 RULES = {
@@ -128,6 +130,10 @@ def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
     given.out.parent.mkdir(parents=True, exist_ok=True)
     if missing:
         subject = load(given.model)
+        if not isinstance(subject.model, Transformer):
+            raise UserError(
+                f"model={given.model!r} is a {type(subject.model).__name__}: give one that is a Transformer."
+            )
         layers = stack_layers(subject.model)
     for name, kinds in missing.items():
         start = time.process_time()

@@ -137,8 +137,8 @@ def lineas(subject: Subject, layers: Sequence[int], words: str, seed: int, count
     """LinEAS over all layers, from neutral prompts to those of the concept."""
     positive, negative = pairs(subject, words, seed, count)
     names = tuple(f"blocks/{layer}/resid/post" for layer in layers)
-    rows = tuple(tuple(tuple(int(id) for id in row) for row in ids) for ids in (negative, positive))
-    maps = fit(LinEAS(*rows, names, first=-1), subject, steps=steps, log_every=steps).decomposition
+    source, target = (tuple(tuple(int(id) for id in row) for row in ids) for ids in (negative, positive))
+    maps = fit(LinEAS(source, target, names, first=-1), subject, steps=steps, log_every=steps).decomposition
     return maps.edits
 
 

@@ -61,6 +61,7 @@ def everything(folder):
     return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
+@pytest.mark.slow
 def test_a_run_leaves_a_scoreboard_a_report_and_a_dictionary(finished):
     rows = json.loads((finished / "scoreboard.json").read_text())
     assert [row["method"] for row in rows] == ["skip transcoder", "neurons", "pca", "linear", "random features"]
@@ -74,6 +75,7 @@ def test_a_run_leaves_a_scoreboard_a_report_and_a_dictionary(finished):
     assert load_dictionary(finished / "dictionary").features == 64
 
 
+@pytest.mark.slow
 def test_a_finished_folder_is_not_overwritten(finished, corpus, capsys):
     """Invariant 21."""
     before = everything(finished)
@@ -98,6 +100,7 @@ def test_a_refused_cache_leaves_nothing_that_blocks_the_next_run(tmp_path, corpu
         assert str(cache) in error and error.count("\n") == 1 and not out.exists()
 
 
+@pytest.mark.slow
 def test_resuming_a_finished_run_scores_it_again_without_training(finished):
     before = (finished / "log.jsonl").read_text()
     rows = json.loads((finished / "scoreboard.json").read_text())

@@ -35,7 +35,8 @@ from jaxinterp.data.tokens import split
 from jaxinterp.data.windows import epochs_needed, windows
 from jaxinterp.decompositions.files import save_dictionary
 from jaxinterp.evaluation.baselines import baselines
-from jaxinterp.evaluation.effects import NEXT_TOKEN, POOLED, check_effect
+from jaxinterp.evaluation.effects import check_effect
+from jaxinterp.evaluation.listed_effects import EFFECTS
 from jaxinterp.evaluation.scoreboard import scoreboard
 from jaxinterp.methods import Method, SkipTranscoder, SparseAutoencoder, Transcoder
 from jaxinterp.models.files.shapes import model_shapes
@@ -127,7 +128,6 @@ class Config:
     """Continue the run in the output folder."""
 
 
-EFFECTS = {"next_token": NEXT_TOKEN, "pooled": POOLED}
 NOT_KEPT = ("out", "resume", "hosts", "preflight", "cache")
 
 

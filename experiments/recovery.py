@@ -33,7 +33,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from experiments.command import (
+from experiments.planted_methods import PLANT, ROWS, SETTINGS, Entry, controls, methods
+from jaxinterp.commands.shell import (
     Columns,
     check_folder,
     check_positive,
@@ -45,7 +46,6 @@ from experiments.command import (
     say,
     write_json,
 )
-from experiments.planted_methods import PLANT, ROWS, SETTINGS, Entry, controls, methods
 from jaxinterp.evaluation.planted.laboratory import stability, train
 from jaxinterp.evaluation.planted.scores import chance_scores, planted_scores, read_cosine
 from jaxinterp.report.plots import Dot, Reference, dot_plot

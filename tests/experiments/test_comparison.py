@@ -6,8 +6,9 @@ import math
 import pytest
 
 from experiments import compare_dictionaries, every_dictionary, transcoder_vs_sae
-from experiments.comparison import METRICS, agreement, ahead, at_l0, comparable, order, pareto
+from experiments.comparison import METRICS, agreement, ahead, at_l0, comparable, order
 from jaxinterp.core.errors import UserError
+from jaxinterp.report.pareto import pareto
 
 SMALL = {
     "model": "tiny", "features": 64, "tokens": 10_240, "heldout_tokens": 2048, "seq": 64, "batch_size": 256,

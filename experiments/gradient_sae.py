@@ -29,9 +29,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from experiments.command import Columns, command, measured_on, print_table, say, write_json
 from experiments.comparison import Row, order
-from experiments.on_text import OnText, Prepared, prepared, train_together
+from jaxinterp.commands.on_text import OnText, Prepared, prepared, train_together
+from jaxinterp.commands.shell import Columns, command, measured_on, print_table, say, write_json
 from jaxinterp.core.batch import GRADIENT
 from jaxinterp.core.errors import UserError
 from jaxinterp.data.activations import Rows, harvest_jit

@@ -10,7 +10,8 @@ import grain
 from jaxinterp.commands.shell import check_folder, check_positive, folder_of_a_run, settings_of
 from jaxinterp.core.errors import UserError
 from jaxinterp.data.text.load_text import load_text
-from jaxinterp.evaluation.effects import NEXT_TOKEN, check_effect
+from jaxinterp.evaluation.effects import check_effect
+from jaxinterp.evaluation.next_token import NEXT_TOKEN
 from jaxinterp.methods import Method, Together
 from jaxinterp.models.load import Subject, load
 from jaxinterp.models.sites import check_site, sites
@@ -96,7 +97,7 @@ def check_mlp(model: Any, site: str) -> str:
     """
     if not check_site(model, site).endswith("/mlp"):
         leaves = ", ".join(sites(model, "**/mlp")[:3])
-        raise UserError(f"site={site!r} is no MLP: name the leaf itself, such as {leaves}.")
+        raise UserError(f"site={site!r} is not an MLP: name the leaf itself, such as {leaves}.")
     return site
 
 
@@ -108,7 +109,7 @@ def prepared(config: OnText, *, check: Callable[[Any, str], Any] = check_mlp) ->
     Args:
       check: called with the model and the site, which it refuses by a UserError.
     Raises:
-      UserError: a size, the folder, the model (one without logits among them), the site or the text cannot be.
+      UserError: a size, the folder, the model (one without logits among them), the site or the text is invalid.
     """
     check_positive(config, "heldout_tokens", "ce_tokens")
     check_sizes(

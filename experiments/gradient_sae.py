@@ -36,7 +36,7 @@ from jaxinterp.core.batch import GRADIENT
 from jaxinterp.core.errors import UserError
 from jaxinterp.data.activations import Rows, harvest_jit
 from jaxinterp.data.text.load_text import take
-from jaxinterp.evaluation.effects import compare
+from jaxinterp.evaluation.next_token import compare
 from jaxinterp.evaluation.scoreboard import scoreboard
 from jaxinterp.methods import GradientSparseAutoencoder, Method
 from jaxinterp.models.sites import Add, run

@@ -10,7 +10,8 @@ import grain
 from jaxinterp.commands.shell import check_folder, check_positive, folder_of_a_run, settings_of
 from jaxinterp.core.errors import UserError
 from jaxinterp.data.text.load_text import load_text
-from jaxinterp.evaluation.effects import NEXT_TOKEN, check_effect
+from jaxinterp.evaluation.effects import check_effect
+from jaxinterp.evaluation.next_token import NEXT_TOKEN
 from jaxinterp.methods import Method, Together
 from jaxinterp.models.load import Subject, load
 from jaxinterp.models.sites import check_site, sites

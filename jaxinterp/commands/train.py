@@ -30,7 +30,7 @@ import tyro
 from jaxinterp.commands.methods import SEVERAL, hyperparameters, make_method, read_settings
 from jaxinterp.commands.on_text import check_mlp, check_steps
 from jaxinterp.commands.presets import Plan, planned, preset_of
-from jaxinterp.commands.results import EFFECTS, write_results
+from jaxinterp.commands.results import write_results
 from jaxinterp.commands.shell import check_folder, check_positive, folder_of_a_run, say
 from jaxinterp.core.errors import UserError
 from jaxinterp.data.activation_cache import harvested_once
@@ -39,6 +39,7 @@ from jaxinterp.data.tokens import split
 from jaxinterp.data.windows import epochs_needed, windows
 from jaxinterp.decompositions.saved import save
 from jaxinterp.evaluation.effects import check_effect
+from jaxinterp.evaluation.listed_effects import EFFECTS
 from jaxinterp.methods import Method
 from jaxinterp.models.files.shapes import model_shapes
 from jaxinterp.models.load import Subject, load

@@ -78,8 +78,10 @@ def test_functional_l0_counts_what_matters():
     decoder = orthonormal(rng, 20, 24)
     found = functional_l0(jnp.asarray(codes), decoder, 0.05)
     assert (found.needed, found.active) == (pytest.approx(2), pytest.approx(12)) and found.achieved <= 0.05
-    hidden = functional_l0(jnp.asarray(codes), decoder * jnp.where(jnp.arange(20) < 10, 1.0, 100.0)[:, None], 0.05)
-    assert hidden.needed < 1.9  # broken: without the decoder's norms the count would not change
+    scaled = decoder * jnp.where(jnp.arange(20) < 3, 10.0, 0.01)[:, None]
+    equal = functional_l0(jnp.ones((30, 20)), scaled, 0.05)
+    assert equal.needed == pytest.approx(3)
+    assert functional_l0(jnp.ones((30, 20)), decoder, 0.05).needed == pytest.approx(20)  # broken: without the norms
 
 
 def test_greedy_levels_are_optimal_for_convex_errors_that_add():

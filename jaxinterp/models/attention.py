@@ -104,7 +104,7 @@ class Attention(eqx.Module):
         if self.chunk is not None:
             rows = places[None] if positions is None else positions
             visible = visible & self._together(rows[:, :, None], rows[:, None, :])
-        if real is not None:  # padding sees itself, so that its row is no division by zero
+        if real is not None:  # padding sees itself, so that its row does not divide by zero
             visible = visible & (real[:, None, :] | jnp.eye(x.shape[1], dtype=bool))
         gate = self.gate(x, tap=tap, rules=rules)
         z = self.attend(query, key, value, visible, gate, tap=tap, rules=rules)

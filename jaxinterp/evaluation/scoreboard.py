@@ -99,7 +99,7 @@ def scoreboard(
         rows = harvest_jit(subject.model, {name: windows[name] for name in ("tokens", "weight")}, sites)
         outputs = {}
         for name, decomposition in decompositions.items():
-            outputs[name], columns = _reconstruct(decomposition, rows, centers[writes[name]])
+            outputs[name], columns = reconstruct(decomposition, rows, centers[writes[name]])
             tables[name].add(document=batch["document"], weight=batch["weight"], **columns)
         if seen < ce_tokens:
             for name, columns in _effects(decompositions, outputs, ablations, subject.model, rows, windows, effect):
@@ -136,7 +136,7 @@ def heldout_means(model: Any, batches: Iterable[Mapping[str, Any]], sites: tuple
 
 
 @eqx.filter_jit
-def _reconstruct(decomposition: Any, rows: Rows, center: Array) -> tuple[Array, dict[str, Array]]:
+def reconstruct(decomposition: Any, rows: Rows, center: Array) -> tuple[Array, dict[str, Array]]:
     """ŷ where there is weight and y elsewhere; per token: squared error, squared distance from the mean, active."""
     x, y, weight = rows.at(decomposition.sites.reads), rows.at(decomposition.sites.writes), rows.weight
     codes = decomposition.encode(x)

@@ -21,7 +21,9 @@ from typing import Any, Literal
 
 import numpy as np
 
-from experiments.command import (
+from experiments.comparison import order
+from jaxinterp.commands.on_text import OnText, Prepared, prepared
+from jaxinterp.commands.shell import (
     check_positive,
     command,
     folder_of_a_run,
@@ -30,8 +32,6 @@ from experiments.command import (
     say,
     write_json,
 )
-from experiments.comparison import order
-from experiments.on_text import OnText, Prepared, prepared
 from jaxinterp.core.errors import UserError
 from jaxinterp.decompositions.files import load_dictionary, save_dictionary
 from jaxinterp.evaluation.attention.attribution import head_shares

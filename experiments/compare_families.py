@@ -28,7 +28,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from experiments.command import (
+from experiments.comparison import Row, at_l0, equal_l0
+from experiments.every_family import Family, Shape, families, uses
+from jaxinterp.commands.on_text import OnText, Prepared, prepared
+from jaxinterp.commands.shell import (
     Columns,
     check_distinct,
     command,
@@ -39,9 +42,6 @@ from experiments.command import (
     say,
     write_json,
 )
-from experiments.comparison import Row, at_l0, equal_l0
-from experiments.every_family import Family, Shape, families, uses
-from experiments.on_text import OnText, Prepared, prepared
 from jaxinterp.core.errors import UserError, suggest
 from jaxinterp.data.activation_cache import cache_activations, cached_windows
 from jaxinterp.decompositions.at_output import AtOutput

@@ -8,9 +8,7 @@ zero and at its mean are computed once and kept, so that a decomposition costs o
 it comes. Memory: the logits of `ce_tokens` tokens (50,000 ids: .2 MB a token).
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import grain
 import jax.numpy as jnp
@@ -22,34 +20,27 @@ from jaxinterp.core.promotion import ordinary
 from jaxinterp.data.activations import Rows, harvest_jit
 from jaxinterp.data.text.load_text import take
 from jaxinterp.decompositions.base import Decomposition
-from jaxinterp.evaluation.effects import NEXT_TOKEN, Columns, Effect, Row, Table, answer_with, check_effect, compared
-from jaxinterp.evaluation.scoreboard import (
-    check_counts,
-    heldout_means,
-    item_documents,
-    of_kinds,
-    reconstruct,
-    row_of,
-)
+from jaxinterp.evaluation.effects import Effect, Row, Windows, check_effect
+from jaxinterp.evaluation.next_token import NEXT_TOKEN
+from jaxinterp.evaluation.scoreboard import Board, Replaced, check_counts, heldout_means
+from jaxinterp.models.load import Subject
 
 
 @dataclass(frozen=True)
 class Part:
-    """A batch of windows: what was harvested, and the model's answers where the effect is measured on it."""
+    """A batch of windows: what was harvested, and the model where the effect is measured on it."""
 
-    windows: Mapping[str, Array]
+    batch: Windows
     rows: Rows
-    clean: Array | None
-    ablated: Columns
+    model: Replaced | None
 
 
 @dataclass(frozen=True)
 class Held:
     """Held-out text with everything that does not depend on a decomposition."""
 
-    model: Any
     site: str
-    center: Float[Array, " d_out"]
+    centers: dict[str, Float[Array, " _d"]]
     parts: tuple[Part, ...]
     effect: Effect
 
@@ -62,13 +53,15 @@ class Held:
     @property
     def variance(self) -> float:
         """Of the MLP's output about its held-out mean, summed over dimensions."""
-        y = self.counted_rows(f"{self.site}/out", 2**62)
-        return float(jnp.mean(jnp.sum((y - self.center) ** 2, axis=-1)))
+        name = f"{self.site}/out"
+        rows = [(part.rows.at(name), part.rows.weight) for part in self.parts]
+        squares = sum(float(jnp.sum(w * jnp.sum((y - self.centers[name]) ** 2, axis=-1))) for y, w in rows)
+        return squares / sum(float(jnp.sum(w)) for _, w in rows)
 
 
 @ordinary()
 def hold(
-    subject: Any,
+    subject: Subject,
     heldout: grain.MapDataset,
     site: str,
     mean: Float[Array, " d_out"],
@@ -85,26 +78,21 @@ def hold(
       mean: training mean of the output, for mean ablation.
       tokens, ce_tokens, effect, seed: as for `scoreboard`, which takes the same windows for the same numbers.
     Raises:
-      UserError: a number of tokens is below 1, or the model has no such answer as the effect reads.
+      UserError: a number of tokens is below 1, or the model does not give the answer that the effect reads.
     """
     check_counts(tokens=tokens, ce_tokens=ce_tokens)
     check_effect(subject.model, effect)
     names = (f"{site}/in", f"{site}/out")
     batches = take(heldout, tokens, seed=seed)
-    center = heldout_means(subject.model, batches, names)[names[1]]
+    centers = heldout_means(subject.model, batches, names)
     parts, seen = [], 0
     for batch in batches:
         windows = {name: jnp.asarray(batch[name]) for name in ("tokens", "weight", "document")}
         rows = harvest_jit(subject.model, {name: windows[name] for name in ("tokens", "weight")}, names)
-        clean, ablated = None, {}
-        if seen < ce_tokens:
-            y, counts = rows.arrays[names[1]], rows.weight[..., None] > 0
-            values = y, jnp.where(counts, 0.0, y), jnp.where(counts, mean, y)
-            answers = [answer_with(effect, subject.model, windows["tokens"], names[1], value) for value in values]
-            clean, ablated = answers[0], of_kinds(effect, answers, windows)
-        parts.append(Part(windows, rows, clean, ablated))
+        model = Replaced(effect, subject.model, rows, windows, {names[1]: mean}, {})
+        parts.append(Part(batch, rows, model if seen < ce_tokens else None))
         seen += batch["tokens"].size
-    return Held(subject.model, site, center, tuple(parts), effect)
+    return Held(site, centers, tuple(parts), effect)
 
 
 @ordinary()
@@ -120,12 +108,7 @@ def score_held(name: str, decomposition: Decomposition, held: Held) -> Row:
             f"decomposition {name!r} maps {decomposition.sites.reads!r} to {decomposition.sites.writes!r}: it must "
             f"read {held.site}/in or {output} and write {output} (see decompositions.at_output)."
         )
-    table = Table()
+    board = Board(name, decomposition, ("alone",))
     for part in held.parts:
-        value, columns = reconstruct(decomposition, part.rows, held.center)
-        table.add(document=part.windows["document"], weight=part.windows["weight"], **columns)
-        if part.clean is not None:
-            answer = answer_with(held.effect, held.model, part.windows["tokens"], output, value)
-            effects = part.ablated | compared(held.effect, answer, part.clean, part.windows)
-            table.add(item_document=item_documents(part.windows, effects), **effects)
-    return row_of(name, decomposition, table, held.effect)
+        board.add(part.batch, part.rows, held.centers, part.model)
+    return board.rows(held.effect)[0]

@@ -127,7 +127,7 @@ def read_leaf(
 
 
 def check_leaf(stored: StoredTensor, layout: Layout, shape: tuple[int, ...]) -> None:
-    """Raises UserError where the file's array has another shape than ours calls for, or is not readable as numbers."""
+    """Raises UserError if the file's array has another shape than ours calls for, or is not readable as numbers."""
     wanted = layout.file_shape(shape)
     if stored.shape != wanted:
         raise UserError(
@@ -201,7 +201,7 @@ def _look_up(table: LeafTable, name: str) -> tuple[str, Layout]:
 
 
 def refuse_unknown(tensors: Collection[str], used: Collection[str], buffers: str | None, where: Path) -> None:
-    """Raises UserError where a tensor is neither used nor a known buffer: it would change the computation."""
+    """Raises UserError if a tensor is neither used nor a known buffer: it would change the computation."""
     for name in tensors:
         if name not in used and not (buffers and re.fullmatch(buffers, name)):
             raise UserError(
@@ -249,8 +249,32 @@ def _place(
     """The array on the default device, or straight into `sharding`: every shard reads only its own part."""
 
     def read(index: Any) -> np.ndarray:
-        return np.ascontiguousarray(read_leaf(stored, layout, index, shape, head_dim), dtype=dtype)
+        return _filled(stored, layout, index, shape, head_dim, dtype)
 
     if sharding is None:
         return jax.device_put(read((slice(None),) * len(shape)))
     return jax.make_array_from_callback(shape, sharding, read)
+
+
+AT_ONCE = 2**20
+"""Numbers that are read and dequantised at once: what loading needs beyond the model and one leaf, times about 25."""
+
+
+def _filled(
+    stored: StoredTensor, layout: Layout, index: tuple[slice, ...], shape: tuple[int, ...], head_dim: int, dtype: Any
+) -> np.ndarray:
+    """`read_leaf` in `dtype`, a few rows of the file at a time: no array of the leaf's size beside the leaf."""
+    spans = [axis.indices(size) for axis, size in zip(index, shape, strict=True)]
+    sizes = tuple(stop - start for start, stop, _ in spans)
+    found = np.empty(sizes, dtype)
+    if not shape or not found.size:
+        found[...] = read_leaf(stored, layout, index, shape, head_dim) if shape else stored.read(slice(None), None)
+        return found
+    axis = len(shape) - 1 if layout.transposed else 0
+    step = max(1, AT_ONCE * sizes[axis] // found.size)
+    for at in range(0, sizes[axis], step):
+        start = spans[axis][0] + at
+        part = (*index[:axis], slice(start, min(start + step, spans[axis][1])), *index[axis + 1 :])
+        rows = read_leaf(stored, layout, part, shape, head_dim)
+        found[(slice(None),) * axis + (slice(at, at + step),)] = rows
+    return found

@@ -28,7 +28,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from experiments.comparison import Row, at_l0, equal_l0
 from experiments.every_family import Family, Shape, families, uses
 from jaxinterp.commands.on_text import OnText, Prepared, prepared
 from jaxinterp.commands.shell import (
@@ -47,6 +46,8 @@ from jaxinterp.data.activation_cache import cache_activations, cached_windows
 from jaxinterp.decompositions.at_output import AtOutput
 from jaxinterp.evaluation.baselines import baselines
 from jaxinterp.evaluation.description_length import description_length
+from jaxinterp.evaluation.effects import Row
+from jaxinterp.evaluation.equal_sparsity import at_l0, equal_l0
 from jaxinterp.evaluation.held import Held, hold, score_held
 from jaxinterp.models.mlp import MLP
 from jaxinterp.models.sites import select

@@ -33,7 +33,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.command import (
+from jaxinterp.commands.on_text import OnText, Prepared, prepared, train_together
+from jaxinterp.commands.shell import (
     Columns,
     check_distinct,
     command,
@@ -43,11 +44,10 @@ from experiments.command import (
     say,
     write_json,
 )
-from experiments.comparison import at_l0
-from experiments.on_text import OnText, Prepared, prepared, train_together
 from jaxinterp.core.errors import UserError
 from jaxinterp.data.activations import harvest_jit
 from jaxinterp.data.text.load_text import take
+from jaxinterp.evaluation.equal_sparsity import at_l0
 from jaxinterp.evaluation.quasi_orthogonality import Lengths, code_lengths
 from jaxinterp.evaluation.scoreboard import Row, scoreboard
 from jaxinterp.methods import Method, SparseAutoencoder, TopAFASparseAutoencoder
@@ -81,7 +81,7 @@ def methods(config: Config) -> dict[str, Method]:
     """By name.
 
     Raises:
-      UserError: a number cannot be.
+      UserError: a number is invalid.
     """
     if not config.afa or min(config.afa) <= 0 or config.l1 <= 0:
         raise UserError(f"afa={config.afa} and l1={config.l1} must be positive, afa with at least one number.")

@@ -23,13 +23,15 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Literal
 
-from experiments.command import chosen, command, measured_on, say, write_json
-from experiments.comparison import Row, agreement, ahead, at_l0, comparable, order, pareto, print_rows, shown
+from experiments.comparison import print_rows, shown
 from experiments.every_dictionary import FASTER, FASTER_BY, check_groups, methods
-from experiments.on_text import OnText, Prepared, prepared, train_together
+from jaxinterp.commands.on_text import OnText, Prepared, prepared, train_together
+from jaxinterp.commands.shell import chosen, command, measured_on, say, write_json
 from jaxinterp.core.errors import UserError
 from jaxinterp.evaluation.baselines import baselines
+from jaxinterp.evaluation.equal_sparsity import Row, agreement, ahead, at_l0, comparable, order
 from jaxinterp.evaluation.scoreboard import scoreboard
+from jaxinterp.report.pareto import pareto
 from jaxinterp.report.sections import Section, write_page
 
 
@@ -111,7 +113,7 @@ def planned(config: Config) -> tuple[Config, Plan]:
     """The configuration with the preset's sizes where none was asked for, and the sizes.
 
     Raises:
-      UserError: a size cannot be.
+      UserError: a size is invalid.
     """
     asked = {one.name: getattr(config, one.name) for one in fields(Plan)}
     plan = replace(PRESETS[config.preset], **{name: value for name, value in asked.items() if value is not None})

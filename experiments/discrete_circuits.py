@@ -30,7 +30,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from experiments.command import (
+from experiments.indirect_objects import DRAWS, Task, ablated_sets, indirect_objects, single_effects, task_numbers
+from jaxinterp.commands.shell import (
     check_folder,
     check_positive,
     command,
@@ -41,7 +42,6 @@ from experiments.command import (
     settings_of,
     write_json,
 )
-from experiments.indirect_objects import DRAWS, Task, ablated_sets, indirect_objects, single_effects, task_numbers
 from jaxinterp.core.errors import UserError
 from jaxinterp.evaluation.attention.discrete_codes import head_contributions, node_scores, permutation_z, roc_auc
 from jaxinterp.methods.sparse.discrete_codes import DiscreteCodes, codes_of

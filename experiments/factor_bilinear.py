@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from experiments.command import (
+from jaxinterp.commands.shell import (
     Columns,
     check_folder,
     check_positive,

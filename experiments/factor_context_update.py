@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from experiments.command import command, folder_of_a_run, say, settings_of, write_json
+from jaxinterp.commands.shell import command, folder_of_a_run, say, settings_of, write_json
 from jaxinterp.data.text.load_text import load_text, take
 from jaxinterp.methods.factor import context_update as context
 from jaxinterp.models.load import load

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from experiments.command import command, folder_of_a_run, say, settings_of, write_json
+from jaxinterp.commands.shell import command, folder_of_a_run, say, settings_of, write_json
 from jaxinterp.core.batch import Sites
 from jaxinterp.core.protocols import Method
 from jaxinterp.data.activations import harvest_jit

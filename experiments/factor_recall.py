@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from experiments.command import command, folder_of_a_run, say, settings_of, write_json
+from jaxinterp.commands.shell import command, folder_of_a_run, say, settings_of, write_json
 from jaxinterp.methods.factor import regression
 from jaxinterp.models.load import load
 from jaxinterp.models.sites import run

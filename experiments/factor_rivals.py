@@ -19,8 +19,8 @@ from typing import Any
 
 import jax
 
-from experiments.command import Columns, command, measured_on, print_table, say, write_json
-from experiments.on_text import OnText, prepared, train_together
+from jaxinterp.commands.on_text import OnText, prepared, train_together
+from jaxinterp.commands.shell import Columns, command, measured_on, print_table, say, write_json
 from jaxinterp.core.errors import UserError, suggest
 from jaxinterp.evaluation.effects import Row
 from jaxinterp.evaluation.scoreboard import scoreboard

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from experiments.command import command, folder_of_a_run, say, settings_of, write_json
+from jaxinterp.commands.shell import command, folder_of_a_run, say, settings_of, write_json
 from jaxinterp.data.activations import harvest_jit
 from jaxinterp.data.text.load_text import load_text, take
 from jaxinterp.decompositions.nonnegative import nonnegative_least_squares, optimality_gap

@@ -40,7 +40,8 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from experiments.command import (
+from experiments.gba_report import COLUMNS, reading, report, shown
+from jaxinterp.commands.shell import (
     check_folder,
     check_positive,
     chosen,
@@ -52,7 +53,6 @@ from experiments.command import (
     settings_of,
     write_json,
 )
-from experiments.gba_report import COLUMNS, reading, report, shown
 from jaxinterp.core.batch import Sites
 from jaxinterp.core.errors import UserError
 from jaxinterp.decompositions.adaptive import GroupBias
@@ -109,7 +109,7 @@ def entries(config: Config) -> dict[str, Entry]:
     """By the name of their row.
 
     Raises:
-      UserError: a number cannot be.
+      UserError: a number is invalid.
     """
     if config.features < max(KS):
         raise UserError(

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.command import Columns
+from jaxinterp.commands.shell import Columns
 from jaxinterp.report.scatter import Series, xy_chart
 from jaxinterp.report.sections import Chart, Section, write_page
 

@@ -22,7 +22,6 @@ from typing import Any, Literal
 
 import numpy as np
 
-from experiments.command import check_positive, command, say, settings_of
 from jaxinterp.causal.graphs.build import choose_targets, graph_of
 from jaxinterp.causal.graphs.capture import capture, subject_of
 from jaxinterp.causal.graphs.check import check_interventions
@@ -33,6 +32,7 @@ from jaxinterp.causal.graphs.influence import completeness_score, replacement_sc
 from jaxinterp.causal.graphs.prune import Pruned, prune
 from jaxinterp.causal.graphs.schema import graph_json, write_graph_json
 from jaxinterp.causal.graphs.transcoders import Transcoders, transcoders_of
+from jaxinterp.commands.shell import check_positive, command, say, settings_of
 from jaxinterp.core.errors import UserError
 from jaxinterp.data.text.load_text import load_text, take
 from jaxinterp.decompositions.cross_layer import CrossLayer

@@ -36,8 +36,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.command import check_folder, check_positive, command, folder_of_a_run, say, settings_of, write_json
 from experiments.own_text import Text, text_of
+from jaxinterp.commands.shell import (
+    check_folder,
+    check_positive,
+    command,
+    folder_of_a_run,
+    say,
+    settings_of,
+    write_json,
+)
 from jaxinterp.core.errors import UserError
 from jaxinterp.data.token_files import read_token_file
 from jaxinterp.data.tokens import TokenCorpus

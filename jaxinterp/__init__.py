@@ -12,6 +12,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from jaxinterp.core.errors import UserError
+from jaxinterp.core.version import VERSION
 
 if TYPE_CHECKING:
     from jaxinterp.data.text.load_text import load_text
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from jaxinterp.report.features import feature_pages
     from jaxinterp.training.fit import Fit, fit
 
-__version__ = "0.1.0"
+__version__ = VERSION
 
 __all__ = [
     "EXACT",

@@ -34,7 +34,8 @@ def test_import_brings_next_to_nothing_and_every_name_comes_on_first_use():
     version, count, *names = done.stdout.split()
     assert version == jaxinterp.__version__ and int(count) < 300
     assert not LATER & set(names) and not {"jax", "jaxlib"} & set(names)
-    assert {name for name in names if name.startswith("jaxinterp.")} == {"jaxinterp.core", "jaxinterp.core.errors"}
+    own = {name for name in names if name.startswith("jaxinterp.")}
+    assert own == {"jaxinterp.core", "jaxinterp.core.errors", "jaxinterp.core.version"}
 
 
 def test_type_checkers_see_the_names_that_are_there():

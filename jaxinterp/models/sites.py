@@ -250,7 +250,7 @@ def run(
 
     Raises:
       UserError: tokens are not ids [batch, seq]; an id has no row in the embedding (under `jit`, where ids have no
-        values yet, its row is NaN); an edit's name is no array of this model, or an edit changes shape or dtype; the
+        values yet, its row is NaN); an edit's name is not that of an array, or an edit changes shape or dtype; the
         model takes no mask or positions.
     """
     ids = check_tokens(tokens)
@@ -318,14 +318,12 @@ def sites(model: Any, pattern: str = "**") -> list[str]:
     Args:
       pattern: a glob; `*` stands for one component or a part of it (`blocks/*/mlp`), `**` for any number of them.
     """
-    tokens = jax.ShapeDtypeStruct((1, 1), jnp.int32)
-    arrays: list[str] = []
-
-    def note(name: str, value: Array) -> Array:
-        arrays.append(name)
-        return value
-
-    eqx.filter_eval_shape(lambda model, tokens: model(tokens, tap=note, rules=EXACT), model, tokens)
+    leaves, structure = jax.tree.flatten(model)
+    shapes = tuple(jax.ShapeDtypeStruct(x.shape, x.dtype) if isinstance(x, jax.Array) else x for x in leaves)
+    try:
+        arrays = _arrays(structure, shapes)
+    except TypeError:  # a leaf or a static field that has no hash
+        arrays = _arrays.__wrapped__(structure, shapes)
     projections = _projections(model)
     names: list[str] = []
     for name in arrays:
@@ -335,6 +333,20 @@ def sites(model: Any, pattern: str = "**") -> list[str]:
         names.append(name)
     matches = _glob(pattern)
     return [name for name in names if matches(name)]
+
+
+@lru_cache(maxsize=64)
+def _arrays(structure: Any, leaves: tuple[Any, ...]) -> tuple[str, ...]:
+    """The names that a model of this structure and these shapes offers, in order: of a forward pass over one token."""
+    arrays: list[str] = []
+
+    def note(name: str, value: Array) -> Array:
+        arrays.append(name)
+        return value
+
+    model, tokens = jax.tree.unflatten(structure, leaves), jax.ShapeDtypeStruct((1, 1), jnp.int32)
+    eqx.filter_eval_shape(lambda model, tokens: model(tokens, tap=note, rules=EXACT), model, tokens)
+    return tuple(arrays)
 
 
 def _projections(model: Any) -> dict[str, list[str]]:
@@ -350,7 +362,7 @@ def check_site(model: Any, name: str) -> str:
     """`name`, if it is a site of the model.
 
     Raises:
-      UserError: it is not; the message suggests the nearest names or says why it cannot be had.
+      UserError: it is not; the message suggests the nearest names or says why it is missing.
     """
     known = sites(model)
     if name not in known:
@@ -414,7 +426,7 @@ def _why_not_a_leaf(name: str, known: list[str], every: list[str]) -> str:
 
 
 def _check_projection(name: str, linear: Any, replacement: Any) -> None:
-    """Raises UserError where the replacement of a linear map has another output shape."""
+    """Raises UserError if the replacement of a linear map has another output shape."""
     if not isinstance(linear, Linear):
         return
     d_in, d_out = linear.weight.shape
@@ -432,7 +444,7 @@ def _glob(pattern: str) -> Callable[[str], bool]:
 
 
 def _why_absent(name: str, known: Any) -> str:
-    """One sentence on why a name cannot be had, and what can."""
+    """One sentence on why a name is missing, and which names exist."""
     leaf, _, port = name.rpartition("/")
     if f"{leaf}/in" in known and leaf.endswith("/mlp"):
         if port in ("pre", "up", "hidden") and f"{leaf}/pre" not in known:

@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Float
 
 from jaxinterp.core.errors import UserError
+from jaxinterp.evaluation.effects import Effect
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,7 @@ class TokenContext:
     peak: int
 
     def __post_init__(self) -> None:
-        """Raises UserError where the fields contradict each other."""
+        """Raises UserError if the fields contradict each other."""
         if len(self.tokens) != len(self.activations):
             raise UserError(
                 f"activations has {len(self.activations)} entries for {len(self.tokens)} tokens: give one each."
@@ -67,7 +68,7 @@ class FeaturePage:
     read_write_cosine: float | None
 
     def __post_init__(self) -> None:
-        """Raises UserError where the histogram's edges and counts do not fit together."""
+        """Raises UserError if the histogram's edges and counts do not fit together."""
         if self.histogram_counts and len(self.histogram_edges) != len(self.histogram_counts) + 1:
             raise UserError(
                 f"feature {self.index}: histogram_edges has {len(self.histogram_edges)} entries for "
@@ -87,6 +88,7 @@ class Report:
                 similarity_replaced and so on in place of ce_replaced and so on. A value may be None.
     curves      the rows of the training log: step, tokens, loss, fvu, l0, dead_fraction, tokens_per_second
     densities   the firing frequency per held-out token of every feature, 0 for a dead one
+    effect      with which the scoreboard was measured: its columns and words; None: the listed one whose keys it has
     """
 
     title: str
@@ -96,3 +98,4 @@ class Report:
     curves: Sequence[Mapping[str, Any]]
     densities: Float[np.ndarray, " features"]
     features: tuple[FeaturePage, ...]
+    effect: Effect | None = None

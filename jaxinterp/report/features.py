@@ -17,6 +17,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from jaxinterp.core.errors import UserError
+from jaxinterp.core.sites import several
 from jaxinterp.evaluation.features.peaks import Peaks, Window, batches, chosen_codes, collect, measure
 from jaxinterp.evaluation.features.vectors import direct_logits, neuron_cosines, row_cosines
 from jaxinterp.report.content import FeaturePage, NeuronMatch, TokenContext
@@ -115,7 +116,7 @@ def _pages(
     """The second pass, and what the vectors say, put together."""
     values = np.asarray(peaks.values)[chosen]
     text = _read_text(decomposition, subject, windows, peaks, chosen)
-    reads, writes = decomposition.sites.reads, decomposition.sites.writes
+    reads, writes = several(decomposition.sites.reads)[0], decomposition.sites.writes
     encoder = np.asarray(decomposition.encoder, np.float32)[chosen]
     decoder = np.asarray(decomposition.decoder, np.float32)[chosen]
     logits = direct_logits(subject.model, writes, decoder * float(getattr(decomposition, "output_scale", 1.0)))
@@ -191,7 +192,7 @@ def token_text(tokenizer: Any, token: int) -> str:
     """Readable text of a token; its id in brackets where the tokenizer has no such token, or there is no tokenizer."""
     try:
         return f"[{token}]" if tokenizer is None else tokenizer.token_text(token)
-    except UserError:  # a vocabulary padded to a round number has ids that stand for nothing
+    except UserError:  # a vocabulary padded to a round number has ids without a token
         return f"[{token}]"
 
 

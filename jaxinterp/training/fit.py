@@ -1,5 +1,6 @@
 """`fit`: one for every method, on one core or a mesh."""
 
+import warnings
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -113,7 +114,7 @@ def fit(
         float32 on a CPU.
       harvest_parts: forward passes that a batch is cut into, one after another, to save memory.
     Raises:
-      UserError: before any training where a value cannot be, or where the processes of one run were given different
+      UserError: before any training if a value is invalid, or if the processes of one run were given different
         ones; during training where a number is not finite or the loss leaps: the last checkpoint before is kept, and
         the text of the last steps lies beside the checkpoints.
       Preempted: SIGTERM came; it says whether the state is saved. Resumed between two logged steps, the next row of
@@ -168,6 +169,7 @@ def fit(
         for place in some_places(len(tokens)):
             window: Any = tokens[place]
             check_rows(ids, window["tokens"], f"text, window {place}")
+        check_text(len(tokens), batch_size, seq)
     model = place_model(subject.model, mesh)
     folder = None if checkpoint is None else Path(checkpoint)
     text = Text(tokens, ids, batch_size, seq, order, mesh)
@@ -339,7 +341,7 @@ def _passes(method: Method, steps: int | None) -> tuple[Recipe, ...]:
 
 
 def check_kept(needed: Needs, rows: int | None, text: bool) -> None:
-    """Raises UserError where rows or text are missing, or given to a method that takes none."""
+    """Raises UserError if rows or text are missing, or given to a method that takes none."""
     if needed.rows == "kept" and rows is None:
         raise UserError("rows=None: this method sweeps over kept rows: say how many, such as rows=100_000.")
     if needed.rows != "kept" and rows is not None:
@@ -369,9 +371,20 @@ def expand(model: Any, site: str) -> str | tuple[str, ...]:
 
 
 def check_word(name: str, value: str, known: Sequence[str]) -> None:
-    """Raises UserError where an option is none of the words that it may be."""
+    """Raises UserError if an option is none of the words that it may be."""
     if value not in known:
         raise UserError(f"{name}={value!r} must be one of {', '.join(known)}.{suggest(value, known)}")
+
+
+def check_text(windows: int, batch_size: int, seq: int) -> None:
+    """Warn where one step takes more than the whole text: it would see rows twice."""
+    if batch_size > windows * seq:
+        warnings.warn(
+            f"batch_size={batch_size:,} tokens are more than the text has ({windows:,} windows of {seq}: "
+            f"{windows * seq:,} tokens), so that a step sees rows more than once: take a smaller batch_size, or more "
+            "text.",
+            stacklevel=3,
+        )
 
 
 def check_sizes(
@@ -387,7 +400,7 @@ def check_sizes(
     harvest_parts: int = 1,
     spike: float | None = None,
 ) -> None:
-    """Raises UserError where `fit` could not run with these sizes; `seq` is the windows' length."""
+    """Raises UserError if `fit` could not run with these sizes; `seq` is the windows' length."""
     at_least_one = {"steps": steps, "buffer_batches": buffer_batches, "log_every": log_every}
     for name, value in (at_least_one | {"harvest_parts": harvest_parts}).items():
         if value < 1:

@@ -1,7 +1,7 @@
 """Several processes as one run: how they find each other. Nothing here is needed by a run of one process.
 
 On Cloud TPU and under Slurm the processes find each other; elsewhere each is told ADDRESS:PORT,COUNT,INDEX, by hand or
-by `python -m experiments.launch`, which starts several on this machine. A process that dies takes the others with it
+by `jaxinterp launch`, which starts several on this machine. A process that dies takes the others with it
 after at most HEARTBEAT seconds; what is saved stays, and the run is resumed.
 """
 

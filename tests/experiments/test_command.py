@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from experiments.command import (
+from jaxinterp.commands.on_text import OnText
+from jaxinterp.commands.shell import (
     check_distinct,
     check_folder,
     chosen,
@@ -18,7 +19,6 @@ from experiments.command import (
     settings_of,
     write_json,
 )
-from experiments.on_text import OnText
 from jaxinterp.core.errors import UserError
 from jaxinterp.storage.lock import lock, unlock
 from jaxinterp.training.guard import Preempted

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import tyro
 
-from experiments.on_text import prepared
-from experiments.sweep import Config, combinations, main, method_of, reading, stability
+from jaxinterp.commands.on_text import prepared
+from jaxinterp.commands.sweep import Config, combinations, main, method_of, reading, stability
 from jaxinterp.core.errors import UserError
 from jaxinterp.core.trees import named_leaves
 from jaxinterp.decompositions.files import load_dictionary
@@ -24,7 +24,7 @@ def test_every_combination_has_a_name_and_values_of_the_fields_type(tmp_path):
     assert found["k=8, seed=2"] == {"k": 8, "seed": 2}
     scaled = combinations(swept(tmp_path, sweep=("normalise=True,False",)))
     assert [setting["normalise"] for setting in scaled.values()] == [True, False]
-    rates = combinations(swept(tmp_path, sweep=("learning_rate=0.001,0.01",), method="topk"))
+    rates = combinations(swept(tmp_path, sweep=("learning_rate=0.001,0.01",), method="sparse_autoencoder"))
     assert [setting["learning_rate"] for setting in rates.values()] == [0.001, 0.01]
 
 
@@ -45,7 +45,7 @@ def test_the_command_line_sweeps_what_it_is_told_to_and_nothing_else():
     [
         (("k",), "write it as k=16,32,64"),
         (("kk=1,2",), "skip_transcoder has no 'kk' to sweep. Did you mean 'k'"),
-        (("k=1,x",), "sweep k=1,x: values must be of type int"),
+        (("k=1,x",), "sweep k=x must be of type int"),
         (("k=1,1",), "1 stands there 2 times"),
         (("seed=3..0",), "sweep seed=3..0 is empty"),
         (("k=1", "k=2"), "k stands there twice"),

@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 
 from experiments import own_text
-from experiments.launch import free_port
 from experiments.train_language_model import (
     Config,
     beginning_of,
@@ -23,6 +22,7 @@ from experiments.train_language_model import (
     shape_of,
     start_model,
 )
+from jaxinterp.commands.launch import free_port
 from jaxinterp.core.errors import UserError
 from jaxinterp.data.text.sources import load_corpus
 from jaxinterp.data.tokens import split

@@ -7,9 +7,9 @@ import sys
 import jax
 import pytest
 
-from experiments.command import command
-from experiments.on_text import OnText, prepared
-from experiments.transcoder import Config, main
+from jaxinterp.commands.on_text import OnText, prepared
+from jaxinterp.commands.shell import command
+from jaxinterp.commands.train import Config, main
 from jaxinterp.core.errors import UserError
 from jaxinterp.decompositions.files import load_dictionary
 from jaxinterp.models.files.tokenizer import byte_tokenizer
@@ -69,6 +69,7 @@ def test_a_run_leaves_a_scoreboard_a_report_and_a_dictionary(finished):
     assert all(math.isfinite(value) for row in rows for value in row.values() if isinstance(value, float))
     assert rows[0]["fvu"] < 1 and rows[0]["l0"] <= 4
     html = (finished / "report.html").read_text()
+    assert "planted, random weights" in html, "the report says which checkpoint it is"
     assert "blocks/1/mlp" in html and "http" not in html.replace("http-equiv", "")
     log = [json.loads(line) for line in (finished / "log.jsonl").read_text().splitlines()]
     assert log[-1]["step"] == 50 and {"fvu", "l0", "dead_fraction", "tokens_per_second"} <= log[-1].keys()
@@ -84,14 +85,27 @@ def test_a_finished_folder_is_not_overwritten(finished, corpus, capsys):
     assert "is not empty: pass --resume" in error and error.count("\n") == 1
     assert run(*SMALL, "--text", corpus, "--out", finished, "--resume", "--k", "8") == 2
     assert "was run with k=4, not 8" in capsys.readouterr().err
+    assert run("--out", finished, "--resume", "--k", "8") == 2
+    assert "was run with k=4, not 8" in capsys.readouterr().err
     assert everything(finished) == before
 
 
+def test_a_refused_cache_leaves_nothing_that_blocks_the_next_run(tmp_path, corpus, capsys):
+    """The folder of the cache is looked at before the run makes one of its own."""
+    cache, out = tmp_path / "cache", tmp_path / "out"
+    cache.mkdir()
+    (cache / "settings.json").write_text("{}")
+    for _ in range(2):  # the second is refused for the same reason, not for what the first left
+        assert run(*SMALL, "--text", corpus, "--out", out, "--cache", cache) == 2
+        error = capsys.readouterr().err
+        assert str(cache) in error and error.count("\n") == 1 and not out.exists()
+
+
 @pytest.mark.slow
-def test_resuming_a_finished_run_scores_it_again_without_training(finished, corpus):
+def test_resuming_a_finished_run_scores_it_again_without_training(finished):
     before = (finished / "log.jsonl").read_text()
     rows = json.loads((finished / "scoreboard.json").read_text())
-    assert run(*SMALL, "--text", corpus, "--out", finished, "--resume") == 0
+    assert run("--out", finished, "--resume") == 0  # every setting is in its config.json
     assert (finished / "log.jsonl").read_text() == before
     again = json.loads((finished / "scoreboard.json").read_text())
     assert [{**row, "seconds": 0} for row in again] == [{**row, "seconds": 0} for row in rows]
@@ -101,8 +115,8 @@ def test_resuming_a_finished_run_scores_it_again_without_training(finished, corp
     ("arguments", "words"),
     [
         (["--site", "blocks/1/mpl"], "no site 'blocks/1/mpl' in this model. Did you mean 'blocks/1/mlp'"),
-        (["--site", "blocks/1/mlp/in"], "is no MLP: name the leaf itself, such as blocks/0/mlp"),
-        (["--site", "blocks/1/attn"], "is no MLP: name the leaf itself"),
+        (["--site", "blocks/1/mlp/in"], "is not an MLP: name the leaf itself, such as blocks/0/mlp"),
+        (["--site", "blocks/1/attn"], "is not an MLP: name the leaf itself"),
         (["--k", "65"], "k=65 must lie between 1 and features=64"),
         (["--model", "smollm2", "--site", "blocks/1/mlp"], "Did you mean 'smollm2-135m'"),
         (["--model", "no/such/folder", "--site", "blocks/1/mlp"], "there is no such path"),
@@ -110,7 +124,7 @@ def test_resuming_a_finished_run_scores_it_again_without_training(finished, corp
         (["--text", "dosc"], "Did you mean 'docs'"),
         (["--mesh", "data=2,rows=4"], "write it as data=2,feature=4"),
         (["--batch-size", "100"], "batch_size=100 must be a multiple of the windows' length 64"),
-        (["--tokens", "100"], "steps=0 must be at least 1"),
+        (["--tokens", "100"], "tokens=100 are fewer than the batch_size=256 of one step"),
         (["--ce-tokens", "0"], "ce_tokens=0 must be at least 1"),
         (["--learning-rate", "-1"], "learning_rate=-1.0 must be positive"),
     ],

@@ -8,8 +8,6 @@ import pytest
 
 from jaxinterp.core.errors import UserError
 from jaxinterp.models import selection
-from jaxinterp.models.sites import SetTo, run
-from jaxinterp.models.transformer import TransformerConfig, initialise
 
 
 @pytest.fixture(autouse=True)
@@ -90,6 +88,100 @@ def test_selectors_keep_exactly_what_they_say():
     assert (plain.sum(-1) != 2).any()
 
 
+@pytest.mark.parametrize("dtype", [np.float64, np.float32, np.float16, np.int32])
+def test_top_k_is_a_stable_sort(dtype):
+    """Ties to the lower index, signs, both zeros, infinities; k may be traced."""
+    rng = np.random.default_rng(1)
+    score = (rng.integers(-4, 5, (40, 12)) * 0.5).astype(dtype)
+    if dtype != np.int32:
+        score[0, :3], score[1, :2] = [-0.0, 0.0, np.inf], [-np.inf, np.inf]
+    order = np.argsort(-score.astype(np.float64), axis=-1, kind="stable")
+    traced = jax.jit(selection.top_k)
+    for k in (0, 1, 5, 11, 12):
+        expected = np.zeros(score.shape, bool)
+        np.put_along_axis(expected, order[:, :k], True, axis=-1)
+        np.testing.assert_array_equal(selection.top_k(score, k), expected)
+        np.testing.assert_array_equal(traced(score, k), expected)
+        if 0 < k < 12:
+            assert (np.asarray(selection.top_k(-score[:, ::-1], k)[:, ::-1]) != expected).any()  # broken: the order
+
+
+def test_a_score_that_is_not_a_number_is_kept_so_that_it_shows():
+    score = np.asarray([[3.0, np.nan, 2.0, 1.0]])
+    for mask in (
+        selection.top_k(score, 1),
+        selection.above(score, 9.0),
+        selection.batch_top_k(score, 1),
+        selection.n_of_m(score, 1, 4),
+        selection.above_quantile(score, 1.0),
+    ):
+        np.testing.assert_array_equal(mask, [[False, True, False, False]])
+    assert np.isnan(selection.masked(score, selection.top_k(score, 2))).any()
+    assert not (score > 9.0).any()  # broken: a plain comparison leaves it out in silence
+
+
+def test_selectors_of_quantiles_blocks_and_force():
+    rng = np.random.default_rng(0)
+    score = rng.normal(size=(5, 40))
+    assert np.asarray(selection.above_quantile(score, 0.3)).mean() == 0.7
+    norms = np.asarray(selection.block_norms(score[:4], (2, 8)))
+    np.testing.assert_allclose(norms[1, 2], np.linalg.norm(score[2:4, 16:24]), rtol=1e-12)
+    mask = np.asarray(selection.block_top_k(score[:4], (2, 8), 3))
+    assert mask.reshape(2, 2, 5, 8).any(axis=(1, 3)).sum() == 3 and mask.mean() == 0.3
+    assert norms[mask[::2, ::8]].min() > norms[~mask[::2, ::8]].max()
+    one = selection.top_k(score, 4)
+    kept = np.asarray(selection.forced(one, on=(3,), off=(7,)))
+    assert kept[:, 3].all() and not kept[:, 7].any()
+    assert np.asarray(one)[:, 7].any()  # broken: without force it would be kept
+
+
+def test_core_counts_find_a_planted_set():
+    """Neurons 3, 8, 11 are active in most tokens, others here and there: the sentence core is the planted set."""
+    rng = np.random.default_rng(0)
+    a = rng.normal(size=(60, 16)) - 1.5
+    a[:, [3, 8, 11]] += 3.5
+    weight = np.ones(60)
+    k = int(0.6 * (a > 0).sum() / 60)
+    expected = np.zeros(16)
+    for row in a:
+        expected[np.argsort(-row, kind="stable")[:k]] += 1
+    counts = np.asarray(selection.core_counts(a, 0.6, weight))
+    np.testing.assert_array_equal(counts, expected)
+    assert set(np.flatnonzero(selection.top_k(counts, 3))) == {3, 8, 11}
+    assert set(np.flatnonzero(selection.top_k(selection.core_counts(-a, 0.6), 3))) != {3, 8, 11}  # broken: sign
+
+
+def test_gradient_effect_is_exact_for_a_linear_loss():
+    rng = np.random.default_rng(0)
+    a, w, fill = rng.normal(size=(5, 6)), rng.normal(size=6), rng.normal(size=6)
+    exact = np.empty_like(a)
+    for row, j in np.ndindex(5, 6):
+        other = a.copy()
+        other[row, j] = fill[j]
+        exact[row, j] = abs((other @ w).sum() - (a @ w).sum())
+    found = selection.gradient_effect(a, np.broadcast_to(w, a.shape), fill)
+    np.testing.assert_allclose(found, exact, atol=1e-12)
+    assert not np.allclose(selection.gradient_effect(a, np.broadcast_to(w, a.shape)), exact)  # broken: no fill
+
+
+def test_scores_of_heads_are_those_of_each_head_alone():
+    rng = np.random.default_rng(0)
+    z, weight = rng.normal(size=(7, 2, 3)), rng.normal(size=(6, 4))
+    expected = [np.abs(z[:, h] @ weight[3 * h : 3 * h + 3]).sum(-1).mean() for h in range(2)]
+    np.testing.assert_allclose(selection.amp_heads(z, weight), expected, rtol=1e-12)
+    interleaved = selection.amp_heads(z, weight.reshape(3, 2, 4).swapaxes(0, 1).reshape(6, 4))
+    assert not np.allclose(interleaved, expected)  # broken: another layout of heads
+
+
+def test_chess_by_thresholds_is_chess_by_importance():
+    rng = np.random.default_rng(0)
+    s, square = rng.normal(size=(50, 8)), rng.lognormal(size=8)
+    thresholds = selection.chess_thresholds(0.3, square)
+    mask = np.asarray(selection.above(selection.magnitude(s), thresholds))
+    np.testing.assert_array_equal(mask, s**2 * square > 0.3)
+    assert (np.asarray(selection.above(selection.magnitude(s), 0.3)) != mask).any()  # broken: one for all
+
+
 def test_which_scores_survive_a_rescaling_of_neurons():
     rng = np.random.default_rng(0)
     gate, up, down = rng.normal(size=(6, 40)), rng.normal(size=(6, 40)), rng.normal(size=(40, 6))
@@ -114,12 +206,6 @@ def test_which_scores_survive_a_rescaling_of_neurons():
     assert not same(lambda s, u, up, down: selection.dass(up, norms(s * u, axis=0)))
 
 
-def test_keep_only_is_the_mask_with_its_fill():
-    a = np.random.default_rng(0).normal(size=(2, 3, 8))
-    out = np.asarray(selection.KeepOnly(3, fill=7.0)(jax.numpy.asarray(a)))
-    assert ((out == 7.0).sum(-1) == 5).all() and (out[out != 7.0] == a[out != 7.0]).all()
-
-
 @pytest.mark.parametrize(
     ("call", "says"),
     [
@@ -130,23 +216,14 @@ def test_keep_only_is_the_mask_with_its_fill():
         (lambda: selection.chess(np.ones((2, 2)), np.asarray([1.0, -1.0])), r"mean_square_u\[1\]=-1.0 must"),
         (lambda: selection.chess(np.ones((2, 2)), np.asarray([np.nan, 1.0])), r"mean_square_u\[0\]=nan must"),
         (lambda: selection.dass(np.ones((2, 2)), np.asarray([1.0, -1.0])), r"norms\[1\]=-1.0 must"),
+        (lambda: selection.core_counts(np.ones((2, 2)), 2.0), "share=2.0 must"),
+        (lambda: selection.block_norms(np.ones((4, 6)), (2, 4)), r"block\[1\]=4 must"),
+        (lambda: selection.above_quantile(np.ones(4), 1.5), "sparsity=1.5 must"),
+        (lambda: selection.forced(np.ones(4, bool), on=(4,)), "on has channel 4"),
+        (lambda: selection.forced(np.ones(4, bool), on=(1,), off=(1,)), "channel 1 is in both"),
         (lambda: selection.wanda(np.ones((2, 2)), np.asarray([-2.0, 1.0])), r"norms\[0\]=-2.0 must"),
     ],
 )
 def test_bad_input_is_refused(call, says):
     with pytest.raises(UserError, match=says):
         call()
-
-
-def test_keep_only_is_an_edit_of_run():
-    sizes = {"vocab_size": 20, "d_model": 8, "layers": 1, "heads": 1, "kv_heads": 1, "head_dim": 8, "d_mlp": 12}
-    model = initialise(TransformerConfig(**sizes, context=8, rotary_dimensions=8), jax.random.key(0))
-    tokens, name = jax.numpy.asarray([[1, 2, 3]]), "blocks/0/mlp/hidden"
-    hidden = np.asarray(run(model, tokens, keep=[name]).arrays[name])
-
-    def logits(edit):
-        return np.asarray(run(model, tokens, edits={name: edit}).logits)
-
-    expected = logits(SetTo(jax.numpy.asarray(selection.masked(hidden, selection.top_k(np.abs(hidden), 4)))))
-    np.testing.assert_allclose(logits(selection.KeepOnly(4)), expected, rtol=1e-5, atol=1e-6)
-    assert np.abs(logits(selection.KeepOnly(12)) - expected).max() > 1e-4  # broken: nothing is left out

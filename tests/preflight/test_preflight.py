@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import jax
 import pytest
 
-from experiments.transcoder import Config, main
+from jaxinterp.commands.train import Config, main
 from jaxinterp.core.errors import UserError
 from jaxinterp.core.trees import named_leaves
 from jaxinterp.methods import SkipTranscoder, Transcoder

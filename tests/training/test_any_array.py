@@ -65,13 +65,13 @@ def test_an_autoencoder_of_the_residual_stream(subject, text):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("site", ["blocks/3/attn/out"])
-def test_an_autoencoder_of_an_array_of_smollm2(site, tmp_path):
+@pytest.mark.parametrize(("site", "steps"), [("blocks/3/resid/post", 40), ("blocks/3/attn/out", 12)])
+def test_an_autoencoder_of_an_array_of_smollm2(site, steps, tmp_path):
     """Trained, scored, saved, loaded, and shown on a page."""
     subject = load("smollm2-135m")
-    train, heldout = load_text("docs", subject.tokenizer, seq=64, max_tokens=20_000)
+    train, heldout = load_text("docs", subject.tokenizer, seq=64, max_tokens=40_000)
     method = SparseAutoencoder(features=256, k=16, auxk=0.0, learning_rate=3e-3)
-    sae = trained(method, subject, train, site, steps=12, batch_size=256)
+    sae = trained(method, subject, train, site, steps=steps, batch_size=256)
     row = scored(sae, subject, heldout, site, 512)
     loaded = load_dictionary(save_dictionary(sae, tmp_path / "sae"))
     assert score(loaded, subject, heldout, tokens=512, ce_tokens=512) == row

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from experiments.launch import free_port
+from jaxinterp.commands.launch import free_port
 from jaxinterp.core.errors import UserError
 from jaxinterp.core.trees import named_leaves
 from jaxinterp.models.load import load
@@ -178,7 +178,7 @@ from pathlib import Path
 
 import jax
 
-from experiments.command import command
+from jaxinterp.commands.shell import command
 from jaxinterp.training.hosts import join
 
 

@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from jaxinterp.core.errors import UserError
+from jaxinterp.core.sites import several
 from jaxinterp.data.activations import harvest
 from jaxinterp.kernels import rank, select_topk
 
@@ -58,8 +59,9 @@ def chosen_codes(
 
 def token_codes(decomposition: Any, model: Any, batch: Mapping[str, Array]) -> Float[Array, "batch seq features"]:
     """The codes of every token, 0 where the token has no weight."""
-    rows = harvest(model, batch, (decomposition.sites.reads,))
-    codes = decomposition.encode(rows.arrays[decomposition.sites.reads]).dense()
+    reads = decomposition.sites.reads
+    rows = harvest(model, batch, several(reads))
+    codes = decomposition.encode(rows.at(reads)).dense()
     return jnp.where(rows.weight[..., None] > 0, codes, 0.0)
 
 

@@ -1,15 +1,15 @@
-"""GGUF files of the Llama architecture: metadata to configuration, quantised arrays to leaves.
+"""GGUF files: metadata to configuration, quantised arrays to leaves; architectures: `gguf_architectures.py`.
 
 A model may be split into files `name-00001-of-00003.gguf`, as llama.cpp's gguf-split does; any of them is given, all of
-them are read. The `gguf` package reads and dequantises. Its converter stores query and key weights for a rotation of
-neighbouring dimensions; ours rotates dimensions half a head apart, so these rows are put back (layout "rotary_pairs").
-A file loads without that just as well, and is wrong.
+them are read. The `gguf` package reads and dequantises, a few rows at a time. llama.cpp's converter stores query and
+key weights of Llama for a rotation of neighbouring dimensions; ours rotates dimensions half a head apart, so these rows
+are put back (layout "rotary_pairs"). A file loads without that just as well, and is wrong.
 """
 
 import math
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, no_type_check
 
@@ -18,43 +18,24 @@ import numpy as np
 from gguf.quants import dequantize
 
 from jaxinterp.core.errors import UserError
+from jaxinterp.models.files.gguf_architectures import ARCHITECTURES, FIELDS, scaling_of
 from jaxinterp.models.files.tokenizer import read_metadata
-from jaxinterp.models.files.weights import PLAIN, TRANSPOSED, Layout, LeafTable, Rows, StoredTensor
+from jaxinterp.models.files.weights import LeafTable, Rows, StoredTensor
 from jaxinterp.models.transformer import TransformerConfig
 
-FIELDS = {
-    "block_count": "layers",
-    "context_length": "context",
-    "embedding_length": "d_model",
-    "feed_forward_length": "d_mlp",
-    "attention.head_count": "heads",
-    "attention.head_count_kv": "kv_heads",
-    "attention.key_length": "head_dim",
-    "attention.layer_norm_rms_epsilon": "norm_epsilon",
-    "rope.freq_base": "rotary_base",
-    "rope.dimension_count": "rotary_dimensions",
-}
-"""Metadata below `llama.` and where it goes."""
-
-CHECKED = ("attention.value_length", "vocab_size", "rope.scaling.type")
-"""Metadata below `llama.` that must agree with what is supported, or with the arrays."""
+CHECKED = ("attention.value_length", "vocab_size", "rope.scaling.type", "rope.scaling.factor")
+"""Metadata below the architecture's name that must agree with what is supported, or with the arrays."""
 
 REQUIRED = ("block_count", "embedding_length", "feed_forward_length", "attention.head_count", "context_length")
 
-TENSORS: LeafTable = {
-    "embedding/token": ("token_embd.weight", PLAIN),
-    "final_norm/weight": ("output_norm.weight", PLAIN),
-    "unembedding/weight": ("output.weight", TRANSPOSED),
-    "blocks/*/attn_norm/weight": ("blk.*.attn_norm.weight", PLAIN),
-    "blocks/*/attn/q_proj/weight": ("blk.*.attn_q.weight", Layout(transposed=True, order="rotary_pairs")),
-    "blocks/*/attn/k_proj/weight": ("blk.*.attn_k.weight", Layout(transposed=True, order="rotary_pairs")),
-    "blocks/*/attn/v_proj/weight": ("blk.*.attn_v.weight", TRANSPOSED),
-    "blocks/*/attn/o_proj/weight": ("blk.*.attn_output.weight", TRANSPOSED),
-    "blocks/*/mlp_norm/weight": ("blk.*.ffn_norm.weight", PLAIN),
-    "blocks/*/mlp/gate_proj/weight": ("blk.*.ffn_gate.weight", TRANSPOSED),
-    "blocks/*/mlp/up_proj/weight": ("blk.*.ffn_up.weight", TRANSPOSED),
-    "blocks/*/mlp/down_proj/weight": ("blk.*.ffn_down.weight", TRANSPOSED),
-}
+
+def gguf_tensors(reader: gguf.GGUFReader, where: Path) -> LeafTable:
+    """Where the leaves of a file's architecture are.
+
+    Raises:
+      UserError: another architecture.
+    """
+    return ARCHITECTURES[_architecture(reader, where)].tensors
 
 
 def gguf_config(reader: gguf.GGUFReader, tensors: Mapping[str, StoredTensor], where: Path) -> TransformerConfig:
@@ -63,42 +44,57 @@ def gguf_config(reader: gguf.GGUFReader, tensors: Mapping[str, StoredTensor], wh
     Raises:
       UserError: another architecture, a field that is unknown or not supported, or one that is missing.
     """
-    architecture = read_metadata(reader, "general.").get("architecture")
-    if architecture != "llama":
+    name = _architecture(reader, where)
+    kind, metadata = ARCHITECTURES[name], read_metadata(reader, f"{name}.")
+    copied = FIELDS | dict(kind.fields)
+    _check_metadata(metadata, {*copied, *CHECKED, *kind.reads}, name, where)
+    if "rope_freqs.weight" in tensors or "rope_factors_long.weight" in tensors:
         raise UserError(
-            f"{where}: general.architecture={architecture!r} is not supported in GGUF files (supported: llama); load "
-            "the model's Hugging Face directory instead."
-        )
-    metadata = read_metadata(reader, "llama.")
-    for name, value in metadata.items():
-        if name not in FIELDS and name not in CHECKED:
-            raise UserError(
-                f"{where}: unknown metadata llama.{name}={value!r}: a field that changes the computation must not be "
-                f"ignored (known: {', '.join([*FIELDS, *CHECKED])})."
-            )
-        if name != "rope.scaling.type" and (isinstance(value, bool) or not isinstance(value, int | float)):
-            raise UserError(f"{where}: metadata llama.{name}={value!r} should be one number.")
-    for name in REQUIRED:
-        if not metadata.get(name):
-            raise UserError(f"{where}: metadata llama.{name} is {'0' if name in metadata else 'missing'}.")
-    if metadata.get("rope.scaling.type", "none") != "none" or "rope_freqs.weight" in tensors:
-        raise UserError(
-            f"{where}: scaled rotary positions (llama.rope.scaling.*, rope_freqs.weight) are not supported in GGUF "
-            "files; load the model's Hugging Face directory instead."
+            f"{where}: scaled rotary positions (a tensor of rotary factors) are not supported in GGUF files; load the "
+            "model's Hugging Face directory instead."
         )
     if "token_embd.weight" not in tensors:
         raise UserError(f"{where}: missing tensor 'token_embd.weight'.")
     heads = metadata["attention.head_count"]
     head_dim = metadata.get("attention.key_length", metadata["embedding_length"] // heads)
-    for name in ("attention.value_length", "rope.dimension_count"):
-        if metadata.get(name, head_dim) != head_dim:
-            raise UserError(f"{where}: metadata llama.{name}={metadata[name]} differs from the head size {head_dim}.")
-    defaults = {"kv_heads": heads, "head_dim": head_dim, "rotary_dimensions": head_dim}
+    whole = ("rope.dimension_count",) if name == "llama" else ()  # the converter permutes whole heads
+    for field in ("attention.value_length", *whole):
+        if metadata.get(field, head_dim) != head_dim:
+            raise UserError(
+                f"{where}: metadata {name}.{field}={metadata[field]} differs from the head size {head_dim}."
+            )
+    fields: dict[str, Any] = {"kv_heads": heads, "head_dim": head_dim, "rotary_dimensions": head_dim}
+    fields |= {ours: metadata[theirs] for theirs, ours in copied.items() if theirs in metadata}
+    fields |= {"rotary_scaling": scaling_of(metadata, name)} | dict(kind.constants)
     return TransformerConfig(
-        **defaults | {ours: metadata[theirs] for theirs, ours in FIELDS.items() if theirs in metadata},
+        **fields | kind.more(metadata, fields),
         vocab_size=tensors["token_embd.weight"].shape[0],
         tied="output.weight" not in tensors,
     )
+
+
+def _architecture(reader: gguf.GGUFReader, where: Path) -> str:
+    name = read_metadata(reader, "general.").get("architecture")
+    if not isinstance(name, str) or name not in ARCHITECTURES:
+        raise UserError(
+            f"{where}: general.architecture={name!r} is not supported in GGUF files (supported: "
+            f"{', '.join(ARCHITECTURES)}); load the model's Hugging Face directory instead."
+        )
+    return name
+
+
+def _check_metadata(metadata: Mapping[str, Any], known: Collection[str], name: str, where: Path) -> None:
+    for field, value in metadata.items():
+        if field not in known:
+            raise UserError(
+                f"{where}: unknown metadata {name}.{field}={value!r}: a field that changes the computation must not be "
+                f"ignored (known: {', '.join(sorted(known))})."
+            )
+        if field != "rope.scaling.type" and (isinstance(value, bool) or not isinstance(value, int | float)):
+            raise UserError(f"{where}: metadata {name}.{field}={value!r} should be one number.")
+    for field in REQUIRED:
+        if not metadata.get(field):
+            raise UserError(f"{where}: metadata {name}.{field} is {'0' if field in metadata else 'missing'}.")
 
 
 class _BoundedReader(gguf.GGUFReader):
@@ -130,7 +126,7 @@ def open_gguf(path: Path) -> tuple[gguf.GGUFReader, dict[str, StoredTensor]]:
     """A GGUF file, or all files of a split one: the first one's reader (for its metadata) and every tensor by name.
 
     Raises:
-      UserError: a file is no GGUF, truncated, or absent, or one is of another model.
+      UserError: a file is not GGUF, truncated, or absent, or one is of another model.
     """
     readers = [(part, _opened(part)) for part in parts_of(path)]
     for number, (part, reader) in enumerate(readers):

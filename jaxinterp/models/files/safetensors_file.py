@@ -19,6 +19,10 @@ from jaxinterp.models.files.weights import Rows, StoredTensor
 FLOATS = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
 """Types that hold weights as they are."""
 
+PACKED = {"U8": np.uint8, "I8": np.int8, "I16": np.int16, "U16": np.uint16, "I32": np.int32, "U32": np.uint32}
+PACKED |= {"I64": np.int64, "F8_E4M3": ml_dtypes.float8_e4m3fn, "F8_E5M2": ml_dtypes.float8_e5m2}
+"""Types of quantised weights (`quantised.py`): they can be read, and are not weights as they are."""
+
 ITEM_BYTES = {"BOOL": 1, "U8": 1, "I8": 1, "F8_E5M2": 1, "F8_E4M3": 1, "U16": 2, "I16": 2, "F16": 2, "BF16": 2}
 ITEM_BYTES |= {"U32": 4, "I32": 4, "F32": 4, "U64": 8, "I64": 8, "F64": 8, "C64": 8}
 
@@ -30,7 +34,7 @@ def open_safetensors(path: Path) -> dict[str, StoredTensor]:
     """Every tensor of one safetensors file by name; reads the header only.
 
     Raises:
-      UserError: the file is no safetensors, truncated, or its header contradicts itself or the file's size.
+      UserError: the file is not safetensors, truncated, or its header contradicts itself or the file's size.
     """
     size = path.stat().st_size
     with path.open("rb") as file:
@@ -45,7 +49,9 @@ def open_safetensors(path: Path) -> dict[str, StoredTensor]:
         header = json.loads(header_bytes)
         entries = {name: entry for name, entry in header.items() if name != "__metadata__"}
     except (ValueError, AttributeError, RecursionError) as error:
-        raise UserError(f"{path}: the safetensors header is no JSON object ({error}); fetch the file again.") from error
+        raise UserError(
+            f"{path}: the safetensors header is not a JSON object ({error}); fetch the file again."
+        ) from error
 
     spans = {name: _checked_span(path, name, entry) for name, entry in entries.items()}
     end = 0
@@ -68,6 +74,7 @@ def open_safetensors(path: Path) -> dict[str, StoredTensor]:
             shape=tuple(entry["shape"]),
             refusal=_refusal(entry["dtype"]),
             read=_reader(path, 8 + header_size + spans[name][0], tuple(entry["shape"]), entry["dtype"]),
+            kind=entry["dtype"],
         )
         for name, entry in entries.items()
     }
@@ -100,9 +107,10 @@ def _refusal(dtype: str) -> str | None:
 
 def _reader(path: Path, offset: int, shape: tuple[int, ...], dtype: str) -> Callable[[Rows, slice | None], np.ndarray]:
     def read(rows: Rows, columns: slice | None) -> np.ndarray:
+        number: Any = (FLOATS | PACKED)[dtype]
         if 0 in shape:
-            return np.zeros(shape, FLOATS[dtype])
-        whole = np.memmap(path, dtype=FLOATS[dtype], mode="r", offset=offset, shape=shape)
+            return np.zeros(shape, number)
+        whole = np.memmap(path, dtype=number, mode="r", offset=offset, shape=shape)
         part = whole[rows if shape else ()] if columns is None else whole[rows, columns]
         return np.array(part)  # a copy: nothing of the mapped file is kept
 
@@ -129,7 +137,7 @@ def open_directory(directory: Path) -> dict[str, StoredTensor]:
         raise UserError(f"{index} has no readable weight_map ({error!r}); fetch it again.") from error
     for name, file in files.items():
         if not isinstance(file, str) or Path(file).name != file:
-            raise UserError(f"{index}: weight_map sends tensor {name!r} to {file!r}, which is no plain file name.")
+            raise UserError(f"{index}: weight_map sends tensor {name!r} to {file!r}, which is not a plain file name.")
     opened: dict[str, Mapping[str, StoredTensor]] = {}
     for file in sorted(set(files.values())):
         if not (directory / file).is_file():
@@ -145,7 +153,7 @@ def open_directory(directory: Path) -> dict[str, StoredTensor]:
 
 
 def pickle_refusal(path: Path) -> str:
-    """What to say where only a pickle checkpoint is to be had."""
+    """What to say where only a pickle checkpoint exists."""
     return (
         f"{path} is a pickle checkpoint, which can run code when it is read: convert it to safetensors, for example "
         "with transformers: AutoModelForCausalLM.from_pretrained(...).save_pretrained(directory)."

@@ -10,6 +10,7 @@ from jaxinterp.core.errors import UserError, suggest
 from jaxinterp.core.trees import fill_leaves, named_leaves
 from jaxinterp.models.families.configs import family_config, family_of
 from jaxinterp.models.files.gguf_file import gguf_config, open_gguf
+from jaxinterp.models.files.quantised import without_quantisation
 from jaxinterp.models.files.subject import OWN_FORM, read_own_config
 from jaxinterp.models.files.tokenizer import read_json
 from jaxinterp.models.files.weights import Shardings, shardings_of, skeleton
@@ -76,7 +77,7 @@ def _config(source: str | Path) -> TransformerConfig:
     if (path / OWN_FORM).is_file():
         return read_own_config(path)
     if (path / "config.json").is_file():
-        fields = read_json(path / "config.json")
+        fields, _ = without_quantisation(read_json(path / "config.json"))
         return family_config(family_of(fields), fields)
     names = [*KNOWN, *PUBLISHED]
     raise UserError(

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar, get_args, get_type_hints
 
 import jax
 import tyro
@@ -20,8 +20,11 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from jaxinterp.core.errors import UserError, suggest
+from jaxinterp.core.errors import UserError, cause, suggest
 from jaxinterp.core.trees import first_difference
+from jaxinterp.evaluation.columns import RECONSTRUCTION
+from jaxinterp.evaluation.effects import Effect
+from jaxinterp.evaluation.listed_effects import effect_of
 from jaxinterp.report.shell import save
 from jaxinterp.storage.json_text import json_text
 from jaxinterp.storage.lock import lock, unlock
@@ -34,59 +37,110 @@ Columns = Mapping[str, tuple[str, str]]
 
 CONFIG = "config.json"
 WIDTH = 80
-FREE = ("mesh", "pages", "save_every", "on_failed_save", "spike", "ce_tokens", "effect", "harvest_parts")
+FREE = (
+    "mesh",
+    "cache",
+    "pages",
+    "save_every",
+    "on_failed_save",
+    "spike",
+    "ce_tokens",
+    "effect",
+    "harvest_parts",
+    "most_seconds",
+)
 """Settings that may change when a run is resumed."""
 
-RECONSTRUCTION: Columns = {
-    "method": ("method", "{}"),
-    "FVU": ("fvu", "{:.3f}"),
-    "L0": ("l0", "{:.0f}"),
-    "dead": ("dead_fraction", "{:.1%}"),
-}
-CROSS_ENTROPY: Columns = {
-    "CE": ("ce_replaced", "{:.3f}"),
-    "rec zero": ("ce_recovered_zero", "{:.3f}"),
-    "rec mean": ("ce_recovered_mean", "{:.3f}"),
-    "KL": ("kl", "{:.3f}"),
-    "top-1": ("top1_agreement", "{:.3f}"),
-}
-SIMILARITY: Columns = {
-    "similarity": ("similarity_replaced", "{:.3f}"),
-    "rec zero": ("similarity_recovered_zero", "{:.3f}"),
-    "rec mean": ("similarity_recovered_mean", "{:.3f}"),
-}
 
-
-def command(config: type[Config], main: Callable[[Config], Any], description: str | None) -> None:
+def command(
+    config: type[Config],
+    main: Callable[[Config], Any],
+    description: str | None,
+    *,
+    words: Sequence[str] | None = None,
+    default: Config | None = None,
+    name: str | None = None,
+) -> None:
     """Run `main` on the configuration that the command line gives.
 
-    One line and exit code 2 for a user's mistake, 75 for a run that SIGTERM stopped and that wants to be resumed. Of
-    several processes, one that fails ends at once: the others wait for it in vain and are ended by its silence.
+    `--out FOLDER --resume` takes the settings that are kept in the folder; what is given besides must agree with them.
+    One line and exit code 2 for a user's mistake or a file that cannot be written, 75 for a run that SIGTERM or Ctrl-C
+    stopped and that wants to be resumed. Of several processes, one that fails ends at once: the others wait for it in
+    vain and are ended by its silence.
+
+    Args:
+      words: of the command line; default: those of this program.
+      default: the values of what is not given; default: those of the class.
+      name: of the program, in --help.
     """
-    signal.signal(signal.SIGTERM, _stop)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, _stop)
+    words = sys.argv[1:] if words is None else list(words)
     try:
-        options = tyro.cli(config, description=description)
+        start: Any = kept_settings(config, words) or default
+        options = tyro.cli(config, args=words, description=description, default=start, prog=name)
         if not hasattr(options, "hosts") and VARIABLE in os.environ:
             raise UserError(
                 f"{VARIABLE} is set, but this experiment runs in one process: start it without the launcher."
             )
         main(options)
     except Preempted as stopped:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # once more changes nothing
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, signal.SIG_IGN)  # once more changes nothing
         print(stopped, file=sys.stderr)
         sys.exit(PREEMPTED)
+    except KeyboardInterrupt:
+        print("interrupted at once: what was saved before is kept, continue with --resume.", file=sys.stderr)
+        leave(130)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
+        leave(2)
+    except OSError as error:
+        if not error.filename:
+            traceback.print_exc()
+            leave(1)
+        print(f"error: {error.filename}: {cause(error)}.", file=sys.stderr)
         leave(2)
     except Exception:
         traceback.print_exc()
         leave(1)
 
 
-def _stop(*_: Any) -> None:
+def _stop(number: int, _: Any) -> None:
     """Before training and after it there is nothing new to save: what was done then is done again."""
-    print("stopped by SIGTERM: continue with --resume.", file=sys.stderr)
+    print(f"stopped by {signal.Signals(number).name}: continue with --resume.", file=sys.stderr)
     leave(PREEMPTED)
+
+
+def value_of(words: Sequence[str], option: str) -> str | None:
+    """What a command line gives for `--option`; the last one counts; None where it is not there."""
+    found = None
+    for word, following in zip(words, [*words[1:], ""], strict=True):
+        flag, equals, value = word.partition("=")
+        if flag.replace("_", "-") == f"--{option.replace('_', '-')}":
+            found = value if equals else following
+    return found
+
+
+def kept_settings(config: type[Config], words: Sequence[str]) -> Config | None:
+    """The configuration of the run in the output folder, where the command line asks to resume it; else None.
+
+    Raises:
+      UserError: what the folder keeps is not JSON.
+    """
+    out = value_of(words, "out")
+    if out is None or "--resume" not in words or not (Path(out) / CONFIG).is_file():
+        return None
+    hints, values = get_type_hints(config), {"out": Path(out), "resume": True}
+    for field, value in read_json(Path(out) / CONFIG).items():
+        if field not in hints or field in values:
+            continue
+        value = tuple(value) if isinstance(value, list) else value
+        if isinstance(value, tuple) and value_of(words, field) is not None:
+            value = ()  # what is given is appended to the default
+        is_path = hints[field] is Path or Path in get_args(hints[field])
+        values[field] = Path(value) if is_path and isinstance(value, str) else value
+    return config(**values)
 
 
 def leave(code: int) -> NoReturn:
@@ -114,14 +168,14 @@ def chosen(only: str, known: Iterable[str], separator: str = ",") -> list[str]:
 
 
 def check_distinct(field: str, values: Sequence[Any]) -> None:
-    """Raises UserError where a value stands in a list twice: its rows would have one name."""
+    """Raises UserError if a value stands in a list twice: its rows would have one name."""
     for value, times in Counter(values).items():
         if times > 1:
             raise UserError(f"{field}: {value} stands there {times} times; once is enough.")
 
 
 def check_positive(config: Any, *names: str) -> None:
-    """Raises UserError where a field is below 1."""
+    """Raises UserError if a field is below 1."""
     for name in names:
         if getattr(config, name) < 1:
             raise UserError(f"{name}={getattr(config, name)} must be at least 1.")
@@ -131,7 +185,7 @@ def check_folder(folder: Path, settings: Mapping[str, Any], *, resume: bool) -> 
     """Refuse an output folder that cannot be used; nothing is written.
 
     Raises:
-      UserError: it is a file; it holds files and `resume` is False; what it holds is no run of an experiment; or the
+      UserError: it is a file; it holds files and `resume` is False; what it holds is not a run of an experiment; or the
         run had other settings.
     """
     if folder.exists() and not folder.is_dir():
@@ -141,7 +195,7 @@ def check_folder(folder: Path, settings: Mapping[str, Any], *, resume: bool) -> 
     if not resume:
         raise UserError(f"out={folder} is not empty: pass --resume to continue that run, or choose another folder.")
     if not (folder / CONFIG).exists():
-        raise UserError(f"out={folder} has files but no {CONFIG}: it is no run to resume; choose another folder.")
+        raise UserError(f"out={folder} has files but no {CONFIG}: it is not a run to resume; choose another folder.")
     before, now = (
         {k: v for k, v in each.items() if k not in FREE} for each in (read_json(folder / CONFIG), dict(settings))
     )
@@ -168,7 +222,7 @@ def open_folder(folder: Path, settings: Mapping[str, Any]) -> Path:
 
 
 def check_unlocked(folder: Path) -> None:
-    """Raises UserError where a run is writing its checkpoints in this folder."""
+    """Raises UserError if a run is writing its checkpoints in this folder."""
     if (folder / "checkpoints.lock").exists():
         unlock(lock(folder / "checkpoints"))
 
@@ -243,31 +297,29 @@ def _cell(value: Any, form: str) -> str:
     return "nan" if isinstance(value, float) and math.isnan(value) else form.format(value)
 
 
-def print_scoreboard(rows: Sequence[Mapping[str, Any]]) -> None:
-    """The scoreboard: of a model that predicts tokens with cross-entropies, of an encoder with similarities."""
-    first = rows[0]
-    of_embeddings = "similarity_replaced" in first
-    print_table({**RECONSTRUCTION, **(SIMILARITY if of_embeddings else CROSS_ENTROPY)}, rows)
-    if of_embeddings:
-        what, key, between = "similarity: cosine of embeddings with the unchanged model's, the array", "similarity", ""
-    else:
-        what, key = "CE: cross-entropy of the next token with the array", "ce"
-        between = f"clean {first['ce_clean']:.3f}, "
-    say(
-        f"{what} replaced ({between}zero {first[f'{key}_zero']:.3f}, mean {first[f'{key}_mean']:.3f}); rec: what is "
-        "recovered of the loss from zero and mean ablation.",
-        measured_on(rows),
-    )
+def print_scoreboard(rows: Sequence[Mapping[str, Any]], effect: Effect | None = None) -> None:
+    """The scoreboard with the columns of the effect that it was measured with; None: the listed one."""
+    first, effect = rows[0], effect or effect_of(rows)
+    columns = [column for column in (*RECONSTRUCTION, *effect.columns) if column.short]
+    print_table({"method": ("method", "{}")} | {c.short: (c.key, c.printed) for c in columns}, rows)
+    lines = [measured_on(rows, effect)]
+    if effect.answer is not None:
+        words = effect.answer
+        numbers = ", ".join(f"{kind} {first[f'{words.key}_{kind}']:.3f}" for kind in ("clean", "zero", "mean"))
+        lines.insert(
+            0,
+            f"{words.about} with the array replaced ({numbers}); rec: what is recovered of the loss from zero and mean "
+            "ablation.",
+        )
+    say(*lines)
 
 
-def measured_on(rows: Sequence[Mapping[str, Any]]) -> str:
+def measured_on(rows: Sequence[Mapping[str, Any]], effect: Effect | None = None) -> str:
     """How much text the numbers of a scoreboard rest on: where a text is short it is less than was asked for."""
-    first = rows[0]
-    if "ce_tokens" in first:
-        effect = f"cross-entropies on {first['ce_tokens']:,} next tokens"
-    else:
-        effect = f"similarities on {first['compared']:,} windows"
+    first, words = rows[0], (effect or effect_of(rows)).answer
+    known = words is not None and words.counted_key in first
+    last = f", {words.counted.format(first[words.counted_key])}" if words is not None and known else ""
     return (
         f"Measured on held-out text: FVU, L0 and dead features on {first['tokens']:,} tokens (attention sinks and "
-        f"special tokens left out), {effect}."
+        f"special tokens left out){last}."
     )

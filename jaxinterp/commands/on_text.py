@@ -7,10 +7,11 @@ from typing import Any, NamedTuple
 
 import grain
 
-from experiments.command import check_folder, check_positive, folder_of_a_run, settings_of
+from jaxinterp.commands.shell import check_folder, check_positive, folder_of_a_run, settings_of
 from jaxinterp.core.errors import UserError
 from jaxinterp.data.text.load_text import load_text
-from jaxinterp.evaluation.effects import NEXT_TOKEN, check_effect
+from jaxinterp.evaluation.effects import check_effect
+from jaxinterp.evaluation.next_token import NEXT_TOKEN
 from jaxinterp.methods import Method, Together
 from jaxinterp.models.load import Subject, load
 from jaxinterp.models.sites import check_site, sites
@@ -69,8 +70,23 @@ class Prepared(NamedTuple):
 
     @property
     def facts(self) -> dict[str, str]:
-        """The settings, for a page."""
-        return {name: str(value) for name, value in self.record.items()}
+        """The checkpoint and the settings, for a page."""
+        checkpoint = {"checkpoint": self.subject.source or self.subject.name}
+        return checkpoint | {name: str(value) for name, value in self.record.items()}
+
+
+def check_steps(tokens: int, batch_size: int) -> int:
+    """How many steps so many tokens are.
+
+    Raises:
+      UserError: they are fewer than one step takes.
+    """
+    if batch_size >= 1 and tokens < batch_size:
+        raise UserError(
+            f"tokens={tokens} are fewer than the batch_size={batch_size} of one step: train on at least {batch_size}, "
+            "or take a smaller batch_size."
+        )
+    return tokens // max(batch_size, 1)
 
 
 def check_mlp(model: Any, site: str) -> str:
@@ -81,7 +97,7 @@ def check_mlp(model: Any, site: str) -> str:
     """
     if not check_site(model, site).endswith("/mlp"):
         leaves = ", ".join(sites(model, "**/mlp")[:3])
-        raise UserError(f"site={site!r} is no MLP: name the leaf itself, such as {leaves}.")
+        raise UserError(f"site={site!r} is not an MLP: name the leaf itself, such as {leaves}.")
     return site
 
 
@@ -93,10 +109,15 @@ def prepared(config: OnText, *, check: Callable[[Any, str], Any] = check_mlp) ->
     Args:
       check: called with the model and the site, which it refuses by a UserError.
     Raises:
-      UserError: a size, the folder, the model (one without logits among them), the site or the text cannot be.
+      UserError: a size, the folder, the model (one without logits among them), the site or the text is invalid.
     """
     check_positive(config, "heldout_tokens", "ce_tokens")
-    check_sizes(steps=config.steps, batch_size=config.batch_size, seq=config.seq, mesh=parse_mesh(config.mesh))
+    check_sizes(
+        steps=check_steps(config.tokens, config.batch_size),
+        batch_size=config.batch_size,
+        seq=config.seq,
+        mesh=parse_mesh(config.mesh),
+    )
     record = settings_of(config, "hosts")
     check_folder(config.out, record, resume=config.resume)
     subject = load(config.model)

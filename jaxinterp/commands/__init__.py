@@ -1,0 +1,1 @@
+"""The command line: `jaxinterp transcoder --out runs/demo`, `jaxinterp sweep ...`, `jaxinterp preflight ...`."""

@@ -101,7 +101,7 @@ def graph_memory(
     given = (frozen, sources, _shapes(transcoders), writes, at, at, shape((batch, d), dtype))
     arrays, rest = eqx.partition(given, lambda leaf: isinstance(leaf, shape))
     program = jax.jit(lambda arrays: direct_effects(*eqx.combine(arrays, rest)))
-    analysis = program.lower(arrays).compile().memory_analysis()
+    analysis: Any = program.lower(arrays).compile().memory_analysis()
     nodes = kept + (layers + 1) * seq + targets
     rows = (kept + targets) * (features + (layers + 1) * seq)
     return GraphMemory(

@@ -89,18 +89,18 @@ def render(content: Report) -> str:
         sections,
         title=content.title,
         subtitle=content.subtitle,
-        summary=summary(content.scoreboard),
-        tiles=tiles(content.scoreboard, content.curves, len(content.densities)),
+        summary=summary(content.scoreboard, content.effect),
+        tiles=tiles(content.scoreboard, content.curves, len(content.densities), content.effect),
     )
 
 
 def _scoreboard(content: Report) -> str:
-    fvu, kept = dot_plots(content.scoreboard)
-    answer = answer_of(content.scoreboard)
+    fvu, kept = dot_plots(content.scoreboard, content.effect)
+    answer = answer_of(content.scoreboard, content.effect)
     return (
         '<p class="lede">Every row stands where the MLP stood and is measured on the same held-out text. The first row '
         "was trained in this run; the others are baselines. Best values are bold; ↓ and ↑ say which way is better.</p>"
-        f"{table(content.scoreboard)}"
+        f"{table(content.scoreboard, content.effect)}"
         f'<div class="two">{card("Unexplained variance", "FVU, lower is better", fvu)}'
         f"{card(answer.title, answer.note, kept)}</div>"
         '<p class="note">Dots are means over the held-out tokens, bars are 95\u202f% intervals over documents. Dashed '

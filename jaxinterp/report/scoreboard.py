@@ -6,7 +6,9 @@ Every word about which method is ahead is computed from the numbers, and says so
 from collections.abc import Sequence
 from itertools import pairwise
 
-from jaxinterp.report.columns import Column, Row, answer_of, columns_of
+from jaxinterp.evaluation.columns import Answer, Column
+from jaxinterp.evaluation.effects import Effect
+from jaxinterp.report.columns import Row, answer_of, columns_of, shown
 from jaxinterp.report.plots import Dot, Reference, dot_plot
 from jaxinterp.report.text import Number, count, finite, fixed, percent, plain, short_count
 
@@ -20,14 +22,14 @@ def best_rows(rows: Sequence[Row], column: Column) -> frozenset[int]:
     if not column.better or len(values) < 2:
         return frozenset()
     best = max(values.values(), key=lambda value: column.better * value)
-    return frozenset(index for index, value in values.items() if column.show(value) == column.show(best))
+    return frozenset(index for index, value in values.items() if shown(column, value) == shown(column, best))
 
 
-def summary(rows: Sequence[Row]) -> str:
+def summary(rows: Sequence[Row], effect: Effect | None = None) -> str:
     """One sentence, as HTML: which row is best on FVU and on the model's answer after replacement, whichever it is."""
     if not rows:
         return "No scores were recorded."
-    answer = answer_of(rows)
+    answer = answer_of(rows, effect)
     fvu = _ranking(rows, "fvu")
     kept = _ranking(rows, f"{answer.key}_replaced", answer.better)
     if not fvu and not kept:
@@ -73,12 +75,12 @@ def _overlap(rows: Sequence[Row], one: int, other: int, key: str) -> str:
     return "the 95\u202f% intervals overlap"
 
 
-def tiles(rows: Sequence[Row], curves: Sequence[Row], features: int) -> str:
+def tiles(rows: Sequence[Row], curves: Sequence[Row], features: int, effect: Effect | None = None) -> str:
     """The key numbers of the trained row, as HTML."""
     row: Row = rows[0] if rows else {}
     rivals = [index for index in _ranking(rows, "fvu") if index != 0]
     rival = f"best baseline: {_name(rows[rivals[0]])} {fixed(rows[rivals[0]]['fvu'], 3)}" if rivals else ""
-    answer = answer_of(rows)
+    answer = answer_of(rows, effect)
     clean, replaced, vs_zero, vs_mean = (
         row.get(f"{answer.key}_{kind}") for kind in ("clean", "replaced", "recovered_zero", "recovered_mean")
     )
@@ -104,11 +106,11 @@ def tiles(rows: Sequence[Row], curves: Sequence[Row], features: int) -> str:
     )
 
 
-def table(rows: Sequence[Row]) -> str:
+def table(rows: Sequence[Row], effect: Effect | None = None) -> str:
     """The scoreboard as an HTML table: one row a method, the first one marked, the best of each column in bold."""
     if not rows:
         return '<p class="empty">No scores were recorded.</p>'
-    columns = columns_of(rows)
+    columns, answer = columns_of(rows, effect), answer_of(rows, effect)
     best = {column.key: best_rows(rows, column) for column in columns}
     starts = {column.key for before, column in pairwise(columns) if before.group != column.group}
     groups: dict[str, int] = {}
@@ -121,7 +123,7 @@ def table(rows: Sequence[Row]) -> str:
         f"{column.name}{arrow[column.better]}</th>"
         for column in columns
     )
-    body = "".join(_table_row(rows, index, columns, best, starts) for index in range(len(rows)))
+    body = "".join(_table_row(rows, index, columns, best, starts, answer) for index in range(len(rows)))
     return (
         '<div class="card scroll" style="padding:8px 0 4px"><table class="board"><thead>'
         f'<tr class="groups"><th></th>{heads}</tr>'
@@ -131,13 +133,18 @@ def table(rows: Sequence[Row]) -> str:
 
 
 def _table_row(
-    rows: Sequence[Row], index: int, columns: Sequence[Column], best: dict[str, frozenset[int]], starts: set[str]
+    rows: Sequence[Row],
+    index: int,
+    columns: Sequence[Column],
+    best: dict[str, frozenset[int]],
+    starts: set[str],
+    answer: Answer,
 ) -> str:
-    row, answer = rows[index], answer_of(rows)
+    row = rows[index]
     cells = []
     for column in columns:
         value = row.get(column.key)
-        text = column.show(value)
+        text = shown(column, value)
         if index in best[column.key]:
             text = f"<b>{text}</b>"
         if value is not None and not finite(value):
@@ -146,12 +153,12 @@ def _table_row(
         of_the_model = not column.better and index > 0 and column.key.startswith(f"{answer.key}_")
         same = of_the_model and value == rows[0].get(column.key)
         if column.interval and (ends := _interval(row, column.interval)):
-            text += f"<small>{column.show(ends[0])}–{column.show(ends[1])}</small>"
+            text += f"<small>{shown(column, ends[0])}–{shown(column, ends[1])}</small>"
         cells.append(f"<td{_class('start' * (column.key in starts), 'same' * same)}>{text}</td>")
     return f"<tr{_class('first' * (index == 0))}><td>{_name(row)}</td>{''.join(cells)}</tr>"
 
 
-def dot_plots(rows: Sequence[Row]) -> tuple[str, str]:
+def dot_plots(rows: Sequence[Row], effect: Effect | None = None) -> tuple[str, str]:
     """FVU and the model's answer after replacement with their 95 % intervals, as two SVG charts."""
 
     def dots(key: str) -> list[Dot]:
@@ -162,7 +169,7 @@ def dot_plots(rows: Sequence[Row]) -> tuple[str, str]:
 
     first: Row = rows[0] if rows else {}
     scale = [Reference("perfect", 0.0, bare=True), Reference("mean output", 1.0, bare=True)]
-    answer = answer_of(rows)
+    answer = answer_of(rows, effect)
     lines = [Reference(name, first.get(f"{answer.key}_{name}")) for name in ("clean", "mean", "zero")]
     title = f"{answer.title}, by method"
     return (

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from jaxinterp.core.errors import UserError
-from jaxinterp.report.columns import COLUMNS, columns_of
+from jaxinterp.report.columns import columns_of
 from jaxinterp.report.content import FeaturePage, NeuronMatch, Report, TokenContext
 from jaxinterp.report.page import density_histogram, render, write_report
 from jaxinterp.report.scoreboard import best_rows, summary
@@ -68,6 +68,9 @@ class Page(HTMLParser):
 
     def words(self) -> str:
         return "".join(data for tag, data in self.text if tag not in ("script", "style"))
+
+
+COLUMNS = columns_of([])
 
 
 def board(*rows: dict) -> list[dict]:

@@ -43,7 +43,11 @@ class GatheredMLP(eqx.Module):
         s = activate(self.activation, self.gate_proj(x))
         sizes = jnp.linalg.norm((jnp.abs(s) * self.scale).reshape(*s.shape[:-1], -1, self.block), axis=-1)
         one = x.size == x.shape[-1]
-        y = self._rows(x.reshape(-1), s.reshape(-1), sizes.reshape(-1)).reshape(x.shape) if one else self._mask(x, s, sizes)
+        y = (
+            self._rows(x.reshape(-1), s.reshape(-1), sizes.reshape(-1)).reshape(x.shape)
+            if one
+            else self._mask(x, s, sizes)
+        )
         return y if self.down_bias is None else y + self.down_bias
 
     def _rows(self, x: Array, s: Array, sizes: Array) -> Array:

@@ -48,8 +48,8 @@ def save_huggingface(subject: Subject, directory: str | Path) -> None:
         if name not in shapes or name not in leaves or leaves[name].shape != shapes[name]:
             has, wants = (each[name].shape if name in each else None for each in (leaves, _as_arrays(shapes)))
             raise UserError(
-                f"leaf {name!r} has shape {has}, the configuration says {wants}: keep equally many neurons and heads in "
-                "every layer, or mask them instead; a replaced leaf is saved on its own."
+                f"leaf {name!r} has shape {has}, the configuration says {wants}: keep equally many neurons and heads "
+                "in every layer, or mask them instead; a replaced leaf is saved on its own."
             )
     family, fields = huggingface_config(model.config)
     tensors = {}
@@ -120,7 +120,7 @@ def _fields(config: TransformerConfig, name: str) -> dict[str, Any]:
         "num_attention_heads": config.heads,
         "num_key_value_heads": config.kv_heads,
         "head_dim": config.head_dim,
-        "hidden_act": "silu" if config.activation == "silu" else activation,
+        "hidden_act": activation,
         "rope_theta": config.rotary_base,
         "rope_scaling": _rope_scaling(config),
     }
@@ -141,6 +141,8 @@ def _rope_scaling(config: TransformerConfig) -> dict[str, Any] | None:
         return None
     if scaling.kind == "linear":
         return {"rope_type": "linear", "factor": scaling.factor}
+    if scaling.kind != "llama3":
+        raise UserError(f"rotary_scaling of kind {scaling.kind!r} is not written: save the model with save_subject.")
     return {
         "rope_type": "llama3",
         "factor": scaling.factor,

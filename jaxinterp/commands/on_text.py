@@ -70,8 +70,9 @@ class Prepared(NamedTuple):
 
     @property
     def facts(self) -> dict[str, str]:
-        """The settings, for a page."""
-        return {name: str(value) for name, value in self.record.items()}
+        """The checkpoint and the settings, for a page."""
+        checkpoint = {"checkpoint": self.subject.source or self.subject.name}
+        return checkpoint | {name: str(value) for name, value in self.record.items()}
 
 
 def check_steps(tokens: int, batch_size: int) -> int:

@@ -77,7 +77,7 @@ def _several(config: Any, plan: Any, rows: list[Row], facts: Mapping[str, str]) 
     return write_page(
         config.out / "report.html",
         title=f"{config.model}: {plan.site}",
-        subtitle=f"{config.method.replace('_', ' ')}, {plan.features} features a layer",
+        subtitle=f"{config.method.replace('_', ' ')}, {plan.features} features a layer; {facts['checkpoint']}",
         summary=f"All layers replaced: CE {rows[0]['ce_replaced']:.3f}, unchanged {rows[0]['ce_clean']:.3f}.",
         sections=[Section("All layers, and each alone", (), table)],
         facts=dict(facts),

@@ -23,8 +23,9 @@ import numpy as np
 from jaxinterp.core.errors import UserError, suggest
 from jaxinterp.core.promotion import ordinary
 from jaxinterp.core.trees import fill_leaves, named_leaves
-from jaxinterp.models.families.configs import canonical_names, family_config, family_of
+from jaxinterp.models.families.configs import canonical_names, family_config, family_of, is_tied
 from jaxinterp.models.families.tables import Family
+from jaxinterp.models.families.wrappers import text_tensors
 from jaxinterp.models.files.gguf_file import PART, described, gguf_config, gguf_tensors, open_gguf
 from jaxinterp.models.files.quantised import unpacked, without_quantisation
 from jaxinterp.models.files.safetensors_file import open_directory, pickle_refusal
@@ -124,24 +125,28 @@ def _load_huggingface(
     fields, quantised = without_quantisation(fields)
     family = family_of(fields, families)
     config = family_config(family, fields)
-    tensors = canonical_names(family, unpacked(quantised, open_directory(directory), directory))
-    if config.tied and "lm_head.weight" in tensors:
+    text, left_out = text_tensors(fields, unpacked(quantised, open_directory(directory), directory))
+    tensors = canonical_names(family, text)
+    if config.head and is_tied(family, fields):
         embedding, _ = family.tensors["embedding/token"]
-        _check_tied(tensors, embedding, "lm_head.weight", directory)
-        del tensors["lm_head.weight"]
+        if "lm_head.weight" in tensors:
+            _check_tied(tensors, embedding, "lm_head.weight", directory)
+            del tensors["lm_head.weight"]
+        if not config.tied and embedding in tensors:  # a head with a bias is a leaf of its own
+            tensors["lm_head.weight"] = tensors[embedding]
     path = directory / "tokenizer.json"
     tokenizer = tokenizer_from_file(path) if path.is_file() else None
     _check_vocabulary(config, tokenizer, directory)
     model = load_model(
         config,
         tensors,
-        family.tensors,
+        family.table(config),
         where=directory,
         buffers=family.buffers,
         dtype=dtype,
         sharding=sharding,
     )
-    return Subject(model, tokenizer, name, checkpoint)
+    return Subject(model, tokenizer, name, "; ".join(said for said in (checkpoint, left_out) if said))
 
 
 def _check_vocabulary(config: TransformerConfig, tokenizer: Tokenizer | None, where: Path) -> None:

@@ -204,6 +204,9 @@ h1{font-size:31px}
 .tiles{grid-template-columns:repeat(2,1fr)}
 .panels,.run{grid-template-columns:minmax(0,1fr)}
 .feature{padding:18px 16px}
+:has(> svg.plot){overflow-x:auto}
+.two .plot,svg.plot{width:auto;max-width:none}
+#density .plot text{font-size:11.5px}
 }
 @media print{
 nav.bar,.step,.js .js-only{display:none}

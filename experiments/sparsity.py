@@ -117,7 +117,7 @@ def main(config: Config) -> None:
     record = settings_of(config)
     check_folder(config.out, record, resume=config.resume)
     subject = load(config.model)
-    model = subject.model
+    model: Any = subject.model
     leaves = sites(model, "blocks/*/mlp")
     if not model.config.gated or model.config.mixture is not None:
         raise UserError(f"model={config.model!r} has no gated MLPs: CATS, CHESS and MAW score gates.")

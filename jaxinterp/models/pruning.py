@@ -21,7 +21,7 @@ from jaxtyping import Array, Bool, Float
 
 from jaxinterp.core.errors import UserError
 from jaxinterp.models.attention import Attention
-from jaxinterp.models.layers import Linear
+from jaxinterp.models.layers import Linear, Norm
 from jaxinterp.models.mixtures.moe_x import MoEX
 from jaxinterp.models.mlp import MLP
 from jaxinterp.models.selection import batch_top_k, n_of_m, top_k
@@ -116,7 +116,7 @@ def keep_heads(model: Any, kept: Choice) -> Any:
             raise UserError(f"kept: {name!r} is a {type(attention).__name__}; heads are taken from attention.")
         head_dim = attention.k_proj.weight.shape[1] // attention.kv_heads
         for norm in (attention.query_norm, attention.key_norm):
-            if norm is not None and norm.weight.shape[0] != head_dim:
+            if isinstance(norm, Norm) and norm.weight.shape[0] != head_dim:
                 raise UserError(f"kept: the norms of {name!r} span all heads: without some, the others would change.")
         index = _index(name, groups, attention.kv_heads, "key/value head")
         size = attention.heads // attention.kv_heads

@@ -37,7 +37,18 @@ Columns = Mapping[str, tuple[str, str]]
 
 CONFIG = "config.json"
 WIDTH = 80
-FREE = ("mesh", "cache", "pages", "save_every", "on_failed_save", "spike", "ce_tokens", "effect", "harvest_parts")
+FREE = (
+    "mesh",
+    "cache",
+    "pages",
+    "save_every",
+    "on_failed_save",
+    "spike",
+    "ce_tokens",
+    "effect",
+    "harvest_parts",
+    "most_seconds",
+)
 """Settings that may change when a run is resumed."""
 
 

@@ -148,12 +148,12 @@ def scoreboard(
     for decomposition in reversed(list(decompositions.values())):
         ablations |= dict(zip(several(decomposition.sites.writes), _means_of(decomposition), strict=True))
     ablations |= dict(means or {})
-    boards = [_Board(name, decomposition, chosen) for name, decomposition in decompositions.items()]
+    boards = [Board(name, decomposition, chosen) for name, decomposition in decompositions.items()]
     seen = 0
     for batch in batches:
         windows = {name: jnp.asarray(batch[name]) for name in ("tokens", "weight", "document")}
         rows = harvest_jit(subject.model, {name: windows[name] for name in ("tokens", "weight")}, sites)
-        model = _Replaced(effect, subject.model, rows, windows, ablations, {})
+        model = Replaced(effect, subject.model, rows, windows, ablations, {})
         for board in boards:
             board.add(batch, rows, centers, model if seen < ce_tokens else None)
         seen += batch["tokens"].size
@@ -177,7 +177,7 @@ def _means_of(decomposition: Decomposition) -> tuple[Array, ...]:
     return mean if isinstance(mean, tuple) else (mean,)
 
 
-class _Board:
+class Board:
     """The tables of one decomposition: one for each array that it writes, one for each protocol that replaces all."""
 
     def __init__(self, name: str, decomposition: Decomposition, protocols: tuple[Protocol, ...]) -> None:
@@ -186,7 +186,7 @@ class _Board:
         self.layers = [Table() for _ in self.writes]
         self.joint: dict[Protocol, Table] = {protocol: Table() for protocol in protocols if protocol != "alone"}
 
-    def add(self, batch: Windows, rows: Rows, centers: Mapping[str, Array], model: "_Replaced | None") -> None:
+    def add(self, batch: Windows, rows: Rows, centers: Mapping[str, Array], model: "Replaced | None") -> None:
         """Add a batch; `model` None: without the effect."""
         found = _reconstruct(self.decomposition, rows, {name: centers[name] for name in self.writes})
         about = {"document": batch["document"], "weight": batch["weight"]}
@@ -233,7 +233,7 @@ def _add_effect(table: Table, batch: Windows, columns: Columns) -> None:
 
 
 @dataclass(frozen=True)
-class _Replaced:
+class Replaced:
     """What the model answers to one batch with arrays replaced; answers that several rows need are kept."""
 
     effect: Effect

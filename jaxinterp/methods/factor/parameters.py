@@ -34,7 +34,7 @@ from typing import Literal, NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from jaxinterp.core.fields import PARAMETER_ROWS
 
@@ -288,15 +288,21 @@ def start_gates(key: PRNGKeyArray, parts: int, hidden: int) -> Gates:
     return Gates(weight, jnp.zeros((parts, hidden)), out, jnp.zeros(parts))
 
 
-def mean_max_cosine(weight: Float[Array, "d_in d_out"], parts: Parts) -> tuple[Float[Array, ""], Float[Array, ""]]:
+def mean_max_cosine(
+    weight: Float[Array, "d_in d_out"], parts: Parts, alive: Bool[Array, " parts"] | None = None
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """MMCS and ML2R: are the rows of W single parts, in direction and in length?
 
     For input j, the part c nearest to row j of W by cosine of outer(v_c, u_c)[j]; the means over j of that cosine, and
     of the ratio of the two lengths. (The inputs of TMS are features: row j of its first matrix is a mechanism.)
+
+    Args:
+      alive: parts that may be the nearest, such as those that are important for some input. None: all, as the authors
+        do; then a part that no input uses, of next to no length, can have the largest cosine by chance.
     """
     rows = jnp.einsum("cj,co->jco", parts.read, parts.write)
     length, own = jnp.linalg.norm(rows, axis=-1), jnp.linalg.norm(weight, axis=-1)
     cosines = jnp.einsum("jco,jo->jc", rows, weight) / jnp.maximum(length * own[:, None], 1e-12)
-    nearest = jnp.argmax(cosines, axis=1)
+    nearest = jnp.argmax(cosines if alive is None else jnp.where(alive, cosines, -jnp.inf), axis=1)
     chosen = jnp.arange(weight.shape[0]), nearest
     return jnp.mean(cosines[chosen]), jnp.mean(length[chosen] / own)

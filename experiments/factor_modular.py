@@ -118,7 +118,7 @@ def bases(network: Network, e: Float[Array, "pairs d+1"]) -> Bases:
         return away.T @ away / len(away), mean
 
     (gram_h, mean_h), (gram_e, mean_e) = centred(hidden), centred(e)
-    options = {"threshold": 1e-10, "relative": True}
+    options: dict[str, Any] = {"threshold": 1e-10, "relative": True}
     into_logits = lib.jacobian_moment(network.to_logits, hidden)
     of_hidden = lib.interaction_basis(gram_h, into_logits, mean=mean_h, **options)
     into_hidden = lib.jacobian_moment(network.to_hidden, e, jnp.asarray(of_hidden.into, e.dtype))

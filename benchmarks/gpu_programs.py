@@ -61,7 +61,7 @@ def ceilings(size: int, copied: int) -> dict[str, Any]:
 def checks(implementation: str, shape: Shape) -> list[dict[str, Any]]:
     """Every pass against float64 numpy, in float32 and bfloat16: the greatest error, in units of the greatest number.
 
-    Some indices occur twice in a token, and some stand for no row.
+    Some indices occur twice in a token, and some name no row.
     """
     random = np.random.default_rng(0)
     found = []

@@ -115,7 +115,7 @@ def both(model: str, features: int, k: int, batch: int, mesh: dict[str, int]) ->
 def scaling(sizes: list[int], features: int) -> int:
     """Operand bytes of a chip's collectives, a skip transcoder of SmolLM2's shape.
 
-    Where a chip's part of the rows (features / 4 / data) is no multiple of 64, XLA pads it, and exchanges what that
+    Where a chip's part of the rows (features / 4 / data) is not a multiple of 64, XLA pads it, and exchanges what that
     shifts with neighbours.
     """
     from jaxinterp.methods import SkipTranscoder

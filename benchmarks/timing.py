@@ -124,5 +124,5 @@ def ratio(rounds: Sequence[Round], name: str, unit: str, clock: str = "wall") ->
 
 
 def load() -> float:
-    """The machine's load average over the last minute; NaN where there is none to be had."""
+    """The machine's load average over the last minute; NaN where the system gives none."""
     return os.getloadavg()[0] if hasattr(os, "getloadavg") else float("nan")

@@ -81,7 +81,7 @@ def methods(config: Config) -> dict[str, Method]:
     """By name.
 
     Raises:
-      UserError: a number cannot be.
+      UserError: a number is invalid.
     """
     if not config.afa or min(config.afa) <= 0 or config.l1 <= 0:
         raise UserError(f"afa={config.afa} and l1={config.l1} must be positive, afa with at least one number.")

@@ -112,7 +112,7 @@ def planned(config: Config) -> tuple[Config, Plan]:
     """The configuration with the preset's sizes where none was asked for, and the sizes.
 
     Raises:
-      UserError: a size cannot be.
+      UserError: a size is invalid.
     """
     asked = {one.name: getattr(config, one.name) for one in fields(Plan)}
     plan = replace(PRESETS[config.preset], **{name: value for name, value in asked.items() if value is not None})

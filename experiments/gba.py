@@ -109,7 +109,7 @@ def entries(config: Config) -> dict[str, Entry]:
     """By the name of their row.
 
     Raises:
-      UserError: a number cannot be.
+      UserError: a number is invalid.
     """
     if config.features < max(KS):
         raise UserError(

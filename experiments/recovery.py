@@ -14,7 +14,7 @@ samples with inference thresholds; stability: the matched cosine of the live row
 them the control, TopK with k three times too large: its FVU must be no worse (within 2 percent) and its MCC must be;
 and the floor: random rows. Exit code 1 where something is not as it must be.
 
-Settings, thresholds and papers: experiments/planted_methods.py. Methods for which this plant is no test have their own
+Settings, thresholds and papers: experiments/planted_methods.py. Methods that this plant does not test have their own
 in tests/methods: gradient SAE (test_gradient_sae.py), attention SAE (test_attention_sae.py), discrete codes
 (test_discrete_codes.py), per-layer and cross-layer transcoders (test_several_layers.py, test_cross_layer.py).
 

@@ -192,7 +192,7 @@ def integrated_inputs(
 def check_metric(
     model: Any, tokens: Int[Array, "batch seq"], metric: Metric, *, edits: Mapping[str, Edit] | None = None
 ) -> None:
-    """Raises UserError where the metric's derivative by what it reads vanishes at this run, for some prompt.
+    """Raises UserError if the metric's derivative by what it reads vanishes at this run, for some prompt.
 
     It vanishes where its length is under a thousandth of what it is after a change of the trace by one percent: so for
     KL(reference || run) at the reference, and not for a logit difference, however it is scaled.

@@ -248,7 +248,7 @@ def task_score(model: Any, task: Task, *, chunk: int = 16) -> TaskScore:
 
 
 def require_able(score: TaskScore) -> None:
-    """Raises UserError where the model cannot do the task: nothing about the task can be concluded from it."""
+    """Raises UserError if the model cannot do the task: nothing about the task can be concluded from it."""
     if not score.able:
         raise UserError(f"{score.sentence()} Nothing can be concluded from it: take another task or model.")
 

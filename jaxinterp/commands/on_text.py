@@ -95,7 +95,7 @@ def check_mlp(model: Any, site: str) -> str:
     """
     if not check_site(model, site).endswith("/mlp"):
         leaves = ", ".join(sites(model, "**/mlp")[:3])
-        raise UserError(f"site={site!r} is no MLP: name the leaf itself, such as {leaves}.")
+        raise UserError(f"site={site!r} is not an MLP: name the leaf itself, such as {leaves}.")
     return site
 
 
@@ -107,7 +107,7 @@ def prepared(config: OnText, *, check: Callable[[Any, str], Any] = check_mlp) ->
     Args:
       check: called with the model and the site, which it refuses by a UserError.
     Raises:
-      UserError: a size, the folder, the model (one without logits among them), the site or the text cannot be.
+      UserError: a size, the folder, the model (one without logits among them), the site or the text is invalid.
     """
     check_positive(config, "heldout_tokens", "ce_tokens")
     check_sizes(

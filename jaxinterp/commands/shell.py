@@ -173,14 +173,14 @@ def chosen(only: str, known: Iterable[str], separator: str = ",") -> list[str]:
 
 
 def check_distinct(field: str, values: Sequence[Any]) -> None:
-    """Raises UserError where a value stands in a list twice: its rows would have one name."""
+    """Raises UserError if a value stands in a list twice: its rows would have one name."""
     for value, times in Counter(values).items():
         if times > 1:
             raise UserError(f"{field}: {value} stands there {times} times; once is enough.")
 
 
 def check_positive(config: Any, *names: str) -> None:
-    """Raises UserError where a field is below 1."""
+    """Raises UserError if a field is below 1."""
     for name in names:
         if getattr(config, name) < 1:
             raise UserError(f"{name}={getattr(config, name)} must be at least 1.")
@@ -190,7 +190,7 @@ def check_folder(folder: Path, settings: Mapping[str, Any], *, resume: bool) -> 
     """Refuse an output folder that cannot be used; nothing is written.
 
     Raises:
-      UserError: it is a file; it holds files and `resume` is False; what it holds is no run of an experiment; or the
+      UserError: it is a file; it holds files and `resume` is False; what it holds is not a run of an experiment; or the
         run had other settings.
     """
     if folder.exists() and not folder.is_dir():
@@ -200,7 +200,7 @@ def check_folder(folder: Path, settings: Mapping[str, Any], *, resume: bool) -> 
     if not resume:
         raise UserError(f"out={folder} is not empty: pass --resume to continue that run, or choose another folder.")
     if not (folder / CONFIG).exists():
-        raise UserError(f"out={folder} has files but no {CONFIG}: it is no run to resume; choose another folder.")
+        raise UserError(f"out={folder} has files but no {CONFIG}: it is not a run to resume; choose another folder.")
     before, now = (
         {k: v for k, v in each.items() if k not in FREE} for each in (read_json(folder / CONFIG), dict(settings))
     )
@@ -227,7 +227,7 @@ def open_folder(folder: Path, settings: Mapping[str, Any]) -> Path:
 
 
 def check_unlocked(folder: Path) -> None:
-    """Raises UserError where a run is writing its checkpoints in this folder."""
+    """Raises UserError if a run is writing its checkpoints in this folder."""
     if (folder / "checkpoints.lock").exists():
         unlock(lock(folder / "checkpoints"))
 

@@ -63,7 +63,7 @@ def cache_activations(
       batch: windows in a forward pass.
       part: this process takes shards part, part + parts, part + 2 parts, ...
     Raises:
-      UserError: a name is no array of the model, the folder holds other activations, there is not enough space, or an
+      UserError: a name is not that of an array, the folder holds other activations, there is not enough space, or an
         activation is not finite.
     """
     if not 0 <= part < parts or batch < 1 or windows_per_shard < 1:

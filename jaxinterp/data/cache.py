@@ -9,7 +9,7 @@ content of the text, the tokenizer, how many tokens were asked for. Another text
     corpus.json    number of documents and tokens, and the SHA-256 of each file; written last
 
 Tokens are written as they come, so that a text larger than the memory is tokenised in little of it; reading costs one
-pass over the files, which finds every damage. A damaged cache is told and made again.
+pass over the files, which finds every damage. A damaged cache is reported and made again.
 """
 
 import hashlib

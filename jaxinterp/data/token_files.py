@@ -82,7 +82,7 @@ def _map(path: Path, tokenizer: TextTokenizer | None, token_dtype: str | None) -
         try:
             ids = np.lib.format.open_memmap(path, mode="r")  # reads no pickle
         except (ValueError, EOFError, OSError) as error:
-            raise UserError(f"{path} is no readable .npy file: {error}") from error
+            raise UserError(f"{path} is not a readable .npy file: {error}") from error
         if token_dtype is not None and integer_type(token_dtype) != ids.dtype:
             raise UserError(f"{path} holds {name_of(ids.dtype)}, not token_dtype={token_dtype!r}: leave that out.")
     elif tokenizer is None and token_dtype is None:
@@ -108,7 +108,7 @@ def _has_header(path: Path, token_dtype: str | None) -> bool:
     if not header and token_dtype is None:
         seen = looks_like(sample(path), np.dtype("<u2")) or "uint16"
         raise UserError(
-            f"{path} is no readable .npy file: it has no header. If it holds bare integers (some libraries give them "
+            f"{path} is not a readable .npy file: no header. If it holds bare integers (some libraries give them "
             f"this suffix), name their type: token_dtype={'uint16' if seen == 'text' else seen!r}."
         )
     return header

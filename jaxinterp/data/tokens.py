@@ -36,7 +36,7 @@ class TextTokenizer(Protocol):
 
     @property
     def special(self) -> frozenset[int]:
-        """Ids that stand for no text."""
+        """Ids without text."""
 
     @property
     def vocab_size(self) -> int:
@@ -90,7 +90,7 @@ class TokenCorpus:
       starts: where in `ids` each document begins.
       lengths: tokens of each document, its end token included; at least 1.
       keys: 64 bits of the SHA-256 of each document's content; what the split goes by.
-      special: ids that stand for no text: weight 0.
+      special: ids without text: weight 0.
       begin: the token that every window begins with, if the model expects one.
     """
 

@@ -102,7 +102,7 @@ class TopK(eqx.Module):
     k: int = eqx.field(static=True)
 
     def __check_init__(self) -> None:
-        """Raises UserError where k is no positive number."""
+        """Raises UserError if k is not a positive number."""
         check_k(self.k)
 
     def codes(self, x: Array, rows: Array, bias: Array, *, k: Any, weight: Any, training: bool) -> SparseCodes:
@@ -137,7 +137,7 @@ class BatchTopK(eqx.Module):
     threshold: Float[Array, ""] = eqx.field(metadata=STATE, default_factory=lambda: jnp.zeros((), jnp.float32))
 
     def __check_init__(self) -> None:
-        """Raises UserError where k is no positive number."""
+        """Raises UserError if k is not a positive number."""
         check_k(self.k)
 
     def codes(self, x: Array, rows: Array, bias: Array, *, k: Any, weight: Any, training: bool) -> Codes:
@@ -177,13 +177,13 @@ class BatchTopK(eqx.Module):
 
 
 def check_k(k: int) -> None:
-    """Raises UserError where k is no positive number."""
+    """Raises UserError if k is not a positive number."""
     if k < 1:
         raise UserError(f"k={k} must be at least 1.")
 
 
 def check_schedule(activation: Any, k: Any) -> None:
-    """Raises UserError where a number of active features is asked for, and the activation knows none."""
+    """Raises UserError if a number of active features is asked for, and the activation knows none."""
     if k is not None and not hasattr(activation, "k"):
         name = type(activation).__name__
         raise UserError(f"k is given, but activation={name} has none: leave the schedule 'k' away, or take TopK.")

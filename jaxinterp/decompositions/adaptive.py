@@ -41,7 +41,7 @@ class TopAFA(eqx.Module):
     `at_cap` among the metrics of an objective is the fraction of tokens that reached it."""
 
     def __check_init__(self) -> None:
-        """Raises UserError where the cap is no positive number."""
+        """Raises UserError if the cap is not a positive number."""
         if self.cap is not None:
             check_k(self.cap)
 
@@ -72,7 +72,7 @@ class TopAFA(eqx.Module):
 
 
 def check_foldable(activation: Any) -> None:
-    """Raises UserError where codes depend on the length of the normalised input, which folding would change."""
+    """Raises UserError if codes depend on the length of the normalised input, which folding would change."""
     if isinstance(activation, TopAFA):
         raise UserError(
             "activation=TopAFA compares the codes with the length of the normalised input: folded, it would compare "
@@ -152,7 +152,7 @@ class GroupBias(eqx.Module):
         """Equal gains and biases of 0: at first everything positive is active.
 
         Raises:
-          UserError: a number cannot be.
+          UserError: a number is invalid.
         """
         if not gain > 0:
             raise UserError(f"gain={gain} must be positive.")
@@ -171,7 +171,7 @@ class GroupBias(eqx.Module):
         )
 
     def __check_init__(self) -> None:
-        """Raises UserError where groups, frequencies, the interval or the rate cannot be."""
+        """Raises UserError if groups, frequencies, the interval or the rate are invalid."""
         if self.groups < 1 or self.gain.shape[0] % self.groups:
             raise UserError(f"groups={self.groups} must divide features={self.gain.shape[0]}.")
         if not 0 < self.lowest <= self.highest < 1:

@@ -44,7 +44,7 @@ class EffectDictionary(eqx.Module):
     strength: float = eqx.field(static=True, default=1.0)
 
     def __check_init__(self) -> None:
-        """Raises UserError where the dictionary does not select k features."""
+        """Raises UserError if the dictionary does not select k features."""
         if not isinstance(self.dictionary.activation, TopK):
             name = type(self.dictionary.activation).__name__
             raise UserError(f"activation={name} does not select by a score: take TopK.")

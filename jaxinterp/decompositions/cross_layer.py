@@ -142,7 +142,7 @@ class CrossLayer(eqx.Module):
     sites: Sites = eqx.field(static=True)
 
     def __check_init__(self) -> None:
-        """Raises UserError where the layers cannot be those of the sites."""
+        """Raises UserError if the layers are not those of the sites."""
         if not len(self.layers) == len(self.sites.reads) == len(self.sites.writes):
             raise UserError(
                 f"{len(self.layers)} layers for reads={self.sites.reads!r} and writes={self.sites.writes!r}: "

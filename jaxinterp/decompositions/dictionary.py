@@ -49,7 +49,7 @@ class Dictionary(eqx.Module):
     sites: Sites = eqx.field(static=True)
 
     def __check_init__(self) -> None:
-        """Raises UserError where k exceeds the number of features."""
+        """Raises UserError if k exceeds the number of features."""
         k = getattr(self.activation, "k", 1)
         if not 0 < k <= self.encoder.shape[0]:
             raise UserError(f"k={k} must lie between 1 and features={self.encoder.shape[0]}.")

@@ -28,7 +28,7 @@ def exact_transcoder(
       site: its name in the model, `blocks/3/mlp`.
       target_mean: the mean of its output over training tokens, for mean ablation; default: 0.
     Raises:
-      UserError: the MLP is gated or its activation is no ReLU: a neuron is then no feature of a transcoder.
+      UserError: the MLP is gated or its activation is not a ReLU: a neuron is then not a feature of a transcoder.
     """
     if not isinstance(mlp, MLP):
         raise UserError(

@@ -92,7 +92,7 @@ class JumpReLU(eqx.Module):
         return cls(parameter, parametrisation, bandwidth)
 
     def __check_init__(self) -> None:
-        """Raises UserError where a setting cannot be."""
+        """Raises UserError if a setting is invalid."""
         if self.parametrisation not in ("log", "raw"):
             raise UserError(f"parametrisation={self.parametrisation!r} must be 'log' or 'raw'.")
         if not self.bandwidth > 0:

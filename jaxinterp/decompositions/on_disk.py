@@ -62,7 +62,7 @@ def read(folder: Path, name: str, form: int = FORMAT) -> tuple[dict[str, Any], d
 
 @contextmanager
 def damage(folder: Path) -> Iterator[None]:
-    """Within it, what goes wrong with a file's content is told as a UserError."""
+    """Within it, what goes wrong with a file's content is raised as a UserError."""
     try:
         yield
     except UserError:
@@ -110,7 +110,7 @@ def make_sites(names: Mapping[str, Any]) -> Sites:
 
 
 def check_arrays(modules: Sequence[Any], folder: Path) -> None:
-    """Raises UserError where arrays of these modules have other dtypes than annotated, or sizes that do not agree."""
+    """Raises UserError if arrays of these modules have other dtypes than annotated, or sizes that do not agree."""
     with jaxtyped("context"):  # within it, one name of a size stands for one number
         for module in modules:
             for field in fields(module):
@@ -120,7 +120,7 @@ def check_arrays(modules: Sequence[Any], folder: Path) -> None:
                     wanted = " or ".join(kind.__name__ for kind in kinds)
                     raise UserError(
                         f"the decomposition in {folder} is damaged: {field.name} is {array.dtype}{list(array.shape)}, "
-                        f"which is no {wanted} that agrees with the arrays before it."
+                        f"which is not a {wanted} that agrees with the arrays before it."
                     )
 
 

@@ -82,13 +82,13 @@ def baselines(
       features: number of random features (at most 8192 are used).
       tokens: how much of the text to use.
     Raises:
-      UserError: the leaf is no MLP of ours, whose neurons have write vectors.
+      UserError: the leaf is not an MLP of this package, whose neurons have write vectors.
     """
     mlp = select(subject.model, site).get()
     if not isinstance(mlp, MLP):
         raise UserError(
-            f"site={site!r} is a {type(mlp).__name__}: the baselines read the neurons of an MLP of ours: load the same "
-            "weights as a model of ours, or score without baselines."
+            f"site={site!r} is a {type(mlp).__name__}: the baselines read the neurons of this package's MLPs: load the "
+            "same weights with `load`, or score without baselines."
         )
     sites = Sites(f"{site}/in", f"{site}/out")
     names = (f"{site}/in", f"{site}/hidden", f"{site}/out")

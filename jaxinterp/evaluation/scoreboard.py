@@ -117,7 +117,7 @@ def _one_array(name: str, decomposition: Decomposition) -> str:
 
 
 def check_counts(**counts: int) -> None:
-    """Raises UserError where a number of tokens is below 1."""
+    """Raises UserError if a number of tokens is below 1."""
     for name, count in counts.items():
         if count < 1:
             raise UserError(f"{name}={count} must be at least 1.")

@@ -18,7 +18,7 @@ AxesByName = dict[str, tuple[str, ...]]
 
 
 def check_names(stored: Mapping[str, StoredTensor], layout: AxesByName, where: Path, hint: str = "") -> None:
-    """Raises UserError where an array of the layout is missing, or one is there that it does not have."""
+    """Raises UserError if an array of the layout is missing, or one is there that it does not have."""
     for name in layout:
         if name not in stored:
             raise UserError(f"{where}: tensor {name!r} is missing; it has {', '.join(stored)}.{hint}")
@@ -49,7 +49,7 @@ def read_checked(
 def check_shapes(
     stored: Mapping[str, StoredTensor], layout: AxesByName, where: Path, *, sizes: Mapping[str, int]
 ) -> None:
-    """Raises UserError where the shapes disagree with `sizes`, or among each other."""
+    """Raises UserError if the shapes disagree with `sizes`, or among each other."""
     known = dict(sizes)
     for name, axes in layout.items():
         shape = stored[name].shape

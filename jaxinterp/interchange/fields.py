@@ -66,7 +66,7 @@ def one_of(fields: Mapping[str, Any], name: str, where: Path, allowed: Collectio
 
 
 def check_known(fields: Mapping[str, Any], known: Collection[str], where: Path, *, hint: str = "") -> None:
-    """Raises UserError where a field is unknown: one that changes the computation must not be ignored."""
+    """Raises UserError if a field is unknown: one that changes the computation must not be ignored."""
     for name, value in fields.items():
         if name not in known:
             raise UserError(

@@ -149,7 +149,7 @@ def as_jumprelu(dictionary: Dictionary) -> Dictionary:
     activation = dictionary.activation
     if not isinstance(activation, BatchTopK):
         raise UserError(
-            f"activation={type(activation).__name__} is no BatchTopK: there is nothing to turn into JumpReLU."
+            f"activation={type(activation).__name__} is not a BatchTopK: there is nothing to turn into JumpReLU."
         )
     threshold = jnp.full(dictionary.features, jnp.maximum(activation.threshold, 0.0), jnp.float32)
     return replace(dictionary, activation=JumpReLU(threshold, "raw", BANDWIDTH))
@@ -166,7 +166,7 @@ def _locate(path: Path, format: str | None) -> tuple[Path, str]:
         suffix = {".npz": "gemma_scope", ".pt": "dictionary_learning"}.get(path.suffix)
         chosen = format or (named[0] if named else suffix)
         if chosen is None:
-            raise UserError(f"{path} is no file that is known here; pass its folder, or format=.")
+            raise UserError(f"{path} has an unknown format; pass its folder, or format=.")
         reader = READERS[chosen]
         if reader.takes_folder and path.name != reader.file:
             raise UserError(f"{path}: format={chosen!r} has its arrays in {reader.file!r}.")
@@ -253,7 +253,7 @@ def _behind_norm(contents: Contents, sites: Sites, subject: Any) -> Contents:
 
 
 def _check_widths(dictionary: Dictionary, subject: Any, where: Path) -> None:
-    """Raises UserError where a site is not in the model, or has another width than the dictionary."""
+    """Raises UserError if a site is not in the model, or has another width than the dictionary."""
     sites = dictionary.sites
     for name in sites.names():
         check_site(subject.model, name)

@@ -27,12 +27,12 @@ def open_npz(path: Path) -> dict[str, StoredTensor]:
     """Every array of an `.npz` file by name; reads headers only.
 
     Raises:
-      UserError: it is no such archive, an array holds pickled objects, or its header claims more than is there.
+      UserError: it is not such an archive, an array holds pickled objects, or its header claims more than is there.
     """
     found = {}
     for name, info in members(path, compressed=True).items():
         if not name.endswith(".npy"):
-            raise UserError(f"{path}: member {name!r} is no .npy array; the file is damaged.")
+            raise UserError(f"{path}: member {name!r} is not a .npy array; the file is damaged.")
         bare = name.removesuffix(".npy")
         found[bare] = _open_npy(path, info, bare)
     return found

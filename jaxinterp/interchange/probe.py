@@ -43,7 +43,7 @@ from jaxinterp.models.sites import sites as sites_of
 GOOD, POOR, WORST = 0.1, 0.3, 1.0
 NEARLY, TURNED, FAR, FARTHER, DENSE = 0.95, 1.25, 2.0, 8.0, 0.25
 NOTABLE, LITTLE = 0.95, 0.001
-"""Another reading is told where it leaves at most so much of what this one leaves, and so much of the variance less."""
+"""Another reading is reported if it leaves at most this share of the variance that the given one leaves."""
 
 TOKENS, TRIED = 4096, 512
 """Tokens that the dictionary itself is measured on, and other readings of it."""
@@ -144,7 +144,7 @@ def check_reconstruction(
 
 
 def _compare(own: _Reading, readings: list[_Reading], where: str, force: bool) -> None:
-    """Raises UserError where another reading explains far more than the file's own, or that one explains nothing.
+    """Raises UserError if another reading explains far more than the file's own, or that one explains nothing.
 
     Where another one explains a little more, or all is forced, it warns.
     """

@@ -40,7 +40,7 @@ CONFIG, WEIGHTS, SCALER = "cfg.json", "sae_weights.safetensors", "activation_sca
 VERSION = "6.0.0"
 """The version whose layout is written."""
 
-PER_TOKEN = "; what is divided by each token's own norm, or whitened, is no dictionary here"
+PER_TOKEN = "; what is divided by each token's own norm, or whitened, is not a dictionary here"
 CENTRING = "center_writing_weights"
 CHANGED = ("fold_ln", "fold_value_biases")
 """Options of TransformerLens under which its activations are not those of the model as it was published."""

@@ -166,7 +166,7 @@ def _major(version: Any, where: Path) -> int:
 
 
 def _check_old(config: Mapping[str, Any], where: Path) -> None:
-    """Raises UserError where nothing says that it is SAELens's: what it leaves out would have SAELens's defaults."""
+    """Raises UserError if nothing says that it is SAELens's: what it leaves out would have SAELens's defaults."""
     foreign = [name for name in NOT_OURS if name in config]
     if foreign:
         raise UserError(

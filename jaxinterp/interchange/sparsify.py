@@ -64,7 +64,7 @@ def read_sparsify(folder: Path) -> Contents:
     )
     module = module_folder(folder)
     hooks, target = read_beside(folder, from_module(module, transcoder=transcoder), width)
-    no_site = f"the folder's name {module!r} is no module that is known here (layers.5, layers.5.mlp, h.3.attn, ...)"
+    no_site = f"the folder's name {module!r} is not a known module (layers.5, layers.5.mlp, h.3.attn, ...)"
     return Contents(
         encoder=arrays["encoder.weight"],
         encoder_bias=arrays["encoder.bias"],

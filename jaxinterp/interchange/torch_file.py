@@ -80,7 +80,7 @@ def open_torch(path: Path) -> dict[str, StoredTensor]:
     """
     tensors, settings = _opened(path)
     for name in settings:
-        raise UserError(f"{path}: entry {name[:80]!r} is no tensor.")
+        raise UserError(f"{path}: entry {name[:80]!r} is not a tensor.")
     return tensors
 
 
@@ -112,13 +112,15 @@ def _opened(path: Path) -> tuple[dict[str, StoredTensor], dict[str, Any]]:
     return tensors, settings
 
 
-def _setting(name: str, value: Any, path: Path, depth: int = 0) -> Any:
-    """A plain value, or a flat dictionary of such."""
-    if value is None or type(value) in (str, int, float, bool):
+def _setting(name: str, value: Any, path: Path) -> Any:
+    """A plain value, or a small dictionary of such."""
+    plain = (str, int, float, bool, type(None))
+    if type(value) in plain:
         return value
-    if isinstance(value, dict) and depth < 2:
-        return {key: _setting(name, each, path, depth + 1) for key, each in value.items()}
-    raise UserError(f"{path}: entry {name[:80]!r} is no tensor.")
+    # A small one: a large one that many entries share would take for ever.
+    if isinstance(value, dict) and len(value) <= 32 and all(type(each) in plain for each in value.values()):
+        return value
+    raise UserError(f"{path}: entry {name[:80]!r} is not a tensor.")
 
 
 def _run(program: bytes, path: Path) -> dict[str, Any]:
@@ -128,7 +130,7 @@ def _run(program: bytes, path: Path) -> dict[str, Any]:
     except UserError:
         raise
     except (ValueError, IndexError, KeyError, TypeError, RecursionError) as error:
-        raise UserError(f"{path}: data.pkl is no readable pickle ({type(error).__name__}: {error}).") from error
+        raise UserError(f"{path}: data.pkl is not a readable pickle ({type(error).__name__}: {error}).") from error
     if not isinstance(result, dict):
         raise UserError(f"{path} holds no state dict, but a {type(result).__name__.lstrip('_')}.")
     return result
@@ -180,7 +182,7 @@ def _machine(program: bytes, path: Path) -> Any:
                 module, attribute = stack.pop(-2), stack.pop()
                 # The text of a deeply shared tuple would take for ever.
                 if type(module) is not str or type(attribute) is not str:
-                    raise _refused("a global whose name is no text", path)
+                    raise _refused("a global whose name is not text", path)
                 stack.append(_name(f"{module[:60]}.{attribute[:60]}", path))
             case "BINPERSID":
                 stack.append(_storage(stack.pop(), path))
@@ -231,7 +233,7 @@ def _storage(identity: Any, path: Path) -> _Storage:
         case ("storage", _Name(full=kind), str(key), str(), int(count)) if kind in STORAGES and type(count) is int:
             return _Storage(kind, key, count)
         case _:
-            raise _refused("a persistent object that is no storage", path)
+            raise _refused("a persistent object that is not a storage", path)
 
 
 def _built(called: Any, arguments: Any, path: Path) -> Any:

@@ -21,7 +21,7 @@ SPARE = 2**24
 
 @contextmanager
 def damage(path: Path) -> Iterator[None]:
-    """Within it, what goes wrong with an archive is told as a UserError."""
+    """Within it, what goes wrong with an archive is raised as a UserError."""
     try:
         yield
     except UserError:
@@ -36,12 +36,12 @@ def members(path: Path, *, compressed: bool) -> dict[str, zipfile.ZipInfo]:
     Args:
       compressed: whether members may be compressed.
     Raises:
-      UserError: the file is no zip archive, has two members of one name, an encrypted or (where not allowed) a
+      UserError: the file is not a zip archive, has two members of one name, an encrypted or (where not allowed) a
         compressed one, or claims more bytes than there can be.
     """
     with path.open("rb") as file:
         if file.read(4) != b"PK\x03\x04":
-            raise UserError(f"{path} is no zip archive: it is of an older or another format, or damaged.")
+            raise UserError(f"{path} is not a zip archive: it is of an older or another format, or damaged.")
     size = path.stat().st_size
     with damage(path), zipfile.ZipFile(path) as archive:
         infos = archive.infolist()

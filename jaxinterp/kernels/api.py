@@ -13,7 +13,7 @@ encoder matmuls more. `sampled_dot` and `sparse_outer` are the passes that the g
 Everywhere: values are float32 (float64 for float64 arrays, chosen by float32 sums), best first, ties to the lowest
 index; NaN counts as the greatest number, so that it shows. Where fewer than k features may be chosen, the last values
 are -inf (a ReLU makes zeros of them) and their indices are those of features all the same. An index that is negative or
-at least the number of features stands for no row. The dtype of x is that of an encoder's products: rows are rounded to
+at least the number of features names no row. The dtype of x is that of an encoder's products: rows are rounded to
 bfloat16 where x is bfloat16; the gradients of float32 rows are float32 all the same.
 """
 
@@ -50,7 +50,7 @@ def encode_topk(
       implementation: which code runs it (`dispatch.NAMES`); None lets the table choose.
 
     Raises:
-      UserError: k is no number of features, or the implementation cannot run here.
+      UserError: k is not a valid number of features, or the implementation cannot run here.
     """
     _check_k(k, rows.shape[0])
     masked = bias if allowed is None else jnp.where(allowed, bias, -jnp.inf)
@@ -77,7 +77,7 @@ def encode_ranked(
     count - k features, the smallest. Arrays of `rank.tokens` have the leading axes of x. Scores carry no gradient.
 
     Raises:
-      UserError: k is no number of features.
+      UserError: k is not a valid number of features.
     """
     _check_k(k, rows.shape[0])
     if _is_double(x, rows):
@@ -115,7 +115,7 @@ def select_topk(
     """The k largest of pre-activations (or the k best by `rank`) of each token, and their features.
 
     Raises:
-      UserError: k is no number of features.
+      UserError: k is not a valid number of features.
     """
     _check_k(k, pre.shape[-1])
     masked = pre if allowed is None else jnp.where(allowed, pre, -jnp.inf)
@@ -315,7 +315,7 @@ def _flat(array: Array) -> Array:
 
 
 def _places(indices: Array, rows: int) -> Array:
-    """Indices with one leading axis; `rows` for all that stand for no row: kernels read wherever they are told to."""
+    """Indices with one leading axis; `rows` for all that name no row: kernels read wherever they are told to."""
     flat = _flat(indices)
     return jnp.where(flat < 0, rows, jnp.minimum(flat, rows))
 

@@ -1,4 +1,4 @@
-"""The sparse passes as dense matmuls over a few hundred tokens at a time: faster where k is no small part of M.
+"""The sparse passes as dense matmuls over a few hundred tokens at a time: faster where k is a large part of M.
 
 Four sparse passes move 4 N k d e bytes (e bytes a number), four dense matmuls take 8 N d M operations: they break even
 at about k / M = (bytes per second) / (operations per second) of the device (`dispatch.BREAK_EVEN`). Temporary memory is

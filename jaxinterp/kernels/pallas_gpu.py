@@ -51,7 +51,7 @@ def available() -> str | None:
         device = jax.devices()[0]
         capability = str(getattr(device, "compute_capability", ""))
         if not capability.replace(".", "").isdigit():
-            return f"{device.device_kind} is no CUDA GPU: take 'xla'."
+            return f"{device.device_kind} is not a CUDA GPU: take 'xla'."
         if tuple(int(part) for part in capability.split(".")) < OLDEST:
             return f"{device.device_kind} has compute capability {capability}, and Triton needs 8.0: take 'xla'."
     return None
@@ -224,7 +224,7 @@ def _weighted(value: Array, rows: Any, index: Array, columns: Array, inside: Arr
 
 
 def _fetch(rows: Any, index: Array, columns: Array, inside: Array) -> Array:
-    """The rows at an index, in float32; zeros for an index that is no row and for columns outside."""
+    """The rows at an index, in float32; zeros for an index that is not a row and for columns outside."""
     there = (index < rows.shape[0])[:, None] & inside[None, :]
     return triton.load(rows.at[index[:, None], columns[None, :]], mask=there, other=0).astype(jnp.float32)
 

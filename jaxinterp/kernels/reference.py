@@ -1,4 +1,4 @@
-"""The sparse passes written as the dense formulas that they stand for: the oracle, in the precision of its arguments.
+"""The sparse passes written as the dense formulas that they compute: the oracle, in the precision of its arguments.
 
 It builds whole tokens x features arrays. Nothing chooses it by itself.
 """

@@ -260,7 +260,7 @@ def _global(indices: Array, owned: int) -> Array:
 
 
 def _own(indices: Array, owned: int) -> Array:
-    """Indices into this shard's rows; those of other shards become `owned`, which stands for no row."""
+    """Indices into this shard's rows; those of other shards become `owned`, which names no row."""
     if _shards() == 1:
         return indices
     here = indices - jax.lax.axis_index("feature") * owned

@@ -7,7 +7,7 @@ With N tokens, M features, rows `(M, d)` of a read or write matrix W, and per to
     sampled_dot p_nj   = g_n . W[i_nj]
     outer_sum   dW[m]  = sum over (n, j) with i_nj = m of v_nj g_n
 
-An index equal to M stands for no row at all: it reads zeros and writes nothing. Every implementation has these four.
+An index equal to M names no row: it reads zeros and writes nothing. Every implementation has these four.
 Sums are float32, and so are products of float32 operands on every platform (`platforms.precision`), so that all
 implementations choose the same features; `jax_default_matmul_precision` may trade that for TF32 or bfloat16 passes.
 """

@@ -7,7 +7,7 @@ from jaxinterp.core.sites import Site
 
 
 def check_whole(hyper: object, **least: int) -> None:
-    """Raises UserError where a named field (None apart) is no whole number, or less than the least that it may be."""
+    """Raises UserError if a named field (None apart) is not a whole number or is below its minimum."""
     for name, lowest in least.items():
         value = vars(hyper)[name]
         if value is None:
@@ -19,7 +19,7 @@ def check_whole(hyper: object, **least: int) -> None:
 
 
 def check_positive(hyper: object, *names: str) -> None:
-    """Raises UserError where a named field (None apart) is not above 0."""
+    """Raises UserError if a named field (None apart) is not above 0."""
     for name in names:
         value = vars(hyper)[name]
         if value is not None and not value > 0:
@@ -27,7 +27,7 @@ def check_positive(hyper: object, *names: str) -> None:
 
 
 def check_not_negative(hyper: object, *names: str) -> None:
-    """Raises UserError where a named field is below 0, or no number."""
+    """Raises UserError if a named field is below 0, or no number."""
     for name in names:
         value = vars(hyper)[name]
         if not value >= 0:
@@ -35,7 +35,7 @@ def check_not_negative(hyper: object, *names: str) -> None:
 
 
 def check_one_of(hyper: object, name: str, known: tuple[str, ...], otherwise: str = "") -> None:
-    """Raises UserError where a named field is none of the known words; `otherwise`: what else there is."""
+    """Raises UserError if a named field is none of the known words; `otherwise`: what else there is."""
     value = vars(hyper)[name]
     if value not in known:
         words = repr(known[0]) if len(known) == 1 else f"one of {', '.join(known)}"
@@ -82,7 +82,7 @@ def one_leaf(site: Site) -> str:
         )
     if not isinstance(site, str):
         raise UserError(
-            f"site={site!r} is no single leaf, such as blocks/3/mlp, which this method takes; "
+            f"site={site!r} is not a single leaf, such as blocks/3/mlp, which this method takes; "
             "PerLayerTranscoders(method) takes several."
         )
     return site

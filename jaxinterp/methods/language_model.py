@@ -44,7 +44,7 @@ class LanguageModel:
     gradient_norm: float = 1.0
 
     def __post_init__(self) -> None:
-        """Raises UserError where a value cannot be."""
+        """Raises UserError if a value is invalid."""
         check_positive(self, "learning_rate", "gradient_norm")
         check_not_negative(self, "weight_decay", "warmup", "decay")
         for name in ("warmup", "decay"):

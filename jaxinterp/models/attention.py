@@ -69,7 +69,7 @@ class Attention(eqx.Module):
         """
         query, key, value = self.project(x, positions, tap=tap, rules=rules)
         visible = _visible(x.shape[1], self.causal, self.window)
-        if real is not None:  # padding sees itself, so that its row is no division by zero
+        if real is not None:  # padding sees itself, so that its row does not divide by zero
             visible = visible & (real[:, None, :] | jnp.eye(x.shape[1], dtype=bool))
         return self.write(self.attend(query, key, value, visible, tap=tap, rules=rules), tap=tap, rules=rules)
 

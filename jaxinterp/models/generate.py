@@ -171,7 +171,7 @@ def generate(
 
 
 def check_context(model: Any, prompt: int, new: int) -> None:
-    """Raises UserError where prompt and new tokens are longer than the model's context."""
+    """Raises UserError if prompt and new tokens are longer than the model's context."""
     if isinstance(model, Transformer) and prompt + new > model.config.context:
         raise UserError(
             f"max_tokens={new} behind a prompt of {prompt} tokens goes beyond the model's context of "

@@ -198,7 +198,7 @@ def _checked_dtype(dtype: Any) -> Any:
     try:
         checked = jnp.dtype(dtype)
     except TypeError as error:
-        raise UserError(f"dtype={dtype!r} is no array type; take float32 or bfloat16.") from error
+        raise UserError(f"dtype={dtype!r} is not an array type; take float32 or bfloat16.") from error
     if not jnp.issubdtype(checked, jnp.floating) or jax.dtypes.canonicalize_dtype(checked) != checked:
         raise UserError(f"dtype={checked} cannot hold weights here; take float32 or bfloat16.")
     return checked

@@ -26,7 +26,7 @@ Count = int | Int[Array, ""]
 
 
 def check_not_negative(name: str, statistic: Array | np.ndarray) -> None:
-    """Raises UserError where a norm or a mean square has a negative or undefined entry; traced arrays pass."""
+    """Raises UserError if a norm or a mean square has a negative or undefined entry; traced arrays pass."""
     if isinstance(statistic, jax.core.Tracer):
         return
     wrong = np.argwhere(~(np.asarray(statistic) >= 0))

@@ -250,7 +250,7 @@ def run(
 
     Raises:
       UserError: tokens are not ids [batch, seq]; an id has no row in the embedding (under `jit`, where ids have no
-        values yet, its row is NaN); an edit's name is no array of this model, or an edit changes shape or dtype; the
+        values yet, its row is NaN); an edit's name is not that of an array, or an edit changes shape or dtype; the
         model takes no mask or positions.
     """
     ids = check_tokens(tokens)
@@ -350,7 +350,7 @@ def check_site(model: Any, name: str) -> str:
     """`name`, if it is a site of the model.
 
     Raises:
-      UserError: it is not; the message suggests the nearest names or says why it cannot be had.
+      UserError: it is not; the message suggests the nearest names or says why it is missing.
     """
     known = sites(model)
     if name not in known:
@@ -414,7 +414,7 @@ def _why_not_a_leaf(name: str, known: list[str], every: list[str]) -> str:
 
 
 def _check_projection(name: str, linear: Any, replacement: Any) -> None:
-    """Raises UserError where the replacement of a linear map has another output shape."""
+    """Raises UserError if the replacement of a linear map has another output shape."""
     if not isinstance(linear, Linear):
         return
     d_in, d_out = linear.weight.shape
@@ -432,7 +432,7 @@ def _glob(pattern: str) -> Callable[[str], bool]:
 
 
 def _why_absent(name: str, known: Any) -> str:
-    """One sentence on why a name cannot be had, and what can."""
+    """One sentence on why a name is missing, and which names exist."""
     leaf, _, port = name.rpartition("/")
     if f"{leaf}/in" in known and leaf.endswith("/mlp"):
         if port in ("pre", "up", "hidden") and f"{leaf}/pre" not in known:

@@ -18,7 +18,7 @@ MOST = 64
 
 
 def check_tokenwise(model: Any, edits: Mapping[str, Edit], places: Int[Array, "batch slots"], width: int) -> None:
-    """Raises UserError where an edit gives something else one token at a time, tried on random arrays.
+    """Raises UserError if an edit gives something else one token at a time, tried on random arrays.
 
     Args:
       places: the position of every slot, -1 for padding.

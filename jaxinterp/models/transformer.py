@@ -93,7 +93,7 @@ class TransformerConfig:
     mixture: MixtureConfig | None = None  # an MLP of another kind; `activation`, `gated` and `d_mlp` are not used then
 
     def __post_init__(self) -> None:
-        """Raises UserError where two fields contradict each other."""
+        """Raises UserError if two fields contradict each other."""
         if self.heads % self.kv_heads:
             raise UserError(f"heads={self.heads} is not a multiple of kv_heads={self.kv_heads}.")
         if self.windows and len(self.windows) != self.layers:

@@ -98,7 +98,7 @@ def _binds(signature: inspect.Signature, positional: int, keyword: str | None) -
 
 
 def _explained(name: str, function: Any, call: Callable[[], Any]) -> Any:
-    """What `call` returns; an error that JAX raises for a usual mistake is told with the line that makes it."""
+    """What `call` returns; an error that JAX raises for a usual mistake is raised with the line that makes it."""
     try:
         return call()
     except UserError:

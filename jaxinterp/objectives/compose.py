@@ -31,7 +31,7 @@ def total(*terms: Term) -> Objective:
     `at_cap` (the fraction of tokens that reached it).
 
     Raises:
-      UserError: at once where something is no term; when it is traced where a term does not return (value, metrics).
+      UserError: at once where something is not a term; when it is traced where a term does not return (value, metrics).
     """
     for term in terms:
         check_term(term)
@@ -62,7 +62,7 @@ def scale(term: Term, coefficient: float | str | Callable[[Array], Array]) -> Te
     """The term times a coefficient: a number, a function of the training step, or a name in `batch.coefficients`.
 
     Raises:
-      UserError: at once where `term` is no term; when it is traced: there is no coefficient of that name.
+      UserError: at once where `term` is not a term; when it is traced: there is no coefficient of that name.
     """
     check_term(term)
 

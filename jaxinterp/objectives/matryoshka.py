@@ -62,6 +62,6 @@ def group_sum(decomposition: Any, codes: Codes, low: int, high: int) -> Float[Ar
 
 
 def check_sizes(sizes: tuple[int, ...]) -> None:
-    """Raises UserError where sizes are not rising numbers of features."""
+    """Raises UserError if sizes are not rising numbers of features."""
     if not sizes or sizes[0] < 1 or any(low >= high for low, high in pairwise(sizes)):
         raise UserError(f"prefixes={sizes} must be rising numbers of features, each at least 1.")

@@ -78,7 +78,7 @@ class Estimate:
         return (work.cycles or 0) / (self.chip.clock or 1.0) if self.by_cycles else 0.0
 
     def kernel(self, kernel: Kernel) -> float:
-        """Seconds of a kernel of ours, in a step."""
+        """Seconds of a kernel of this package, in a step."""
         return kernel.times * max(kernel.flops / self.chip.flops, kernel.bytes / self.chip.memory_bandwidth)
 
     def interconnect(self, work: Work) -> float:
@@ -145,7 +145,7 @@ class Estimate:
             found.append(f"  compiler's own cycles: {always.cycles:,.0f} ({in_time(self.operations(always))})")
         if always.kernels:
             parts = ", ".join(f"{kernel.name} {in_time(self.kernel(kernel))}" for kernel in always.kernels)
-            found.append(f"  kernels of ours, as they state their cost: {parts}")
+            found.append(f"  kernels of this package, as they state their cost: {parts}")
         found.append(
             f"step: {in_time(self.seconds)}, of which interconnect {in_time(self.interconnect(always))}; input "
             f"{in_time(self.input)}; bound by {self.bound}"

@@ -1,4 +1,4 @@
-"""What the text of a compiled program says: collectives, kernels of ours, the compiler's own cycles.
+"""What the text of a compiled program says: collectives, kernels of this package, the compiler's own cycles.
 
 An operation that the compiler says nothing of, or no more than that it does not know (SparseCore scatters), has no
 cycles. Loops count as often as the compiler knows them to run, else once. Of a conditional, no branch is among what a

@@ -76,7 +76,7 @@ RECONSTRUCTION = (
         "FVU",
         "Reconstruction",
         "Fraction of the variance of the MLP's output that is left unexplained on held-out text; 0 is perfect, "
-        "1 is no better than the mean.",
+        "1: no better than the mean.",
         _three,
         -1,
         "fvu_interval",

@@ -23,7 +23,7 @@ class TokenContext:
     peak: int
 
     def __post_init__(self) -> None:
-        """Raises UserError where the fields contradict each other."""
+        """Raises UserError if the fields contradict each other."""
         if len(self.tokens) != len(self.activations):
             raise UserError(
                 f"activations has {len(self.activations)} entries for {len(self.tokens)} tokens: give one each."
@@ -67,7 +67,7 @@ class FeaturePage:
     read_write_cosine: float | None
 
     def __post_init__(self) -> None:
-        """Raises UserError where the histogram's edges and counts do not fit together."""
+        """Raises UserError if the histogram's edges and counts do not fit together."""
         if self.histogram_counts and len(self.histogram_edges) != len(self.histogram_counts) + 1:
             raise UserError(
                 f"feature {self.index}: histogram_edges has {len(self.histogram_edges)} entries for "

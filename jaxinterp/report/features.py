@@ -192,7 +192,7 @@ def token_text(tokenizer: Any, token: int) -> str:
     """Readable text of a token; its id in brackets where the tokenizer has no such token, or there is no tokenizer."""
     try:
         return f"[{token}]" if tokenizer is None else tokenizer.token_text(token)
-    except UserError:  # a vocabulary padded to a round number has ids that stand for nothing
+    except UserError:  # a vocabulary padded to a round number has ids without a token
         return f"[{token}]"
 
 

@@ -98,7 +98,7 @@ def finite(value: object) -> TypeGuard[Number]:
 
 
 def _special(value: Number | None) -> str:
-    """What stands for a value that is no finite number."""
+    """What is shown for a value that is not finite."""
     if value is None:
         return DASH
     return "NaN" if math.isnan(value) else "∞" if value > 0 else "−∞"

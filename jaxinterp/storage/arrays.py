@@ -24,7 +24,7 @@ def read_arrays(folder: str | Path) -> Any:
     Args:
       folder: of one checkpoint; of a run's checkpoints, that of one step.
     Raises:
-      UserError: it is no checkpoint, it cannot be read, or its arrays would not fit into this machine's memory.
+      UserError: it is not a checkpoint, it cannot be read, or its arrays would not fit into this machine's memory.
     """
     folder = Path(folder).absolute()
     steps = sorted(

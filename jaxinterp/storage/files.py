@@ -62,7 +62,7 @@ def write_file(path: str | Path, write: Callable[[Path], object]) -> Path:
 
 @contextmanager
 def told(path: str | Path) -> Iterator[None]:
-    """Within it, a file that the system does not let us write is told in one line, with the cause.
+    """Within it, a file that the system does not let us write is reported in one line, with the cause.
 
     Raises:
       UserError: as said.

@@ -113,7 +113,7 @@ def fit(
         float32 on a CPU.
       harvest_parts: forward passes that a batch is cut into, one after another, to save memory.
     Raises:
-      UserError: before any training where a value cannot be, or where the processes of one run were given different
+      UserError: before any training if a value is invalid, or if the processes of one run were given different
         ones; during training where a number is not finite or the loss leaps: the last checkpoint before is kept, and
         the text of the last steps lies beside the checkpoints.
       Preempted: SIGTERM came; it says whether the state is saved. Resumed between two logged steps, the next row of
@@ -339,7 +339,7 @@ def _passes(method: Method, steps: int | None) -> tuple[Recipe, ...]:
 
 
 def check_kept(needed: Needs, rows: int | None, text: bool) -> None:
-    """Raises UserError where rows or text are missing, or given to a method that takes none."""
+    """Raises UserError if rows or text are missing, or given to a method that takes none."""
     if needed.rows == "kept" and rows is None:
         raise UserError("rows=None: this method sweeps over kept rows: say how many, such as rows=100_000.")
     if needed.rows != "kept" and rows is not None:
@@ -369,7 +369,7 @@ def expand(model: Any, site: str) -> str | tuple[str, ...]:
 
 
 def check_word(name: str, value: str, known: Sequence[str]) -> None:
-    """Raises UserError where an option is none of the words that it may be."""
+    """Raises UserError if an option is none of the words that it may be."""
     if value not in known:
         raise UserError(f"{name}={value!r} must be one of {', '.join(known)}.{suggest(value, known)}")
 
@@ -387,7 +387,7 @@ def check_sizes(
     harvest_parts: int = 1,
     spike: float | None = None,
 ) -> None:
-    """Raises UserError where `fit` could not run with these sizes; `seq` is the windows' length."""
+    """Raises UserError if `fit` could not run with these sizes; `seq` is the windows' length."""
     at_least_one = {"steps": steps, "buffer_batches": buffer_batches, "log_every": log_every}
     for name, value in (at_least_one | {"harvest_parts": harvest_parts}).items():
         if value < 1:

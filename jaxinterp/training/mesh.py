@@ -127,7 +127,7 @@ def spread_over_data(
 
 
 def check_spread(field: str, value: int, pieces: int, mesh: Mesh, axis: str) -> None:
-    """Raises UserError where `pieces` pieces of `field` cannot be spread evenly over a mesh axis."""
+    """Raises UserError if `pieces` pieces of `field` cannot be spread evenly over a mesh axis."""
     size = mesh.shape[axis]
     if pieces % size:
         raise UserError(

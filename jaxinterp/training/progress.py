@@ -28,7 +28,7 @@ class Shown(Protocol):
 
 
 def progress_of(steps: int, description: str = "training", *, shown: bool = True, every: float = EVERY) -> Shown:
-    """What shows a run of so many steps: a bar, or lines where standard output is no terminal; nothing unless shown."""
+    """What shows a run of so many steps: a bar, or lines if standard output is not a terminal; nothing unless shown."""
     if not shown:
         return _Silent()
     console = Console()

@@ -186,7 +186,7 @@ def tracker(where: str, *, resume: bool = False, config: Mapping[str, Any] | Non
 
 
 def check_tracker(where: str) -> None:
-    """Raises UserError where a text names no tracker; nothing is made or written."""
+    """Raises UserError if a text names no tracker; nothing is made or written."""
     service, colon, rest = where.partition(":")
     if not (colon and service in SERVICES and rest) and not (where.endswith(".jsonl") and not colon):
         raise UserError(

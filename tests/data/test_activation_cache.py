@@ -114,7 +114,7 @@ def test_a_shorter_run_takes_a_beginning_of_what_is_there(subject, text, folder)
 
 
 def test_two_processes_may_begin_together(subject, text, tmp_path):
-    """What the other has not finished writing is no foreign file."""
+    """What the other has not finished writing is not a foreign file."""
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "settings.123.part").write_text("{")
     cache_activations(subject, text, NAMES, tmp_path / "a")

@@ -82,7 +82,7 @@ def test_a_text_is_not_token_ids_and_a_named_type_is_checked(tmp_path):
 def test_bare_integers_under_the_suffix_npy(tmp_path):
     ids = RNG.integers(1, 256, 400)
     path = write(tmp_path / "a.npy", ids, "<u4")
-    with pytest.raises(UserError, match=r"no readable \.npy file: it has no header.*token_dtype='uint32'"):
+    with pytest.raises(UserError, match=r"not a readable \.npy file: no header.*token_dtype='uint32'"):
         read_token_file(path, BYTES)
     assert np.array_equal(read_token_file(path, BYTES, token_dtype="uint32").ids[:], ids)
     np.save(tmp_path / "b.npy", ids.astype(np.uint16))

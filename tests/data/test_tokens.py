@@ -170,7 +170,7 @@ def test_a_file_of_token_ids_is_memory_mapped_and_divided_at_end_tokens(tmp_path
     assert [corpus.document(i).tolist() for i in range(3)] == [[5, 6, 7, 0], [8, 0], [9, 10]]
     assert corpus.documents == 3 and corpus.tokens == 8
     again = read_token_file(write_ids(tmp_path / "b.npy", [9, 10, 0, 5, 6, 7], "<u2"), tokenizer)
-    assert again.keys.tolist() == [corpus.keys[2], corpus.keys[0]], "the end token is no part of a document's content"
+    assert again.keys.tolist() == [corpus.keys[2], corpus.keys[0]], "the end token is not part of a document's content"
 
 
 def test_chunks_do_not_change_what_is_read(tmp_path, tokenizer, monkeypatch):
@@ -225,12 +225,12 @@ def test_token_files_that_are_none_are_refused(tmp_path, tokenizer):
     for name, message in {
         "empty.bin": "is empty",
         "odd.bin": "3 bytes",
-        "junk.npy": "no readable .npy",
+        "junk.npy": "not a readable .npy",
         "empty.npy": "empty",
         "floats.npy": r"float64 with shape \(4,\)",
         "cube.npy": r"uint16 with shape \(2, 2, 2\)",
-        "objects.npy": "no readable .npy",
-        "cut.npy": "no readable .npy",
+        "objects.npy": "not a readable .npy",
+        "cut.npy": "not a readable .npy",
         "odd.bni": "Did you mean 'odd.bin'",
     }.items():
         with pytest.raises(UserError, match=rf"{name}.*{message}"):

@@ -51,7 +51,7 @@ def test_orthonormal_atoms_are_exact():
     [(48, 32, 3, 1.03, 0.11), (4096, 768, 16, 1.001, 0.023)],
 )
 def test_random_unit_atoms_have_codes_as_long_as_their_input(features, d, active, mean, spread):
-    """Ratios measured with an independent implementation: what real dictionaries miss is no effect of finite d."""
+    """Ratios measured with an independent implementation: what real dictionaries miss is not an effect of finite d."""
     rows = unit_rows(jax.random.key(0), features, d)
     f = sparse_codes(features, active, 1000)
     ratio = np.asarray(code_norm(DenseCodes(f), rows) / afa_norm(f @ rows))

@@ -88,7 +88,7 @@ def test_sentences_follow_the_numbers():
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"site": "blocks/0/mlp"}, "is no attention sublayer: name one leaf"),
+        ({"site": "blocks/0/mlp"}, "is not an attention sublayer: name one leaf"),
         ({"site": "blocks/9/attn"}, "no site 'blocks/9/attn/z'"),
         ({"k": 65}, "k=65 must lie between 1 and features=64"),
         ({"batch_size": 100}, "batch_size=100 must be a multiple of the windows' length 64"),

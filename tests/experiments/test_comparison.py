@@ -31,7 +31,7 @@ def test_a_near_setting_is_taken_as_it_is_and_a_far_one_is_not_compared():
     assert at_l0(rows_at((34.0, 0.4), (8.0, 0.1)), 32.0) == rows_at((34.0, 0.4))[0] | {"how": "measured"}
     far = at_l0(rows_at((100.0, 0.4), (90.0, 0.5)), 32.0)
     assert far["l0"] == 90 and far["how"] == "nearest" and comparable([far]) == []
-    assert at_l0(rows_at((0.0, 1.0), (90.0, 0.5)), 32.0)["how"] == "nearest", "nothing active is no setting"
+    assert at_l0(rows_at((0.0, 1.0), (90.0, 0.5)), 32.0)["how"] == "nearest", "nothing active is not a setting"
 
 
 def test_what_two_settings_do_not_share_is_not_kept_between_them():
@@ -163,7 +163,7 @@ def test_mistakes_are_told_before_anything_is_computed(tmp_path):
         compare_dictionaries.main(compare_dictionaries.Config(out=tmp_path / "r", l0=500, features=64))
     with pytest.raises(UserError, match="features=1154 has no divisor"):
         compare_dictionaries.main(compare_dictionaries.Config(out=tmp_path / "r", features=1154))
-    with pytest.raises(UserError, match="is no MLP"):
+    with pytest.raises(UserError, match="is not an MLP"):
         transcoder_vs_sae.main(transcoder_vs_sae.Config(out=tmp_path / "r", site="blocks/0/attn", ks=(4,), **SMALL))
     with pytest.raises(UserError, match="ks: 8 stands there 2 times"):
         transcoder_vs_sae.main(transcoder_vs_sae.Config(out=tmp_path / "r", ks=(8, 4, 8), **SMALL))

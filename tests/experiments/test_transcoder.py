@@ -114,8 +114,8 @@ def test_resuming_a_finished_run_scores_it_again_without_training(finished):
     ("arguments", "words"),
     [
         (["--site", "blocks/1/mpl"], "no site 'blocks/1/mpl' in this model. Did you mean 'blocks/1/mlp'"),
-        (["--site", "blocks/1/mlp/in"], "is no MLP: name the leaf itself, such as blocks/0/mlp"),
-        (["--site", "blocks/1/attn"], "is no MLP: name the leaf itself"),
+        (["--site", "blocks/1/mlp/in"], "is not an MLP: name the leaf itself, such as blocks/0/mlp"),
+        (["--site", "blocks/1/attn"], "is not an MLP: name the leaf itself"),
         (["--k", "65"], "k=65 must lie between 1 and features=64"),
         (["--model", "smollm2", "--site", "blocks/1/mlp"], "Did you mean 'smollm2-135m'"),
         (["--model", "no/such/folder", "--site", "blocks/1/mlp"], "there is no such path"),

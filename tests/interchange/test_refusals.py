@@ -231,7 +231,7 @@ def test_npz_arrays_of_objects_are_refused(tmp_path: Path) -> None:
         read(npz)
     with zipfile.ZipFile(npz, "w") as archive:
         archive.writestr("run.py", b"")
-    with pytest.raises(UserError, match=r"member 'run\.py' is no \.npy array"):
+    with pytest.raises(UserError, match=r"member 'run\.py' is not a \.npy array"):
         read(npz)
 
 
@@ -284,7 +284,7 @@ def test_what_to_read_must_be_clear(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match=r"no sae_weights\.safetensors or sae\.safetensors or params\.npz or ae\.pt in"):
         read(tmp_path / "empty")
-    with pytest.raises(UserError, match="is no file that is known here"):
+    with pytest.raises(UserError, match="has an unknown format"):
         read(place / "cfg.json")
     (place / "cfg.json").unlink()
     with pytest.raises(UserError, match=r"no cfg\.json in"):

@@ -72,7 +72,7 @@ def test_batch_topk_is_written_as_the_jumprelu_that_it_is(tmp_path: Path) -> Non
         write(made, tmp_path, format="saelens")
     found = read(write(as_jumprelu(made), tmp_path, format="saelens"))
     np.testing.assert_allclose(found.encode(INPUTS).dense(), made.encode(INPUTS).dense(), atol=1e-6)
-    with pytest.raises(UserError, match="activation=ReLU is no BatchTopK"):
+    with pytest.raises(UserError, match="activation=ReLU is not a BatchTopK"):
         as_jumprelu(dictionary(ReLU(), MLP))
 
 
@@ -188,7 +188,7 @@ def test_sites_that_contradict_each_other_are_refused(tmp_path: Path) -> None:
     (tmp_path / "layers.4.mlp" / "jaxinterp_sites.json").unlink()
     assert read(tmp_path / "layers.4.mlp").sites == Sites("blocks/4/mlp/in", "blocks/4/mlp/out")
     bare = (tmp_path / "layers.4.mlp").rename(tmp_path / "run7")
-    with pytest.raises(UserError, match=r"the folder's name 'run7' is no module .* pass site="):
+    with pytest.raises(UserError, match=r"the folder's name 'run7' is not a known module .* pass site="):
         read(bare)
     assert read(bare, site="blocks/2/mlp").sites == Sites("blocks/2/mlp/in", "blocks/2/mlp/out")
 

@@ -75,24 +75,24 @@ def hostile(mark: Path) -> dict[str, tuple[bytes, str]]:
         "a storage called": (b"\x80\x02ctorch\nFloatStorage\nK\x01\x85R.", "a call of 'torch.FloatStorage'"),
         "a number called": (b"\x80\x02K\x01)R.", "a call of something without a name"),
         "state of an object": (b"\x80\x02}}X\x01\x00\x00\x00aK\x01sb.", "BUILD of an object"),
-        "another persistent object": (b"\x80\x02X\x01\x00\x00\x00aQ.", "a persistent object that is no storage"),
+        "another persistent object": (b"\x80\x02X\x01\x00\x00\x00aQ.", "a persistent object that is not a storage"),
         "a key that takes for ever to hash": (b"\x80\x02})" + shared + b"K\x01s.", "dictionary with other keys"),
         "a module that takes for ever to print": (
             b"\x80\x04\x8c\x01x" + doubled + b"\x8c\x01y\x93.",
-            "a global whose name is no text",
+            "a global whose name is not text",
         ),
         "an attribute that takes for ever to print": (
             b"\x80\x04\x8c\x02os\x8c\x01x" + doubled + b"\x93.",
-            "a global whose name is no text",
+            "a global whose name is not text",
         ),
-        "numbers instead of tensors": (b"\x80\x02}X\x01\x00\x00\x00aK\x01s.", "entry 'a' is no tensor"),
+        "numbers instead of tensors": (b"\x80\x02}X\x01\x00\x00\x00aK\x01s.", "entry 'a' is not a tensor"),
         "no dictionary": (b"\x80\x02K\x01.", "holds no state dict, but a int"),
-        "no end": (b"\x80\x02}", "no readable pickle"),
-        "an empty stack": (b"\x80\x02R.", "no readable pickle"),
-        "no mark": (b"\x80\x02t.", "no readable pickle"),
-        "a memo that is not there": (b"\x80\x02h\x07.", "no readable pickle"),
-        "text that is not there": (b"\x80\x02X\xff\xff\xff\x7fa.", "no readable pickle"),
-        "nothing": (b"", "no readable pickle"),
+        "no end": (b"\x80\x02}", "not a readable pickle"),
+        "an empty stack": (b"\x80\x02R.", "not a readable pickle"),
+        "no mark": (b"\x80\x02t.", "not a readable pickle"),
+        "a memo that is not there": (b"\x80\x02h\x07.", "not a readable pickle"),
+        "text that is not there": (b"\x80\x02X\xff\xff\xff\x7fa.", "not a readable pickle"),
+        "nothing": (b"", "not a readable pickle"),
     }
 
 
@@ -158,10 +158,10 @@ def test_truncated_and_foreign_archives_are_refused(tmp_path: Path) -> None:
     whole, path = GOLDEN.read_bytes(), tmp_path / "ae.pt"
     for length in (0, 3, 100, len(whole) // 2, len(whole) - 30):
         path.write_bytes(whole[:length])
-        with pytest.raises(UserError, match=r"no zip archive|damaged or truncated"):
+        with pytest.raises(UserError, match=r"not a zip archive|damaged or truncated"):
             open_torch(path)
     path.write_bytes(pickle.dumps(0x1950A86A20F9469CFC6C, protocol=2) + whole)
-    with pytest.raises(UserError, match="no zip archive: it is of an older"):
+    with pytest.raises(UserError, match="not a zip archive: it is of an older"):
         open_torch(path)
     rewritten(path, lambda members: members.pop("ae/data.pkl"))
     with pytest.raises(UserError, match=r"has 0 members data\.pkl"):

@@ -62,7 +62,7 @@ def problem(shape, dtype=jnp.float32, seed=0):
 
 
 def entries(shape, seed=1):
-    """Values and indices: some twice in a token, some that stand for no row."""
+    """Values and indices: some twice in a token, some that name no row."""
     tokens, _, features, k = shape
     rng = np.random.default_rng(seed)
     indices = rng.integers(0, features + 1, (tokens, k))

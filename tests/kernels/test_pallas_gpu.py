@@ -19,7 +19,7 @@ CASES = [
     ((37, 24, 53, 5), jnp.float32),
     ((33, 576, 41, 1), jnp.bfloat16),  # two tiles of columns and a bit; k = 1
     ((17, 768, 29, 9), jnp.bfloat16),  # three tiles
-    ((5, 2304, 11, 33), jnp.float32),  # nine tiles; k is no multiple of a group
+    ((5, 2304, 11, 33), jnp.float32),  # nine tiles; k is not a multiple of a group
     ((131, 40, 7, 12), jnp.float32),  # 1572 entries in 7 runs: longer than one chunk
 ]
 """Tokens, width, features, k. tests/kernels/test_implementations.py runs the kernels on more."""
@@ -36,7 +36,7 @@ five_runs = jax.jit(partial(outer_sum, features=5))
 
 
 def problem(shape, dtype=jnp.float32, seed=0):
-    """Values, indices (some twice in a token, some that stand for no row), g and rows."""
+    """Values, indices (some twice in a token, some that name no row), g and rows."""
     tokens, width, features, k = shape
     rng = np.random.default_rng(seed)
     values = jnp.asarray(rng.normal(size=(tokens, k)), jnp.float32)
@@ -77,7 +77,7 @@ def test_features_without_an_entry_get_zeros():
 def test_runs_may_be_of_any_length(lengths, seed):
     """Features with any numbers of entries, shuffled: runs that start, stop and go on at cuts of the sorted entries."""
     rng = np.random.default_rng(seed)
-    lengths = [*lengths, 15 * pallas_gpu.CHUNK + 1 - sum(lengths)]  # the rest stands for no row
+    lengths = [*lengths, 15 * pallas_gpu.CHUNK + 1 - sum(lengths)]  # the rest names no row
     indices = rng.permutation(np.repeat(np.arange(6), lengths)).astype(np.int32)[:, None]
     values, g = (rng.integers(-3, 4, (len(indices), width)).astype(np.float32) for width in (1, 3))
     got = five_runs(jnp.asarray(values), jnp.asarray(indices), jnp.asarray(g))
@@ -93,7 +93,7 @@ def test_runs_may_end_at_a_cut(length):
 
 
 def test_order_names_the_run_of_each_feature():
-    indices = jnp.array([[4, 1], [1, 6], [6, 4], [1, 0]])  # of 6 features: 6 is no row
+    indices = jnp.array([[4, 1], [1, 6], [6, 4], [1, 0]])  # of 6 features: 6 is not a row
     entries, starts, stops = pallas_gpu.order(indices, 6)
     np.testing.assert_array_equal(entries, [7, 1, 2, 6, 0, 5, 3, 4])
     np.testing.assert_array_equal(starts, [0, 1, 0, 0, 4, 0])
@@ -190,7 +190,7 @@ def test_without_the_backend_the_reason_is_told(monkeypatch):
 
 @pytest.mark.parametrize(
     ("kind", "capability", "reason"),
-    [("NVIDIA H200", "9.0", None), ("Tesla T4", "7.5", "needs 8.0"), ("MI300X", "gfx942", "no CUDA GPU")],
+    [("NVIDIA H200", "9.0", None), ("Tesla T4", "7.5", "needs 8.0"), ("MI300X", "gfx942", "not a CUDA GPU")],
 )
 def test_a_gpu_that_triton_cannot_use_is_told(monkeypatch, kind, capability, reason):
     device = SimpleNamespace(device_kind=kind, compute_capability=capability)

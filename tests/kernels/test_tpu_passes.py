@@ -41,7 +41,7 @@ cases = pytest.mark.parametrize(
 
 
 def problem(shape, dtype, seed=0):
-    """g, rows, values and indices; a token has some feature twice, and entries that stand for no row."""
+    """g, rows, values and indices; a token has some feature twice, and entries that name no row."""
     tokens, width, features, k = shape
     rng = np.random.default_rng(seed)
     g, rows = rng.normal(size=(tokens, width)), rng.normal(size=(features, width))

@@ -79,9 +79,9 @@ def test_what_it_takes_apart():
     assert AttentionSparseAutoencoder().needs(SITE) == Sites(f"{SITE}/z", f"{SITE}/z")
     assert AttentionSparseAutoencoder(array="out").needs(SITE) == Sites(f"{SITE}/out", f"{SITE}/out")
     for site in ("blocks/1/mlp", "blocks/1/attn/z", ("blocks/0/attn", "blocks/1/attn")):
-        with pytest.raises(UserError, match="is no attention sublayer: name one leaf, such as blocks/3/attn"):
+        with pytest.raises(UserError, match="is not an attention sublayer: name one leaf, such as blocks/3/attn"):
             AttentionSparseAutoencoder().needs(site)
-    with pytest.raises(UserError, match="site='blocks/1/mlp' is no attention sublayer"):
+    with pytest.raises(UserError, match="site='blocks/1/mlp' is not an attention sublayer"):
         fit(
             AttentionSparseAutoencoder(features=64, k=4),
             laboratory.subject(),

@@ -1,4 +1,4 @@
-"""Hyperparameters that cannot be are refused when they are given: by name, with the value and a way out."""
+"""Invalid hyperparameters are refused when they are given: by name, with the value and a way out."""
 
 from dataclasses import fields
 
@@ -102,6 +102,6 @@ def test_a_relu_that_nothing_makes_sparse_is_refused(method):
 @pytest.mark.parametrize("method", [m for m in EVERY if m is not AttentionSparseAutoencoder])
 def test_a_method_of_one_leaf_takes_no_more(method):
     for site in (("a", "b"), ("a",)):
-        with pytest.raises(UserError, match=r"is no single leaf, such as blocks/3/mlp.*PerLayerTranscoders"):
+        with pytest.raises(UserError, match=r"is not a single leaf, such as blocks/3/mlp.*PerLayerTranscoders"):
             method().needs(site)
     assert method().needs("a").leaf == "a"

@@ -145,7 +145,9 @@ def test_hyperparameters_that_cannot_be_are_refused(settings, message):
 
 
 def test_without_windows_or_without_a_site_the_way_out_is_told(subject, text):
-    with pytest.raises(UserError, match="site=None is no single leaf, such as blocks/3/mlp, which this method takes"):
+    with pytest.raises(
+        UserError, match="site=None is not a single leaf, such as blocks/3/mlp, which this method takes"
+    ):
         fit(Transcoder(features=64, k=4), subject, text, steps=1, **SIZES)
     with pytest.raises(UserError, match="site='blocks/0/mlp': LanguageModel trains the whole model; leave the site"):
         fit(LanguageModel(), subject, text, site="blocks/0/mlp", steps=1, **SIZES)

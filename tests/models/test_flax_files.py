@@ -163,8 +163,8 @@ class Hostile:
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (b"", "is no msgpack file of Flax, or it is damaged"),
-        (pickle.dumps(Hostile()), "is no msgpack file of Flax|holds|is a "),
+        (b"", "is not a msgpack file of Flax, or it is damaged"),
+        (pickle.dumps(Hostile()), "is not a msgpack file of Flax|holds|is a "),
         (flax.serialization.to_bytes(TREE)[:-20], "damaged"),
         (packed((4, 10**15), "float32", bytes(16)), r"shape \[4, 1000000000000000\] and dtype float32 has 16 bytes"),
         (packed((-1, 4), "float32", bytes(16)), "is not stored as"),

@@ -195,7 +195,7 @@ def test_configurations_that_do_not_fit_are_refused(change: dict[str, Any], mess
 def test_malformed_config_is_refused(golden: Path) -> None:
     for text in ["{", "[]", "[" * 100_000]:
         (golden / "config.json").write_text(text)
-        with pytest.raises(UserError, match=r"config\.json (is no readable JSON|holds a list)"):
+        with pytest.raises(UserError, match=r"config\.json (is not readable JSON|holds a list)"):
             load(golden)
 
 

@@ -153,7 +153,7 @@ def test_other_structures_are_refused_by_what_was_found(llama):
         return dataclasses.replace(llama, body=pz.nn.Sequential(list(layers)))
 
     for model, words in [
-        (llama.body, "a Sequential is no penzai TransformerLM"),
+        (llama.body, "a Sequential is not a penzai TransformerLM"),
         (llamalike(), "parameter 'transformer/.*' of this Penzai model has no value"),
         (blocks.apply(lambda block: TransformerBlock(block.sublayers[:1])), "block 0 .* holds Residual"),
         (with_layers(*layers[:2], pz.nn.Identity(), *layers[2:]), "in a row"),

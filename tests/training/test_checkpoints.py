@@ -1,4 +1,4 @@
-"""Checkpoints in a folder: damage, a second writer, a full disk, and what is no damage. Invariant 9."""
+"""Checkpoints in a folder: damage, a second writer, a full disk, and what is not damage. Invariant 9."""
 
 import errno
 import fcntl

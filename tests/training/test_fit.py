@@ -28,7 +28,7 @@ TRAFFIC = re.compile(r"\b(infeed|outfeed|send|recv|custom-call[^\n]*callback)\b"
 
 
 def spoiled(decomposition, batch, key, *, model=None):
-    """An objective whose gradient is no number from step 12 on; the loss shows it a step later."""
+    """An objective whose gradient is not a number from step 12 on; the loss shows it a step later."""
     loss, metrics = total(reconstruction())(decomposition, batch, key)
     poison = jnp.where(batch.step >= 12, jnp.nan, 0.0) * jnp.sum(decomposition.decoder)
     return loss + poison - jax.lax.stop_gradient(poison), metrics | {"loss": Ratio(loss, jnp.ones(()))}

@@ -37,7 +37,7 @@ def texts_of_array_record(path: Path, text_field: str) -> Iterator[tuple[Content
     Records whose text is null are passed over.
 
     Raises:
-      UserError: array_record is not installed; no Array Record file, or a damaged one; a record that is no UTF-8, or no
+      UserError: array_record is not installed; no Array Record file, or a damaged one; a record that is not UTF-8, no
         object with such a field.
     """
     reader = _open(path)
@@ -66,7 +66,7 @@ def _open(path: Path) -> Any:
     except (RuntimeError, ValueError):  # such as a file below the smallest size
         whole = False
     if not whole:
-        raise UserError(f"{path} is no whole Array Record file: it is damaged, truncated, or was not closed.")
+        raise UserError(f"{path} is not a whole Array Record file: it is damaged, truncated, or was not closed.")
     return reader
 
 

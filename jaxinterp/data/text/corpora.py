@@ -79,7 +79,7 @@ def king_james_bible() -> list[Document]:
 def shakespeare() -> list[Document]:
     """Shakespeare's plays and poems in modern spelling, cut into pieces (package shakespeare)."""
     folder = _data("shakespeare", "shakespeare", "shksprdata/texts")
-    # *_gut_f.txt are the same plays in the spelling of the first folio; metadata.txt is no play.
+    # *_gut_f.txt are the same plays in the spelling of the first folio; metadata.txt is not a play.
     plays = sorted(folder.glob("*_gut.txt"))
     return [piece for play in plays for piece in cut(numbered_lines(play), f"shakespeare/{play.name}")]
 
@@ -176,7 +176,7 @@ def _help_pages(path: Path) -> dict[str, str]:
 def _sources(root: Path) -> Iterator[Path]:
     """The Python files below `root` that are no tests, always in the same order."""
     for folder, folders, files in os.walk(root):
-        # site-packages, inside the standard library's folder, is no identifier
+        # site-packages, inside the standard library's folder, is not an identifier
         folders[:] = sorted(name for name in folders if name not in PASSED_OVER and name.isidentifier())
         for name in sorted(files):
             if name.endswith(".py") and not name.endswith("_test.py") and not name.startswith("test_"):

@@ -35,5 +35,5 @@ def content_of_object(
     try:
         text.encode()
     except UnicodeEncodeError as error:  # half of a surrogate pair, which JSON can write and UTF-8 cannot
-        raise UserError(f"{where}: field {field!r} holds half a surrogate pair, which is no text.") from error
+        raise UserError(f"{where}: field {field!r} holds half a surrogate pair, which is not text.") from error
     return text

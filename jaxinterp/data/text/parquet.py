@@ -33,7 +33,7 @@ def texts_of_parquet(path: Path, text_field: str) -> Iterator[tuple[str | Int32[
     A column of lists of integers gives token ids in place of texts, those with an `attention_mask` of 0 left out.
 
     Raises:
-      UserError: pyarrow is not installed; no Parquet file, or a damaged one; no such column, or one that is no text; a
+      UserError: pyarrow is not installed; no Parquet file, or a damaged one; no such column, or one that is not text; a
         row group whose text would fill the memory; a text longer than `LONGEST_TEXT`.
     """
     arrow, parquet = _pyarrow(path)
@@ -52,7 +52,7 @@ def texts_of_parquet(path: Path, text_field: str) -> Iterator[tuple[str | Int32[
                         where = f"{path}, row {row}"
                         yield _ids(entry, mask, where) if are_ids else _text(entry, where), f"{path}:{row}"
     except (arrow.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is no readable Parquet file: {_first_line(error)}") from error
+        raise UserError(f"{path} is not a readable Parquet file: {_first_line(error)}") from error
 
 
 def _ids(entry: Any, mask: Any, where: str) -> Int32[np.ndarray, " length"]:

@@ -64,7 +64,7 @@ class Plant:
     unit: bool = False
 
     def __post_init__(self) -> None:
-        """Raises UserError where a plant cannot be."""
+        """Raises UserError if a plant is invalid."""
         for name in ("features", "width"):
             if vars(self)[name] < 1:
                 raise UserError(f"{name}={vars(self)[name]} must be at least 1.")

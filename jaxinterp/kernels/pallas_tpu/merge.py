@@ -81,5 +81,5 @@ def compared(a: Any, b: Any) -> tuple[Lists, Lists]:
 
 
 def power(number: int) -> int:
-    """The least power of two that is no smaller."""
+    """The least power of two at or above it."""
     return 1 << (number - 1).bit_length()

@@ -66,7 +66,7 @@ class Resampling:
     """Length of a new read vector, over the mean length of the live ones; TopK needs 1, shorter ones are not chosen."""
 
     def __post_init__(self) -> None:
-        """Raises UserError where a number cannot be, or the method does not say when a feature is dead."""
+        """Raises UserError if a number is invalid, or the method does not say when a feature is dead."""
         check_whole(self, every=1, last=1, dead_after=1)
         check_positive(self, "shrink")
         if self.dead_after is None and not isinstance(self.method, CountsDead):
@@ -96,7 +96,7 @@ def with_resampling(
     """The recipe whose dead features are resampled after every `every`-th step, up to the `last`-th.
 
     Raises:
-      UserError: when `init` is traced: what the recipe trains is no `Dictionary`, or its activation counts for itself;
+      UserError: when `init` is traced: the recipe does not train a `Dictionary`, or its activation counts for itself;
         when `step` is traced: the objective does not say what fired.
     """
 
@@ -127,7 +127,7 @@ def with_resampling(
 
 
 def check_resampled(state: Any) -> None:
-    """Raises UserError where dead features of a method's state cannot start again."""
+    """Raises UserError if dead features of a method's state cannot start again."""
     trained = state.decomposition if isinstance(state, MethodState) else state
     if isinstance(trained, tuple | dict):
         raise UserError(

@@ -39,7 +39,7 @@ class Seeds:
     """The number of the first."""
 
     def __post_init__(self) -> None:
-        """Raises UserError where a number cannot be."""
+        """Raises UserError if a number is invalid."""
         check_whole(self, count=1, first=0)
 
     def needs(self, site: Site) -> Needs | Sites:

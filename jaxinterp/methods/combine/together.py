@@ -31,12 +31,12 @@ class Together:
     methods: Mapping[str, Method]
 
     def __post_init__(self) -> None:
-        """Raises UserError where there is no method, or a name cannot be part of a leaf's name."""
+        """Raises UserError if there is no method, or a name cannot be part of a leaf's name."""
         if not self.methods:
             raise UserError("methods={}: name at least one.")
         for name in self.methods:
             if not name or "/" in name:
-                raise UserError(f"methods: {name!r} is no name: it must have letters and no slash.")
+                raise UserError(f"methods: invalid name {name!r}: it must have letters and no slash.")
 
     def needs(self, site: Site) -> Needs:
         """The arrays of all methods.

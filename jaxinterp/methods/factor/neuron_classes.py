@@ -142,7 +142,7 @@ def mismatched_region(
 
 
 def model_vectors(model: Any) -> Mapping[str, NeuronVectors]:
-    """The vectors of every MLP of a model of ours, by the name of its leaf, with the scale of its norm taken in.
+    """The vectors of every MLP of this package's models, by the name of its leaf, with the scale of its norm taken in.
 
     Raises:
       UserError: a block's MLP is not of the dense or gated kind.

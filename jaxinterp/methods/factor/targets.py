@@ -87,7 +87,7 @@ class ProjectionTarget:
     kind: Distance = "kl"
 
     def __post_init__(self) -> None:
-        """Raises UserError where a name is not that of a projection."""
+        """Raises UserError if a name is not that of a projection."""
         for name in self.projections:
             field = name.rpartition("/")[2]
             if field not in READS and field != "o_proj":

@@ -71,7 +71,7 @@ class AttentionSparseAutoencoder(DictionaryFields):
           UserError: the site is not a single attention leaf.
         """
         if not isinstance(site, str) or not site.endswith("/attn"):
-            raise UserError(f"site={site!r} is no attention sublayer: name one leaf, such as blocks/3/attn.")
+            raise UserError(f"site={site!r} is not an attention sublayer: name one leaf, such as blocks/3/attn.")
         return Sites(f"{site}/{self.array}", f"{site}/{self.array}")
 
     def make_activation(self) -> Activation:
@@ -94,7 +94,7 @@ class AttentionStandIn(eqx.Module):
     dictionary: Dictionary
 
     def __check_init__(self) -> None:
-        """Raises UserError where the dictionary is no autoencoder of an attention sublayer's z or out."""
+        """Raises UserError if the dictionary is not an autoencoder of an attention sublayer's z or out."""
         own = self.dictionary.sites
         if own.reads != own.writes or not str(own.writes).endswith(("/attn/z", "/attn/out")):
             raise UserError(

@@ -69,7 +69,7 @@ class CrossLayerTranscoder:
     """Another objective in place of the equation's loss."""
 
     def __post_init__(self) -> None:
-        """Raises UserError where a hyperparameter cannot be."""
+        """Raises UserError if a hyperparameter is invalid."""
         if isinstance(self.activation, str):
             check_one_of(self, "activation", ("jumprelu", "topk", "relu"), "; pass any other by value: BatchTopK(k)")
         check_whole(self, features=1, k=1, dead_after=0, reach=1)

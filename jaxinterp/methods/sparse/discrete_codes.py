@@ -45,7 +45,7 @@ class DiscreteCodes:
     """How many examples, drawn at random, to train on."""
 
     def __post_init__(self) -> None:
-        """Raises UserError where a hyperparameter cannot be."""
+        """Raises UserError if a hyperparameter is invalid."""
         self.autoencoder()
         for name in ("steps", "training_examples"):
             if vars(self)[name] < 1:

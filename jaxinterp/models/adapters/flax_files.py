@@ -66,7 +66,7 @@ def read_flax(path: str | Path) -> dict[str, Any]:
     except UserError as error:
         raise UserError(str(error) if str(error).startswith(str(path)) else f"{path}: {error}") from error
     except (msgpack.UnpackException, ValueError, TypeError) as error:
-        raise UserError(f"{path} is no msgpack file of Flax, or it is damaged: {error}") from error
+        raise UserError(f"{path} is not a msgpack file of Flax, or it is damaged: {error}") from error
 
 
 def fill_nnx(model: nnx.Module, arrays: Mapping[str, Any]) -> nnx.Module:

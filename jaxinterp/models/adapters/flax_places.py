@@ -60,7 +60,7 @@ class Places:
     gate: str | None = None
 
     def __post_init__(self) -> None:
-        """Raises UserError where a path cannot be told apart by blocks, or an MLP's inside is told by half."""
+        """Raises UserError if a path cannot be told apart by blocks, or an MLP's inside is told by half."""
         for name in ("mlp", "block", "attn", "mlp_post_norm"):
             path = getattr(self, name)
             if path is not None and "{i}" not in path:

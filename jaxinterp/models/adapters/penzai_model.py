@@ -158,11 +158,11 @@ def from_penzai(model: Any) -> PenzaiModel:
     """A model built with Penzai's layers, under the names of our own models; it shares the given model's arrays.
 
     Raises:
-      UserError: the model is no `TransformerLM`, its blocks are one `LayerStack`, a parameter has no value, or it is
+      UserError: the model is not a `TransformerLM`, its blocks are one `LayerStack`, a parameter has no value, or it is
         put together in another way than Penzai's variants are.
     """
     if not isinstance(model, TransformerLM):
-        raise UserError(f"a {type(model).__name__} is no penzai TransformerLM: give the whole language model.")
+        raise UserError(f"a {type(model).__name__} is not a penzai TransformerLM: give the whole language model.")
     if pz.select(model).at_instances_of(pz.nn.LayerStack).count():
         raise UserError(
             "the blocks of this Penzai model are one LayerStack: a single feed-forward layer with an axis of layers, "

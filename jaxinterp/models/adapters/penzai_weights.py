@@ -220,14 +220,14 @@ def _activation(config: TransformerConfig, names: dict[str, str]) -> Any:
 
 
 def _require_defaults(config: TransformerConfig, understood: set[str]) -> None:
-    """Raises UserError where a field that is not understood here has another value than its default."""
+    """Raises UserError if a field that is not understood here has another value than its default."""
     for field in dataclasses.fields(config):
         if field.name not in understood:
             _require(config, **{field.name: field.default})
 
 
 def _require(config: TransformerConfig, **values: Any) -> None:
-    """Raises UserError where a field of the configuration is not as Penzai's layers have it."""
+    """Raises UserError if a field of the configuration is not as Penzai's layers have it."""
     for name, value in values.items():
         if getattr(config, name) != value:
             raise UserError(

@@ -126,7 +126,7 @@ def open_gguf(path: Path) -> tuple[gguf.GGUFReader, dict[str, StoredTensor]]:
     """A GGUF file, or all files of a split one: the first one's reader (for its metadata) and every tensor by name.
 
     Raises:
-      UserError: a file is no GGUF, truncated, or absent, or one is of another model.
+      UserError: a file is not GGUF, truncated, or absent, or one is of another model.
     """
     readers = [(part, _opened(part)) for part in parts_of(path)]
     for number, (part, reader) in enumerate(readers):

@@ -34,7 +34,7 @@ def open_safetensors(path: Path) -> dict[str, StoredTensor]:
     """Every tensor of one safetensors file by name; reads the header only.
 
     Raises:
-      UserError: the file is no safetensors, truncated, or its header contradicts itself or the file's size.
+      UserError: the file is not safetensors, truncated, or its header contradicts itself or the file's size.
     """
     size = path.stat().st_size
     with path.open("rb") as file:
@@ -49,7 +49,9 @@ def open_safetensors(path: Path) -> dict[str, StoredTensor]:
         header = json.loads(header_bytes)
         entries = {name: entry for name, entry in header.items() if name != "__metadata__"}
     except (ValueError, AttributeError, RecursionError) as error:
-        raise UserError(f"{path}: the safetensors header is no JSON object ({error}); fetch the file again.") from error
+        raise UserError(
+            f"{path}: the safetensors header is not a JSON object ({error}); fetch the file again."
+        ) from error
 
     spans = {name: _checked_span(path, name, entry) for name, entry in entries.items()}
     end = 0
@@ -135,7 +137,7 @@ def open_directory(directory: Path) -> dict[str, StoredTensor]:
         raise UserError(f"{index} has no readable weight_map ({error!r}); fetch it again.") from error
     for name, file in files.items():
         if not isinstance(file, str) or Path(file).name != file:
-            raise UserError(f"{index}: weight_map sends tensor {name!r} to {file!r}, which is no plain file name.")
+            raise UserError(f"{index}: weight_map sends tensor {name!r} to {file!r}, which is not a plain file name.")
     opened: dict[str, Mapping[str, StoredTensor]] = {}
     for file in sorted(set(files.values())):
         if not (directory / file).is_file():
@@ -151,7 +153,7 @@ def open_directory(directory: Path) -> dict[str, StoredTensor]:
 
 
 def pickle_refusal(path: Path) -> str:
-    """What to say where only a pickle checkpoint is to be had."""
+    """What to say where only a pickle checkpoint exists."""
     return (
         f"{path} is a pickle checkpoint, which can run code when it is read: convert it to safetensors, for example "
         "with transformers: AutoModelForCausalLM.from_pretrained(...).save_pretrained(directory)."

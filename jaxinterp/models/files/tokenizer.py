@@ -40,7 +40,7 @@ class Tokenizer:
     Attributes:
       end: the token between documents (end of text), if there is one.
       begin: the token that the model expects before every sequence, if there is one.
-      special: ids that stand for no text (control tokens); their positions are masked out of statistics.
+      special: ids without text (control tokens); their positions are masked out of statistics.
       pieces: how the vocabulary writes a piece.
       chat_template: a Jinja program that writes a conversation, as it came with the tokenizer; see `chat.py`.
     """
@@ -153,7 +153,7 @@ def tokenizer_from_file(path: str | Path) -> Tokenizer:
         backend = tokenizers.Tokenizer.from_str(text)
         decoder = json.dumps(json.loads(text).get("decoder"), ensure_ascii=False)
     except Exception as error:  # the library raises bare Exception for any malformed file
-        raise UserError(f"{path} is no readable tokenizer.json: {error}") from error
+        raise UserError(f"{path} is not a readable tokenizer.json: {error}") from error
     backend.no_padding()
     backend.no_truncation()
 
@@ -261,7 +261,7 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is no readable JSON: {error}") from error
+        raise UserError(f"{path} is not readable JSON: {error}") from error
     if not isinstance(value, dict):
         raise UserError(f"{path} holds a {type(value).__name__}, where a JSON object is expected.")
     return value

@@ -127,7 +127,7 @@ def read_leaf(
 
 
 def check_leaf(stored: StoredTensor, layout: Layout, shape: tuple[int, ...]) -> None:
-    """Raises UserError where the file's array has another shape than ours calls for, or is not readable as numbers."""
+    """Raises UserError if the file's array has another shape than ours calls for, or is not readable as numbers."""
     wanted = layout.file_shape(shape)
     if stored.shape != wanted:
         raise UserError(
@@ -201,7 +201,7 @@ def _look_up(table: LeafTable, name: str) -> tuple[str, Layout]:
 
 
 def refuse_unknown(tensors: Collection[str], used: Collection[str], buffers: str | None, where: Path) -> None:
-    """Raises UserError where a tensor is neither used nor a known buffer: it would change the computation."""
+    """Raises UserError if a tensor is neither used nor a known buffer: it would change the computation."""
     for name in tensors:
         if name not in used and not (buffers and re.fullmatch(buffers, name)):
             raise UserError(

@@ -37,7 +37,7 @@ class MixtureConfig:
     key_size: int = 32
 
     def __post_init__(self) -> None:
-        """Raises UserError where two sizes contradict each other."""
+        """Raises UserError if two sizes contradict each other."""
         for name in ("experts", "hidden", "active", "heads", "key_size"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name}={getattr(self, name)} must be at least 1.")

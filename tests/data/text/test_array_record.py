@@ -171,9 +171,9 @@ def test_damage_is_told(tmp_path):
     good = write(tmp_path / "good.array_record", [f"text {index} " * 50 for index in range(500)]).read_bytes()
     middle = len(good) // 3
     for name, content, message in [
-        ("empty", b"", "no whole Array Record file"),
-        ("junk", b"junk" * 1000, "no whole Array Record file"),
-        ("cut", good[: len(good) // 2], "no whole Array Record file"),
+        ("empty", b"", "not a whole Array Record file"),
+        ("junk", b"junk" * 1000, "not a whole Array Record file"),
+        ("cut", good[: len(good) // 2], "not a whole Array Record file"),
     ]:
         (tmp_path / f"{name}.array_record").write_bytes(content)
         with pytest.raises(UserError, match=rf"{name}\.array_record.*{message}"):

@@ -109,8 +109,8 @@ def test_an_empty_source_is_refused(tmp_path, name, content):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        (b'{"text": "half', "no readable JSON"),
-        (b"[" * 100_000, "no readable JSON"),
+        (b'{"text": "half', "not readable JSON"),
+        (b"[" * 100_000, "not readable JSON"),
         (b'["text"]', "JSON object is expected, not list"),
         (b'{"txt": "a", "id": 3}', r"no field text_field='text'; its fields: 'txt', 'id'"),
         (b"{}", "its fields: none"),

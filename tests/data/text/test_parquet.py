@@ -69,7 +69,7 @@ def test_what_is_no_parquet_or_was_damaged_is_refused(tmp_path):
     }.items():
         path = tmp_path / f"{name}.parquet"
         path.write_bytes(content)
-        with pytest.raises(UserError, match=rf"{name}\.parquet is no readable Parquet file"):
+        with pytest.raises(UserError, match=rf"{name}\.parquet is not a readable Parquet file"):
             list(read_documents(path))
 
 

@@ -57,7 +57,7 @@ def test_methods_of_several_layers_learn_what_they_learn_alone():
 
 
 def test_a_method_of_one_leaf_is_not_trained_on_the_first_of_several():
-    with pytest.raises(UserError, match=r"is no single leaf.*PerLayerTranscoders"):
+    with pytest.raises(UserError, match=r"is not a single leaf.*PerLayerTranscoders"):
         Together(METHODS).needs(("blocks/0/mlp", "blocks/1/mlp"))
 
 
@@ -69,5 +69,5 @@ def test_the_forward_pass_is_paid_once():
 def test_names_that_cannot_be_are_refused():
     with pytest.raises(UserError, match="name at least one"):
         Together({})
-    with pytest.raises(UserError, match="'a/b' is no name"):
+    with pytest.raises(UserError, match="invalid name 'a/b'"):
         Together({"a/b": Transcoder()})

@@ -90,7 +90,7 @@ def test_truncated_files_are_refused(golden: Path) -> None:
     with pytest.raises(UserError, match="the header would take 1152921504606846976 bytes"):
         load(golden)
     path.write_bytes(raw[:8] + b"?" + raw[9:])
-    with pytest.raises(UserError, match="header is no JSON object"):
+    with pytest.raises(UserError, match="header is not a JSON object"):
         load(golden)
 
 
@@ -105,7 +105,7 @@ def test_sharded_files_that_do_not_fit_are_refused(tmp_path: Path) -> None:
 
     with_map(**{"lm_head.weight": "../secret.safetensors"})
     with pytest.raises(
-        UserError, match=r"'lm_head\.weight' to '\.\./secret\.safetensors', which is no plain file name"
+        UserError, match=r"'lm_head\.weight' to '\.\./secret\.safetensors', which is not a plain file name"
     ):
         load(directory)
     with_map(extra=first)

@@ -130,7 +130,7 @@ def test_unreadable_files_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no tokenizer file .*tokenizer\.json"):
         tokenizer_from_file(tmp_path / "tokenizer.json")
     (tmp_path / "tokenizer.json").write_text("{}")
-    with pytest.raises(UserError, match=r"no readable tokenizer\.json"):
+    with pytest.raises(UserError, match=r"not a readable tokenizer\.json"):
         tokenizer_from_file(tmp_path / "tokenizer.json")
     sentencepiece_like(tmp_path, prepend=False)
     (tmp_path / "tokenizer_config.json").write_text("[]")

@@ -2,10 +2,11 @@
 
     a = x w_enc + b_enc,   y = (a 1[a > threshold]) w_dec + b_dec [+ x affine_skip_connection]
 
-w_enc is (d_in, features), w_dec (features, d_out), the skip (d_in, d_out). Where it was trained stands in `config.json`,
-as modules of transformers (`model.layers.12.pre_feedforward_layernorm.output`), or else in the names of the folders, as
-they are published: `gemma-scope-2-1b-pt/transcoder/layer_13_width_16k_l0_small/params.safetensors`. A module's output
-is behind its norm's gain, so transcoders read `mlp/in` as it is; those of the first Gemma Scope read it before the gain.
+w_enc is (d_in, features), w_dec (features, d_out), the skip (d_in, d_out). `config.json`
+says where it was trained, as modules of transformers (`model.layers.12.pre_feedforward_layernorm.output`), or else the
+names of the folders do, as they are published:
+`gemma-scope-2-1b-pt/transcoder/layer_13_width_16k_l0_small/params.safetensors`. A module's output is behind its norm's
+gain, so transcoders read `mlp/in` as it is; those of the first Gemma Scope read it before the gain.
 
 A cross-layer transcoder is a folder of `params_layer_<l>.safetensors`, one a layer, whose w_dec is (features, layers,
 d_out) and 0 for the layers before l.
@@ -157,3 +158,12 @@ def read_gemma_scope_2_clt(folder: Path) -> CrossLayer:
         )
     reads, writes = (tuple(f"blocks/{n}/{port}" for n in range(len(files))) for port in ("mlp/in", "mlp/added"))
     return cross_layer(sources, Sites(reads, writes))
+
+
+def read_layer_alone(path: Path) -> Contents:
+    """Refuses a single `params_layer_<n>.safetensors`.
+
+    Raises:
+      UserError: always: a layer writes to all layers above it.
+    """
+    raise UserError(f"{path} is one layer of a cross-layer transcoder: read its folder, {path.parent}.")

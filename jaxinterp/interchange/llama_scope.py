@@ -140,9 +140,7 @@ def _activation(fields: Mapping[str, Any], arrays: Mapping[str, np.ndarray], fea
     return JumpReLU(jnp.full(features, threshold, jnp.float32), "raw", BANDWIDTH)
 
 
-def _scales(
-    fields: Mapping[str, Any], norms: Mapping[str, Any], width: int, where: Path
-) -> tuple[float, float] | None:
+def _scales(fields: Mapping[str, Any], norms: Mapping[str, Any], width: int, where: Path) -> tuple[float, float] | None:
     """(s_in, s_out); None where the file says that there were some and not which."""
     kind = one_of(fields, "norm_activation", where, ("dataset-wise", "inference"), why="; of each token or batch")
     if kind == "inference":

@@ -119,9 +119,7 @@ def read_hook_z(path: Path) -> Contents:
     where = settings_beside(path)
     fields = read_config(where)
     sizes = {"d": fields.get("act_size"), "features": fields.get("dict_size")}
-    arrays = read_checked(
-        open_torch(path), ALONG, path, sizes={axis: n for axis, n in sizes.items() if type(n) is int}
-    )
+    arrays = read_checked(open_torch(path), ALONG, path, sizes={axis: n for axis, n in sizes.items() if type(n) is int})
     hooks, no_site, name = None, f"{where}: config field act_name is missing", fields.get("act_name")
     if isinstance(name, str):
         try:

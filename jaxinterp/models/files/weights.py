@@ -179,7 +179,7 @@ def load_model(
     sources: dict[str, tuple[StoredTensor, Layout]] = {}
     used = set()
     for name, shape in shapes.items():
-        tensor_name, layout = (name, PLAIN) if table is None else _look_up(table, name)
+        tensor_name, layout = (name, PLAIN) if table is None else look_up(table, name)
         if tensor_name not in tensors:
             raise UserError(f"{where}: missing tensor {tensor_name!r}.{suggest(tensor_name, tensors)}")
         sources[name] = tensors[tensor_name], layout.sized(name, shapes)
@@ -193,7 +193,7 @@ def load_model(
     )
 
 
-def _look_up(table: LeafTable, name: str) -> tuple[str, Layout]:
+def look_up(table: LeafTable, name: str) -> tuple[str, Layout]:
     """The tensor and layout of our leaf `name`, the number of its layer put in."""
     number = re.match(r"blocks/(\d+)/", name)
     template, layout = table[re.sub(r"^blocks/\d+/", "blocks/*/", name)]
@@ -270,7 +270,7 @@ def _filled(
     if not shape or not found.size:
         found[...] = read_leaf(stored, layout, index, shape, head_dim) if shape else stored.read(slice(None), None)
         return found
-    axis = len(shape) - 1 if layout.transposed else 0
+    axis = 1 if layout.transposed and len(shape) == 2 else 0
     step = max(1, AT_ONCE * sizes[axis] // found.size)
     for at in range(0, sizes[axis], step):
         start = spans[axis][0] + at

@@ -13,6 +13,7 @@ all arrays have been checked.
 """
 
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,9 @@ import numpy as np
 from jaxinterp.core.errors import UserError, suggest
 from jaxinterp.core.promotion import ordinary
 from jaxinterp.core.trees import fill_leaves, named_leaves
-from jaxinterp.models.families.configs import canonical_names, family_config, family_of
+from jaxinterp.models.families.configs import canonical_names, family_config, family_of, is_tied
+from jaxinterp.models.families.tables import Family
+from jaxinterp.models.families.wrappers import text_tensors
 from jaxinterp.models.files.gguf_file import PART, described, gguf_config, gguf_tensors, open_gguf
 from jaxinterp.models.files.hub import Hub, fetch_model, is_repository
 from jaxinterp.models.files.quantised import unpacked, without_quantisation
@@ -54,6 +57,7 @@ def load(
     *,
     dtype: Any = None,
     sharding: Shardings = None,
+    families: Mapping[str, Family] | None = None,
     revision: str | None = None,
     token: str | None = None,
     cache: str | Path | None = None,
@@ -66,6 +70,7 @@ def load(
       dtype: of all weights; by default float32 on CPU and bfloat16 on TPU and GPU.
       sharding: where the weights go: None (the default device), one `jax.sharding.Sharding` for every leaf,
         `model_shardings(mesh)`, or a function from a leaf's name (`blocks/0/mlp/up_proj/weight`) and shape.
+      families: of your own, by the `model_type` of their config.json: `families={"toy": Family(...)}`.
       revision: of a repository on the hub: a branch, a tag or a commit.
       token: for a gated or private one; by default `HF_TOKEN` or the stored one.
       cache: where it is kept; by default `HF_HOME`'s folder.
@@ -86,7 +91,7 @@ def load(
     if path.is_dir():
         if (path / OWN_FORM).is_file():
             return load_own(path, dtype, sharding)
-        return _load_huggingface(path, name, checkpoint, dtype, sharding)
+        return _load_huggingface(path, name, checkpoint, dtype, sharding, families)
     if path.suffix == ".gguf":
         return _load_gguf(path, name, checkpoint, dtype, sharding)
     if path.suffix in (".bin", ".pt", ".pth", ".ckpt", ".pkl"):
@@ -119,31 +124,42 @@ def _name_of(path: Path) -> str:
     return path.stem if part is None else part[1]
 
 
-def _load_huggingface(directory: Path, name: str, checkpoint: str, dtype: Any, sharding: Shardings) -> Subject:
+def _load_huggingface(
+    directory: Path,
+    name: str,
+    checkpoint: str,
+    dtype: Any,
+    sharding: Shardings,
+    families: Mapping[str, Family] | None = None,
+) -> Subject:
     if not (directory / "config.json").is_file():
         raise UserError(f"no model in {directory}: neither config.json (Hugging Face) nor {OWN_FORM} (our own form).")
     fields = read_json(directory / "config.json")
     fields, quantised = without_quantisation(fields)
-    family = family_of(fields)
+    family = family_of(fields, families)
     config = family_config(family, fields)
-    tensors = canonical_names(family, unpacked(quantised, open_directory(directory), directory))
-    if config.tied and "lm_head.weight" in tensors:
+    text, left_out = text_tensors(fields, unpacked(quantised, open_directory(directory), directory))
+    tensors = canonical_names(family, text)
+    if config.head and is_tied(family, fields):
         embedding, _ = family.tensors["embedding/token"]
-        _check_tied(tensors, embedding, "lm_head.weight", directory)
-        del tensors["lm_head.weight"]
+        if "lm_head.weight" in tensors:
+            _check_tied(tensors, embedding, "lm_head.weight", directory)
+            del tensors["lm_head.weight"]
+        if not config.tied and embedding in tensors:  # a head with a bias is a leaf of its own
+            tensors["lm_head.weight"] = tensors[embedding]
     path = directory / "tokenizer.json"
     tokenizer = tokenizer_from_file(path) if path.is_file() else None
     _check_vocabulary(config, tokenizer, directory)
     model = load_model(
         config,
         tensors,
-        family.tensors,
+        family.table(config),
         where=directory,
         buffers=family.buffers,
         dtype=dtype,
         sharding=sharding,
     )
-    return Subject(model, tokenizer, name, checkpoint)
+    return Subject(model, tokenizer, name, "; ".join(said for said in (checkpoint, left_out) if said))
 
 
 def _check_vocabulary(config: TransformerConfig, tokenizer: Tokenizer | None, where: Path) -> None:

@@ -318,14 +318,12 @@ def sites(model: Any, pattern: str = "**") -> list[str]:
     Args:
       pattern: a glob; `*` stands for one component or a part of it (`blocks/*/mlp`), `**` for any number of them.
     """
-    tokens = jax.ShapeDtypeStruct((1, 1), jnp.int32)
-    arrays: list[str] = []
-
-    def note(name: str, value: Array) -> Array:
-        arrays.append(name)
-        return value
-
-    eqx.filter_eval_shape(lambda model, tokens: model(tokens, tap=note, rules=EXACT), model, tokens)
+    leaves, structure = jax.tree.flatten(model)
+    shapes = tuple(jax.ShapeDtypeStruct(x.shape, x.dtype) if isinstance(x, jax.Array) else x for x in leaves)
+    try:
+        arrays = _arrays(structure, shapes)
+    except TypeError:  # a leaf or a static field that has no hash
+        arrays = _arrays.__wrapped__(structure, shapes)
     projections = _projections(model)
     names: list[str] = []
     for name in arrays:
@@ -335,6 +333,20 @@ def sites(model: Any, pattern: str = "**") -> list[str]:
         names.append(name)
     matches = _glob(pattern)
     return [name for name in names if matches(name)]
+
+
+@lru_cache(maxsize=64)
+def _arrays(structure: Any, leaves: tuple[Any, ...]) -> tuple[str, ...]:
+    """The names that a model of this structure and these shapes offers, in order: of a forward pass over one token."""
+    arrays: list[str] = []
+
+    def note(name: str, value: Array) -> Array:
+        arrays.append(name)
+        return value
+
+    model, tokens = jax.tree.unflatten(structure, leaves), jax.ShapeDtypeStruct((1, 1), jnp.int32)
+    eqx.filter_eval_shape(lambda model, tokens: model(tokens, tap=note, rules=EXACT), model, tokens)
+    return tuple(arrays)
 
 
 def _projections(model: Any) -> dict[str, list[str]]:

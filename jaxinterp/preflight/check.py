@@ -142,7 +142,7 @@ def _hosts(mesh: Mesh) -> int:
 @cache
 def _pace(seq: int) -> float:
     """Tokens that a host's pipeline gives in a second, from text in memory, on this machine."""
-    rows, of_document = max(1, 2**16 // seq), 1024
+    rows, of_document = max(1, min(256, 2**16 // seq)), 1024
     starts = np.arange(0, 2 * rows * seq + of_document, of_document)
     lengths = np.full_like(starts, of_document)
     text = np.zeros(len(starts) * of_document, np.int32)

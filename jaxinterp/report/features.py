@@ -17,6 +17,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from jaxinterp.core.errors import UserError
+from jaxinterp.core.promotion import ordinary
 from jaxinterp.core.sites import several
 from jaxinterp.evaluation.features.peaks import Peaks, Window, batches, chosen_codes, collect, measure
 from jaxinterp.evaluation.features.vectors import direct_logits, neuron_cosines, row_cosines
@@ -37,6 +38,7 @@ class Text:
     counts: list[np.ndarray]
 
 
+@ordinary()
 def feature_pages(
     decomposition: Any,
     subject: Any,

@@ -1,5 +1,6 @@
 """`fit`: one for every method, on one core or a mesh."""
 
+import warnings
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -168,6 +169,7 @@ def fit(
         for place in some_places(len(tokens)):
             window: Any = tokens[place]
             check_rows(ids, window["tokens"], f"text, window {place}")
+        check_text(len(tokens), batch_size, seq)
     model = place_model(subject.model, mesh)
     folder = None if checkpoint is None else Path(checkpoint)
     text = Text(tokens, ids, batch_size, seq, order, mesh)
@@ -372,6 +374,17 @@ def check_word(name: str, value: str, known: Sequence[str]) -> None:
     """Raises UserError if an option is none of the words that it may be."""
     if value not in known:
         raise UserError(f"{name}={value!r} must be one of {', '.join(known)}.{suggest(value, known)}")
+
+
+def check_text(windows: int, batch_size: int, seq: int) -> None:
+    """Warn where one step takes more than the whole text: it would see rows twice."""
+    if batch_size > windows * seq:
+        warnings.warn(
+            f"batch_size={batch_size:,} tokens are more than the text has ({windows:,} windows of {seq}: "
+            f"{windows * seq:,} tokens), so that a step sees rows more than once: take a smaller batch_size, or more "
+            "text.",
+            stacklevel=3,
+        )
 
 
 def check_sizes(

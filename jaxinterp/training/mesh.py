@@ -11,6 +11,7 @@ Methods and objectives see whole arrays.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import equinox as eqx
@@ -114,15 +115,10 @@ def spread_over_data(
     own: Mapping[str, np.ndarray], places: tuple[int, ...], windows: int, mesh: Mesh
 ) -> dict[str, jax.Array]:
     """Global arrays with so many windows, over `data`, from the rows of a process's places, one place after another."""
-    share = windows // mesh.shape["data"]
-
-    def put(array: np.ndarray) -> jax.Array:
-        def part(index: Any) -> np.ndarray:
-            first = places.index((index[0].start or 0) // share) * share
-            return array[first : first + share]
-
-        return jax.make_array_from_callback((windows, *array.shape[1:]), over_data(mesh), part)
-
+    share, lies = windows // mesh.shape["data"], over_data(mesh)
+    begins = lambda index: places.index((index[0].start or 0) // share) * share
+    part = lambda array, index: array[begins(index) : begins(index) + share]
+    put = lambda array: jax.make_array_from_callback((windows, *array.shape[1:]), lies, partial(part, array))
     return {name: put(array) for name, array in own.items()}
 
 

@@ -118,10 +118,15 @@ def test_the_buffer_gives_every_row_once_and_lanes_never_mix():
     assert list(lanes[0]) != list(lanes[1] - 1000), "every lane has its own order"
 
 
+@pytest.fixture(scope="module")
+def whole(subject, text, tmp_path_factory):
+    """The run that nothing interrupts."""
+    return fit(METHOD, subject, text, **SIZES, checkpoint=tmp_path_factory.mktemp("whole"), save_every=5)
+
+
 @pytest.mark.parametrize("stop", [5, 15])
-def test_a_resumed_run_is_the_uninterrupted_run(subject, text, tmp_path, stop):
+def test_a_resumed_run_is_the_uninterrupted_run(subject, text, whole, tmp_path, stop):
     """Invariant 9, to the last bit: state, buffer, data position, metrics."""
-    whole = fit(METHOD, subject, text, **SIZES, checkpoint=tmp_path / "whole", save_every=5)
     first = fit(METHOD, subject, text, **SIZES, checkpoint=tmp_path / "parts", save_every=5, stop_after=stop)
     assert int(first.state.step) == stop
     second = fit(METHOD, subject, text, **SIZES, checkpoint=tmp_path / "parts", save_every=5, resume=True)

@@ -40,15 +40,22 @@ def close(one, many):
         assert first["loss"] == pytest.approx(second["loss"], abs=1e-5)
 
 
-def test_a_new_objective_in_one_file_trains_on_eight_devices(subject, text):
+OWN = Transcoder(features=64, k=4, learning_rate=3e-3, objective=objective_in_one_file.objective)
+
+
+@pytest.fixture(scope="module")
+def alone(subject, text):
+    """An objective of one file, trained on one device."""
+    return fit(OWN, subject, text, **SIZES)
+
+
+def test_a_new_objective_in_one_file_trains_on_eight_devices(subject, text, alone):
     """A file of fewer than 20 lines, passed by value, on (data, feature) = (2, 4): the same as on one device."""
     lines = pathlib.Path(objective_in_one_file.__file__).read_text().splitlines()
     assert len(lines) < 20
-    method = Transcoder(features=64, k=4, learning_rate=3e-3, objective=objective_in_one_file.objective)
-    one = fit(method, subject, text, **SIZES)
-    many = fit(method, subject, text, **SIZES, mesh=make_mesh(2, 4))
-    close(one, many)
-    assert one.history[-1]["cosine"] > one.history[3]["cosine"] + 0.04
+    many = fit(OWN, subject, text, **SIZES, mesh=make_mesh(2, 4))
+    close(alone, many)
+    assert alone.history[-1]["cosine"] > alone.history[3]["cosine"] + 0.04
     assert many.decomposition.encoder.sharding.spec == P("feature")
 
 

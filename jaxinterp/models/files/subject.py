@@ -28,8 +28,8 @@ from jaxinterp.core.trees import named_leaves
 from jaxinterp.models.files.safetensors_file import open_directory
 from jaxinterp.models.files.tokenizer import Tokenizer, read_json, tokenizer_from_file
 from jaxinterp.models.files.weights import Shardings, leaf_shapes, load_model
-from jaxinterp.models.layers import RopeScaling
 from jaxinterp.models.mixtures.config import MixtureConfig
+from jaxinterp.models.rotary import RopeScaling
 from jaxinterp.models.sites import LanguageModel, Trace, run
 from jaxinterp.models.transformer import Transformer, TransformerConfig
 from jaxinterp.storage.files import write_arrays, write_text

@@ -17,8 +17,13 @@ def wanted_tensors(fields: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     """
     family = family_of(fields)
     config = family_config(family, fields)
-    shapes, found = leaf_shapes(config), {}
+    shapes, table = leaf_shapes(config), family.table(config)
+    found: dict[str, tuple[int, ...]] = {}
     for name, shape in shapes.items():
-        theirs, layout = look_up(family.tensors, name)
-        found[theirs] = layout.sized(name, shapes).file_shape(shape)
+        theirs, layout = look_up(table, name)
+        stored = layout.sized(name, shapes).file_shape(shape)
+        if "#" in theirs:  # one tensor an expert
+            found |= {theirs.replace("#", str(number)): stored[1:] for number in range(stored[0])}
+        else:
+            found[theirs] = stored
     return found

@@ -70,9 +70,9 @@ def test_a_gated_transcoder_is_an_activation_and_an_objective():
         return {"blocks/1/mlp/in": x, "blocks/1/mlp/out": mlp(x)}
 
     objective = total(reconstruction(), scale(gate_l1(), 0.002), gate_auxiliary())
-    method = Transcoder(features=128, activation=Gated.start(128), objective=objective, learning_rate=3e-3)
+    method = Transcoder(features=128, activation=Gated.start(128), objective=objective, learning_rate=1e-2)
     sites = Sites("blocks/1/mlp/in", "blocks/1/mlp/out")
-    learned, metrics = train(method, draw, sites, steps=1500, batch_size=256, seed=0)
+    learned, metrics = train(method, draw, sites, steps=500, batch_size=128, seed=0)
     assert metrics["fvu"] < 0.5
     assert float(abs(learned.activation.gate_bias).max()) > 0.1
     x = draw(jax.random.key(1), 16)["blocks/1/mlp/in"]

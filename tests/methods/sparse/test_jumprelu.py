@@ -80,10 +80,10 @@ def test_a_jumprelu_transcoder_is_an_activation_and_an_objective():
 
     objective = total(reconstruction(), scale(l0(), 0.0005))
     method = Transcoder(
-        features=128, activation=JumpReLU.start(128, 0.5, bandwidth=0.5), objective=objective, learning_rate=3e-3
+        features=128, activation=JumpReLU.start(128, 0.5, bandwidth=0.5), objective=objective, learning_rate=1e-2
     )
     sites = Sites("blocks/1/mlp/in", "blocks/1/mlp/out")
-    learned, metrics = train(method, draw, sites, steps=1500, batch_size=256, seed=0)
+    learned, metrics = train(method, draw, sites, steps=500, batch_size=128, seed=0)
     assert metrics["fvu"] < 0.5
     assert float(abs(learned.activation.threshold - 0.5).max()) > 0.1
     x = draw(jax.random.key(1), 16)["blocks/1/mlp/in"]

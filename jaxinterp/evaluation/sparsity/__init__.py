@@ -1,0 +1,1 @@
+"""How sparse a model is, and what leaving neurons out does: calibration, measures, budgets of layers."""

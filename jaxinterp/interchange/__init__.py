@@ -3,6 +3,7 @@
 from jaxinterp.interchange.circuit_tracer import decoder_rows
 from jaxinterp.interchange.formats import Format, as_jumprelu, read, write
 from jaxinterp.interchange.hub import card, push
+from jaxinterp.interchange.neuronpedia import write_neuronpedia
 from jaxinterp.interchange.probe import Probe, probe
 from jaxinterp.interchange.releases import Entry, Release, directory
 
@@ -19,4 +20,5 @@ __all__ = [
     "push",
     "read",
     "write",
+    "write_neuronpedia",
 ]

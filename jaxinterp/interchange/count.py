@@ -73,7 +73,7 @@ def try_entry(release: Release, entry: Entry, root: Path, model: Path | None = N
             found: Any = read_place(known, where, subject=subject)
     except UserError as error:
         return str(error)
-    if not np.all(np.isfinite(np.asarray(found(np.ones((2, found.encoder.shape[1]), np.float32))))):
+    if not np.all(np.isfinite(np.asarray(found(jnp.ones((2, found.encoder.shape[1])))))):
         return "its outputs are not finite"
     return None
 

@@ -3,6 +3,7 @@
 import lzma
 from pathlib import Path
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -75,7 +76,7 @@ def test_a_sample_is_read_where_it_belongs(name: str, tmp_path: Path) -> None:
     assert release is not None and entry is not None
     found = read_place(place(release, entry), write_sample(release, entry, tmp_path))
     assert found.sites == Sites(*CASES[name])
-    assert np.all(np.isfinite(found(np.ones((2, D), np.float32))))
+    assert np.all(np.isfinite(found(jnp.ones((2, D)))))
 
 
 def test_what_files_do_not_say_comes_with_the_name(tmp_path: Path) -> None:

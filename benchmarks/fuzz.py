@@ -175,13 +175,13 @@ def _other_value(data: bytes, rng: np.random.Generator) -> bytes:
 
 
 @contextmanager
-def watched() -> Iterator[list[str]]:
+def watched(forbidden: tuple[str, ...] = FORBIDDEN) -> Iterator[list[str]]:
     """The forbidden audit events within the block."""
     seen: list[str] = []
     on = [True]
 
     def hook(event: str, arguments: tuple[Any, ...]) -> None:
-        if on[0] and event.startswith(FORBIDDEN):
+        if on[0] and event.startswith(forbidden):
             seen.append(event)
 
     sys.addaudithook(hook)
@@ -201,8 +201,12 @@ class Report:
     largest: int = 0
 
 
-def fuzz(files: int, seed: int = 0) -> Report:
-    """Read so many mutated files."""
+def fuzz(files: int, seed: int = 0, forbidden: tuple[str, ...] = FORBIDDEN) -> Report:
+    """Read so many mutated files.
+
+    Args:
+      forbidden: beginnings of audit events that fail.
+    """
     report, rng = Report(Counter(), Counter(), []), np.random.default_rng(seed)
     with tempfile.TemporaryDirectory() as place_of_all:
         every = seeds(Path(place_of_all))
@@ -210,7 +214,7 @@ def fuzz(files: int, seed: int = 0) -> Report:
             each.read()  # what it imports is imported before anybody watches
         whole = {path: path.read_bytes() for each in every for path in each.files}
         tracemalloc.start()
-        with watched() as seen:
+        with watched(forbidden) as seen:
             for number in range(files):
                 each = every[number % len(every)]
                 path = each.files[rng.integers(len(each.files))]

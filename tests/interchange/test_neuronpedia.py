@@ -10,7 +10,6 @@ import pytest
 
 from jaxinterp.core.errors import UserError
 from jaxinterp.core.sites import Sites
-from jaxinterp.data.text.load_text import load_text
 from jaxinterp.decompositions.activations import ReLU
 from jaxinterp.decompositions.dictionary import Dictionary
 from jaxinterp.evaluation.features.peaks import collect
@@ -44,8 +43,10 @@ def made() -> Any:
         activation=ReLU(),
         sites=Sites(SITE, SITE),
     )
-    text = load_text(["the cat sat on the mat and looked at the moon. " * 40], subject.tokenizer, context=16)
-    return subject, text[1] if len(text[1]) else text[0], dictionary
+    windows = np.random.default_rng(1).integers(97, 123, (6, 16)).astype(np.int32)
+    weight = np.ones((6, 16), np.float32)
+    weight[0, :4] = 0
+    return subject, [{"tokens": row, "weight": each} for row, each in zip(windows, weight, strict=True)], dictionary
 
 
 def kinds(value: Any) -> Any:
@@ -87,7 +88,8 @@ def test_keys_and_types_are_theirs_and_numbers_are_right(made: Any, tmp_path: Pa
     best = max(feature["activations"], key=lambda each: max(each["values"]))
     assert max(best["values"]) == pytest.approx(a[..., 3].max(), abs=1e-3)
     assert best["bin_min"] == -1 and best["values"][best["qualifying_token_index"]] == max(best["values"])
-    assert "".join(best["tokens"]) in "the cat sat on the mat and looked at the moon. " * 40
+    texts = ["".join(map(chr, window["tokens"])) for window in windows]
+    assert "".join(best["tokens"]) in texts and len(best["tokens"]) == 16
     shares = {(each["bin_min"], each["bin_max"]): each["bin_contains"] for each in feature["activations"][1:]}
     shares = {bounds: share for bounds, share in shares.items() if bounds[0] >= 0}
     for (lower, upper), share in shares.items():

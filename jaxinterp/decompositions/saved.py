@@ -25,6 +25,7 @@ from jaxinterp.decompositions.files import load_dictionary
 from jaxinterp.decompositions.modules_on_disk import load_module
 from jaxinterp.decompositions.on_disk import KNOWN
 from jaxinterp.decompositions.parts import NonnegativeParts
+from jaxinterp.decompositions.per_token import PerToken
 from jaxinterp.decompositions.plain import LinearMap, Neurons, PrincipalComponents
 from jaxinterp.decompositions.scales import Scales
 from jaxinterp.models.layers import Linear
@@ -55,6 +56,7 @@ KINDS: tuple[type, ...] = (
     Linear,
     Directions,
     NonnegativeParts,
+    PerToken,
     *KNOWN,
 )
 """The classes that a file may name without being told of them."""

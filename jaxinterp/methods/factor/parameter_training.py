@@ -17,6 +17,7 @@ import optax
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from jaxinterp.core.batch import Batch
+from jaxinterp.core.errors import UserError
 from jaxinterp.core.fields import PARAMETER
 from jaxinterp.core.metrics import Metrics, Ratio
 from jaxinterp.core.protocols import MethodState, Recipe
@@ -150,9 +151,16 @@ class AdversarialParameters:
         """What the target needs: windows of text where the whole model is run, rows of one MLP.
 
         Raises:
-          UserError: a site is named that does not fit the target.
+          UserError: a site is named that does not fit the target; sources for every input, and rows out of a shuffle
+            buffer.
         """
-        return self.target.needs(site)
+        needs = self.target.needs(site)
+        if needs.rows == "stream" and self.scope == "each":
+            raise UserError(
+                "scope='each' holds a source for every input of a batch of windows; this target trains on shuffled "
+                "rows: take scope='shared'."
+            )
+        return needs
 
     def recipe(self, steps: int) -> Recipe:
         """AdamW on the loss; the adversary climbs before and with it."""

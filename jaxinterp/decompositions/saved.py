@@ -71,6 +71,9 @@ def save(decomposition: PyTree, folder: str | Path, *, overwrite: bool = False) 
       overwrite: write also where the folder has files in it.
     Raises:
       UserError: the folder has files in it, the disk is full, or a field holds what no file can (a function).
+
+    Example:
+      >>> folder = save(result.decomposition, "transcoder", overwrite=True)
     """
     if not isinstance(decomposition, eqx.Module):
         raise UserError(
@@ -89,6 +92,10 @@ def load_decomposition(folder: str | Path, *, kinds: Sequence[type] = (), activa
       activations: the same, under an older name.
     Raises:
       UserError: the folder holds no decomposition, or a file in it is missing or damaged.
+
+    Example:
+      >>> load_decomposition(folder).features
+      64
     """
     folder, own = Path(folder), (*kinds, *activations)
     if (folder / f"{codec.NAME}.json").is_file():

@@ -128,6 +128,10 @@ def generate(
     Raises:
       UserError: before compute: a value out of range, an empty prompt, more tokens than the model's context, an edit
         that a cache would change, no tokenizer or chat template where one is needed.
+
+    Example:
+      >>> len(generate(subject, "the cat", max_tokens=4).tokens[0])
+      4
     """
     sampling = Sampling(temperature, top_k, top_p)
     if max_tokens < 1:

@@ -77,6 +77,11 @@ def load(
       offline: use the cache alone.
     Raises:
       UserError: there is no such source, or its files are damaged, of an unsupported family, or contradict each other.
+
+    Example:
+      >>> subject = load("tiny")
+      >>> subject.model.config.layers
+      4
     """
     dtype = default_dtype(sharding) if dtype is None else _checked_dtype(dtype)
     if source == TINY:

@@ -86,20 +86,25 @@ MOST_LAYERS = 10_000
 """More than any model has: a damaged file must not make lists of every layer's window that fill the memory."""
 
 
-def family_of(fields: Mapping[str, Any]) -> Family:
+def family_of(fields: Mapping[str, Any], families: Mapping[str, Family] | None = None) -> Family:
     """The family that a config.json names in `model_type` and `architectures`; of a wrapper, its text model's.
 
+    Args:
+      families: those of the caller by `model_type`, beside the package's own.
     Raises:
-      UserError: it is not supported.
+      UserError: it is not supported, or `families` has a name of the package's own.
     """
+    twice = sorted({*(families or {})} & {*FAMILIES, *WRAPPERS})
+    if twice:
+        raise UserError(f"families: model_type {twice[0]!r} is supported already: give yours another name.")
     fields = text_fields(fields, ANYWHERE)
-    name = fields.get("model_type")
-    if not isinstance(name, str) or name not in FAMILIES:
-        known = [*FAMILIES, *WRAPPERS]
+    name, every = fields.get("model_type"), {**FAMILIES, **(families or {})}
+    if not isinstance(name, str) or name not in every:
+        known = [*every, *WRAPPERS]
         raise UserError(
             f"model_type={name!r} is not supported; supported: {', '.join(known)}.{suggest(str(name), known)}"
         )
-    family = FAMILIES[name]
+    family = every[name]
     architectures = fields.get("architectures") or []
     if not isinstance(architectures, list):
         raise refused("architectures", architectures, "a list of names")

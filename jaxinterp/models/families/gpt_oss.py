@@ -15,10 +15,15 @@ YARN |= {"original_max_position_embeddings": 4096}
 
 
 def _routed(fields: Fields) -> dict[str, Any]:
-    sizes = [number(fields, name) for name in ("num_experts_per_tok", "intermediate_size")]
-    limit, alpha = number(fields, "swiglu_limit", float), number(fields, "swiglu_alpha", float)
     config = RoutedConfig(
-        experts_of(fields, 128), *sizes, scores="chosen", router_bias=True, bias=True, limit=limit, alpha=alpha
+        experts_of(fields, 128),
+        number(fields, "num_experts_per_tok"),
+        number(fields, "intermediate_size"),
+        scores="chosen",
+        router_bias=True,
+        bias=True,
+        limit=number(fields, "swiglu_limit", float),
+        alpha=number(fields, "swiglu_alpha", float),
     )
     return {"routed": config, "attention_sinks": True}
 

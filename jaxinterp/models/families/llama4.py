@@ -45,7 +45,7 @@ def _layers(fields: Fields) -> dict[str, Any]:
 def _routed(fields: Fields) -> dict[str, Any]:
     count, hidden = number(fields, "num_hidden_layers"), number(fields, "intermediate_size")
     step = number(fields, "interleave_moe_layer_step")
-    routed = range(step - 1, count, step)
+    routed = tuple(range(step - 1, count, step))
     if fields.get("moe_layers") is not None:
         routed = layers_of(fields, "moe_layers", count)
     active = number(fields, "num_experts_per_tok")

@@ -56,9 +56,8 @@ def routed(experts: int, hidden: str, *, shared: bool = False, renormalise: bool
         )
         return {"routed": config}
 
-    reads = ("num_experts", "num_local_experts", "num_experts_per_tok", hidden)
-    reads += ("shared_expert_intermediate_size",) * shared
-    return Rule(reads + ("norm_topk_prob",) * (renormalise is None), make)
+    sometimes = ("shared_expert_intermediate_size",) * shared + ("norm_topk_prob",) * (renormalise is None)
+    return Rule(("num_experts", "num_local_experts", "num_experts_per_tok", hidden, *sometimes), make)
 
 
 def dense_layers(fields: Fields) -> dict[str, Any]:

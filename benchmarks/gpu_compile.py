@@ -27,7 +27,7 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from benchmarks.tpu_compile import arrays, collectives, mesh, size
+from benchmarks.compiled_text import arrays, collectives, mesh, size
 from jaxinterp.kernels import encode_topk, sampled_dot, sparse_decode, sparse_outer
 from jaxinterp.preflight.gpus import GPUS, UNTUNED, described
 

@@ -33,7 +33,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.comparison import at_l0
 from jaxinterp.commands.on_text import OnText, Prepared, prepared, train_together
 from jaxinterp.commands.shell import (
     Columns,
@@ -48,6 +47,7 @@ from jaxinterp.commands.shell import (
 from jaxinterp.core.errors import UserError
 from jaxinterp.data.activations import harvest_jit
 from jaxinterp.data.text.load_text import take
+from jaxinterp.evaluation.equal_sparsity import at_l0
 from jaxinterp.evaluation.quasi_orthogonality import Lengths, code_lengths
 from jaxinterp.evaluation.scoreboard import Row, scoreboard
 from jaxinterp.methods import Method, SparseAutoencoder, TopAFASparseAutoencoder

@@ -21,7 +21,6 @@ from typing import Any, Literal
 
 import numpy as np
 
-from experiments.comparison import order
 from jaxinterp.commands.on_text import OnText, Prepared, prepared
 from jaxinterp.commands.shell import (
     check_positive,
@@ -36,6 +35,7 @@ from jaxinterp.core.errors import UserError
 from jaxinterp.decompositions.files import load_dictionary, save_dictionary
 from jaxinterp.evaluation.attention.attribution import head_shares
 from jaxinterp.evaluation.attention.features import FAR, attribute, chance_shares, summarise
+from jaxinterp.evaluation.equal_sparsity import order
 from jaxinterp.evaluation.scoreboard import scoreboard
 from jaxinterp.methods.sparse.attention_sparse_autoencoder import AttentionSparseAutoencoder
 from jaxinterp.models.sites import check_site, select

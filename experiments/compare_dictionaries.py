@@ -23,12 +23,13 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Literal
 
-from experiments.comparison import Row, agreement, ahead, at_l0, comparable, order, print_rows, shown
+from experiments.comparison import print_rows, shown
 from experiments.every_dictionary import FASTER, FASTER_BY, check_groups, methods
 from jaxinterp.commands.on_text import OnText, Prepared, prepared, train_together
 from jaxinterp.commands.shell import chosen, command, measured_on, say, write_json
 from jaxinterp.core.errors import UserError
 from jaxinterp.evaluation.baselines import baselines
+from jaxinterp.evaluation.equal_sparsity import Row, agreement, ahead, at_l0, comparable, order
 from jaxinterp.evaluation.scoreboard import scoreboard
 from jaxinterp.report.pareto import pareto
 from jaxinterp.report.sections import Section, write_page

@@ -29,14 +29,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from experiments.comparison import Row, order
 from jaxinterp.commands.on_text import OnText, Prepared, prepared, train_together
 from jaxinterp.commands.shell import Columns, command, measured_on, print_table, say, write_json
 from jaxinterp.core.batch import GRADIENT
 from jaxinterp.core.errors import UserError
 from jaxinterp.data.activations import Rows, harvest_jit
 from jaxinterp.data.text.load_text import take
-from jaxinterp.evaluation.effects import compare
+from jaxinterp.evaluation.equal_sparsity import Row, order
+from jaxinterp.evaluation.next_token import compare
 from jaxinterp.evaluation.scoreboard import scoreboard
 from jaxinterp.methods import GradientSparseAutoencoder, Method
 from jaxinterp.models.sites import Add, run

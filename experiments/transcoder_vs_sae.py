@@ -18,10 +18,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from experiments.comparison import Row, equal_l0, order
 from jaxinterp.commands.on_text import OnText, Prepared, prepared, train_together
 from jaxinterp.commands.shell import Columns, check_distinct, command, measured_on, print_table, say, write_json
 from jaxinterp.core.errors import UserError
+from jaxinterp.evaluation.equal_sparsity import Row, equal_l0, order
 from jaxinterp.evaluation.scoreboard import scoreboard
 from jaxinterp.methods import Method, SkipTranscoder, SparseAutoencoder, Transcoder
 from jaxinterp.report.pareto import pareto

@@ -25,6 +25,7 @@ COVERS = {
     ),
     "gpu": (
         "benchmarks/gpu_compile.py",
+        "benchmarks/compiled_text.py",
         "jaxinterp/kernels",
         "jaxinterp/preflight",
         "jaxinterp/training/program.py",
@@ -33,6 +34,7 @@ COVERS = {
     ),
     "tpu": (
         "benchmarks/tpu_compile.py",
+        "benchmarks/compiled_text.py",
         "benchmarks/tpu_bundles.py",
         "benchmarks/topk_programs.py",
         "benchmarks/preflight.py",

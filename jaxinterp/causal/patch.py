@@ -122,7 +122,9 @@ def patch_effects(
         for number, shape in enumerate(shapes.values())
         for index in np.ndindex(*(shape[axis] for axis in each))
     ]
-    effects = _effects(model, tokens, metric, dict(fills), where or {}, edits, jnp.asarray(places), each, chunk)
+    names = tuple(shapes)  # a dict comes out of jit in the order of its sorted keys, which is not that of `places`
+    order = tuple(fills[name] for name in names)
+    effects = _effects(model, tokens, metric, names, order, where or {}, edits, jnp.asarray(places), each, chunk)
     found, start = {}, 0
     for name, shape in shapes.items():
         sizes = tuple(shape[axis] for axis in each)
@@ -137,7 +139,8 @@ def _effects(
     model: Any,
     tokens: Array,
     metric: Metric,
-    fills: dict[str, Array],
+    names: tuple[str, ...],
+    fills: tuple[Array, ...],
     where: Mapping[str, Array],
     edits: dict[str, Edit],
     places: Array,
@@ -162,7 +165,7 @@ def _effects(
     def after(place: Array) -> Array:
         patches: dict[str, Edit] = {
             name: Place(fill, number, where.get(name, jnp.ones((), bool)), place)
-            for number, (name, fill) in enumerate(fills.items())
+            for number, (name, fill) in enumerate(zip(names, fills, strict=True))
         }
         return metric(run(model, tokens, edits={**edits, **patches}))
 

@@ -73,6 +73,20 @@ def solve_strength(
     return Strength(value, reached, jnp.abs(reached - target) <= tolerance * jnp.abs(target))
 
 
+Steering = Callable[[Array], Mapping[str, Edit]]
+"""A callable pytree from a strength to edits by array name: `Along(site, direction)`, `Transport.edits`."""
+
+
+class Along(eqx.Module):
+    """The steering that adds alpha * direction at one array, every token."""
+
+    site: str = eqx.field(static=True)
+    direction: Float[Array, " d"]
+
+    def __call__(self, alpha: Array) -> Mapping[str, Edit]:
+        return {self.site: Add(alpha.astype(self.direction.dtype) * self.direction)}
+
+
 class Outcome(NamedTuple):
     """What an edit does to the next token of every context.
 
@@ -135,18 +149,40 @@ def matched_strength(
       UserError: an unknown site, a target that is not positive, or as `solve_strength`.
     """
     check_site(model, site)
+    steering = Along(site, direction)
+    return matched_steering(
+        model, tokens, steering, target, mask=mask, low=low, high=high, steps=steps, tolerance=tolerance
+    )
+
+
+def matched_steering(
+    model: Any,
+    tokens: Int[Array, "contexts seq"],
+    steering: Steering,
+    target: float,
+    *,
+    mask: Bool[Array, "contexts seq"] | None = None,
+    low: float = 0.0,
+    high: float = 100.0,
+    steps: int = 20,
+    tolerance: float = 0.05,
+) -> Strength:
+    """The strength at which the edits `steering(strength)` cost `target` nats of KL on average over contexts.
+
+    Raises:
+      UserError: a target that is not positive, low not below high, or as `run` for the edits.
+    """
     if target <= 0 or not low < high:
         raise UserError(f"target={target} must be positive, and low={low} below high={high}.")
     ends = jnp.asarray(target), jnp.asarray(low), jnp.asarray(high)
-    return _matched(model, tokens, site, direction, mask, *ends, steps, tolerance)
+    return _matched(model, tokens, steering, mask, *ends, steps, tolerance)
 
 
 @eqx.filter_jit
 def _matched(
     model: Any,
     tokens: Array,
-    site: str,
-    direction: Array,
+    steering: Steering,
     mask: Array | None,
     target: Array,
     low: Array,
@@ -157,8 +193,7 @@ def _matched(
     log_q = jax.nn.log_softmax(run(model, tokens, mask=mask, keep=()).logits[:, -1])
 
     def divergence(alpha: Array) -> Array:
-        edits = {site: Add(alpha * direction)}
-        log_p = jax.nn.log_softmax(run(model, tokens, edits=edits, mask=mask, keep=()).logits[:, -1])
+        log_p = jax.nn.log_softmax(run(model, tokens, edits=steering(alpha), mask=mask, keep=()).logits[:, -1])
         return jnp.mean(jnp.sum(jnp.exp(log_q) * (log_q - log_p), axis=-1))
 
     return solve_strength(divergence, target, low=low, high=high, steps=steps, tolerance=tolerance)
@@ -178,7 +213,7 @@ def perplexity(
 
 def steering_rows(
     subject: Subject,
-    directions: Mapping[tuple[str, str], Float[Array, " d"]],
+    directions: Mapping[tuple[str, str], Float[Array, " d"] | Steering],
     contexts: Sequence[str],
     concept: Sequence[int],
     *,
@@ -190,7 +225,7 @@ def steering_rows(
     """A row for every (site, direction), target and context: the table that a claim about steering needs.
 
     Args:
-      directions: by (site, name).
+      directions: by (site, name): a direction that is added at the site, or a `Steering` (the site is then a label).
       contexts: texts; padded on the left to one length.
       concept: token ids whose probability is the concept mass.
       targets: of the mean KL over contexts, nats.
@@ -207,10 +242,13 @@ def steering_rows(
     wanted = jnp.asarray(concept, jnp.int32)
     outcome = eqx.filter_jit(next_token_outcome)
     rows: list[dict[str, Any]] = []
-    for (site, name), direction in directions.items():
+    for (site, name), given in directions.items():
+        if isinstance(given, jax.Array):
+            check_site(subject.model, site)
+        steering: Steering = Along(site, given) if isinstance(given, jax.Array) else given
         for target in targets:
-            found = matched_strength(subject.model, tokens, site, direction, target, mask=mask, high=high, steps=steps)
-            edits = {site: Add(found.value.astype(direction.dtype) * direction)}
+            found = matched_steering(subject.model, tokens, steering, target, mask=mask, high=high, steps=steps)
+            edits = dict(steering(found.value))
             columns = outcome(subject.model, tokens, edits, wanted, mask)
             extra: list[dict[str, Any]] = [{} for _ in contexts]
             if words:

@@ -10,7 +10,8 @@ import grain
 from jaxinterp.commands.shell import check_folder, check_positive, folder_of_a_run, settings_of
 from jaxinterp.core.errors import UserError
 from jaxinterp.data.text.load_text import load_text
-from jaxinterp.evaluation.effects import NEXT_TOKEN, check_effect
+from jaxinterp.evaluation.effects import check_effect
+from jaxinterp.evaluation.next_token import NEXT_TOKEN
 from jaxinterp.methods import Method, Together
 from jaxinterp.models.load import Subject, load
 from jaxinterp.models.sites import check_site, sites
@@ -69,8 +70,9 @@ class Prepared(NamedTuple):
 
     @property
     def facts(self) -> dict[str, str]:
-        """The settings, for a page."""
-        return {name: str(value) for name, value in self.record.items()}
+        """The checkpoint and the settings, for a page."""
+        checkpoint = {"checkpoint": self.subject.source or self.subject.name}
+        return checkpoint | {name: str(value) for name, value in self.record.items()}
 
 
 def check_steps(tokens: int, batch_size: int) -> int:

@@ -9,7 +9,8 @@ import grain
 
 from jaxinterp.commands.shell import print_scoreboard, write_json
 from jaxinterp.evaluation.baselines import baselines
-from jaxinterp.evaluation.effects import NEXT_TOKEN, POOLED, Row
+from jaxinterp.evaluation.effects import Row
+from jaxinterp.evaluation.listed_effects import EFFECTS
 from jaxinterp.evaluation.scoreboard import scoreboard
 from jaxinterp.evaluation.several import score_layers
 from jaxinterp.models.load import Subject
@@ -19,8 +20,6 @@ from jaxinterp.report.page import write_report
 from jaxinterp.report.sections import Section, write_page
 from jaxinterp.training.progress import waiting
 from jaxinterp.training.tracking import read_rows
-
-EFFECTS = {"next_token": NEXT_TOKEN, "pooled": POOLED}
 
 
 def write_results(
@@ -78,7 +77,7 @@ def _several(config: Any, plan: Any, rows: list[Row], facts: Mapping[str, str]) 
     return write_page(
         config.out / "report.html",
         title=f"{config.model}: {plan.site}",
-        subtitle=f"{config.method.replace('_', ' ')}, {plan.features} features a layer",
+        subtitle=f"{config.method.replace('_', ' ')}, {plan.features} features a layer; {facts['checkpoint']}",
         summary=f"All layers replaced: CE {rows[0]['ce_replaced']:.3f}, unchanged {rows[0]['ce_clean']:.3f}.",
         sections=[Section("All layers, and each alone", (), table)],
         facts=dict(facts),

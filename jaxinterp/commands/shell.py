@@ -22,7 +22,10 @@ from rich.table import Table
 
 from jaxinterp.core.errors import UserError, cause, suggest
 from jaxinterp.core.trees import first_difference
-from jaxinterp.report.shell import save
+from jaxinterp.evaluation.columns import RECONSTRUCTION
+from jaxinterp.evaluation.effects import Effect
+from jaxinterp.evaluation.listed_effects import effect_of
+from jaxinterp.storage.files import write_text
 from jaxinterp.storage.json_text import json_text
 from jaxinterp.storage.lock import lock, unlock
 from jaxinterp.training.guard import PREEMPTED, Preempted
@@ -34,27 +37,19 @@ Columns = Mapping[str, tuple[str, str]]
 
 CONFIG = "config.json"
 WIDTH = 80
-FREE = ("mesh", "cache", "pages", "save_every", "on_failed_save", "spike", "ce_tokens", "effect", "harvest_parts")
+FREE = (
+    "mesh",
+    "cache",
+    "pages",
+    "save_every",
+    "on_failed_save",
+    "spike",
+    "ce_tokens",
+    "effect",
+    "harvest_parts",
+    "most_seconds",
+)
 """Settings that may change when a run is resumed."""
-
-RECONSTRUCTION: Columns = {
-    "method": ("method", "{}"),
-    "FVU": ("fvu", "{:.3f}"),
-    "L0": ("l0", "{:.0f}"),
-    "dead": ("dead_fraction", "{:.1%}"),
-}
-CROSS_ENTROPY: Columns = {
-    "CE": ("ce_replaced", "{:.3f}"),
-    "rec zero": ("ce_recovered_zero", "{:.3f}"),
-    "rec mean": ("ce_recovered_mean", "{:.3f}"),
-    "KL": ("kl", "{:.3f}"),
-    "top-1": ("top1_agreement", "{:.3f}"),
-}
-SIMILARITY: Columns = {
-    "similarity": ("similarity_replaced", "{:.3f}"),
-    "rec zero": ("similarity_recovered_zero", "{:.3f}"),
-    "rec mean": ("similarity_recovered_mean", "{:.3f}"),
-}
 
 
 def command(
@@ -262,7 +257,7 @@ def settings_of(config: Any, *without: str) -> dict[str, Any]:
 
 def write_json(path: Path, value: Any) -> None:
     """Write a file in one step, null for what is undefined: a run that is killed leaves the old one or the new one."""
-    save(json_text(value, indent=2) + "\n", path)
+    write_text(path, json_text(value, indent=2) + "\n")
 
 
 def read_json(path: Path) -> Any:
@@ -302,31 +297,29 @@ def _cell(value: Any, form: str) -> str:
     return "nan" if isinstance(value, float) and math.isnan(value) else form.format(value)
 
 
-def print_scoreboard(rows: Sequence[Mapping[str, Any]]) -> None:
-    """The scoreboard: of a model that predicts tokens with cross-entropies, of an encoder with similarities."""
-    first = rows[0]
-    of_embeddings = "similarity_replaced" in first
-    print_table({**RECONSTRUCTION, **(SIMILARITY if of_embeddings else CROSS_ENTROPY)}, rows)
-    if of_embeddings:
-        what, key, between = "similarity: cosine of embeddings with the unchanged model's, the array", "similarity", ""
-    else:
-        what, key = "CE: cross-entropy of the next token with the array", "ce"
-        between = f"clean {first['ce_clean']:.3f}, "
-    say(
-        f"{what} replaced ({between}zero {first[f'{key}_zero']:.3f}, mean {first[f'{key}_mean']:.3f}); rec: what is "
-        "recovered of the loss from zero and mean ablation.",
-        measured_on(rows),
-    )
+def print_scoreboard(rows: Sequence[Mapping[str, Any]], effect: Effect | None = None) -> None:
+    """The scoreboard with the columns of the effect that it was measured with; None: the listed one."""
+    first, effect = rows[0], effect or effect_of(rows)
+    columns = [column for column in (*RECONSTRUCTION, *effect.columns) if column.short]
+    print_table({"method": ("method", "{}")} | {c.short: (c.key, c.printed) for c in columns}, rows)
+    lines = [measured_on(rows, effect)]
+    if effect.answer is not None:
+        words = effect.answer
+        numbers = ", ".join(f"{kind} {first[f'{words.key}_{kind}']:.3f}" for kind in ("clean", "zero", "mean"))
+        lines.insert(
+            0,
+            f"{words.about} with the array replaced ({numbers}); rec: what is recovered of the loss from zero and mean "
+            "ablation.",
+        )
+    say(*lines)
 
 
-def measured_on(rows: Sequence[Mapping[str, Any]]) -> str:
+def measured_on(rows: Sequence[Mapping[str, Any]], effect: Effect | None = None) -> str:
     """How much text the numbers of a scoreboard rest on: where a text is short it is less than was asked for."""
-    first = rows[0]
-    if "ce_tokens" in first:
-        effect = f"cross-entropies on {first['ce_tokens']:,} next tokens"
-    else:
-        effect = f"similarities on {first['compared']:,} windows"
+    first, words = rows[0], (effect or effect_of(rows)).answer
+    known = words is not None and words.counted_key in first
+    last = f", {words.counted.format(first[words.counted_key])}" if words is not None and known else ""
     return (
         f"Measured on held-out text: FVU, L0 and dead features on {first['tokens']:,} tokens (attention sinks and "
-        f"special tokens left out), {effect}."
+        f"special tokens left out){last}."
     )

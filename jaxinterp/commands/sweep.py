@@ -35,6 +35,7 @@ from jaxinterp.report.pareto import Row, pareto
 from jaxinterp.report.sections import Section, write_page
 from jaxinterp.training.hosts import join
 from jaxinterp.training.mesh import fetch
+from jaxinterp.training.progress import waiting
 
 SEED = "seed"
 Setting = Mapping[str, Any]
@@ -69,9 +70,11 @@ def main(config: Config) -> None:
     found = {name: each[0] for name, each in trained.items()}
     for name, dictionary in found.items():
         save_dictionary(dictionary, ready.out / "dictionaries" / name.replace(" ", ""))
-    say(f"{time.perf_counter() - clock:.0f} s so far; scoring on held-out text ...")
-    board = scoreboard(found, ready.subject, ready.heldout, tokens=config.heldout_tokens, ce_tokens=config.ce_tokens)
-    stable = stability(settings, found, dead_after=max(1, config.tokens // 5))
+    with waiting(f"{time.perf_counter() - clock:.0f} s so far; scoring on held-out text"):
+        board = scoreboard(
+            found, ready.subject, ready.heldout, tokens=config.heldout_tokens, ce_tokens=config.ce_tokens
+        )
+        stable = stability(settings, found, dead_after=max(1, config.tokens // 5))
     rows = [row | {"stability": stable.get(without_seed(settings[row["method"]]))} for row in board]
     write_json(ready.out / "results.json", rows)
     print_table(COLUMNS, rows)

@@ -30,7 +30,7 @@ import tyro
 from jaxinterp.commands.methods import SEVERAL, hyperparameters, make_method, read_settings
 from jaxinterp.commands.on_text import check_mlp, check_steps
 from jaxinterp.commands.presets import Plan, planned, preset_of
-from jaxinterp.commands.results import EFFECTS, write_results
+from jaxinterp.commands.results import write_results
 from jaxinterp.commands.shell import check_folder, check_positive, folder_of_a_run, say
 from jaxinterp.core.errors import UserError
 from jaxinterp.data.activation_cache import harvested_once
@@ -39,6 +39,7 @@ from jaxinterp.data.tokens import split
 from jaxinterp.data.windows import epochs_needed, windows
 from jaxinterp.decompositions.saved import save
 from jaxinterp.evaluation.effects import check_effect
+from jaxinterp.evaluation.listed_effects import EFFECTS
 from jaxinterp.methods import Method
 from jaxinterp.models.files.shapes import model_shapes
 from jaxinterp.models.load import Subject, load
@@ -48,6 +49,7 @@ from jaxinterp.training.fit import check_sizes, fit
 from jaxinterp.training.hosts import join
 from jaxinterp.training.mesh import fetch, mesh_sizes, model_shardings, parse_mesh
 from jaxinterp.training.program import BUFFER_BATCHES, Activations, kept_in
+from jaxinterp.training.progress import waiting
 from jaxinterp.training.tracking import JsonLines, read_rows, training_seconds
 
 
@@ -169,7 +171,8 @@ def main(config: Config) -> None:
     subject = load(config.model, sharding=model_shardings(mesh))
     check_leaf(config, subject.model, plan.site)
     check_effect(subject.model, EFFECTS[plan.effect])
-    train, heldout, facts = text_windows(config, plan, subject)
+    with waiting(f"reading {config.text}"):
+        train, heldout, facts = text_windows(config, plan, subject)
     facts = {"checkpoint": subject.source or subject.name} | facts
     say(f"{config.model}, {plan.site}; " + ", ".join(f"{name} {fact}" for name, fact in facts.items()))
     train = from_cache(config, plan, method, subject, train, steps)
@@ -214,11 +217,11 @@ def from_cache(
     """The windows with their activations, where --cache names a folder for them."""
     if config.cache is None:
         return train
-    say(f"activations on disk: {config.cache}")
     needed = min(len(train), (steps + BUFFER_BATCHES) * config.batch_size // config.seq)
     chosen = train.shuffle(0)[:needed]  # a sample of the text, of which a shorter run takes a beginning
     dtype = kept_in(config.activations, jax.default_backend())
-    return harvested_once(subject, chosen, method.needs(plan.site).names(), config.cache, dtype=dtype)
+    with waiting(f"activations on disk, {config.cache}"):
+        return harvested_once(subject, chosen, method.needs(plan.site).names(), config.cache, dtype=dtype)
 
 
 def preflight_of(config: Config, plan: Plan, method: Method, steps: int) -> int:

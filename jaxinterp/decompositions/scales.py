@@ -28,16 +28,6 @@ class Scales(eqx.Module):
         return self.output_scale * y + self.output_mean
 
 
-def identity_scales(d_in: int, d_out: int) -> Scales:
-    """Means 0 and scales 1."""
-    return Scales(
-        jnp.zeros(d_in, jnp.float32),
-        jnp.ones((), jnp.float32),
-        jnp.zeros(d_out, jnp.float32),
-        jnp.ones((), jnp.float32),
-    )
-
-
 def moments(
     rows: Float[Array, "tokens d"], weight: Float[Array, " tokens"]
 ) -> tuple[Float[Array, " d"], Float[Array, ""]]:

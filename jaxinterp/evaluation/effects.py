@@ -4,6 +4,7 @@
     compare(answer, clean, windows)    numbers per item (a next token, a window), one array [batch, items] a column;
                                        `counted` among them says which items count (1) and which do not (0)
     numbers(table)                     the entries of the row; default: `summary` of every column
+    columns, answer                    how these entries are shown, in tables and in words
 
 `compare` is called with the answer of the model as it is (clean), with the array at zero, at its training mean, and
 with the reconstruction in its place. A mean m over the items that count then is
@@ -15,8 +16,8 @@ with the reconstruction in its place. A mean m over the items that count then is
 The interval of m_replaced is 95 percent, by resampling documents: m_clean plus the interval of the change. Every
 decomposition sees the same items, so what differs between documents cancels.
 
-`NEXT_TOKEN` is for models that predict tokens, `POOLED` for encoders: the cosine of the input's embedding with that of
-the unchanged model.
+One effect, one file: `next_token` for models that predict tokens, `pooled` for encoders. One of your own needs no file
+of the package: pass it to `scoreboard`, to `Report` and to `print_scoreboard`.
 """
 
 import math
@@ -29,14 +30,18 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Int
 
-from jaxinterp.data.activations import CONSTANT, counted
+from jaxinterp.data.activations import CONSTANT
+from jaxinterp.evaluation.columns import Answer, Column
 from jaxinterp.evaluation.intervals import ratio_interval
 from jaxinterp.models.sites import SetTo, Trace, run
 
 Row = dict[str, Any]
 Columns = dict[str, Array]
+
+Windows = Mapping[str, np.ndarray]
+"""A batch of windows on the host: "tokens", "weight" and "document", each `[batch, seq]`."""
 
 KINDS = ("clean", "zero", "mean")
 """What stands in the array's place beside a reconstruction."""
@@ -100,11 +105,21 @@ def every_column(table: Table) -> Row:
 
 @dataclass(frozen=True)
 class Effect:
-    """How the model's answer is read and compared; see the module's docstring."""
+    """How the model's answer is read, compared and shown; see the module's docstring.
+
+    Attributes:
+      read: (trace) -> the answer, traced.
+      compare: (answer, clean answer, windows) -> numbers per item `[batch, items]`, `counted` among them; traced.
+      numbers: (table) -> the entries of the row, on the host.
+      columns: of these entries, in the order of a page; those with a `short` title are printed on a terminal, too.
+      answer: the words for what is read; None: those of cross-entropy.
+    """
 
     read: Callable[[Trace], Array]
     compare: Callable[[Array, Array, Mapping[str, Array]], Columns]
     numbers: Callable[[Table], Row] = every_column
+    columns: tuple[Column, ...] = ()
+    answer: Answer | None = None
 
 
 def check_effect(model: Any, effect: Effect) -> None:
@@ -123,41 +138,3 @@ def answer_with(effect: Effect, model: Any, tokens: Int[Array, "batch seq"], sit
 def compared(effect: Effect, answer: Array, clean: Array, windows: Mapping[str, Array]) -> Columns:
     """The columns of `effect.compare`, as one program."""
     return effect.compare(answer, clean, windows)
-
-
-@jax.jit
-def compare(
-    logits: Float[Array, "batch seq vocab"], clean: Float[Array, "batch seq vocab"], tokens: Int[Array, "batch seq"]
-) -> Columns:
-    """Per next token: its negative log-likelihood, KL(clean || logits), whether the most likely token agrees."""
-    log_p, log_clean = jax.nn.log_softmax(logits[:, :-1]), jax.nn.log_softmax(clean[:, :-1])
-    return {
-        "nll": -jnp.take_along_axis(log_p, tokens[:, 1:, None], axis=-1)[..., 0],
-        "kl": jnp.sum(jnp.exp(log_clean) * (log_clean - log_p), axis=-1),
-        "agrees": jnp.argmax(log_p, axis=-1) == jnp.argmax(log_clean, axis=-1),
-    }
-
-
-def _compare_next_tokens(logits: Array, clean: Array, windows: Mapping[str, Array]) -> Columns:
-    return compare(logits, clean, windows["tokens"]) | {"counted": counted(windows)}
-
-
-def _next_token_numbers(table: Table) -> Row:
-    """Cross-entropy in nats, KL and agreement of the most likely token."""
-    others = {"kl": table.mean("kl"), "top1_agreement": table.mean("agrees")}
-    return summary(table, "nll", "ce") | others | {"ce_tokens": int(table["counted"].sum())}
-
-
-def _compare_pooled(
-    pooled: Float[Array, "batch d_model"], clean: Float[Array, "batch d_model"], windows: Mapping[str, Array]
-) -> Columns:
-    """Per window: the cosine of its embedding with that of the unchanged model. A window counts if a token does."""
-    wide, wide_clean = (array.astype(jnp.float32) for array in (pooled, clean))
-    lengths = jnp.linalg.norm(wide, axis=-1) * jnp.linalg.norm(wide_clean, axis=-1)
-    cosine = jnp.sum(wide * wide_clean, axis=-1) / jnp.maximum(lengths, 1e-30)
-    counts = jnp.any(windows["weight"] > 0, axis=1).astype(jnp.float32)
-    return {"similarity": cosine[:, None], "counted": counts[:, None]}
-
-
-NEXT_TOKEN = Effect(lambda trace: trace.logits, _compare_next_tokens, _next_token_numbers)
-POOLED = Effect(lambda trace: trace["pooled"], _compare_pooled)

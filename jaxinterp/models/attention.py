@@ -1,11 +1,18 @@
-"""Self-attention, with grouped keys and values, windows, soft caps and query/key norms.
+"""Self-attention, with grouped keys and values, windows, chunks, soft caps, sinks, gates and query/key norms.
 
     pattern = softmax(cap(q k^T * scale) + mask),   z = pattern v,   out = z W_out
 
-A query sees what came before it and itself (all positions where attention is not causal), and no padding but itself.
+A query sees what came before it and itself (all positions where attention is not causal), and no padding but itself;
+at most `window` positions in all, or those of its own chunk of `chunk` positions.
 
-Named arrays: `pattern` [batch, heads, seq, seq] (query, key) and `z` [batch, seq, heads, head_dim].
+    sinks     a number s_h a head takes its share: pattern = exp(score) / (exp(s_h) + sum exp(score))
+    gate      z = pattern v * sigmoid(x W_gate)
+
+Named arrays: `pattern` [batch, heads, seq, seq] (query, key) and `z` [batch, seq, heads, head_dim], what `o_proj`
+reads; `gate`, of the same shape, where there is one.
 """
+
+from dataclasses import dataclass
 
 import equinox as eqx
 import jax
@@ -15,29 +22,44 @@ from jaxtyping import Array, Bool, Float, Int
 from jaxinterp.models.layers import (
     Linear,
     Norm,
-    RopeScaling,
     Tap,
+    UnitNorm,
     no_tap,
     project,
-    rotary_frequencies,
-    rotate,
     soft_cap,
 )
-from jaxinterp.models.rules import EXACT, Rules, hold
+from jaxinterp.models.rotary import RopeScaling, rotary_frequencies, rotate
+from jaxinterp.models.rules import EXACT, Rules, gate_product, hold
+
+
+@dataclass(frozen=True)
+class Temperature:
+    """Queries grow with their position p: times log(1 + floor((p + 1) / floor_scale)) * scale + 1 (Llama 4)."""
+
+    floor_scale: int
+    scale: float
 
 
 class Attention(eqx.Module):
     """One attention sublayer. `heads` must be a multiple of `kv_heads`: each key serves heads / kv_heads queries.
 
     Query and key norms are taken over as many dimensions as they have weights: a head, or the whole projection.
+
+    Attributes:
+      value_norm: of every head's value.
+      gate_proj: of the gate.
+      sinks: one a head.
+      clip: queries, keys and values are clipped to +-clip behind their norms.
+      interleaved: rotated dimensions are paired with their neighbours.
+      late_norms: query and key norms come after the rotation.
     """
 
     q_proj: Linear
     k_proj: Linear
     v_proj: Linear
     o_proj: Linear
-    query_norm: Norm | None
-    key_norm: Norm | None
+    query_norm: Norm | UnitNorm | None
+    key_norm: Norm | UnitNorm | None
     heads: int = eqx.field(static=True)
     kv_heads: int = eqx.field(static=True)
     scale: float = eqx.field(static=True)
@@ -47,10 +69,19 @@ class Attention(eqx.Module):
     rotary_dimensions: int = eqx.field(static=True)
     rotary_base: float = eqx.field(static=True)
     rotary_scaling: RopeScaling | None = eqx.field(static=True)
+    value_norm: UnitNorm | None = None
+    gate_proj: Linear | None = None
+    sinks: Float[Array, " heads"] | None = None
+    chunk: int | None = eqx.field(static=True, default=None)
+    clip: float | None = eqx.field(static=True, default=None)
+    interleaved: bool = eqx.field(static=True, default=False)
+    late_norms: bool = eqx.field(static=True, default=False)
+    temperature: Temperature | None = eqx.field(static=True, default=None)
 
     def projections(self) -> tuple[str, ...]:
         """The fields of its linear maps."""
-        return ("q_proj", "k_proj", "v_proj", "o_proj")
+        names = ("q_proj", "k_proj", "v_proj", "o_proj")
+        return names if self.gate_proj is None else (*names[:3], "gate_proj", "o_proj")
 
     def __call__(
         self,
@@ -65,13 +96,33 @@ class Attention(eqx.Module):
 
         Args:
           real: False for padding, which no other token looks at.
-          positions: of every token, for rotary embeddings; default: 0, 1, 2, ...
+          positions: of every token, for rotary embeddings and chunks; default: 0, 1, 2, ...
         """
         query, key, value = self.project(x, positions, tap=tap, rules=rules)
-        visible = _visible(x.shape[1], self.causal, self.window)
+        places = jnp.arange(x.shape[1])
+        visible = self._behind(places[:, None] - places[None, :])
+        if self.chunk is not None:
+            rows = places[None] if positions is None else positions
+            visible = visible & self._together(rows[:, :, None], rows[:, None, :])
         if real is not None:  # padding sees itself, so that its row does not divide by zero
             visible = visible & (real[:, None, :] | jnp.eye(x.shape[1], dtype=bool))
-        return self.write(self.attend(query, key, value, visible, tap=tap, rules=rules), tap=tap, rules=rules)
+        gate = self.gate(x, tap=tap, rules=rules)
+        z = self.attend(query, key, value, visible, gate, tap=tap, rules=rules)
+        return self.write(z, tap=tap, rules=rules)
+
+    def sees(self, queries: Int[Array, "*axes"], keys: Int[Array, "*others"]) -> Bool[Array, "..."]:
+        """Which keys a query sees, by their positions (broadcast): itself and what came before, or all keys."""
+        visible = self._behind(queries - keys)
+        return visible if self.chunk is None else visible & self._together(queries, keys)
+
+    def _behind(self, distance: Int[Array, "*axes"]) -> Bool[Array, "*axes"]:
+        if not self.causal:
+            return jnp.ones(distance.shape, bool)
+        return distance >= 0 if self.window is None else (distance >= 0) & (distance < self.window)
+
+    def _together(self, queries: Int[Array, "*axes"], keys: Int[Array, "*others"]) -> Bool[Array, "..."]:
+        """Whether two positions lie in one chunk."""
+        return queries // (self.chunk or 1) == keys // (self.chunk or 1)
 
     def project(
         self,
@@ -86,13 +137,54 @@ class Attention(eqx.Module):
         Float[Array, "batch seq kv_heads head_dim"],
     ]:
         """Query, key and value of every token, normed and rotated: what a cache of keys and values keeps."""
-        query = _heads(project(self.q_proj, "q_proj", x, tap, rules), self.heads, self.query_norm, rules)
-        key = _heads(project(self.k_proj, "k_proj", x, tap, rules), self.kv_heads, self.key_norm, rules)
-        value = _heads(project(self.v_proj, "v_proj", x, tap, rules), self.kv_heads, None, rules)
+        norms = (None, None) if self.late_norms else (self.query_norm, self.key_norm)
+        query = self._heads(project(self.q_proj, "q_proj", x, tap, rules), self.heads, norms[0], rules)
+        key = self._heads(project(self.k_proj, "k_proj", x, tap, rules), self.kv_heads, norms[1], rules)
+        value = self._heads(project(self.v_proj, "v_proj", x, tap, rules), self.kv_heads, self.value_norm, rules)
         if self.rotary_dimensions:
-            frequencies = rotary_frequencies(self.rotary_dimensions, self.rotary_base, self.rotary_scaling)
-            query, key = rotate(query, frequencies, positions), rotate(key, frequencies, positions)
-        return query, key, value
+            length = x.shape[1] if positions is None else jnp.max(positions) + 1
+            frequencies = rotary_frequencies(self.rotary_dimensions, self.rotary_base, self.rotary_scaling, length)
+            amplitude = 1.0 if self.rotary_scaling is None else self.rotary_scaling.attention_factor
+            query, key = (
+                rotate(each, frequencies, positions, interleaved=self.interleaved, amplitude=amplitude)
+                for each in (query, key)
+            )
+        if self.late_norms:
+            query = query if self.query_norm is None else self.query_norm(query, rules)
+            key = key if self.key_norm is None else self.key_norm(key, rules)
+        return self._warmed(query, positions), key, value
+
+    def _heads(
+        self, projected: Float[Array, "batch seq outputs"], heads: int, norm: Norm | UnitNorm | None, rules: Rules
+    ) -> Float[Array, "batch seq heads head_dim"]:
+        """A projection cut into heads, normed before or after the cut, whichever the norm has weights for."""
+        batch, seq, outputs = projected.shape
+        if norm is not None:
+            size = norm.weight.shape[-1] if isinstance(norm, Norm) else outputs // heads
+            projected = norm(projected.reshape(batch, seq, -1, size), rules)
+        if self.clip is not None:
+            projected = jnp.clip(projected, -self.clip, self.clip)
+        return projected.reshape(batch, seq, heads, -1)
+
+    def _warmed(
+        self, query: Float[Array, "batch seq heads head_dim"], positions: Int[Array, "batch seq"] | None
+    ) -> Float[Array, "batch seq heads head_dim"]:
+        """The query times the temperature of its position."""
+        if self.temperature is None:
+            return query
+        places = jnp.arange(query.shape[1]) if positions is None else positions
+        steps = jnp.floor((places.astype(jnp.float32) + 1) / self.temperature.floor_scale)
+        growth = jnp.log1p(steps) * self.temperature.scale + 1
+        return (query * growth[..., None, None]).astype(query.dtype)
+
+    def gate(
+        self, x: Float[Array, "batch seq d_model"], *, tap: Tap = no_tap, rules: Rules = EXACT
+    ) -> Float[Array, "batch seq heads head_dim"] | None:
+        """What z is multiplied by; None without a gate."""
+        if self.gate_proj is None:
+            return None
+        gate = jax.nn.sigmoid(project(self.gate_proj, "gate_proj", x, tap, rules))
+        return tap("gate", gate.reshape(*x.shape[:2], self.heads, -1))
 
     def attend(
         self,
@@ -100,6 +192,7 @@ class Attention(eqx.Module):
         key: Float[Array, "batch keys kv_heads head_dim"],
         value: Float[Array, "batch keys kv_heads head_dim"],
         visible: Bool[Array, "queries keys"] | Bool[Array, "batch queries keys"],
+        gate: Float[Array, "batch queries heads head_dim"] | None = None,
         *,
         tap: Tap = no_tap,
         rules: Rules = EXACT,
@@ -112,33 +205,19 @@ class Attention(eqx.Module):
         if visible.ndim == 3:
             visible = visible[:, None, None]
         scores = jnp.where(visible, soft_cap(scores, self.cap), -jnp.inf)
-        pattern = jax.nn.softmax(scores, axis=-1).astype(query.dtype).reshape(batch, self.heads, queries, keys)
+        if self.sinks is not None:
+            sinks = jnp.broadcast_to(self.sinks.astype(wide).reshape(self.kv_heads, -1, 1, 1), (*scores.shape[:-1], 1))
+            scores = jnp.concatenate([scores, sinks], axis=-1)
+        pattern = jax.nn.softmax(scores, axis=-1)[..., :keys].astype(query.dtype)
+        pattern = pattern.reshape(batch, self.heads, queries, keys)
         pattern = tap("pattern", hold(pattern, rules.attention))
 
         grouped_pattern = pattern.reshape(batch, self.kv_heads, -1, queries, keys)
-        mixed = jnp.einsum("bngqk,bknd->bqngd", grouped_pattern, value)
-        return tap("z", mixed.reshape(batch, queries, self.heads, -1))
+        mixed = jnp.einsum("bngqk,bknd->bqngd", grouped_pattern, value).reshape(batch, queries, self.heads, -1)
+        return tap("z", mixed if gate is None else gate_product(mixed, gate, rules))
 
     def write(
         self, z: Float[Array, "batch seq heads head_dim"], *, tap: Tap = no_tap, rules: Rules = EXACT
     ) -> Float[Array, "batch seq d_model"]:
         """z W_out + b_out."""
         return project(self.o_proj, "o_proj", z.reshape(*z.shape[:2], -1), tap, rules)
-
-
-def _heads(
-    projected: Float[Array, "batch seq outputs"], heads: int, norm: Norm | None, rules: Rules
-) -> Float[Array, "batch seq heads head_dim"]:
-    """A projection cut into heads, normed before or after the cut, whichever the norm has weights for."""
-    batch, seq, _ = projected.shape
-    if norm is not None:
-        projected = norm(projected.reshape(batch, seq, -1, norm.weight.shape[0]), rules)
-    return projected.reshape(batch, seq, heads, -1)
-
-
-def _visible(seq: int, causal: bool, window: int | None) -> Bool[Array, "seq seq"]:
-    """Which keys a query sees: itself and what came before, at most `window` positions in all; or all keys."""
-    distance = jnp.arange(seq)[:, None] - jnp.arange(seq)[None, :]
-    if not causal:
-        return jnp.ones((seq, seq), bool)
-    return (distance >= 0) if window is None else (distance >= 0) & (distance < window)

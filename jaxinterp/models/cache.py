@@ -52,12 +52,11 @@ class Cached(eqx.Module):
         value = jax.lax.dynamic_update_slice_in_dim(self.cache.value, value, self.slot, 1)
         tap("cache/key", key)
         tap("cache/value", value)
-        distance = positions[:, :, None] - self.places[:, None, :]
-        visible = (self.places[:, None, :] >= 0) & (distance >= 0)
-        if self.attention.window is not None:
-            visible = visible & (distance < self.attention.window)
+        seen = self.attention.sees(positions[:, :, None], self.places[:, None, :])
+        visible = (self.places[:, None, :] >= 0) & seen
         own = (self.slot + jnp.arange(x.shape[1]))[:, None] == jnp.arange(self.places.shape[1])
-        z = self.attention.attend(query, key, value, visible | own, tap=tap, rules=rules)
+        gate = self.attention.gate(x, tap=tap, rules=rules)
+        z = self.attention.attend(query, key, value, visible | own, gate, tap=tap, rules=rules)
         return self.attention.write(z, tap=tap, rules=rules)
 
 

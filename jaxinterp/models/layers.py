@@ -1,4 +1,4 @@
-"""The parts that every sublayer is made of: linear maps, norms, rotary positions.
+"""The parts that every sublayer is made of: linear maps and norms.
 
 Weights are stored `(d_in, d_out)`, so that a forward pass reads `x @ weight`.
 """
@@ -146,14 +146,18 @@ class Norm(eqx.Module):
     """RMSNorm or LayerNorm over the last axis, computed in float32.
 
     y = (x - m) / sqrt(mean((x - m)^2) + epsilon) * (weight + offset) + bias,   m = mean(x) for "layer", 0 for "rms".
-    Gemma stores weight - 1 and so has offset 1.
+    Gemma stores weight - 1 and so has offset 1. A weight `[heads, d]` has a row for each head of `[..., heads, d]`.
     """
 
-    weight: Float[Array, " d"]
+    weight: Float[Array, "*heads d"]
     bias: Float[Array, " d"] | None
     kind: Literal["rms", "layer"] = eqx.field(static=True)
     epsilon: float = eqx.field(static=True)
     offset: float = eqx.field(static=True)
+
+    def cuts(self) -> dict[str, int | None]:
+        """Weights of heads lie with their heads; others whole on every device."""
+        return {"weight": 0} if self.weight.ndim > 1 else {}
 
     def __call__(self, x: Float[Array, "*axes d"], rules: Rules = EXACT) -> Float[Array, "*axes d"]:
         wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
@@ -166,59 +170,20 @@ class Norm(eqx.Module):
         return y.astype(x.dtype)
 
 
+class UnitNorm(eqx.Module):
+    """RMSNorm without a weight: y = x / sqrt(mean(x^2) + epsilon) over the last axis, computed in float32."""
+
+    epsilon: float = eqx.field(static=True)
+
+    def __call__(self, x: Float[Array, "*axes d"], rules: Rules = EXACT) -> Float[Array, "*axes d"]:
+        wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+        inverse_scale = jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + self.epsilon)
+        return (wide * hold(inverse_scale, rules.norm)).astype(x.dtype)
+
+
 def normed(norm: Norm | None, x: Float[Array, "*axes d"], rules: Rules = EXACT) -> Float[Array, "*axes d"]:
     """The norm of x; x itself where there is none."""
     return x if norm is None else norm(x, rules)
-
-
-@dataclass(frozen=True)
-class RopeScaling:
-    """How rotary frequencies are stretched for longer contexts.
-
-    "linear" divides every frequency by `factor`. "llama3" divides the frequencies whose wavelength exceeds
-    `original_context / low_frequency_factor`, keeps those below `original_context / high_frequency_factor`, and
-    interpolates between them (Llama 3.1 model card and reference code).
-    """
-
-    kind: Literal["linear", "llama3"]
-    factor: float
-    low_frequency_factor: float = 1.0
-    high_frequency_factor: float = 4.0
-    original_context: int = 8192
-
-
-def rotary_frequencies(dimensions: int, base: float, scaling: RopeScaling | None) -> Float[Array, " half"]:
-    """base^(-2i / dimensions) for i < dimensions / 2, stretched by `scaling`; radians per position."""
-    frequencies = base ** (-jnp.arange(0, dimensions, 2, dtype=jnp.float32) / dimensions)
-    if scaling is None:
-        return frequencies
-    slowed = frequencies / scaling.factor
-    if scaling.kind == "linear":
-        return slowed
-    turns = scaling.original_context * frequencies / (2 * jnp.pi)  # full turns within the original context
-    low, high = scaling.low_frequency_factor, scaling.high_frequency_factor
-    keep = jnp.clip((turns - low) / (high - low), 0.0, 1.0)
-    return keep * frequencies + (1 - keep) * slowed
-
-
-def rotate(
-    x: Float[Array, "batch seq heads head_dim"],
-    frequencies: Float[Array, " half"],
-    positions: Int[Array, "batch seq"] | None = None,
-) -> Float[Array, "batch seq heads head_dim"]:
-    """Turn the first 2 * half dimensions of every head by position times frequency.
-
-    Dimension i is paired with i + half (the half-split layout of Hugging Face files); the rest passes unchanged.
-    `positions` is by default 0, 1, 2, ... for every row.
-    """
-    half = frequencies.shape[0]
-    if positions is None:
-        angles = jnp.arange(x.shape[1], dtype=jnp.float32)[:, None] * frequencies
-    else:
-        angles = positions.astype(jnp.float32)[..., None] * frequencies
-    cos, sin = jnp.cos(angles)[..., None, :].astype(x.dtype), jnp.sin(angles)[..., None, :].astype(x.dtype)
-    first, second, rest = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]
-    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin, rest], axis=-1)
 
 
 def soft_cap(x: Float[Array, "*axes"], cap: float | None) -> Float[Array, "*axes"]:

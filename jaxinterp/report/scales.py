@@ -36,8 +36,13 @@ class Scale:
         return self.low <= value <= self.high
 
     def ticks(self, target: int = 5) -> tuple[float, ...]:
-        """About `target` round values on the axis: 1, 2 or 5 times a power of ten apart; decades on a log axis."""
-        return self._log_ticks(target) if self.log else self._linear_ticks(target)
+        """About `target` round values on the axis, at least two: 1, 2 or 5 times a power of ten apart, or decades."""
+        found: tuple[float, ...] = ()
+        for finer in (target, 2 * target, 4 * target):
+            found = self._log_ticks(finer) if self.log else self._linear_ticks(finer)
+            if len(found) > 1:  # from one value alone no distance can be read
+                break
+        return found
 
     def _linear_ticks(self, target: int) -> tuple[float, ...]:
         raw = (self.high - self.low) / max(target, 1)
@@ -53,7 +58,8 @@ class Scale:
             every = math.ceil(len(decades) / (target + 1))
             return tuple(10.0**power for power in decades if power % every == 0)
         finer = (factor * 10.0**power for power in range(low, high + 1) for factor in (1, 2, 5))
-        return tuple(value for value in finer if self.holds(value)) or self._linear_ticks(target)
+        found = tuple(value for value in finer if self.holds(value))
+        return found if len(found) > 1 else self._linear_ticks(target)
 
 
 def fit_scale(

@@ -7,7 +7,7 @@ last point of its series.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from jaxinterp.report.axes import nothing, px, svg, x_axis, y_axis
+from jaxinterp.report.axes import axis_label, nothing, px, svg, x_axis, y_axis
 from jaxinterp.report.scales import Scale, fit_scale, log_labels, tick_labels
 from jaxinterp.report.text import finite, number, plain
 
@@ -65,7 +65,7 @@ def xy_chart(
     parts = [
         y_axis(ys, xs.start, xs.stop, log_labels if log_y else tick_labels),
         x_axis(xs, bottom, log_labels if log_x else tick_labels, x_label),
-        f'<text class="axis-label" x="58" y="12">{plain(y_label)}</text>',
+        axis_label(y_label, 58, 12, width - 62),
     ]
     if identity:
         low, high = max(xs.low, ys.low), min(xs.high, ys.high)

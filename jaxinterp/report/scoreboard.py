@@ -4,9 +4,12 @@ Every word about which method is ahead is computed from the numbers, and says so
 """
 
 from collections.abc import Sequence
-from itertools import pairwise
+from dataclasses import dataclass
+from itertools import groupby, pairwise
 
-from jaxinterp.report.columns import Column, Row, answer_of, columns_of
+from jaxinterp.evaluation.columns import Column
+from jaxinterp.evaluation.effects import Effect
+from jaxinterp.report.columns import Row, answer_of, columns_of, shown
 from jaxinterp.report.plots import Dot, Reference, dot_plot
 from jaxinterp.report.text import Number, count, finite, fixed, percent, plain, short_count
 
@@ -20,14 +23,14 @@ def best_rows(rows: Sequence[Row], column: Column) -> frozenset[int]:
     if not column.better or len(values) < 2:
         return frozenset()
     best = max(values.values(), key=lambda value: column.better * value)
-    return frozenset(index for index, value in values.items() if column.show(value) == column.show(best))
+    return frozenset(index for index, value in values.items() if shown(column, value) == shown(column, best))
 
 
-def summary(rows: Sequence[Row]) -> str:
+def summary(rows: Sequence[Row], effect: Effect | None = None) -> str:
     """One sentence, as HTML: which row is best on FVU and on the model's answer after replacement, whichever it is."""
     if not rows:
         return "No scores were recorded."
-    answer = answer_of(rows)
+    answer = answer_of(rows, effect)
     fvu = _ranking(rows, "fvu")
     kept = _ranking(rows, f"{answer.key}_replaced", answer.better)
     if not fvu and not kept:
@@ -73,12 +76,14 @@ def _overlap(rows: Sequence[Row], one: int, other: int, key: str) -> str:
     return "the 95\u202f% intervals overlap"
 
 
-def tiles(rows: Sequence[Row], curves: Sequence[Row], features: int) -> str:
-    """The key numbers of the trained row, as HTML."""
+def tiles(
+    rows: Sequence[Row], curves: Sequence[Row], features: int, effect: Effect | None = None
+) -> tuple[tuple[str, str, str], ...]:
+    """The key numbers of the trained row: name, value, note (HTML)."""
     row: Row = rows[0] if rows else {}
     rivals = [index for index in _ranking(rows, "fvu") if index != 0]
     rival = f"best baseline: {_name(rows[rivals[0]])} {fixed(rows[rivals[0]]['fvu'], 3)}" if rivals else ""
-    answer = answer_of(rows)
+    answer = answer_of(rows, effect)
     clean, replaced, vs_zero, vs_mean = (
         row.get(f"{answer.key}_{kind}") for kind in ("clean", "replaced", "recovered_zero", "recovered_mean")
     )
@@ -87,7 +92,7 @@ def tiles(rows: Sequence[Row], curves: Sequence[Row], features: int) -> str:
     trained = next((one["tokens"] for one in reversed(curves) if finite(one.get("tokens"))), None)
     speeds = sorted(one["tokens_per_second"] for one in curves if finite(one.get("tokens_per_second")))
     speed = f"{count(speeds[len(speeds) // 2])} tokens per second" if speeds else ""
-    shown = (
+    return (
         ("Unexplained variance", fixed(row.get("fvu"), 3), rival),
         (
             answer.change,
@@ -99,59 +104,70 @@ def tiles(rows: Sequence[Row], curves: Sequence[Row], features: int) -> str:
         ("Dead features", percent(row.get("dead_fraction")), "never fired on held-out text"),
         ("Training tokens", short_count(trained), speed),
     )
-    return "".join(
-        f'<div class="tile"><span>{name}</span><b>{value}</b><small>{note}</small></div>' for name, value, note in shown
-    )
 
 
-def table(rows: Sequence[Row]) -> str:
-    """The scoreboard as an HTML table: one row a method, the first one marked, the best of each column in bold."""
-    if not rows:
-        return '<p class="empty">No scores were recorded.</p>'
-    columns = columns_of(rows)
-    best = {column.key: best_rows(rows, column) for column in columns}
+@dataclass(frozen=True)
+class Head:
+    """A column's name, what it means, which way is better, and whether a group starts with it."""
+
+    name: str
+    meaning: str
+    arrow: str
+    start: bool
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A value as it is shown, in bold where it is the best, and with its interval."""
+
+    text: str
+    interval: str
+    best: bool
+    broken: bool
+    classes: str
+
+
+@dataclass(frozen=True)
+class Line:
+    """A row of the table."""
+
+    method: str
+    cells: tuple[Cell, ...]
+
+
+def board(
+    rows: Sequence[Row], effect: Effect | None = None
+) -> tuple[tuple[tuple[str, int], ...], tuple[Head, ...], tuple[Line, ...]]:
+    """The scoreboard as a table: groups of columns with their sizes, columns, and a line for every method."""
+    columns, answer = columns_of(rows, effect), answer_of(rows, effect)
     starts = {column.key for before, column in pairwise(columns) if before.group != column.group}
-    groups: dict[str, int] = {}
-    for column in columns:
-        groups[column.group] = groups.get(column.group, 0) + 1
-    heads = "".join(f'<th colspan="{size}" scope="colgroup">{name}</th>' for name, size in groups.items())
-    arrow = {-1: " <i>↓</i>", 0: "", 1: " <i>↑</i>"}
-    names = "".join(
-        f'<th scope="col" title="{plain(column.meaning)}"{_class("start" * (column.key in starts))}>'
-        f"{column.name}{arrow[column.better]}</th>"
-        for column in columns
-    )
-    body = "".join(_table_row(rows, index, columns, best, starts) for index in range(len(rows)))
-    return (
-        '<div class="card scroll" style="padding:8px 0 4px"><table class="board"><thead>'
-        f'<tr class="groups"><th></th>{heads}</tr>'
-        f'<tr><th scope="col" title="What stands in place of the MLP.">Method</th>{names}</tr></thead>'
-        f"<tbody>{body}</tbody></table></div>"
-    )
+    groups = tuple((name, len(tuple(members))) for name, members in groupby(columns, lambda column: column.group))
+    arrow = {-1: "↓", 0: "", 1: "↑"}
+    heads = tuple(Head(column.name, column.meaning, arrow[column.better], column.key in starts) for column in columns)
+    best = {column.key: best_rows(rows, column) for column in columns}
 
-
-def _table_row(
-    rows: Sequence[Row], index: int, columns: Sequence[Column], best: dict[str, frozenset[int]], starts: set[str]
-) -> str:
-    row, answer = rows[index], answer_of(rows)
-    cells = []
-    for column in columns:
-        value = row.get(column.key)
-        text = column.show(value)
-        if index in best[column.key]:
-            text = f"<b>{text}</b>"
-        if value is not None and not finite(value):
-            text = f'<span class="warn">{text}</span>'
+    def cell(index: int, column: Column) -> Cell:
+        value = rows[index].get(column.key)
         # The answers clean and ablated belong to the model: said once, they are dimmed where they repeat.
         of_the_model = not column.better and index > 0 and column.key.startswith(f"{answer.key}_")
         same = of_the_model and value == rows[0].get(column.key)
-        if column.interval and (ends := _interval(row, column.interval)):
-            text += f"<small>{column.show(ends[0])}–{column.show(ends[1])}</small>"
-        cells.append(f"<td{_class('start' * (column.key in starts), 'same' * same)}>{text}</td>")
-    return f"<tr{_class('first' * (index == 0))}><td>{_name(row)}</td>{''.join(cells)}</tr>"
+        ends = _interval(rows[index], column.interval) if column.interval else ()
+        return Cell(
+            text=shown(column, value),
+            interval="–".join(shown(column, end) for end in ends),
+            best=index in best[column.key],
+            broken=value is not None and not finite(value),
+            classes=" ".join(["start"] * (column.key in starts) + ["same"] * same),
+        )
+
+    lines = tuple(
+        Line(str(row.get("method", "?")), tuple(cell(index, column) for column in columns))
+        for index, row in enumerate(rows)
+    )
+    return groups, heads, lines
 
 
-def dot_plots(rows: Sequence[Row]) -> tuple[str, str]:
+def dot_plots(rows: Sequence[Row], effect: Effect | None = None) -> tuple[str, str]:
     """FVU and the model's answer after replacement with their 95 % intervals, as two SVG charts."""
 
     def dots(key: str) -> list[Dot]:
@@ -162,7 +178,7 @@ def dot_plots(rows: Sequence[Row]) -> tuple[str, str]:
 
     first: Row = rows[0] if rows else {}
     scale = [Reference("perfect", 0.0, bare=True), Reference("mean output", 1.0, bare=True)]
-    answer = answer_of(rows)
+    answer = answer_of(rows, effect)
     lines = [Reference(name, first.get(f"{answer.key}_{name}")) for name in ("clean", "mean", "zero")]
     title = f"{answer.title}, by method"
     return (
@@ -188,8 +204,3 @@ def _interval(row: Row, key: str) -> tuple[Number, ...]:
 
 def _name(row: Row) -> str:
     return plain(row.get("method", "?"))
-
-
-def _class(*names: str) -> str:
-    chosen = " ".join(name for name in names if name)
-    return f' class="{chosen}"' if chosen else ""

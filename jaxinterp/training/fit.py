@@ -1,5 +1,6 @@
 """`fit`: one for every method, on one core or a mesh."""
 
+import warnings
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -37,6 +38,12 @@ class Fit:
     """What training returns: the decomposition, one row of numbers per logging interval, and the whole last state.
 
     A resumed run has the rows of its earlier parts too, also where it was finished already.
+
+    Example:
+      >>> method, steps = Transcoder(features=64, k=4), {"steps": 4, "batch_size": 256, "progress": False}
+      >>> result = fit(method, subject, train, site="blocks/1/mlp", **steps)
+      >>> result.decomposition.features, "fvu" in result.history[-1]
+      (64, True)
     """
 
     decomposition: Any
@@ -118,6 +125,10 @@ def fit(
         the text of the last steps lies beside the checkpoints.
       Preempted: SIGTERM came; it says whether the state is saved. Resumed between two logged steps, the next row of
         numbers is about the steps after that; the state is exact.
+
+    Example:
+      >>> method, steps = Transcoder(features=64, k=4), {"steps": 4, "batch_size": 256, "progress": False}
+      >>> result = fit(method, subject, train, site="blocks/1/mlp", **steps)
     """
     mesh = mesh or make_mesh()
     needed = as_needs(method.needs(None if site is None else expand(subject.model, site)))
@@ -168,6 +179,7 @@ def fit(
         for place in some_places(len(tokens)):
             window: Any = tokens[place]
             check_rows(ids, window["tokens"], f"text, window {place}")
+        check_text(len(tokens), batch_size, seq)
     model = place_model(subject.model, mesh)
     folder = None if checkpoint is None else Path(checkpoint)
     text = Text(tokens, ids, batch_size, seq, order, mesh)
@@ -372,6 +384,17 @@ def check_word(name: str, value: str, known: Sequence[str]) -> None:
     """Raises UserError if an option is none of the words that it may be."""
     if value not in known:
         raise UserError(f"{name}={value!r} must be one of {', '.join(known)}.{suggest(value, known)}")
+
+
+def check_text(windows: int, batch_size: int, seq: int) -> None:
+    """Warn where one step takes more than the whole text: it would see rows twice."""
+    if batch_size > windows * seq:
+        warnings.warn(
+            f"batch_size={batch_size:,} tokens are more than the text has ({windows:,} windows of {seq}: "
+            f"{windows * seq:,} tokens), so that a step sees rows more than once: take a smaller batch_size, or more "
+            "text.",
+            stacklevel=3,
+        )
 
 
 def check_sizes(

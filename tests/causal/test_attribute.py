@@ -87,6 +87,18 @@ def test_patching_against_runs_by_hand():
             np.testing.assert_allclose(effects[f"maps/{site}/out"][row], expected, atol=1e-12)
 
 
+def test_effects_keep_their_names_in_any_order_of_the_fills():
+    """A dict leaves jit in the order of its sorted keys: `blocks/10` before `blocks/2`."""
+    model = curved_stack(depth=3)
+    names = [f"maps/{index}/out" for index in (2, 0, 1)]
+    fills = {name: run(model, CLEAN)[name] for name in names}
+    together = patch_effects(model, CORRUPTED, AT_ONE, fills)
+    for name in names:
+        alone = patch_effects(model, CORRUPTED, AT_ONE, {name: fills[name]})[name]
+        np.testing.assert_allclose(together[name], alone, atol=1e-12)
+    assert not np.allclose(together[names[0]], together[names[1]])
+
+
 def test_relevance_is_conserved_and_needs_every_rule():
     """Sum of a * coefficient = M in a bias-free network, at every layer's input (arXiv 2508.21258)."""
     model = gated_stack(d=6, m=8, depth=1)

@@ -22,6 +22,7 @@ from jaxinterp.causal.steer import (
     steering_rows,
 )
 from jaxinterp.core.errors import UserError
+from jaxinterp.methods.causal.lineas import Transport
 from jaxinterp.models.files.subject import Subject
 from jaxinterp.models.files.tokenizer import byte_tokenizer
 from jaxinterp.models.sites import Add, run
@@ -105,6 +106,18 @@ def test_a_table_of_cells_at_matched_divergence(subject):
     summary = fragility(rows)
     assert [each["cells"] for each in summary] == [6, 6]
     assert all(each["lowest"] <= each["gain"] <= each["highest"] and each["converged"] == 0.5 for each in summary)
+
+
+def test_a_map_is_matched_as_a_direction_is(subject):
+    """A steering that is not linear in its strength, over two arrays: the table's KL is the target."""
+    names = (SITE, "blocks/1/mlp/out")
+    ones, shift = jnp.ones(16), jnp.asarray(draw(5, 16))
+    maps = Transport((0.5 * ones, ones), (shift, shift), (), names)
+    rows = steering_rows(subject, {("both", "map"): maps.edits}, ["abc", "xyz"], [65], targets=(0.05,), high=2.0)
+    assert all(row["converged"] and row["site"] == "both" for row in rows)
+    assert np.mean([row["kl"] for row in rows]) == pytest.approx(0.05, rel=0.06)
+    with pytest.raises(UserError, match="no site 'both'"):
+        steering_rows(subject, {("both", "vector"): shift}, ["abc"], [65])
 
 
 def test_strength_zero_is_no_steering(subject):

@@ -12,10 +12,10 @@ import pytest
 from jaxinterp.core.errors import UserError
 from jaxinterp.decompositions.cross_layer import PerLayer
 from jaxinterp.decompositions.exact import exact_transcoder
-from jaxinterp.evaluation.scoreboard import score
+from jaxinterp.evaluation.scoreboard import score, scoreboard
 from jaxinterp.evaluation.several import score_layers
 from jaxinterp.models.files.subject import Subject
-from jaxinterp.models.sites import replace, run
+from jaxinterp.models.sites import SetTo, replace, run
 from jaxinterp.models.tiny import TINY, planted_transformer
 from jaxinterp.models.transformer import initialise
 
@@ -71,9 +71,36 @@ def test_they_score_perfectly_together_and_alone(subject, heldout):
     assert rows[0]["ce_zero"] != pytest.approx(rows[1]["ce_zero"], abs=1e-4), "all ablated, and one"
 
 
-def test_the_scoreboard_of_one_array_says_where_theirs_is(subject, heldout):
-    with pytest.raises(UserError, match=r"'PerLayer' is one of several layers: score it with .*score_layers"):
-        score(transcoders(subject.model), subject, heldout, **OPTIONS)
+def test_protocols_say_what_is_replaced_and_what_it_reads(subject, heldout):
+    """Against a direct computation: `together` writes what was decoded of the unchanged model's inputs."""
+    blocks = subject.model.blocks
+    swapped = PerLayer(tuple(exact_transcoder(blocks[1 - layer].mlp, f"blocks/{layer}/mlp") for layer in (0, 1)))
+    whole = grain.MapDataset.source([heldout[i] | {"weight": np.ones(32, np.float32)} for i in range(16)])
+    board = scoreboard({"swapped": swapped}, subject, whole, protocols=("together", "propagated", "alone"), **OPTIONS)
+    assert [row["method"] for row in board] == ["swapped", "swapped", *(f"swapped: {n}" for n in swapped.sites.writes)]
+    together, propagated, first, second = board
+    tokens = jnp.asarray(np.stack([heldout[i]["tokens"] for i in range(16)]))
+    clean = run(subject.model, tokens)
+    outputs = swapped(tuple(clean[name] for name in swapped.sites.reads))
+    edits = {name: SetTo(output) for name, output in zip(swapped.sites.writes, outputs, strict=True)}
+    log_p = np.asarray(jax.nn.log_softmax(run(subject.model, tokens, edits=edits).logits[:, :-1]), np.float64)
+    nll = -np.take_along_axis(log_p, np.asarray(tokens)[:, 1:, None], -1)
+    assert together["ce_replaced"] == pytest.approx(nll.mean(), rel=1e-4)
+    assert abs(propagated["ce_replaced"] - nll.mean()) > 1e-3, "errors that travel are seen"
+    assert together["fvu"] == propagated["fvu"] == pytest.approx((first["fvu"] + second["fvu"]) / 2, rel=1e-6)
+    assert score(swapped, subject, whole, **OPTIONS)["ce_replaced"] == propagated["ce_replaced"]
+    with pytest.raises(UserError, match="a row for each of 2 arrays: call scoreboard"):
+        score(swapped, subject, whole, protocol="alone", **OPTIONS)
+
+
+def test_protocols_agree_on_one_array_and_unknown_ones_are_refused(subject, heldout):
+    one = exact_transcoder(subject.model.blocks[1].mlp, "blocks/0/mlp")
+    rows = scoreboard({"one": one}, subject, heldout, protocols=("alone", "together", "propagated"), **OPTIONS)
+    for name in ("fvu", "l0", "dead_fraction", "ce_replaced", "ce_zero", "kl"):
+        assert all(row[name] == pytest.approx(rows[0][name], rel=1e-5) for row in rows), name
+    assert [row["protocol"] for row in rows] == ["alone", "together", "propagated"]
+    with pytest.raises(UserError, match=r"protocols='togther' must be one of .*Did you mean 'together'\?"):
+        scoreboard({"one": one}, subject, heldout, protocols="togther")
 
 
 def test_a_wrong_layer_s_transcoder_does_not(subject, heldout):
@@ -95,7 +122,7 @@ def test_a_layer_alone_scores_as_the_scoreboard_has_it(subject, heldout):
     rows = score_layers(PerLayer(tuple(parts)), subject, heldout, **OPTIONS)
     for part, row in zip(parts, rows[1:], strict=True):
         expected = score(part, subject, heldout, **OPTIONS)
-        for name in expected.keys() - {"method", "reads", "writes"}:
+        for name in expected.keys() - {"method", "reads", "writes", "protocol"}:
             assert row[name] == pytest.approx(expected[name], rel=1e-4, abs=1e-5), name
     assert rows[0]["fvu"] == pytest.approx((rows[1]["fvu"] + rows[2]["fvu"]) / 2, rel=1e-6)
 

@@ -13,7 +13,9 @@ from jaxinterp.core.errors import UserError
 from jaxinterp.data.text.load_text import take
 from jaxinterp.decompositions.activations import TopK
 from jaxinterp.evaluation.baselines import baselines
-from jaxinterp.evaluation.effects import NEXT_TOKEN, POOLED, Effect
+from jaxinterp.evaluation.effects import Effect
+from jaxinterp.evaluation.next_token import NEXT_TOKEN
+from jaxinterp.evaluation.pooled import POOLED
 from jaxinterp.evaluation.scoreboard import score, scoreboard
 from jaxinterp.evaluation.several import score_layers
 from jaxinterp.methods import SkipTranscoder

@@ -198,5 +198,5 @@ def test_where_ablation_changes_nothing_there_is_nothing_to_recover():
     table.add(weight=ones, document=np.arange(4), squares=0.5 * ones, spread=ones, active=ones, fired=ones)
     table.add(counted=ones, item_document=np.arange(4), kl=0 * ones, agrees=ones)
     table.add(nll=2.5 * ones, nll_clean=2 * ones, nll_zero=2 * ones, nll_mean=3 * ones)
-    row = row_of("m", Whole(None, jnp.zeros(64), SITES), table)
+    row = row_of("m", SITES, table)
     assert np.isnan(row["ce_recovered_zero"]) and row["ce_recovered_mean"] == pytest.approx(0.5)

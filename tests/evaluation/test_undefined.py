@@ -4,7 +4,6 @@ import json
 import math
 import warnings
 from dataclasses import replace
-from types import SimpleNamespace
 
 import equinox as eqx
 import grain
@@ -16,8 +15,9 @@ import pytest
 from jaxinterp.core.batch import Sites
 from jaxinterp.core.errors import UserError
 from jaxinterp.data.activations import Rows, check_varies
-from jaxinterp.evaluation.effects import NEXT_TOKEN, Table
+from jaxinterp.evaluation.effects import Table
 from jaxinterp.evaluation.intervals import ratio_interval
+from jaxinterp.evaluation.next_token import NEXT_TOKEN
 from jaxinterp.evaluation.scoreboard import row_of
 from jaxinterp.methods import SkipTranscoder, SparseAutoencoder
 from jaxinterp.models.files.subject import Subject
@@ -82,12 +82,12 @@ def test_a_row_of_an_undefined_fvu_has_no_warning_and_is_json(spread, size):
     effect = replace(NEXT_TOKEN, numbers=lambda table: {"ce": table.mean("active")})
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        row = row_of("x", SimpleNamespace(sites=Sites("a", "b")), table(spread, size, counted=0.0), effect)
+        row = row_of("x", Sites("a", "b"), table(spread, size, counted=0.0), effect)
     assert math.isnan(row["fvu"]) and math.isnan(row["ce"]) and all(math.isnan(bound) for bound in row["fvu_interval"])
     read = json.loads(json_text(row), parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
     assert read["fvu"] is None and read["fvu_interval"] == [None, None] and read["l0"] == 1.0
     assert "NaN" in json.dumps(row), "what was written before"
-    assert row_of("x", SimpleNamespace(sites=Sites("a", "b")), table(2.0, 5.0), effect)["fvu"] == 0.5
+    assert row_of("x", Sites("a", "b"), table(2.0, 5.0), effect)["fvu"] == 0.5
 
 
 def test_an_interval_without_a_denominator_is_undefined():

@@ -6,8 +6,8 @@ import math
 import pytest
 
 from experiments import compare_dictionaries, every_dictionary, transcoder_vs_sae
-from experiments.comparison import METRICS, agreement, ahead, at_l0, comparable, order
 from jaxinterp.core.errors import UserError
+from jaxinterp.evaluation.equal_sparsity import METRICS, agreement, ahead, at_l0, comparable, order
 from jaxinterp.report.pareto import pareto
 
 SMALL = {

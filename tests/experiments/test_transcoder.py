@@ -69,6 +69,7 @@ def test_a_run_leaves_a_scoreboard_a_report_and_a_dictionary(finished):
     assert all(math.isfinite(value) for row in rows for value in row.values() if isinstance(value, float))
     assert rows[0]["fvu"] < 1 and rows[0]["l0"] <= 4
     html = (finished / "report.html").read_text()
+    assert "planted, random weights" in html, "the report says which checkpoint it is"
     assert "blocks/1/mlp" in html and "http" not in html.replace("http-equiv", "")
     log = [json.loads(line) for line in (finished / "log.jsonl").read_text().splitlines()]
     assert log[-1]["step"] == 50 and {"fvu", "l0", "dead_fraction", "tokens_per_second"} <= log[-1].keys()

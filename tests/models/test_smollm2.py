@@ -12,6 +12,7 @@ from jaxinterp.core.errors import UserError
 from jaxinterp.models.files.tokenizer import Tokenizer
 from jaxinterp.models.files.weights import Layout
 from jaxinterp.models.files.wheels import wheel_path
+from jaxinterp.models.generate import generate
 from jaxinterp.models.load import Subject, load
 from jaxinterp.models.transformer import Transformer
 
@@ -115,3 +116,14 @@ def test_trap_permuted_query_and_key(subject: Subject, forward: Callable[..., ja
     where = lambda model: [linear.weight for block in model.blocks for linear in (block.attn.q_proj, block.attn.k_proj)]
     wrong = eqx.tree_at(where, subject.model, replace_fn=as_in_the_file)
     assert loss(forward, wrong, passage) - loss(forward, subject.model, passage) > 1.0
+
+
+@pytest.mark.slow
+def test_a_batch_of_unequal_prompts_is_each_prompt_alone(subject):
+    prompts = ["The capital of France is", "Water", "When Mary and John went to the store, John gave a drink to"]
+    together = generate(subject, prompts, max_tokens=12)
+    for place, prompt in enumerate(prompts):
+        alone = generate(subject, prompt, max_tokens=12)
+        assert alone.tokens[0] == together.tokens[place]
+        np.testing.assert_allclose(alone.log_probabilities[0], together.log_probabilities[place], atol=1e-3)
+    assert len(set(together.texts)) == 3

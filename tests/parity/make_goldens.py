@@ -1,7 +1,8 @@
 """Make the goldens of the parity test: tiny random models of every family, and what transformers makes of them.
 
-`expected.npz` holds tokens and logits; of an encoder, its last hidden state under the name `final`, computed with the
-padding at the end of some inputs masked.
+`expected.npz` holds tokens, logits, and the hidden states behind the embedding, in the middle and at the end, under our
+names; of an encoder, its last hidden state under the name `final`, computed with the padding at the end of some inputs
+masked.
 
     python tests/parity/make_goldens.py           writes goldens/<name>/{config.json, *.safetensors, expected.npz}
     python tests/parity/make_goldens.py --check   makes them anew in a temporary folder and compares: the fresh ones
@@ -20,10 +21,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from configurations import LATER
 
 HERE = Path(__file__).parent / "goldens"
 TOLERANCE = 1e-4
-BATCH, SEQ, VOCAB = 2, 20, 48
+BATCH, SEQ, SHORT, VOCAB = 2, 20, 12, 48
 
 COMMON = {"vocab_size": VOCAB, "max_position_embeddings": 64, "initializer_range": 0.02, "pad_token_id": None}
 LLAMA = COMMON | {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4}
@@ -263,10 +265,14 @@ GOLDENS: dict[str, tuple[str, dict[str, Any], str | None]] = {
         None,
     ),
 }
+GOLDENS |= LATER
 
 
-def randomise(model: Any, seed: int) -> None:
-    """Standard deviations: weights 1.3 / sqrt(d_in), embeddings 0.7, biases 0.3, norms 0.4 about their middle."""
+def randomise(model: Any, seed: int, later: bool = False) -> None:
+    """Standard deviations: weights 1.3 / sqrt(d_in), embeddings 0.7, biases 0.3, norms 0.4 about their middle.
+
+    Those of later families are numbers that bfloat16 holds.
+    """
     import torch
 
     rng = np.random.default_rng(seed)
@@ -274,11 +280,13 @@ def randomise(model: Any, seed: int) -> None:
     for name, parameter in model.named_parameters():
         owner, _, kind = name.rpartition(".")
         values = rng.standard_normal(tuple(parameter.shape))
-        if kind == "bias":
+        if kind in ("bias", "sinks") or kind.endswith("_bias"):
             values = 0.3 * values
         elif owner in norms:
             middle = 0.0 if "Gemma" in type(model).__name__ else 1.0
             values = middle + 0.4 * values
+        elif parameter.ndim == 1:
+            values = 1 + 0.4 * values
         elif isinstance(model.get_submodule(owner), torch.nn.Embedding):
             values = 0.7 * values
         else:
@@ -286,6 +294,17 @@ def randomise(model: Any, seed: int) -> None:
             values = 1.3 * values / parameter.shape[0 if conv1d else 1] ** 0.5
         with torch.no_grad():
             parameter.copy_(torch.from_numpy(values.astype(np.float32)))
+            if later:
+                parameter.copy_(parameter.to(torch.bfloat16))
+
+
+def three_depths(hidden: tuple[Any, ...], model: Any) -> dict[str, np.ndarray]:
+    """The residual stream behind the embedding, in the middle, and behind the final norm, under our names."""
+    middle = len(hidden) // 2
+    found = {"embed": hidden[0], f"blocks/{middle - 1}/resid/post": hidden[middle]}
+    if hidden[-1].shape == hidden[0].shape:  # OPT may map the last one to another size
+        found["final"] = hidden[-1]
+    return {name: array.numpy() for name, array in found.items()}
 
 
 def make(name: str, directory: Path) -> None:
@@ -296,10 +315,11 @@ def make(name: str, directory: Path) -> None:
     class_name, settings, split = GOLDENS[name]
     model_class = getattr(transformers, class_name)
     model = model_class(model_class.config_class(**settings, attn_implementation="eager")).eval()
-    seed = zlib.crc32(name.encode())
-    randomise(model, seed)
-    tokens = np.random.default_rng(seed + 1).integers(0, VOCAB, (BATCH, SEQ))
-    kind, expected = "logits", None
+    seed, later = zlib.crc32(name.encode()), name in LATER
+    randomise(model, seed, later)
+    limit = 40 if "ConditionalGeneration" in class_name else VOCAB  # ids beyond are those of images
+    tokens = np.random.default_rng(seed + 1).integers(0, limit, (BATCH, SHORT if later else SEQ))
+    kind, expected, depths = "logits", None, {}
     with torch.no_grad():
         if class_name.startswith("Bert"):
             tokens[0, -6:] = model.config.pad_token_id
@@ -307,13 +327,15 @@ def make(name: str, directory: Path) -> None:
             kind, encoder = "final", getattr(model, "bert", model)
             expected = encoder(torch.from_numpy(tokens), attention_mask=mask.long()).last_hidden_state.numpy()
         else:
-            expected = model(torch.from_numpy(tokens)).logits.numpy()
+            answer = model(torch.from_numpy(tokens), output_hidden_states=True)
+            expected, depths = answer.logits.numpy(), three_depths(answer.hidden_states, model)
     directory.mkdir(parents=True, exist_ok=True)
     for old in directory.iterdir():
         old.unlink()
+    model = model.to(torch.bfloat16) if later else model
     model.save_pretrained(directory, **({"max_shard_size": split} if split else {}))
     (directory / "generation_config.json").unlink(missing_ok=True)
-    np.savez_compressed(directory / "expected.npz", tokens=tokens.astype(np.int32), **{kind: expected})
+    np.savez_compressed(directory / "expected.npz", tokens=tokens.astype(np.int32), **{kind: expected}, **depths)
     size = sum(path.stat().st_size for path in directory.iterdir())
     print(
         f"{name:22s} {size / 1000:6.1f} kB   {kind}: deviation {expected.std():.2f}, "
@@ -339,10 +361,12 @@ def check() -> bool:
             committed = np.load(HERE / name / "expected.npz", allow_pickle=False)
             model = load(Path(folder) / name, dtype="float32").model
             trace = run(model, fresh["tokens"])
-            kind = "logits" if "logits" in fresh else "final"
-            ours = np.asarray(trace.logits if kind == "logits" else trace["final"])
             counts = fresh["tokens"] != (-1 if model.config.padding is None else model.config.padding)
-            errors = tuple(relative_error(each, fresh[kind], counts) for each in (ours, committed[kind]))
+            errors = (0.0, 0.0)
+            for kind in sorted(set(fresh) - {"tokens"}):
+                ours = np.asarray(trace.logits if kind == "logits" else trace[kind])
+                found = (relative_error(each, fresh[kind], counts) for each in (ours, committed[kind]))
+                errors = tuple(map(max, errors, found))
             print(f"{'':22s} ours against transformers {errors[0]:.1e}, committed against fresh {errors[1]:.1e}")
             good = good and max(errors) < TOLERANCE
     return good

@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 
 from jaxinterp.models.families.configs import FAMILIES
+from jaxinterp.models.families.wrappers import WRAPPERS
 from jaxinterp.models.files.weights import Layout
 from jaxinterp.models.load import load
 from jaxinterp.models.sites import run
@@ -29,28 +30,45 @@ NAMES = sorted(path.name for path in GOLDENS.iterdir())
 TOLERANCE = 1e-4
 
 
-def relative_error(model: Transformer, name: str) -> float:
-    """Largest difference from what transformers gives, over the largest number."""
+def errors(model: Transformer, name: str) -> dict[str, float]:
+    """By array, the largest difference from what transformers gives, over the largest number."""
     golden = np.load(GOLDENS / name / "expected.npz", allow_pickle=False)
     trace = run(model, jnp.asarray(golden["tokens"]))  # not jitted: quicker for models this small
-    expected, actual = (golden["logits"], trace.logits) if "logits" in golden else (golden["final"], trace["final"])
-    actual = np.asarray(actual)
-    assert actual.dtype == np.float32
-    padding = json.loads((GOLDENS / name / "config.json").read_text())["pad_token_id"]
+    padding = json.loads((GOLDENS / name / "config.json").read_text()).get("pad_token_id")
     counts = golden["tokens"] != (-1 if padding is None or "logits" in golden else padding)
-    return float(np.abs(actual - expected)[counts].max() / np.abs(expected)[counts].max())
+    found = {}
+    for kind in sorted(set(golden) - {"tokens"}):
+        expected, actual = golden[kind], np.asarray(trace.logits if kind == "logits" else trace[kind])
+        assert actual.dtype == np.float32
+        found[kind] = float(np.abs(actual - expected)[counts].max() / np.abs(expected)[counts].max())
+    return found
+
+
+def relative_error(model: Transformer, name: str) -> float:
+    """The error of the logits; of an encoder, that of its last hidden state."""
+    found = errors(model, name)
+    return found["logits"] if "logits" in found else found["final"]
 
 
 def test_every_family_has_goldens() -> None:
-    kinds = {json.loads((GOLDENS / name / "config.json").read_text())["model_type"] for name in NAMES}
-    assert kinds == set(FAMILIES)
+    kinds = [json.loads((GOLDENS / name / "config.json").read_text())["model_type"] for name in NAMES]
+    assert set(kinds) == {*FAMILIES, *WRAPPERS}
+    assert min(kinds.count(kind) for kind in kinds) >= 3
     assert any((GOLDENS / name / "model.safetensors.index.json").is_file() for name in NAMES)
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_logits_equal_transformers(name: str) -> None:
-    assert relative_error(load(GOLDENS / name, dtype="float32").model, name) < TOLERANCE
+def test_logits_and_hidden_states_equal_those_of_transformers(name: str) -> None:
+    found = errors(load(GOLDENS / name, dtype="float32").model, name)
+    assert set(found) >= ({"logits", "embed"} if "logits" in found else {"final"})
+    assert max(found.values()) < TOLERANCE, found
 
+
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 8, "rope_theta": 100.0}
+YARN_SCALES = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32, "truncate": False}
+YARN_SCALES |= {"rope_theta": 50.0, "mscale": 0.7, "mscale_all_dim": 1.3, "beta_fast": 2.0, "beta_slow": 0.2}
+LONG = {"rope_type": "longrope", "rope_theta": 100.0, "factor": 4.0, "original_max_position_embeddings": 8}
+LONG |= {"short_factor": [1.0, 1.5], "long_factor": [2.0, 5.0]}
 
 # One config field changed in a copy of the golden: what would happen if the loader ignored the field.
 IGNORED_FIELDS = [
@@ -82,6 +100,29 @@ IGNORED_FIELDS = [
     ("olmo2-bias", {"rms_norm_eps": 1e-6}),
     ("phi3", {"sliding_window": None}),
     ("phi3-grouped", {"rope_parameters": {"rope_type": "default", "rope_theta": 100.0}}),
+    ("gpt2-replica", {"scale_attn_by_inverse_layer_idx": False}),
+    ("llama-yarn", {"rope_parameters": {"rope_type": "linear", "factor": 4.0, "rope_theta": 100.0}}),
+    ("llama-yarn", {"rope_parameters": YARN | {"attention_factor": 1.0}}),
+    ("llama-yarn", {"rope_parameters": YARN | {"original_max_position_embeddings": 32}}),
+    ("llama-yarn-mscale", {"rope_parameters": YARN_SCALES | {"mscale": 1.0, "mscale_all_dim": 1.0}}),
+    ("llama-yarn-mscale", {"rope_parameters": YARN_SCALES | {"truncate": True}}),
+    ("llama-yarn-mscale", {"rope_parameters": YARN_SCALES | {"beta_fast": 32.0}}),
+    ("llama-dynamic", {"max_position_embeddings": 64}),
+    ("llama-longrope", {"rope_parameters": LONG | {"original_max_position_embeddings": 64}}),
+    ("llama-longrope", {"rope_parameters": LONG | {"factor": 1.0}}),
+    ("gemma3-both-scaled", {"rope_parameters": None, "rope_theta": 1e3, "rope_local_base_freq": 50.0}),
+    ("smollm3", {"no_rope_layers": [1, 1, 1, 1]}),
+    ("smollm3-window", {"layer_types": ["full_attention", "full_attention"]}),
+    ("olmo3", {"sliding_window": 12}),
+    ("olmo3-yarn", {"rope_parameters": None, "rope_theta": 300.0}),
+    ("gptj", {"rotary_dim": 2}),
+    ("gpt-neo", {"window_size": 12}),
+    ("granite", {"embedding_multiplier": 1.0}),
+    ("granite", {"attention_multiplier": 0.5}),
+    ("granite", {"residual_multiplier": 1.0}),
+    ("granite", {"logits_scaling": 1.0}),
+    ("cohere", {"logit_scale": 0.0625}),
+    ("cohere", {"layer_norm_eps": 0.1}),
     ("bert", {"pad_token_id": None}),
     ("bert-masked-lm", {"layer_norm_eps": 1e-12}),
     ("bert-masked-lm", {"hidden_act": "gelu"}),
@@ -169,7 +210,38 @@ def second_token_type(model: Transformer) -> Transformer:
     return eqx.tree_at(lambda model: model.embedding.token_type, model, replace_fn=lambda types: types[1:])
 
 
+def pair_halves(model: Transformer) -> Transformer:
+    """Rotated dimensions paired half a head apart where the family pairs neighbours."""
+    attns = [dataclasses.replace(block.attn, interleaved=False) for block in model.blocks]
+    return eqx.tree_at(lambda model: [block.attn for block in model.blocks], model, attns)
+
+
+def drop_head_bias(model: Transformer) -> Transformer:
+    return eqx.tree_at(lambda model: model.unembedding.bias, model, replace_fn=jnp.zeros_like)
+
+
+def one_norm_for_all_heads(model: Transformer) -> Transformer:
+    """Each head's query and key normed with the first head's weights."""
+    where = lambda model: [n.weight for b in model.blocks for n in (b.attn.query_norm, b.attn.key_norm)]
+    return eqx.tree_at(where, model, replace_fn=lambda weight: weight[0])
+
+
+def root_mean_square(model: Transformer) -> Transformer:
+    """Query and key norms without the mean."""
+    norms = lambda model: [n for b in model.blocks for n in (b.attn.query_norm, b.attn.key_norm)]
+    return eqx.tree_at(norms, model, replace_fn=lambda norm: dataclasses.replace(norm, kind="rms"))
+
+
+def shifted_positions(model: Transformer) -> Transformer:
+    return eqx.tree_at(lambda model: model.embedding.position, model, replace_fn=lambda rows: jnp.roll(rows, 1, 0))
+
+
 BROKEN_WEIGHTS = [
+    *[(name, pair_halves) for name in ("gptj", "cohere")],
+    *[(name, drop_head_bias) for name in ("gptj", "gptj-tied", "phi")],
+    *[(name, one_norm_for_all_heads) for name in ("cohere-normed", "stablelm-parallel")],
+    *[(name, root_mean_square) for name in ("cohere-normed", "phi-normed")],
+    ("opt", shifted_positions),
     ("llama", permute_query_and_key),
     ("qwen3", drop_query_key_norms),
     ("qwen2", drop_attention_biases),

@@ -160,6 +160,32 @@ def test_features_of_the_planted_mlp_are_its_neurons(measured) -> None:
         assert abs(page.neurons[1].write_cosine) < 0.9
 
 
+def test_features_that_are_asked_for_are_shown_in_that_order(
+    measured, dictionary: Dictionary, subject, dataset
+) -> None:
+    """Kind I: `features=[606]` failed. The last feature is dead: it has a page without contexts."""
+    by_index = {page.index: page for page in measured[1]}
+    dead = dictionary.decoder.shape[0] - 1
+    wanted = [list(by_index)[5], dead, list(by_index)[2]]
+    densities, pages = feature_pages(dictionary, subject, dataset, features=wanted, contexts=4)
+    assert [page.index for page in pages] == wanted
+    for page in (pages[0], pages[2]):  # cosines with neurons are sums whose order depends on how many are shown
+        assert dataclasses.replace(page, neurons=()) == dataclasses.replace(by_index[page.index], neurons=())
+        assert page.neurons[0].index == page.index
+    assert pages[1].contexts == () and pages[1].density == 0
+    np.testing.assert_array_equal(densities, measured[0])
+
+
+@pytest.mark.parametrize(
+    ("features", "message"),
+    [([606], "606 is not an index of a feature, 0 to"), ([1, 1], "names a feature twice"), ([], "names no feature"),
+     ([-1], "-1 is not an index"), ([True], "True is not an index"), (0, "features=0 must be at least 1")],
+)  # fmt: skip
+def test_features_that_are_not_there_are_refused(features, message, dictionary: Dictionary, subject, dataset) -> None:
+    with pytest.raises(UserError, match=message):
+        feature_pages(dictionary, subject, dataset, features=features)
+
+
 def test_read_write_cosine(measured, dictionary: Dictionary) -> None:
     _, pages = measured
     page = pages[3]

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from jaxinterp.core.errors import UserError
-from jaxinterp.report.columns import COLUMNS, columns_of
+from jaxinterp.report.columns import columns_of
 from jaxinterp.report.content import FeaturePage, NeuronMatch, Report, TokenContext
 from jaxinterp.report.page import density_histogram, render, write_report
 from jaxinterp.report.scoreboard import best_rows, summary
@@ -68,6 +68,9 @@ class Page(HTMLParser):
 
     def words(self) -> str:
         return "".join(data for tag, data in self.text if tag not in ("script", "style"))
+
+
+COLUMNS = columns_of([])
 
 
 def board(*rows: dict) -> list[dict]:
@@ -158,6 +161,7 @@ def test_no_text_becomes_markup(report: Report) -> None:
     words = page.words()
     assert words.count("</script><script>alert(1)</script>") > 5
     assert '"><img src=x onerror=alert(1)>' in words and "&lt;b&gt;" in words and "😀" in words
+    assert "\\u202f" not in Page(render(report)).words(), "a narrow space is not an escape"
     assert "\x00" not in words and "\u202e" not in words and "\\u202eevil" in words
 
 

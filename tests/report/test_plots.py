@@ -9,6 +9,8 @@ import pytest
 
 from jaxinterp.report.plots import Dot, Reference, bar_chart, dot_plot, line_chart
 from jaxinterp.report.scales import Scale, fit_scale, log_labels, tick_labels
+from jaxinterp.report.scatter import Series, xy_chart
+from jaxinterp.report.style import STYLE
 
 NAN = float("nan")
 
@@ -55,7 +57,41 @@ def test_log_ticks_are_decades_or_finer() -> None:
     assert Scale(0.15, 1.2, 0, 1, True).ticks() == pytest.approx((0.2, 0.5, 1))
     assert len(Scale(1e-30, 1e30, 0, 1, True).ticks()) <= 8
     assert all(2.1 <= tick <= 2.3 for tick in Scale(2.1, 2.3, 0, 1, True).ticks())
-    assert Scale(2.1, 2.3, 0, 1, True).ticks()
+    assert len(Scale(2.1, 2.3, 0, 1, True).ticks()) > 1
+
+
+@pytest.mark.parametrize("log", [False, True])
+@pytest.mark.parametrize(("low", "high"), [(2.1, 2.3), (0.6, 1.9), (7, 12), (3, 4.9), (0.09, 0.21), (1e-9, 3e-9)])
+def test_an_axis_has_two_ticks_at_least(low: float, high: float, log: bool) -> None:
+    """From one value alone no distance can be read."""
+    for target in (1, 2, 3, 5):
+        ticks = Scale(low, high, 0, 1, log).ticks(target)
+        assert len(ticks) > 1 and all(low <= tick <= high for tick in ticks), (target, ticks)
+
+
+def test_the_name_of_an_axis_stays_inside_the_chart_and_is_whole_in_its_title() -> None:
+    long = "nats per token with every MLP of the model replaced by its decomposition, lower is better than higher"
+    svg = xy_chart([Series("a", ((1.0, 1.0), (2.0, 2.0)))], x_label=long, y_label=long, title="t", width=300)
+    labels = elements(svg, "text", "axis-label")
+    assert len(labels) == 2
+    for label in labels:
+        shown, whole = label.text or "", [one.text for one in label.iter() if one.tag == "title"]
+        at, wide = float(label.get("x", "")), 6 * len(shown)
+        left = at - wide if label.get("text-anchor") == "end" else at
+        assert shown.endswith("…") and whole == [long]
+        assert left >= 0 and left + wide <= 300
+    (short, _) = elements(
+        xy_chart([Series("a", ((1.0, 1.0),))], x_label="x", y_label="y", title="t"), "text", "axis-label"
+    )
+    assert short.text == "x" and not list(short)
+
+
+def test_a_chart_keeps_its_width_on_a_phone_so_that_its_text_keeps_its_size() -> None:
+    """Kind K: text of 11 px was 6 px on a screen 330 px wide."""
+    svg = ElementTree.fromstring(line_chart([0, 1], [1, 2], x_label="x", title="t", width=540))
+    assert svg.get("width") == "540" and (svg.get("viewBox") or "").split()[2] == "540"
+    phone = STYLE[STYLE.index("@media (max-width:600px)") :]
+    assert "svg.plot{width:auto;max-width:none}" in phone and ":has(> svg.plot){overflow-x:auto}" in phone
 
 
 @pytest.mark.parametrize("log", [False, True])

@@ -67,7 +67,7 @@ class TrainedVector:
 
         def init(key: Array, sample: Any, model: Any) -> Vector:
             width = jax.eval_shape(lambda: run(model, tokens, keep=self.site)[self.site]).shape[-1]
-            return Vector(jnp.zeros(width), self.site)
+            return Vector(jnp.zeros(width, jnp.float32), self.site)
 
         def objective(decomposition: Any, batch: Batch, key: Array, *, model: Any = None) -> tuple[Array, Metrics]:
             logits = run(model, tokens, edits={self.site: Add(decomposition.delta)}, keep=()).logits[:, -1]

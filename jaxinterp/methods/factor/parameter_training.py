@@ -21,12 +21,14 @@ from jaxinterp.core.errors import UserError
 from jaxinterp.core.fields import PARAMETER
 from jaxinterp.core.metrics import Metrics, Ratio
 from jaxinterp.core.protocols import MethodState, Recipe
-from jaxinterp.core.sites import Needs
+from jaxinterp.core.sites import Needs, Sites
+from jaxinterp.decompositions.mlp_parts import MaskKind, MLPParts
 from jaxinterp.methods.checks import check_not_negative, check_one_of, check_positive, check_whole
 from jaxinterp.methods.factor import parameters as spd
 from jaxinterp.methods.factor import vpd
 from jaxinterp.methods.factor.targets import Clean, Target, leading_axes, no_gradient, share_left_over
 from jaxinterp.methods.recipes import gradient_method, learned
+from jaxinterp.models.sites import select
 
 
 class ParameterParts(eqx.Module):
@@ -69,12 +71,12 @@ class StochasticParameters:
         check_positive(self, "p", "learning_rate")
 
     def needs(self, site: Any = None) -> Needs:
-        """No array: the whole model is run.
+        """What the target needs: windows of text where the whole model is run, rows of one MLP.
 
         Raises:
-          UserError: a site is named.
+          UserError: a site is named that does not fit the target.
         """
-        return no_site(site, "the target names its matrices")
+        return self.target.needs(site)
 
     def recipe(self, steps: int) -> Recipe:
         """Adam on the terms."""
@@ -146,12 +148,19 @@ class AdversarialParameters:
         check_one_of(self, "scope", ("each", "shared"))
 
     def needs(self, site: Any = None) -> Needs:
-        """No array: the whole model is run.
+        """What the target needs: windows of text where the whole model is run, rows of one MLP.
 
         Raises:
-          UserError: a site is named.
+          UserError: a site is named that does not fit the target; sources for every input, and rows out of a shuffle
+            buffer.
         """
-        return no_site(site, "the target names its matrices")
+        needs = self.target.needs(site)
+        if needs.rows == "stream" and self.scope == "each":
+            raise UserError(
+                "scope='each' holds a source for every input of a batch of windows; this target trains on shuffled "
+                "rows: take scope='shared'."
+            )
+        return needs
 
     def recipe(self, steps: int) -> Recipe:
         """AdamW on the loss; the adversary climbs before and with it."""
@@ -220,7 +229,7 @@ class AdversarialParameters:
         measure = vpd.power if self.activity == "power" else vpd.smooth_l0
         frequencies = [spd.mean_over_inputs(measure(g.upper, now), clean.weight) for g in importances.values()]
         count = jnp.sum(clean.weight)
-        zero = jnp.zeros(())
+        zero = jnp.zeros((), jnp.float32)
         adversary = zero
         if self.adversarial:
             adversary = vpd.adversarial(masked, clean.output, importances, sources, kind, clean.weight)
@@ -234,18 +243,7 @@ class AdversarialParameters:
         asked = (self.faithful, self.stochastic, self.adversarial, self.importance, self.frequency)
         loss = sum((c * value for c, value in zip(asked, found.values(), strict=True)), zero)
         metrics = reported(found, importances, clean, share_left_over(weights, learned.parts))
-        return loss, metrics | {"loss": Ratio(loss, jnp.ones(()))}
-
-
-def no_site(site: Any, why: str) -> Needs:
-    """Windows of text, and no arrays.
-
-    Raises:
-      UserError: a site is named.
-    """
-    if site is not None:
-        raise UserError(f"site={site!r}: {why}; leave the site out.")
-    return Needs(windows=True, rows="none")
+        return loss, metrics | {"loss": Ratio(loss, jnp.ones((), jnp.float32))}
 
 
 def start(target: Target, key: PRNGKeyArray, model: Any, parts: int, hidden: int, warmup: int = 0) -> ParameterParts:
@@ -287,8 +285,27 @@ def reported(
     rest: Float[Array, ""],
 ) -> Metrics:
     """The terms, the active parts of an input in all matrices (`l0`, g > 0), the share of W that is in no part."""
-    one = jnp.ones(())
+    one = jnp.ones((), jnp.float32)
     each = [jnp.sum(spd.mean_over_inputs((g.lower > 0) * 1.0, clean.weight)) for g in importances.values()]
     active = jnp.sum(jnp.stack(each))
     metrics = {name: Ratio(value, one) for name, value in found.items()}
     return jax.lax.stop_gradient(metrics | {"l0": Ratio(active, one), "left_over": Ratio(rest, one)})
+
+
+class Lower(eqx.Module):
+    """g of every matrix, as `MLPParts` asks for it."""
+
+    learned: ParameterParts
+
+    def __call__(self, reads: dict[str, Float[Array, "..."]]) -> dict[str, Float[Array, "..."]]:
+        return {name: g.lower for name, g in self.learned.importances(reads).items()}
+
+
+def as_decomposition(
+    learned: ParameterParts, model: Any, site: str, target_mean: Float[Array, " d_out"], *, mask: MaskKind = "rounded"
+) -> MLPParts:
+    """Parts of the projections of the MLP at `site` (learned with `LeafTarget`) as a decomposition of its output."""
+    read = {name: own.read for name, own in learned.parts.items()}
+    write = {name: own.write for name, own in learned.parts.items()}
+    mlp = select(model, site).get()
+    return MLPParts(Lower(learned), read, write, mlp, target_mean, mask, Sites(f"{site}/in", f"{site}/out"))

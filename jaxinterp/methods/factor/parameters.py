@@ -34,7 +34,7 @@ from typing import Literal, NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from jaxinterp.core.fields import PARAMETER_ROWS
 
@@ -187,7 +187,7 @@ def importance_minimality(
     weight: Float[Array, "*axes"] | None = None,
 ) -> Float[Array, ""]:
     """sum over matrices and parts of the mean over inputs of (upper + epsilon)^p. Not divided by matrices or parts."""
-    total = jnp.zeros(())
+    total = jnp.zeros((), jnp.float32)
     for values in upper_importances.values():
         total = total + jnp.sum(mean_over_inputs((values + epsilon) ** p, weight))
     return total
@@ -266,37 +266,45 @@ def terms(
     found = {
         "faithful": faithfulness(weights, parts),
         "stochastic": stochastic(masked, clean, importances, sources, kind, weight),
-        "layerwise": layerwise(masked, clean, importances, sources, kind, weight) if asked.layerwise else jnp.zeros(()),
+        "layerwise": layerwise(masked, clean, importances, sources, kind, weight)
+        if asked.layerwise
+        else jnp.zeros((), jnp.float32),
         "importance": importance_minimality({name: g.upper for name, g in importances.items()}, p, weight=weight),
     }
     counts = zip(asked, found.values(), strict=True)
-    return sum((coefficient * value for coefficient, value in counts), jnp.zeros(())), found
+    return sum((coefficient * value for coefficient, value in counts), jnp.zeros((), jnp.float32)), found
 
 
 def start_parts(key: PRNGKeyArray, parts: int, d_in: int, d_out: int) -> Parts:
     """Normal, with standard deviation 1/sqrt(d_in) for read vectors and 1/sqrt(parts) for write vectors."""
     read_key, write_key = jax.random.split(key)
-    read = jax.random.normal(read_key, (parts, d_in)) / math.sqrt(d_in)
-    return Parts(read, jax.random.normal(write_key, (parts, d_out)) / math.sqrt(parts))
+    read = jax.random.normal(read_key, (parts, d_in), jnp.float32) / math.sqrt(d_in)
+    return Parts(read, jax.random.normal(write_key, (parts, d_out), jnp.float32) / math.sqrt(parts))
 
 
 def start_gates(key: PRNGKeyArray, parts: int, hidden: int) -> Gates:
     """Normal with gain sqrt(2) into the hidden numbers (each reads one), gain 1 over sqrt(hidden) out; biases 0."""
     in_key, out_key = jax.random.split(key)
-    weight = math.sqrt(2) * jax.random.normal(in_key, (parts, hidden))
-    out = jax.random.normal(out_key, (parts, hidden)) / math.sqrt(hidden)
-    return Gates(weight, jnp.zeros((parts, hidden)), out, jnp.zeros(parts))
+    weight = math.sqrt(2) * jax.random.normal(in_key, (parts, hidden), jnp.float32)
+    out = jax.random.normal(out_key, (parts, hidden), jnp.float32) / math.sqrt(hidden)
+    return Gates(weight, jnp.zeros((parts, hidden), jnp.float32), out, jnp.zeros(parts, jnp.float32))
 
 
-def mean_max_cosine(weight: Float[Array, "d_in d_out"], parts: Parts) -> tuple[Float[Array, ""], Float[Array, ""]]:
+def mean_max_cosine(
+    weight: Float[Array, "d_in d_out"], parts: Parts, alive: Bool[Array, " parts"] | None = None
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """MMCS and ML2R: are the rows of W single parts, in direction and in length?
 
     For input j, the part c nearest to row j of W by cosine of outer(v_c, u_c)[j]; the means over j of that cosine, and
     of the ratio of the two lengths. (The inputs of TMS are features: row j of its first matrix is a mechanism.)
+
+    Args:
+      alive: parts that may be the nearest, such as those that are important for some input. None: all, as the authors
+        do; then a part that no input uses, of next to no length, can have the largest cosine by chance.
     """
     rows = jnp.einsum("cj,co->jco", parts.read, parts.write)
     length, own = jnp.linalg.norm(rows, axis=-1), jnp.linalg.norm(weight, axis=-1)
     cosines = jnp.einsum("jco,jo->jc", rows, weight) / jnp.maximum(length * own[:, None], 1e-12)
-    nearest = jnp.argmax(cosines, axis=1)
+    nearest = jnp.argmax(cosines if alive is None else jnp.where(alive, cosines, -jnp.inf), axis=1)
     chosen = jnp.arange(weight.shape[0]), nearest
     return jnp.mean(cosines[chosen]), jnp.mean(length[chosen] / own)

@@ -1,7 +1,13 @@
 """What parameter decompositions need of a model: its matrices, what each reads, and its output with matrices masked.
 
-A target is a frozen dataclass without arrays; the model comes as an argument. `ToyTarget` is for models that take
-`apply` (toy models of superposition) and rows of data, `ProjectionTarget` for language models and windows of text.
+A target is a frozen dataclass without arrays; the model comes as an argument.
+
+    ToyTarget          models that take `apply` (toy models of superposition), on rows of data
+    ProjectionTarget   projections of a language model, on windows of text, by KL of the next token
+    LeafTarget         the projections of one MLP, on rows of its input, by the error of its output
+
+The last one is cheap, as the rest of the model is not run. It is not the published objective, which compares outputs
+of the whole model: a part that the output needs and the next token doesn't is important here.
 """
 
 from collections.abc import Mapping
@@ -14,7 +20,9 @@ from jaxtyping import Array, Float
 
 from jaxinterp.core.batch import Batch
 from jaxinterp.core.errors import UserError
+from jaxinterp.core.sites import Needs
 from jaxinterp.decompositions.components import Components, Scale
+from jaxinterp.decompositions.mlp_parts import mlp_linear, mlp_with
 from jaxinterp.methods.factor.parameters import Distance, Mask, Parts, left_over, masked_linear
 from jaxinterp.models.sites import replace, run, select
 
@@ -36,6 +44,10 @@ class Target(Protocol):
         """What outputs are compared by."""
         ...
 
+    def needs(self, site: Any = None) -> Needs:
+        """Which arrays of the model, and whether windows of text."""
+        ...
+
     def weights(self, model: Any) -> dict[str, Float[Array, "_in _out"]]:
         """The matrices that are decomposed, by name."""
         ...
@@ -54,6 +66,10 @@ class ToyTarget:
     """All matrices of a toy model `model(x, apply)` with `weights()` and `reads(x)`, on the rows of the batch."""
 
     kind: Distance = "squares"
+
+    def needs(self, site: Any = None) -> Needs:
+        """No array; rows are given by hand."""
+        return no_site(site)
 
     def weights(self, model: Any) -> dict[str, Float[Array, "_in _out"]]:
         """All matrices of the model."""
@@ -93,6 +109,10 @@ class ProjectionTarget:
             if field not in READS and field != "o_proj":
                 raise UserError(f"projections: {name!r} must end in one of {', '.join([*READS, 'o_proj'])}.")
 
+    def needs(self, site: Any = None) -> Needs:
+        """Windows of text: the whole model is run."""
+        return no_site(site)
+
     def weights(self, model: Any) -> dict[str, Float[Array, "_in _out"]]:
         """Their matrices, in float32."""
         return {name: self._linear(model, name).weight.astype(jnp.float32) for name in self.projections}
@@ -129,6 +149,66 @@ class ProjectionTarget:
         if batch.windows is None:
             raise UserError("the batch has no windows of text: train with fit(...), which gives them.")
         return batch.windows
+
+
+@dataclass(frozen=True)
+class LeafTarget:
+    """All projections of one MLP, by the squared error of its output, in units of the batch's own variance.
+
+    With this unit the distance is the unexplained share (FVU) of the output under the masks.
+    """
+
+    site: str
+    kind: Distance = "squares"
+
+    def needs(self, site: Any = None) -> Needs:
+        """The MLP's input.
+
+        Raises:
+          UserError: another site is named.
+        """
+        if site not in (None, self.site):
+            raise UserError(f"site={site!r}: the target is {self.site!r}; give the same name, or leave the site out.")
+        return Needs(f"{self.site}/in", f"{self.site}/out")
+
+    def weights(self, model: Any) -> dict[str, Float[Array, "_in _out"]]:
+        """Its matrices by the names of their fields, in float32."""
+        mlp = select(model, self.site).get()
+        return {name: mlp_linear(mlp, name).weight.astype(jnp.float32) for name in mlp.projections()}
+
+    def clean(self, model: Any, batch: Batch) -> Clean:
+        """The MLP on the batch's inputs."""
+        mlp = select(model, self.site).get()
+        x = batch.inputs.astype(jnp.float32)
+        hidden = mlp.hidden(x)
+        reads = {name: hidden if name == "down_proj" else x for name in mlp.projections()}
+        return Clean(reads, mlp.write(hidden) / self._unit(batch), batch.weight)
+
+    def masked(self, model: Any, parts: Mapping[str, Parts], batch: Batch, masks: Mapping[str, Mask]) -> Array:
+        """The MLP with masked projections."""
+        mlp, weights = select(model, self.site).get(), self.weights(model)
+
+        def linear(name: str, x: Array) -> Array:
+            if name not in masks:
+                return mlp_linear(mlp, name)(x)
+            return masked_linear(x, weights[name], parts[name], masks[name], mlp_linear(mlp, name).bias)
+
+        return mlp_with(mlp, batch.inputs.astype(jnp.float32), linear) / self._unit(batch)
+
+    def _unit(self, batch: Batch) -> Array:
+        y, weight = batch.targets.astype(jnp.float32), batch.weight / jnp.maximum(jnp.sum(batch.weight), 1)
+        return jnp.sqrt(jnp.maximum(jnp.mean(weight @ (y - weight @ y) ** 2), 1e-30))
+
+
+def no_site(site: Any) -> Needs:
+    """Windows of text, and no arrays.
+
+    Raises:
+      UserError: a site is named.
+    """
+    if site is not None:
+        raise UserError(f"site={site!r}: the target names its matrices; leave the site out.")
+    return Needs(windows=True, rows="none")
 
 
 def share_left_over(weights: Mapping[str, Float[Array, "_in _out"]], parts: Mapping[str, Parts]) -> Float[Array, ""]:

@@ -1,4 +1,4 @@
-"""From a config.json to our configuration: every family is a table of `family_tables.py`, read here.
+"""From a config.json to our configuration: every family is a table of `tables.py`, read here.
 
 A field is copied, read by a rule, required to have a certain value, or known to have no effect on what the model
 computes; any other field is refused by name. Null is the default of a field that has one, and says nothing in a field
@@ -12,8 +12,10 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from jaxinterp.core.errors import UserError, suggest
+from jaxinterp.models.families.base import Family
 from jaxinterp.models.families.fields import number, refused
-from jaxinterp.models.families.tables import FAMILIES, Family
+from jaxinterp.models.families.tables import FAMILIES
+from jaxinterp.models.families.wrappers import WRAPPERS, text_fields
 from jaxinterp.models.files.weights import StoredTensor
 from jaxinterp.models.transformer import TransformerConfig
 
@@ -78,30 +80,31 @@ REQUIRED: dict[str, tuple[Any, ...]] = {
 """Fields that any config.json may have, and the values that are computed here."""
 
 
-ELSEWHERE = {
-    "gemma3": "it reads images as well, and only text models are read here: give a directory with its text_config as "
-    "config.json (model_type 'gemma3_text') and the tensors of its language model under the names of Gemma3ForCausalLM",
-}
-"""Kinds of model that hold a supported one, and what to do."""
+ANYWHERE = frozenset((*NO_EFFECT, *REQUIRED))
 
 MOST_LAYERS = 10_000
 """More than any model has: a damaged file must not make lists of every layer's window that fill the memory."""
 
 
-def family_of(fields: Mapping[str, Any]) -> Family:
-    """The family that a config.json names in `model_type` and `architectures`.
+def family_of(fields: Mapping[str, Any], families: Mapping[str, Family] | None = None) -> Family:
+    """The family that a config.json names in `model_type` and `architectures`; of a wrapper, its text model's.
 
+    Args:
+      families: those of the caller by `model_type`, beside the package's own.
     Raises:
-      UserError: it is not supported.
+      UserError: it is not supported, or `families` has a name of the package's own.
     """
-    name = fields.get("model_type")
-    if name in ELSEWHERE:
-        raise UserError(f"model_type={name!r} is not supported: {ELSEWHERE[name]}.")
-    if not isinstance(name, str) or name not in FAMILIES:
+    twice = sorted({*(families or {})} & {*FAMILIES, *WRAPPERS})
+    if twice:
+        raise UserError(f"families: model_type {twice[0]!r} is supported already: give yours another name.")
+    fields = text_fields(fields, ANYWHERE)
+    name, every = fields.get("model_type"), {**FAMILIES, **(families or {})}
+    if not isinstance(name, str) or name not in every:
+        known = [*every, *WRAPPERS]
         raise UserError(
-            f"model_type={name!r} is not supported; supported: {', '.join(FAMILIES)}.{suggest(str(name), FAMILIES)}"
+            f"model_type={name!r} is not supported; supported: {', '.join(known)}.{suggest(str(name), known)}"
         )
-    family = FAMILIES[name]
+    family = every[name]
     architectures = fields.get("architectures") or []
     if not isinstance(architectures, list):
         raise refused("architectures", architectures, "a list of names")
@@ -117,6 +120,7 @@ def family_config(family: Family, fields: Mapping[str, Any]) -> TransformerConfi
     Raises:
       UserError: a field is unknown, missing, malformed, or has a value that is not supported.
     """
+    fields = text_fields(fields, ANYWHERE)
     required = REQUIRED | dict(family.required)
     ruled = {name for rule in family.rules for name in rule.reads}
     known = {*family.copied, *ruled, *required, *NO_EFFECT, *family.no_effect}
@@ -148,6 +152,13 @@ def family_config(family: Family, fields: Mapping[str, Any]) -> TransformerConfi
     for rule in family.rules:
         ours |= rule.make(filled)
     return TransformerConfig(**ours)
+
+
+def is_tied(family: Family, fields: Mapping[str, Any]) -> bool:
+    """Whether the file's head is its embedding, also where the head has a bias and so is a leaf of its own here."""
+    fields = text_fields(fields, ANYWHERE)
+    said = fields.get("tie_word_embeddings")
+    return bool(dict(family.defaults).get("tie_word_embeddings") if said is None else said)
 
 
 def _without_nulls(family: Family, fields: Mapping[str, Any], known: Collection[str]) -> dict[str, Any]:

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from jaxinterp.core.errors import UserError
-from jaxinterp.models.layers import RopeScaling
 
 Fields = Mapping[str, Any]
 
@@ -25,11 +24,9 @@ ACTIVATION_NAMES = {
     "silu": "silu",
     "swish": "silu",
     "linear": "identity",
+    "relu2": "relu_squared",
 }
 """Names of activations in config.json; those that map to one name compute the same function."""
-
-ROPE_BASE = 10_000.0
-"""The rotary base of every family here, where a file names none."""
 
 
 @dataclass(frozen=True)
@@ -104,121 +101,7 @@ def optional(name: str, ours: str, convert: Callable[[float], float] = float) ->
     return Rule((name,), make)
 
 
-def rotary(fields: Fields) -> dict[str, Any]:
-    """Rotary positions of whole heads, from `rope_parameters` or from `rope_theta` and `rope_scaling`.
-
-    The former is how transformers 5 writes them, the latter 4. `rope_type` "default", "linear" and "llama3" are
-    computed here; "dynamic", "yarn", "longrope" and others are refused.
-    """
-    base, scaling, fraction = _rope(fields)
-    _check_whole(fraction)
-    return {"rotary_dimensions": heads(fields)["head_dim"], "rotary_base": base, "rotary_scaling": scaling}
-
-
-def partial_rotary(default: float) -> Callable[[Fields], dict[str, Any]]:
-    """The first part of every head is rotated: the fraction that the file says, or `default`."""
-
-    def make(fields: Fields) -> dict[str, Any]:
-        base, scaling, fraction = _rope(fields)
-        fraction = _agreed(
-            {name: fields.get(name) for name in ("rotary_pct", "partial_rotary_factor")}
-            | {"rope_parameters.partial_rotary_factor": fraction},
-            default=default,
-        )
-        dimensions = int(heads(fields)["head_dim"] * fraction)
-        return {"rotary_dimensions": dimensions, "rotary_base": base, "rotary_scaling": scaling}
-
-    return make
-
-
-def rotary_by_layer_type(fields: Fields) -> dict[str, Any]:
-    """Gemma 3: layers with a window have a base of their own (10,000), the others (1,000,000) may be scaled.
-
-    transformers 5 writes `rope_parameters` with a dictionary for each type of layer, 4 `rope_local_base_freq` beside
-    the usual fields, which are those of the layers without a window.
-    """
-    types = ("full_attention", "sliding_attention")
-    given = fields.get("rope_parameters") or {}
-    nested = isinstance(given, dict) and given and all(name in types for name in given)
-    flat = {f"rope_parameters.{name}": given[name] for name in given} if nested else {"rope_parameters": given}
-    flat |= {name: value for name, value in fields.items() if name != "rope_parameters"}
-    whole, local = (f"rope_parameters.{name}" for name in types)
-    base, scaling, fraction = _rope(flat, (whole if nested else "rope_parameters", "rope_scaling"), base=1_000_000.0)
-    local_base, local_scaling, local_fraction = _rope(flat, (local,), ("rope_local_base_freq",))
-    if local_scaling is not None:
-        raise refused(f"{local}.rope_type", local_scaling.kind, "default")
-    for each in (fraction, local_fraction):
-        _check_whole(each)
-    return {
-        "rotary_dimensions": heads(fields)["head_dim"],
-        "rotary_base": base,
-        "rotary_scaling": scaling,
-        "local_rotary_base": local_base,
-    }
-
-
-def _check_whole(fraction: float | None) -> None:
-    if fraction not in (None, 1.0):
-        raise refused("partial_rotary_factor", fraction, "1.0 for this family")
-
-
-def _rope(
-    fields: Fields,
-    names: tuple[str, ...] = ("rope_parameters", "rope_scaling"),
-    bases: tuple[str, ...] = ("rope_theta", "rotary_emb_base"),
-    base: float = ROPE_BASE,
-) -> tuple[float, RopeScaling | None, float | None]:
-    """Base, scaling and rotated fraction (None where the dictionary does not say).
-
-    Args:
-      names: fields that may hold the dictionary.
-      bases: fields beside it that may hold the base.
-      base: what it is where no field says.
-    """
-    dictionaries = {name: fields[name] for name in names if fields.get(name)}
-    if len(dictionaries) == 2 and fields[names[0]] != fields[names[1]]:
-        raise UserError(f"config fields {names[0]} and {names[1]} contradict each other: remove one.")
-    where, given = next(iter(dictionaries.items()), (names[0], {}))
-    if not isinstance(given, dict):
-        raise UserError(f"config field {where}={given!r} should be an object.")
-    kind = given.get("rope_type", given.get("type", "default"))
-    known = {
-        "default": (),
-        "linear": ("factor",),
-        "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
-    }
-    if not isinstance(kind, str) or kind not in known:
-        raise refused(f"{where}.rope_type", kind, ", ".join(known))
-    common = {"rope_type", "type", "rope_theta", "partial_rotary_factor"}
-    for name, value in given.items():
-        if name not in common and name not in known[kind]:
-            raise UserError(
-                f"unknown config field {where}.{name}={value!r}; rope_type {kind!r} is supported with "
-                f"{', '.join(sorted(common | set(known[kind])))}: a field that changes the computation must not be "
-                "ignored."
-            )
-    base = _agreed(
-        {f"{where}.rope_theta": given.get("rope_theta")} | {name: fields.get(name) for name in bases}, default=base
-    )
-    if kind == "default":
-        scaling = None
-    elif kind == "linear":
-        scaling = RopeScaling("linear", number(given, "factor", float))
-    else:
-        context = {"original_max_position_embeddings": fields.get("max_position_embeddings")} | given
-        scaling = RopeScaling(
-            "llama3",
-            number(given, "factor", float),
-            number(given, "low_freq_factor", float),
-            number(given, "high_freq_factor", float),
-            number(context, "original_max_position_embeddings"),
-        )
-        if scaling.high_frequency_factor <= scaling.low_frequency_factor:
-            raise UserError(f"config field {where}.high_freq_factor must exceed {where}.low_freq_factor.")
-    return base, scaling, given.get("partial_rotary_factor")
-
-
-def _agreed(given: Mapping[str, Any], default: float) -> float:
+def agreed(given: Mapping[str, Any], default: float) -> float:
     """The one value that all fields which are given agree on."""
     said = {name: number(given, name, float) for name, value in given.items() if value is not None}
     if len(set(said.values())) > 1:
@@ -239,20 +122,28 @@ def window_in_upper_layers(fields: Fields) -> dict[str, Any]:
     first = fields["max_window_layers"] if sliding is not None else number(fields, "num_hidden_layers")
     if isinstance(first, bool) or not isinstance(first, int):
         raise UserError(f"config field max_window_layers={first!r} should be an int.")
-    return _windows(fields, sliding, lambda layer: layer >= first)
+    return windows(fields, sliding, lambda layer: layer >= first)
+
+
+def layers_of(fields: Fields, name: str, limit: int) -> tuple[int, ...]:
+    """The layer numbers below `limit` that a field lists; none where it is null."""
+    listed = fields.get(name) or []
+    if not isinstance(listed, list) or any(isinstance(each, bool) or not isinstance(each, int) for each in listed):
+        raise UserError(f"config field {name}={fields.get(name)!r} should be a list of layer numbers.")
+    return tuple(sorted({each for each in listed if 0 <= each < limit}))
 
 
 def window_in_every_other_layer(fields: Fields) -> dict[str, Any]:
     """Gemma 2: the first layer and every other one after it, unless `layer_types` says which."""
-    return _windows(fields, fields["sliding_window"], lambda layer: layer % 2 == 0)
+    return windows(fields, fields["sliding_window"], lambda layer: layer % 2 == 0)
 
 
 def window_in_all_but_every_nth_layer(fields: Fields) -> dict[str, Any]:
     """Gemma 3: every sixth layer sees everything (`sliding_window_pattern`), unless `layer_types` says which."""
     names = ("sliding_window_pattern", "_sliding_window_pattern")
     said = {name: number(fields, name) for name in names if fields.get(name) is not None}
-    pattern = int(_agreed(said, default=6.0))
-    return _windows(fields, fields["sliding_window"], lambda layer: (layer + 1) % pattern != 0)
+    pattern = int(agreed(said, default=6.0))
+    return windows(fields, fields["sliding_window"], lambda layer: (layer + 1) % pattern != 0)
 
 
 def padding(fields: Fields) -> dict[str, Any]:
@@ -263,7 +154,7 @@ def padding(fields: Fields) -> dict[str, Any]:
     return {"padding": token}
 
 
-def _windows(fields: Fields, window: int | None, slides: Callable[[int], bool]) -> dict[str, Any]:
+def windows(fields: Fields, window: int | None, slides: Callable[[int], bool]) -> dict[str, Any]:
     layers = number(fields, "num_hidden_layers")
     types = fields.get("layer_types")
     if types is None:

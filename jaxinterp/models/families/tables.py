@@ -1,14 +1,37 @@
 """The supported families: what each field of their config.json means, and where their files keep each weight.
 
-Sources of the facts: the configuration and modelling files of Hugging Face transformers 4.57 and 5.23.
+A family that shares its tensors with no other here has a file of its own.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
-
 from jaxinterp.models.families import fields as rules
-from jaxinterp.models.families.fields import Rule, activation, flag, number, optional
+from jaxinterp.models.families.base import (
+    ALL_BIASES,
+    ATTENTION_BIAS,
+    BERT_COPIED,
+    GEMMA_DEFAULTS,
+    GEMMA_SCALE,
+    GPT_COPIED,
+    GPT_HEADS,
+    HEADS,
+    LLAMA_COPIED,
+    LLAMA_DEFAULTS,
+    QWEN_DEFAULTS,
+    QWEN_WINDOWS,
+    SUMMARY,
+    Family,
+    mlp_width,
+)
+from jaxinterp.models.families.cohere import COHERE
+from jaxinterp.models.families.fields import Rule, activation, flag, optional
+from jaxinterp.models.families.gpt_neo import GPT_NEO
+from jaxinterp.models.families.gptj import GPTJ
+from jaxinterp.models.families.granite import GRANITE
+from jaxinterp.models.families.olmo3 import OLMO3
+from jaxinterp.models.families.opt import OPT
+from jaxinterp.models.families.phi import PHI
+from jaxinterp.models.families.rope import ROPE_FIELDS, ROTARY, partial_rotary, rotary_by_layer_type
+from jaxinterp.models.families.smollm3 import SMOLLM3
+from jaxinterp.models.families.stablelm import STABLELM
 from jaxinterp.models.families.tensors import (
     BERT_TENSORS,
     GEMMA2_TENSORS,
@@ -18,120 +41,40 @@ from jaxinterp.models.families.tensors import (
     OLMO2_TENSORS,
     PHI3_TENSORS,
 )
-from jaxinterp.models.files.weights import LeafTable
 
-
-@dataclass(frozen=True)
-class Family:
-    """One family.
-
-    Attributes:
-      architectures: values of `architectures` that have this forward pass.
-      copied: field of config.json -> field of TransformerConfig.
-      rules: fields that need more than copying.
-      constants: fields of TransformerConfig that are the same for the whole family.
-      defaults: what a field means where the file does not have it.
-      required: field -> the values that this implementation computes.
-      no_effect: fields of this family without an effect on inference logits, beside `families.NO_EFFECT`.
-      tensors: leaf of ours -> (tensor of theirs, layout); `*` is the layer.
-      prefix: what older files leave out of tensor names.
-      renamed: how a tensor's name ends in older files -> in newer ones.
-      buffers: a regular expression for tensors that carry no weights, or those of a head that is not computed here.
-    """
-
-    architectures: tuple[str, ...]
-    copied: Mapping[str, str]
-    rules: tuple[Rule, ...]
-    tensors: LeafTable
-    constants: Mapping[str, Any] = field(default_factory=dict)
-    defaults: Mapping[str, Any] = field(default_factory=dict)
-    required: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
-    no_effect: tuple[str, ...] = ()
-    prefix: str = "model."
-    renamed: Mapping[str, str] = field(default_factory=dict)
-    buffers: str = r".*\.rotary_emb\.inv_freq"
-
-
-LLAMA_COPIED = {
-    "vocab_size": "vocab_size",
-    "hidden_size": "d_model",
-    "num_hidden_layers": "layers",
-    "intermediate_size": "d_mlp",
-    "max_position_embeddings": "context",
-    "rms_norm_eps": "norm_epsilon",
-    "tie_word_embeddings": "tied",
-}
-LLAMA_DEFAULTS = {"rms_norm_eps": 1e-6, "tie_word_embeddings": False, "hidden_act": "silu", "attention_bias": False}
-HEADS = Rule(("num_attention_heads", "num_key_value_heads", "head_dim"), rules.heads)
-ROTARY = Rule(("rope_theta", "rope_scaling", "rope_parameters"), rules.rotary)
-QWEN_WINDOWS = Rule(
-    ("use_sliding_window", "sliding_window", "max_window_layers", "layer_types"), rules.window_in_upper_layers
-)
-QWEN_DEFAULTS = {
-    **LLAMA_DEFAULTS,
-    "num_key_value_heads": 32,
-    "use_sliding_window": False,
-    "sliding_window": 4096,
-    "max_window_layers": 28,
-}
-GEMMA_DEFAULTS = {
-    **LLAMA_DEFAULTS,
-    "head_dim": 256,
-    "tie_word_embeddings": True,
-    "hidden_activation": "gelu_pytorch_tanh",
-}
-GEMMA_SCALE = Rule(("hidden_size",), lambda fields: {"embedding_scale": number(fields, "hidden_size") ** 0.5})
 PADDING = Rule(("pad_token_id",), rules.padding)
 PHI3_CODE = {"AutoConfig": "configuration_phi3.Phi3Config", "AutoModelForCausalLM": "modeling_phi3.Phi3ForCausalLM"}
-ALL_BIASES = {"norm_bias": True, "qkv_bias": True, "attention_out_bias": True, "mlp_bias": True}
-ATTENTION_BIAS = flag("attention_bias", "qkv_bias", "attention_out_bias")
 
 FAMILIES: dict[str, Family] = {
     "gpt2": Family(
         architectures=("GPT2LMHeadModel", "GPT2Model"),
-        copied={
-            "vocab_size": "vocab_size",
-            "n_embd": "d_model",
-            "n_layer": "layers",
-            "n_positions": "context",
-            "layer_norm_epsilon": "norm_epsilon",
-            "tie_word_embeddings": "tied",
-        },
+        copied=GPT_COPIED,
         rules=(
             activation("activation_function"),
+            GPT_HEADS,
+            mlp_width("n_inner", "n_embd"),
+            flag("scale_attn_by_inverse_layer_idx", "scale_by_layer"),
             Rule(
-                ("n_head",),
-                lambda fields: rules.heads(
-                    {"num_attention_heads": number(fields, "n_head"), "hidden_size": number(fields, "n_embd")}
-                ),
-            ),
-            Rule(
-                ("n_inner",),
-                lambda fields: {
-                    "d_mlp": 4 * number(fields, "n_embd") if fields["n_inner"] is None else number(fields, "n_inner")
-                },
+                ("scale_attn_weights",), lambda fields: {} if fields["scale_attn_weights"] else {"attention_scale": 1.0}
             ),
         ),
         constants=ALL_BIASES | {"gated": False, "norm": "layer", "learned_positions": True},
         defaults={"activation_function": "gelu_new", "layer_norm_epsilon": 1e-5, "n_inner": None}
-        | {"tie_word_embeddings": True},
-        required={"scale_attn_weights": (True,), "scale_attn_by_inverse_layer_idx": (False,)},
-        no_effect=(
-            *("resid_pdrop", "embd_pdrop", "attn_pdrop", "n_ctx", "reorder_and_upcast_attn", "summary_type"),
-            *("summary_use_proj", "summary_activation", "summary_proj_to_labels", "summary_first_dropout"),
-        ),
+        | {"tie_word_embeddings": True, "scale_attn_by_inverse_layer_idx": False, "scale_attn_weights": True},
+        required={"scale_attn_weights": (True, False)},
+        # Upcasting is a matter of precision: scores are float32 here in any case.
+        no_effect=(*SUMMARY, "reorder_and_upcast_attn"),
         tensors=GPT2_TENSORS,
         prefix="transformer.",
         buffers=r".*\.attn\.(bias|masked_bias)",
     ),
     "gpt_neox": Family(
         architectures=("GPTNeoXForCausalLM", "GPTNeoXModel"),
-        copied={name: ours for name, ours in LLAMA_COPIED.items() if name != "rms_norm_eps"}
-        | {"layer_norm_eps": "norm_epsilon"},
+        copied=BERT_COPIED,
         rules=(
             activation("hidden_act"),
             Rule(("num_attention_heads",), rules.heads),
-            Rule((*ROTARY.reads, "rotary_emb_base", "rotary_pct", "partial_rotary_factor"), rules.partial_rotary(0.25)),
+            Rule((*ROPE_FIELDS, "rotary_emb_base", "rotary_pct", "partial_rotary_factor"), partial_rotary(0.25)),
             flag("use_parallel_residual", "parallel"),
             ATTENTION_BIAS,
         ),
@@ -223,7 +166,7 @@ FAMILIES: dict[str, Family] = {
         copied=LLAMA_COPIED,
         rules=(
             HEADS,
-            Rule((*ROTARY.reads, "rope_local_base_freq"), rules.rotary_by_layer_type),
+            Rule((*ROPE_FIELDS, "rope_local_base_freq"), rotary_by_layer_type(1_000_000.0, 10_000.0)),
             GEMMA_SCALE,
             ATTENTION_BIAS,
             activation("hidden_activation"),
@@ -260,22 +203,25 @@ FAMILIES: dict[str, Family] = {
         copied=LLAMA_COPIED,
         rules=(
             HEADS,
-            # "longrope" (the 128k models), which older files call "su", is refused by name.
-            Rule((*ROTARY.reads, "partial_rotary_factor"), rules.partial_rotary(1.0)),
+            # As in transformers, "su" and "yarn" are older names of longrope here.
+            Rule(
+                (*ROPE_FIELDS, "partial_rotary_factor", "original_max_position_embeddings"),
+                partial_rotary(1.0, {"su": "longrope", "yarn": "longrope"}),
+            ),
             activation("hidden_act"),
             Rule(("sliding_window",), rules.window_everywhere),
         ),
-        defaults=LLAMA_DEFAULTS | {"rms_norm_eps": 1e-5, "sliding_window": None},
+        defaults=LLAMA_DEFAULTS
+        | {"rms_norm_eps": 1e-5, "sliding_window": None, "original_max_position_embeddings": 4096},
         # The first files name the code that has become transformers' own.
         required={"attention_bias": (False,), "auto_map": (None, PHI3_CODE)},
-        # The context before stretching, which is for longrope alone.
-        no_effect=("resid_pdrop", "embd_pdrop", "original_max_position_embeddings"),
+        no_effect=("resid_pdrop", "embd_pdrop"),
         tensors=PHI3_TENSORS,
     ),
     "bert": Family(
         architectures=("BertModel", "BertForMaskedLM", "BertForPreTraining"),
-        copied={name: ours for name, ours in LLAMA_COPIED.items() if ours not in ("norm_epsilon", "tied")}
-        | {"layer_norm_eps": "norm_epsilon", "type_vocab_size": "token_types"},
+        copied={name: ours for name, ours in BERT_COPIED.items() if ours != "tied"}
+        | {"type_vocab_size": "token_types"},
         rules=(Rule(("num_attention_heads",), rules.heads), activation("hidden_act"), PADDING),
         constants=ALL_BIASES
         | {"norm": "layer", "pre_norms": False, "sum_norms": True, "embedding_norm": True, "learned_positions": True}
@@ -292,4 +238,13 @@ FAMILIES: dict[str, Family] = {
         renamed={".gamma": ".weight", ".beta": ".bias"},
         buffers=r"bert\.embeddings\.position_ids|bert\.pooler\..*|cls\..*",
     ),
+    "cohere": COHERE,
+    "gpt_neo": GPT_NEO,
+    "gptj": GPTJ,
+    "granite": GRANITE,
+    "olmo3": OLMO3,
+    "opt": OPT,
+    "phi": PHI,
+    "smollm3": SMOLLM3,
+    "stablelm": STABLELM,
 }

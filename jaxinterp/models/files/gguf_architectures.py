@@ -21,7 +21,7 @@ from typing import Any
 from jaxinterp.core.errors import UserError
 from jaxinterp.models.families.tensors import QUERY_KEY_VALUE, block, linear, stacked
 from jaxinterp.models.files.weights import PLAIN, TRANSPOSED, Layout, LeafTable
-from jaxinterp.models.layers import RopeScaling
+from jaxinterp.models.rotary import RopeScaling
 
 Metadata = Mapping[str, Any]
 

@@ -28,8 +28,8 @@ from jaxinterp.core.trees import named_leaves
 from jaxinterp.models.files.safetensors_file import open_directory
 from jaxinterp.models.files.tokenizer import Tokenizer, read_json, tokenizer_from_file
 from jaxinterp.models.files.weights import Shardings, leaf_shapes, load_model
-from jaxinterp.models.layers import RopeScaling
 from jaxinterp.models.mixtures.config import MixtureConfig
+from jaxinterp.models.rotary import RopeScaling
 from jaxinterp.models.sites import LanguageModel, Trace, run
 from jaxinterp.models.transformer import Transformer, TransformerConfig
 from jaxinterp.storage.files import write_arrays, write_text
@@ -46,6 +46,11 @@ class Subject:
     Attributes:
       tokenizer: None where none came with the weights.
       source: which checkpoint the weights are and what was done to them, in words; "" where that is not known.
+
+    Example:
+      >>> subject = load("tiny")
+      >>> subject.tokenizer.decode(subject.tokenizer.encode("a cat"))
+      'a cat'
     """
 
     model: LanguageModel

@@ -62,19 +62,26 @@ class Layout:
       order: which of the file's outputs are ours.
         "stored": all, in order.
         "stacked": those of the linear maps in `stack` stand one after the other; ours is number `part` (GPT-2, Phi-3).
-        "interleaved": every head holds its query, key and value; ours is `part` of every head (GPT-NeoX).
+        "interleaved": every head holds its query, key and value; ours is `part` of every head (GPT-NeoX), of `parts`.
+        "alternating": one of each map in turn; ours begins with number `part` of `parts` (the experts of gpt-oss).
         "rotary_pairs": within a head, the file has dimension i next to i + head_dim / 2 (Llama in GGUF files, for
           the rotation of neighbours); ours are half a head apart.
       part: which of the maps in the file's array is ours: 0, 1 or 2 for query, key or value.
       stack: names of the maps of a stack.
       sizes: how many outputs each of them has; `sized` fills it in.
+      parts: how many maps are interleaved or alternate.
+      skip: rows of the file's matrix before our first one (OPT's positions).
+
+    A leaf of three axes is a stack of matrices, one an expert; its layout is that of each matrix.
     """
 
     transposed: bool = False
-    order: Literal["stored", "stacked", "interleaved", "rotary_pairs"] = "stored"
+    order: Literal["stored", "stacked", "interleaved", "rotary_pairs", "alternating"] = "stored"
     part: int = 0
     stack: tuple[str, ...] = ()
     sizes: tuple[int, ...] = ()
+    parts: int = 3
+    skip: int = 0
 
     def sized(self, name: str, shapes: Mapping[str, tuple[int, ...]]) -> "Layout":
         """The layout of our leaf `name` with the sizes that its neighbours in the stack have in the model."""
@@ -84,9 +91,14 @@ class Layout:
 
     def file_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """The shape that the file's array must have, where ours has `shape`."""
-        outputs = {"stacked": sum(self.sizes), "interleaved": 3 * shape[-1]}.get(self.order, shape[-1])
-        shape = (*shape[:-1], outputs)
-        return shape[::-1] if self.transposed else shape
+        several = self.parts * shape[-1]
+        outputs = {"stacked": sum(self.sizes), "interleaved": several, "alternating": several}
+        shape = (
+            (shape[0] + self.skip, *shape[1:-1], outputs.get(self.order, shape[-1]))
+            if len(shape) > 1
+            else (outputs.get(self.order, shape[-1]),)
+        )
+        return (*shape[:-2], *shape[:-3:-1]) if self.transposed else shape
 
     def file_outputs(self, start: int, stop: int, outputs: int, head_dim: int) -> Rows:
         """Where the file keeps our outputs start..stop, of `outputs` in all."""
@@ -96,9 +108,11 @@ class Layout:
             before = sum(self.sizes[: self.part])
             return slice(before + start, before + stop)
         ours = np.arange(start, stop)
+        if self.order == "alternating":
+            return self.parts * ours + self.part
         head, within = ours // head_dim, ours % head_dim
         if self.order == "interleaved":
-            return (3 * head + self.part) * head_dim + within
+            return (self.parts * head + self.part) * head_dim + within
         half, pair = within // (head_dim // 2), within % (head_dim // 2)
         return head * head_dim + 2 * pair + half
 
@@ -117,8 +131,10 @@ def read_leaf(
     if len(shape) == 1:
         return stored.read(outputs, None)
     inputs = slice(*index[0].indices(shape[0]))
-    if len(shape) > 2:  # of our own form only, in order: whole rows are read
-        return stored.read(inputs, None)[:, *index[1:]]
+    if len(shape) > 2:  # whole matrices are read
+        matrices = stored.read(inputs, None)
+        return (matrices.swapaxes(-1, -2) if layout.transposed else matrices)[:, *index[1:-1], outputs]
+    inputs = slice(inputs.start + layout.skip, inputs.stop + layout.skip)
     if layout.transposed:
         return stored.read(outputs, inputs).T
     if isinstance(outputs, slice):
@@ -171,6 +187,7 @@ def load_model(
     Raises:
       UserError: a tensor is missing, unknown, of the wrong shape or of a type that holds no plain numbers.
     """
+    tensors = tensors if table is None else with_stacks(tensors, table)
     if config.layers > len(tensors):
         raise UserError(f"{where}: the configuration has layers={config.layers}, but there are {len(tensors)} tensors.")
     whole = skeleton(config)
@@ -179,7 +196,7 @@ def load_model(
     sources: dict[str, tuple[StoredTensor, Layout]] = {}
     used = set()
     for name, shape in shapes.items():
-        tensor_name, layout = (name, PLAIN) if table is None else _look_up(table, name)
+        tensor_name, layout = (name, PLAIN) if table is None else look_up(table, name)
         if tensor_name not in tensors:
             raise UserError(f"{where}: missing tensor {tensor_name!r}.{suggest(tensor_name, tensors)}")
         sources[name] = tensors[tensor_name], layout.sized(name, shapes)
@@ -193,7 +210,47 @@ def load_model(
     )
 
 
-def _look_up(table: LeafTable, name: str) -> tuple[str, Layout]:
+def with_stacks(tensors: Mapping[str, StoredTensor], table: LeafTable) -> dict[str, StoredTensor]:
+    """The tensors, those that a `#` in the table stands for stacked into one, in the order of their numbers.
+
+    Raises:
+      UserError: a number is missing, or two of a stack have different shapes.
+    """
+    found = dict(tensors)
+    for template in {name for name, _ in table.values() if "#" in name}:
+        expression = re.compile(re.escape(template).replace(r"\*", r"(\d+)").replace(r"\#", r"(\d+)"))
+        stacks: dict[str, dict[int, StoredTensor]] = {}
+        for name in [name for name in found if expression.fullmatch(name)]:
+            *layer, number = expression.fullmatch(name).groups()  # type: ignore[union-attr]
+            whole = template.replace("*", layer[0]) if layer else template
+            stacks.setdefault(whole, {})[int(number)] = found.pop(name)
+        found |= {name: _stack(name, members) for name, members in stacks.items()}
+    return found
+
+
+def _stack(name: str, members: Mapping[int, StoredTensor]) -> StoredTensor:
+    """One tensor of several, the first axis their number."""
+    first = members[min(members)]
+    if sorted(members) != list(range(len(members))):
+        missing = next(number for number in range(len(members)) if number not in members)
+        raise UserError(f"{first.file}: missing tensor {name.replace('#', str(missing))!r}.")
+    for member in members.values():
+        if member.shape != first.shape:
+            raise UserError(
+                f"{member.file}: tensor {member.name!r} has shape {list(member.shape)}, but {first.name!r} "
+                f"{list(first.shape)}."
+            )
+
+    def read(rows: Rows, columns: slice | None) -> np.ndarray:
+        numbers = np.arange(len(members))[rows]
+        stacked = np.stack([members[int(number)].read(slice(None), None) for number in numbers])
+        return stacked if columns is None else stacked[:, columns]
+
+    refusals = [member.refusal for member in members.values() if member.refusal]
+    return StoredTensor(name, first.file, (len(members), *first.shape), read, refusals[0] if refusals else None)
+
+
+def look_up(table: LeafTable, name: str) -> tuple[str, Layout]:
     """The tensor and layout of our leaf `name`, the number of its layer put in."""
     number = re.match(r"blocks/(\d+)/", name)
     template, layout = table[re.sub(r"^blocks/\d+/", "blocks/*/", name)]
@@ -270,7 +327,7 @@ def _filled(
     if not shape or not found.size:
         found[...] = read_leaf(stored, layout, index, shape, head_dim) if shape else stored.read(slice(None), None)
         return found
-    axis = len(shape) - 1 if layout.transposed else 0
+    axis = len(shape) - 1 if layout.transposed and len(shape) == 2 else 0
     step = max(1, AT_ONCE * sizes[axis] // found.size)
     for at in range(0, sizes[axis], step):
         start = spans[axis][0] + at

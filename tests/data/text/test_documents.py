@@ -138,3 +138,20 @@ def test_a_line_that_would_fill_the_memory_is_refused(tmp_path, monkeypatch):
     path.write_text("x" * 100 + "\n")
     with pytest.raises(UserError, match=r"long\.txt, line 1: longer than 100 bytes"):
         list(read_documents(path))
+
+
+def test_hidden_files_are_passed_over(tmp_path):
+    """Kind K: what notebooks and file managers leave behind was trained on."""
+    for name in ("a.txt", "sub/b.txt", ".c.txt", "._a.txt", ".ipynb_checkpoints/a-checkpoint.txt", "sub/.git/d.txt"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(name)
+    assert texts(read_documents(tmp_path)) == ["a.txt", "sub/b.txt"]
+    hidden = tmp_path / ".ipynb_checkpoints"  # a folder or file that is named by the user is read
+    assert texts(read_documents(hidden)) == [".ipynb_checkpoints/a-checkpoint.txt"]
+    assert texts(read_documents(tmp_path / ".c.txt")) == [".c.txt"]
+
+
+def test_a_folder_of_hidden_files_alone_holds_no_text(tmp_path):
+    (tmp_path / "._x.jsonl").write_text('{"text": "a"}\n')
+    with pytest.raises(UserError, match="holds no"):
+        list(read_documents(tmp_path))

@@ -51,6 +51,43 @@ def test_quantised_gguf(kind: str, tmp_path: Path) -> None:
             np.testing.assert_array_equal(leaf, expected[name], err_msg=name)
 
 
+def split_model(folder: Path, split: int = 8) -> tuple[Path, list[Path]]:
+    """A model in one file, and the same in several."""
+    model, kind = initialise(LLAMA, jax.random.key(1)), gguf.GGMLQuantizationType.F32
+    write_gguf(folder / "whole.gguf", model, kind)
+    write_gguf(folder / "model.gguf", model, kind, split=split)
+    return folder / "whole.gguf", sorted(folder.glob("model-*.gguf"))
+
+
+def test_a_split_model_is_read_from_any_of_its_files(tmp_path: Path) -> None:
+    """Kind F: as gguf-split and llama.cpp's converter write large models."""
+    whole, parts = split_model(tmp_path)
+    assert len(parts) > 1 and parts[0].name == f"model-00001-of-{len(parts):05}.gguf"
+    expected = named_leaves(load(whole).model)
+    for part in (parts[0], parts[-1]):
+        subject = load(part)
+        assert subject.name == "model" and subject.tokenizer is not None
+        for name, leaf in named_leaves(subject.model).items():
+            np.testing.assert_array_equal(leaf, expected[name], err_msg=name)
+
+
+def test_parts_that_are_missing_or_misnamed_are_told(tmp_path: Path) -> None:
+    _, parts = split_model(tmp_path)
+    last = parts[-1].read_bytes()
+    parts[-1].unlink()
+    with pytest.raises(UserError, match=f"{parts[-1].name} is missing: fetch all"):
+        load(parts[0])
+    parts[-1].write_bytes(parts[1].read_bytes())
+    if len(parts) > 2:
+        with pytest.raises(UserError, match=r"says that it is file 2 of \d, but its name says"):
+            load(parts[0])
+    parts[-1].write_bytes(last)
+    single = tmp_path / "copy.gguf"
+    single.write_bytes(parts[0].read_bytes())
+    with pytest.raises(UserError, match=r"says that it is file 1 of \d, but its name says 1 of 1"):
+        load(single)
+
+
 @pytest.mark.parametrize(
     ("extra", "message"),
     [

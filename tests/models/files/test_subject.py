@@ -65,7 +65,7 @@ def test_a_model_with_a_replaced_leaf_is_not_saved(tmp_path: Path) -> None:
         ({"config": {"layers": "2"}}, r"config field layers='2' is not supported; expected: int"),
         ({"config": {"norm": "batch"}}, r"config field norm='batch' is not supported; expected: 'rms', 'layer'"),
         ({"config": {"windows": [4, "x"]}}, r"config field windows='x'"),
-        ({"config": {"rotary_scaling": {"kind": "yarn"}}}, r"rotary_scaling field kind='yarn'"),
+        ({"config": {"rotary_scaling": {"kind": "ntk"}}}, r"rotary_scaling field kind='ntk'"),
     ],
 )
 def test_own_form_with_a_bad_description_is_refused(change: dict[str, Any], message: str, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Tokenizers: from nothing (bytes), from tokenizer.json, from GGUF metadata; token texts a reader can use."""
 
 import json
+import warnings
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -103,6 +104,22 @@ def test_add_bos_token_is_believed(tmp_path: Path) -> None:
     settings = {"add_bos_token": True, "bos_token": {"content": "<s>"}, "eos_token": "</s>"}
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
     assert tokenizer_from_file(path).begin == 0
+
+
+@pytest.mark.parametrize("others", [{}, {"bos_token_id": 1}])
+def test_a_begin_token_that_is_asked_for_but_null_is_told(others: dict[str, Any], tmp_path: Path) -> None:
+    """Kind K: Qwen's files say add_bos_token with bos_token null; transformers adds none, and neither do we."""
+    backend = byte_level([])
+    backend.add_special_tokens(["<|endoftext|>"])
+    backend.save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "config.json").write_text(json.dumps(others))
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"add_bos_token": True, "bos_token": None}))
+    with pytest.warns(UserWarning, match="add_bos_token is true, but bos_token is null"):
+        assert tokenizer_from_file(tmp_path / "tokenizer.json").begin is None
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"add_bos_token": False, "bos_token": None}))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert tokenizer_from_file(tmp_path / "tokenizer.json").begin is None
 
 
 def test_file_with_word_pieces(tmp_path: Path) -> None:

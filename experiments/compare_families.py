@@ -1,0 +1,372 @@
+"""Every way to take one MLP apart, in one table: at equal parameters, equal active components, equal active numbers.
+
+    python -m experiments.compare_families --quick --out runs/families
+    python -m experiments.compare_families --out runs/families_full          (three k; the chart has curves)
+
+Rows: the MLP's own neurons, principal components, TopK autoencoder, skip transcoder, semi-NMF, hidden experts with a
+low-rank and a full router, directions of the local interaction basis, components of its matrices (SPD of the MLP's
+output), a mixture of decoders, product-key neurons, and (--families) a mixture of linear transforms. All are seen at
+the MLP's output, on the same held-out tokens: what factors the hidden activations or the input goes through the rest of
+the MLP. What reads the hidden activations or the output (column "reads") has less to compute than what reads the input.
+
+Activations are harvested once and trained on by all. Rows are written to OUT/rows as they come; a run that is
+stopped (--most-seconds stops it by itself) continues with --resume after its last row.
+
+    parameters          trained numbers; neurons: the MLP's
+    active              components a token uses, shared neurons among them
+    active parameters   numbers of these components, and of what every token uses (skip path, shared neurons)
+    bits                of a token's codes at 1 % of the variance (evaluation.description_length)
+    falls               by what share the loss fell within the last fifth of the steps
+
+A row whose loss still falls by more than 2 % is marked "undertrained", one whose number of active components is more
+than a tenth off is marked "other L0", one without a free size "reference": none of these is ranked.
+"""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from experiments.every_family import Family, Shape, families, uses
+from jaxinterp.commands.on_text import OnText, Prepared, prepared
+from jaxinterp.commands.shell import (
+    Columns,
+    check_distinct,
+    command,
+    folder_of_a_run,
+    measured_on,
+    print_table,
+    read_json,
+    say,
+    write_json,
+)
+from jaxinterp.core.errors import UserError, suggest
+from jaxinterp.data.activation_cache import cache_activations, cached_windows
+from jaxinterp.decompositions.at_output import AtOutput
+from jaxinterp.evaluation.baselines import baselines
+from jaxinterp.evaluation.description_length import description_length
+from jaxinterp.evaluation.effects import Row
+from jaxinterp.evaluation.equal_sparsity import at_l0, equal_l0
+from jaxinterp.evaluation.held import Held, hold, score_held
+from jaxinterp.models.mlp import MLP
+from jaxinterp.models.sites import select
+from jaxinterp.report.scatter import Series, xy_chart
+from jaxinterp.report.sections import Chart, Section, write_page
+from jaxinterp.training.fit import fit
+
+STILL_FALLS = 0.02
+FREE = ("neurons", "principal components")
+DEFAULT = (
+    "neurons", "principal components", "TopK autoencoder", "skip transcoder", "semi-NMF", "experts, low-rank router",
+    "experts, full router", "interaction basis", "parameter components", "mixture of decoders", "product-key neurons",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Config(OnText):
+    """The defaults are the full table; --quick has its own sizes."""
+
+    quick: bool = False
+    """One k, half the features, fewer tokens: under 25 minutes on two cores."""
+    features: int = 4608
+    """Of the autoencoder, whose parameters the others match; --quick: half."""
+    ks: tuple[int, ...] = (8, 32, 128)
+    """Active components per token; --quick: the middle one."""
+    tokens: int = 901_120
+    """Training tokens; --quick: a third."""
+    batch_size: int = 2048
+    """Tokens a step; --quick: half."""
+    heldout_tokens: int = 32_768
+    """Held-out tokens; --quick: half."""
+    ce_tokens: int = 8_192
+    """Tokens for cross-entropies; --quick: half."""
+    families: tuple[str, ...] = DEFAULT
+    """Which families."""
+    most_seconds: float | None = None
+    """Stop after the row within which so many seconds have passed; continue with --resume."""
+
+
+def main(config: Config) -> None:
+    """Harvest once; then a row at a time, the page after each."""
+    clock = time.perf_counter()
+    config = sized(config)
+    ready = prepared(config)
+    mlp = select(ready.subject.model, config.site).get()
+    if not isinstance(mlp, MLP):
+        raise UserError(f"site={config.site!r} is a {type(mlp).__name__}: name the MLP of a model of ours.")
+    plan = planned(config, mlp)
+    with folder_of_a_run(ready.out, ready.record) as out:
+        rows = [read_json(path) for path in sorted(out.glob("rows/*.json"))]
+        missing = {name: made for name, made in plan.items() if name not in {row["method"] for row in rows}}
+        if missing:
+            rows += compute(config, ready, mlp, missing, len(rows), clock, out)
+    left = len(plan) - len(rows)
+    print_table(COLUMNS, marked(rows, config))
+    say(measured_on(rows), *(sentences := answers(rows, config)))
+    say(f"{time.perf_counter() - clock:.0f} s. Page: {page(config, ready, rows, sentences)}")
+    if left:
+        say(f"{left} of {len(plan)} rows are missing: continue with --resume.")
+
+
+def sized(config: Config) -> Config:
+    """The configuration with the sizes of --quick where that is asked for.
+
+    Raises:
+      UserError: a family is unknown, named twice, or there is no k.
+    """
+    check_distinct("families", config.families)
+    check_distinct("ks", config.ks)
+    if not config.ks:
+        raise UserError("ks is empty: give at least one number of active components.")
+    if not config.quick:
+        return config
+    return replace(
+        config,
+        features=config.features // 2,
+        ks=(sorted(config.ks)[len(config.ks) // 2],),
+        tokens=config.tokens // 3 // config.batch_size * config.batch_size,
+        batch_size=config.batch_size // 2,
+        heldout_tokens=config.heldout_tokens // 2,
+        ce_tokens=config.ce_tokens // 2,
+    )
+
+
+def planned(config: Config, mlp: MLP) -> dict[str, tuple[str, int, Family | None]]:
+    """(family, k, how) for every row, by its name; how is None for what needs no training."""
+    d, neurons = mlp.up_proj.weight.shape
+    shape = Shape(d, neurons, len(mlp.projections()))
+    found: dict[str, tuple[str, int, Family | None]] = {}
+    for k in config.ks:
+        known: dict[str, Family | None] = dict.fromkeys(FREE)
+        known |= families(
+            config.site, shape, features=config.features, k=k, rate=config.learning_rate, tokens=config.tokens,
+            batch_size=config.batch_size,
+        )  # fmt: skip
+        for name in config.families:
+            if name not in known:
+                raise UserError(f"families: {name!r} must be one of {', '.join(known)}.{suggest(name, known)}")
+            found[name if len(config.ks) == 1 else f"{name}, k {k}"] = (name, k, known[name])
+    return found
+
+
+def compute(
+    config: Config,
+    ready: Prepared,
+    mlp: MLP,
+    missing: Mapping[str, tuple[str, int, Family | None]],
+    before: int,
+    clock: float,
+    out: Path,
+) -> list[Row]:
+    """The rows that are not there, each written as it comes."""
+    names = tuple(f"{config.site}/{port}" for port in ("in", "hidden", "out"))
+    count = min(len(ready.train), -(-config.tokens // config.seq))
+    say(f"harvesting {count * config.seq:,} tokens once ...")
+    cache_activations(ready.subject, ready.train[:count], names, out / "activations", dtype="bfloat16")
+    windows = cached_windows(out / "activations")
+    options = {"tokens": min(config.tokens, 16_384), "seed": config.seed, "features": max(config.ks)}
+    free = {k: baselines(ready.subject, ready.train, config.site, k=k, **options) for k in config.ks}
+    mean = next(iter(free.values()))["neurons"].target_mean
+    held = hold(
+        ready.subject, ready.heldout, config.site, mean,
+        tokens=config.heldout_tokens, ce_tokens=config.ce_tokens, seed=config.seed,
+    )  # fmt: skip
+    say(f"{time.perf_counter() - clock:.0f} s so far")
+    rows: list[Row] = []
+    for name, (family, k, how) in missing.items():
+        began, cpu = time.perf_counter(), time.process_time()
+        if how is None:
+            found, trained = free[k]["neurons" if family == "neurons" else "pca"], dict[str, Any](solved=True)
+        else:
+            found, trained = learned(config, ready, windows, how, mean)
+        trained |= {"seconds": time.perf_counter() - began, "cpu_seconds": time.process_time() - cpu}
+        row = scored(name, found, held) | trained
+        row |= {"family": family, "k": k, "sized": how is not None and how.sized}
+        write_json(out / "rows" / f"{before + len(rows):03d}.json", row)
+        rows.append(row)
+        say(
+            f"{name}: FVU {row['fvu']:.3f}, CE {row['ce_replaced']:.3f}, {row['active']:.1f} active, "
+            f"{row['bits']:.0f} bits, {row['seconds']:.0f} s"
+        )
+        if config.most_seconds is not None and time.perf_counter() - clock > config.most_seconds:
+            break
+    return rows
+
+
+def learned(config: Config, ready: Prepared, windows: Any, how: Family, mean: Any) -> tuple[Any, dict[str, Any]]:
+    """A decomposition of the output, and how it was trained."""
+    result = fit(
+        how.method,
+        ready.subject,
+        windows,
+        site=config.site,
+        steps=how.steps,
+        rows=how.rows,
+        batch_size=how.batch_size,
+        seed=config.seed,
+        log_every=max(1, min(10, how.steps // 10)),
+    )
+    seen = how.rows or how.steps * how.batch_size
+    trained: dict[str, Any] = {"steps": int(result.state.step), "train_tokens": seen, "solved": how.solved}
+    if not how.solved:
+        losses = [float(row["loss"]) for row in result.history]
+        trained |= {"falls": falls(losses), "losses": losses}
+    return how.place(result.decomposition, ready.subject.model, mean), trained
+
+
+def falls(losses: Sequence[float]) -> float:
+    """By what share the loss fell from the first to the second half of the last fifth of training."""
+    late = losses[-max(2, len(losses) // 5) :]
+    half = len(late) // 2
+    first, second = sum(late[:half]) / half, sum(late[half:]) / (len(late) - half)
+    return (first - second) / abs(first)
+
+
+def scored(name: str, decomposition: Any, held: Held) -> Row:
+    """The row of the scoreboard, with what the decomposition uses and its description length."""
+    row = score_held(name, decomposition, held)
+    x = held.counted_rows(decomposition.sites.reads, 4096)
+    length = description_length(decomposition, x, held.variance)
+    reads = decomposition.port if isinstance(decomposition, AtOutput) else str(row["reads"]).rpartition("/")[2]
+    return row | uses(decomposition, row["l0"]) | {"bits": length.bits, "reads": reads}
+
+
+def status(row: Row, k: int) -> str:
+    """Why a row is not ranked; nothing where it is."""
+    if not row["sized"]:
+        return "reference"
+    if row.get("falls", 0.0) > STILL_FALLS:
+        return "undertrained"
+    return "" if equal_l0(row["active"], k) else "other L0"
+
+
+def marked(rows: Sequence[Row], config: Config) -> list[Row]:
+    """The rows with their status and, among those that are ranked and read the same, their rank by FVU."""
+    told = [dict(row) | {"status": status(row, row["k"])} for row in rows]
+    for row in told:
+        rivals = [
+            each for each in told if not each["status"] and (each["reads"], each["k"]) == (row["reads"], row["k"])
+        ]
+        if not row["status"]:
+            row["status"] = f"{1 + sum(each['fvu'] < row['fvu'] for each in rivals)} of {len(rivals)}"
+    return told
+
+
+COLUMNS: Columns = {
+    "method": ("method", "{}"),
+    "reads": ("reads", "{}"),
+    "active": ("active", "{:.0f}"),
+    "numbers": ("active_parameters", "{:,d}"),
+    "FVU": ("fvu", "{:.3f}"),
+    "CE": ("ce_replaced", "{:.3f}"),
+    "bits": ("bits", "{:.0f}"),
+    "rank": ("status", "{}"),
+}
+
+
+def answers(rows: Sequence[Row], config: Config) -> list[str]:
+    """What the numbers say."""
+    said = []
+    for k in config.ks:
+        own = [row for row in marked(rows, config) if row["k"] == k]
+        for reads in ("in", "out"):
+            ranked = sorted((r for r in own if " of " in r["status"] and r["reads"] == reads), key=lambda r: r["fvu"])
+            if ranked:
+                order = ", ".join(f"{row['family']} {row['fvu']:.3f}" for row in ranked)
+                said.append(f"With {k} active components, reading `{reads}`, by FVU: {order}.")
+        for word in ("undertrained", "other L0", "reference"):
+            names = [f"{row['family']} {row['fvu']:.3f}" for row in own if row["status"] == word]
+            if names:
+                said.append(f"Not ranked at k {k} ({word}): {', '.join(names)}.")
+    return [*said, "One seed, one layer, one learning rate for all that is trained by gradient: an order, no verdict."]
+
+
+def page(config: Config, ready: Prepared, rows: Sequence[Row], sentences: Sequence[str]) -> Path:
+    """The table, the chart of FVU against active parameters, and the losses."""
+    by_family: dict[str, list[Row]] = {}
+    for row in rows:
+        by_family.setdefault(row["family"], []).append(row)
+    lines = [
+        Series(name, tuple(sorted((row["active_parameters"], row["fvu"]) for row in own)), line=True)
+        for name, own in by_family.items()
+    ]
+    chart = xy_chart(
+        lines, x_label="active parameters per token, log scale", y_label="FVU", log_x=True, height=460,
+        title="Unexplained variance against active parameters",
+    )  # fmt: skip
+    sections = [
+        Section("At equal active components", tuple(sentences), tuple(_shown(row) for row in marked(rows, config))),
+        Section(
+            "FVU against active parameters",
+            charts=(Chart("Unexplained variance", "FVU of the MLP's output on held-out text, lower is better", chart),),
+            wide=True,
+        ),
+    ]
+    if len(config.ks) > 1:
+        sections.append(Section("At equal active parameters", (_AT,), at_equal(by_family)))
+    sections.append(Section("What the numbers mean", (measured_on(rows), *_NOTES)))
+    return write_page(
+        ready.out / "report.html",
+        title=f"{config.model}: {config.site}, every family",
+        subtitle=f"{len(rows)} rows; sizes are free where a family allows it, and match {config.features:,} features",
+        summary=sentences[0],
+        sections=sections,
+        facts=ready.facts,
+    )
+
+
+_AT = (
+    "Every family at the active parameters of the skip transcoder with the middle k, read off between two of its own "
+    "settings (linear in the logarithm), or its nearest setting where none comes close."
+)
+_NOTES = (
+    "Active parameters: the numbers of the active components, and of what every token uses (skip path, shared neurons, "
+    "dense path, the MLP behind an interaction basis). Choosing components is not counted.",
+    "Bits: the codes of a token, rounded so far that the output changes by 1 % of its variance, each component coded "
+    "on its own; a skip or dense path needs none, as both sides have the input.",
+    "Semi-NMF reads the hidden activations, principal components and autoencoders the output: less is left for them to "
+    "compute. Parameter components are trained on the MLP's output, not on the next token.",
+)
+
+
+def at_equal(by_family: Mapping[str, Sequence[Row]]) -> tuple[Row, ...]:
+    """Every family at the same active parameters."""
+    base = by_family.get("skip transcoder") or next(iter(by_family.values()))
+    wanted = sorted(row["active_parameters"] for row in base)[len(base) // 2]
+    read_off = {
+        name: at_l0([row | {"l0": float(row["active_parameters"])} for row in own], wanted)
+        for name, own in by_family.items()
+    }
+    return tuple(
+        {"family": name, "read off": row["how"], "active parameters": round(row["l0"]), "FVU": row["fvu"],
+         "CE": row["ce_replaced"], "KL": row["kl"]}
+        for name, row in read_off.items()
+    )  # fmt: skip
+
+
+def _shown(row: Row) -> Row:
+    return {
+        "method": row["method"],
+        "reads": row["reads"],
+        "rank": row["status"],
+        "active": row["active"],
+        "parameters": row["parameters"],
+        "active parameters": row["active_parameters"],
+        "FVU": row["fvu"],
+        "CE": row["ce_replaced"],
+        "CE added": row["ce_replaced"] - row["ce_clean"],
+        "recovered, zero": row["ce_recovered_zero"],
+        "KL": row["kl"],
+        "bits": row["bits"],
+        "dead": row["dead_fraction"],
+        "steps": row.get("steps"),
+        "tokens": row.get("train_tokens"),
+        "falls": row.get("falls"),
+        "seconds": row["seconds"],
+        "CPU seconds": row["cpu_seconds"],
+    }
+
+
+if __name__ == "__main__":
+    command(Config, main, __doc__)

@@ -1,0 +1,54 @@
+"""Stacked layers give the numbers of the whole model."""
+
+import dataclasses
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxinterp.causal.attribute import attribute, summed
+from jaxinterp.causal.layerwise import layer_arrays, layer_attributions, layer_patch_effects, stack_layers
+from jaxinterp.causal.measure import LogitDifference
+from jaxinterp.causal.patch import patch_effects
+from jaxinterp.core.errors import UserError
+from jaxinterp.models.rules import RELEVANCE
+from jaxinterp.models.sites import run
+from tests.causal.toys import small_transformer
+
+KINDS = ("mlp/out", "resid/post")
+
+
+def test_stacked_layers_give_the_numbers_of_the_whole_model():
+    model = small_transformer()
+    clean, corrupted = jnp.asarray([[1, 2, 3, 4], [5, 6, 7, 8]]), jnp.asarray([[1, 2, 9, 4], [5, 6, 7, 3]])
+    metric = LogitDifference(jnp.asarray([10, 11]), jnp.asarray([12, 13]))
+    layers = stack_layers(model)
+    fills = layer_arrays(layers, clean, KINDS)
+    trace = run(model, clean)
+    named = {f"blocks/{layer}/{kind}": trace[f"blocks/{layer}/{kind}"] for kind in KINDS for layer in range(2)}
+    truth = patch_effects(model, corrupted, metric, named, chunk=16)
+    found = layer_patch_effects(layers, corrupted, metric, fills, jnp.arange(1, 4))
+    estimate = summed(attribute(model, corrupted, metric, named, method="gradient", rules=RELEVANCE, guard=False))
+    relevance = layer_attributions(layers, corrupted, metric, fills, RELEVANCE)
+    for kind in KINDS:
+        for layer in range(2):
+            name = f"blocks/{layer}/{kind}"
+            np.testing.assert_allclose(fills[kind][layer], trace[name], atol=1e-5)
+            np.testing.assert_allclose(found[kind][layer], truth[name][:, 1:], atol=2e-5)
+            np.testing.assert_allclose(relevance[kind][layer], estimate[name], atol=2e-5)
+    assert float(jnp.abs(found["mlp/out"]).max()) > 0.05
+    assert float(jnp.abs(found["mlp/out"] - relevance["mlp/out"][..., 1:]).max()) > 1e-3, "an estimate, not the effect"
+
+
+def test_blocks_that_differ_are_refused():
+    model = small_transformer()
+    windowed = eqx.tree_at(
+        lambda model: model.blocks[1].attn, model, dataclasses.replace(model.blocks[1].attn, window=2)
+    )
+    with pytest.raises(UserError, match="blocks/1 differs from blocks/0"):
+        stack_layers(windowed)
+    with pytest.raises(UserError, match="no array 'mlp/nothing'"):
+        layer_arrays(stack_layers(model), jnp.asarray([[1, 2]]), ("mlp/nothing",))
+    assert jax.tree.leaves(stack_layers(model).arrays)[0].shape[0] == 2

@@ -1,0 +1,295 @@
+"""Configurations of the goldens of later families: name -> (class, configuration, size above which files are split).
+
+Each family has at least three that are unlike in what they switch on. Sizes are as small as the fields allow. Their
+weights are stored in bfloat16 and computed with in float32.
+"""
+
+from typing import Any
+
+VOCAB = 48
+COMMON = {"vocab_size": VOCAB, "max_position_embeddings": 64, "initializer_range": 0.02, "pad_token_id": None}
+SIZES = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4}
+LLAMA = COMMON | SIZES
+GPT = {"vocab_size": VOCAB, "n_positions": 32, "n_embd": 16, "n_layer": 2, "n_head": 4}
+NEO = {"vocab_size": VOCAB, "max_position_embeddings": 32, "hidden_size": 16, "num_layers": 2, "num_heads": 4}
+OPT = {"vocab_size": VOCAB, "max_position_embeddings": 24, "hidden_size": 16, "num_hidden_layers": 2, "ffn_dim": 24}
+OPT |= {"num_attention_heads": 4, "pad_token_id": 1}
+
+
+def rope(theta: float = 1000.0, **more: Any) -> dict[str, Any]:
+    return {"rope_parameters": {"rope_type": "default", "rope_theta": theta, **more}}
+
+
+def rope_by_type(full: dict[str, Any], sliding: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "rope_parameters": {
+            "full_attention": rope(**full)["rope_parameters"],
+            "sliding_attention": rope(**sliding)["rope_parameters"],
+        }
+    }
+
+
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 8}
+YARN_SCALES = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32, "truncate": False}
+YARN_SCALES |= {"mscale": 0.7, "mscale_all_dim": 1.3, "beta_fast": 2.0, "beta_slow": 0.2}
+LONG = {"rope_type": "longrope", "short_factor": [1.0, 1.5], "long_factor": [2.0, 5.0]}
+
+Golden = tuple[str, dict[str, Any], str | None]
+
+ROPE: dict[str, Golden] = {
+    "llama-yarn": ("LlamaForCausalLM", LLAMA | rope(100.0, **YARN) | {"head_dim": 8}, None),
+    "llama-yarn-mscale": (
+        "LlamaForCausalLM",
+        LLAMA | rope(50.0, **YARN_SCALES) | {"head_dim": 16, "num_attention_heads": 2, "num_key_value_heads": 1},
+        None,
+    ),
+    "mistral-yarn-factor": (
+        "MistralForCausalLM",
+        LLAMA | rope(500.0, **YARN, attention_factor=0.8) | {"sliding_window": None, "num_key_value_heads": 2},
+        None,
+    ),
+    "llama-dynamic": (
+        "LlamaForCausalLM",
+        LLAMA | rope(100.0, rope_type="dynamic", factor=3.0) | {"max_position_embeddings": 8, "head_dim": 8},
+        None,
+    ),
+    "qwen2-dynamic-short": (  # the text is shorter than the context: not scaled
+        "Qwen2ForCausalLM",
+        LLAMA | rope(100.0, rope_type="dynamic", factor=3.0) | {"num_key_value_heads": 2, "hidden_act": "gelu"},
+        None,
+    ),
+    "qwen3-yarn": ("Qwen3ForCausalLM", LLAMA | rope(100.0, **YARN) | {"num_key_value_heads": 2, "head_dim": 8}, None),
+    "llama-longrope": (
+        "LlamaForCausalLM",
+        LLAMA | rope(100.0, **LONG, original_max_position_embeddings=8, factor=4.0),
+        None,
+    ),
+    "phi3-longrope": (
+        "Phi3ForCausalLM",
+        LLAMA
+        | rope(100.0, **LONG)
+        | {"num_key_value_heads": 2, "original_max_position_embeddings": 16, "max_position_embeddings": 64},
+        None,
+    ),
+    "gemma-tanh": (
+        "GemmaForCausalLM",
+        LLAMA | rope(300.0, rope_type="linear", factor=2.0) | {"num_key_value_heads": 2, "head_dim": 8},
+        None,
+    ),
+    "gemma2-yarn": (
+        "Gemma2ForCausalLM",
+        LLAMA | rope(300.0, **YARN) | {"num_key_value_heads": 2, "head_dim": 8, "sliding_window": 3},
+        None,
+    ),
+    "gemma3-both-scaled": (
+        "Gemma3ForCausalLM",
+        LLAMA
+        | rope_by_type({"theta": 1000.0, **YARN}, {"theta": 50.0, "rope_type": "linear", "factor": 2.0})
+        | {"num_key_value_heads": 1, "head_dim": 8, "sliding_window": 5, "sliding_window_pattern": 2},
+        None,
+    ),
+    "olmo2-llama3": (
+        "Olmo2ForCausalLM",
+        LLAMA
+        | rope(
+            1000.0,
+            rope_type="llama3",
+            factor=8.0,
+            low_freq_factor=1.0,
+            high_freq_factor=4.0,
+            original_max_position_embeddings=24,
+        )
+        | {"num_key_value_heads": 2},
+        None,
+    ),
+    "bert-wide": (
+        "BertModel",
+        COMMON | SIZES | {"hidden_act": "silu", "pad_token_id": 0, "intermediate_size": 40, "type_vocab_size": 1},
+        None,
+    ),
+    "gpt2-replica": (
+        "GPT2LMHeadModel",
+        GPT | {"scale_attn_by_inverse_layer_idx": True, "reorder_and_upcast_attn": True, "n_layer": 3},
+        None,
+    ),
+    "gpt2-unscaled": (
+        "GPT2LMHeadModel",
+        GPT | {"scale_attn_weights": False, "scale_attn_by_inverse_layer_idx": True},
+        None,
+    ),
+}
+
+WRAPPED = {"vision_config": {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "image_size": 14}}
+WRAPPED["vision_config"] |= {"num_attention_heads": 2, "patch_size": 14}
+GEMMA3 = {key: value for key, value in LLAMA.items() if key != "initializer_range"}
+
+DENSE: dict[str, Golden] = {
+    "gemma3-wrapped": (
+        "Gemma3ForConditionalGeneration",
+        WRAPPED
+        | {"text_config": GEMMA3 | {"num_key_value_heads": 2, "head_dim": 8, "sliding_window": 4}}
+        | {"mm_tokens_per_image": 1, "boi_token_index": 40, "eoi_token_index": 41, "image_token_index": 42},
+        None,
+    ),
+    "gemma3-wrapped-scaled": (
+        "Gemma3ForConditionalGeneration",
+        WRAPPED
+        | {
+            "text_config": GEMMA3
+            | rope_by_type({"theta": 1000.0, "rope_type": "linear", "factor": 8.0}, {"theta": 20.0})
+            | {"num_key_value_heads": 4, "head_dim": 6, "sliding_window": 3, "query_pre_attn_scalar": 7}
+            | {"layer_types": ["full_attention", "sliding_attention"], "tie_word_embeddings": False}
+        }
+        | {"mm_tokens_per_image": 1, "boi_token_index": 40, "eoi_token_index": 41, "image_token_index": 42}
+        | {"tie_word_embeddings": False},
+        None,
+    ),
+    "gemma3-wrapped-capped": (
+        "Gemma3ForConditionalGeneration",
+        WRAPPED
+        | {
+            "text_config": GEMMA3
+            | {"num_key_value_heads": 1, "head_dim": 4, "sliding_window": 6, "final_logit_softcapping": 4.0}
+            | {"layer_types": ["full_attention", "sliding_attention"], "attention_bias": True, "rms_norm_eps": 0.05}
+        }
+        | {"mm_tokens_per_image": 1, "boi_token_index": 40, "eoi_token_index": 41, "image_token_index": 42},
+        None,
+    ),
+    "smollm3": ("SmolLM3ForCausalLM", LLAMA | {"num_hidden_layers": 4, "num_key_value_heads": 2}, None),
+    "smollm3-window": (
+        "SmolLM3ForCausalLM",
+        LLAMA
+        | rope(100.0)
+        | {"use_sliding_window": True, "sliding_window": 5, "no_rope_layers": [0, 1], "num_key_value_heads": 4}
+        | {"attention_bias": True, "mlp_bias": True, "tie_word_embeddings": False},
+        None,
+    ),
+    "smollm3-yarn": (
+        "SmolLM3ForCausalLM",
+        LLAMA
+        | rope(100.0, **YARN)
+        | {"no_rope_layer_interval": 2, "num_key_value_heads": 1, "hidden_act": "relu"}
+        | {"layer_types": ["sliding_attention", "full_attention"], "sliding_window": 4},
+        None,
+    ),
+    "olmo3": (
+        "Olmo3ForCausalLM",
+        LLAMA | {"num_hidden_layers": 4, "num_key_value_heads": 2, "sliding_window": 5},
+        None,
+    ),
+    "olmo3-yarn": (
+        "Olmo3ForCausalLM",
+        LLAMA
+        | rope_by_type({"theta": 300.0, **YARN, "attention_factor": 1.2}, {"theta": 100.0})
+        | {"sliding_window": 4, "layer_types": ["full_attention", "sliding_attention"], "attention_bias": True},
+        None,
+    ),
+    "olmo3-sliding-linear": (
+        "Olmo3ForCausalLM",
+        LLAMA
+        | rope_by_type({"theta": 30.0}, {"theta": 100.0, "rope_type": "linear", "factor": 3.0})
+        | {"sliding_window": 7, "layer_types": ["sliding_attention", "full_attention"], "rms_norm_eps": 0.05}
+        | {"tie_word_embeddings": True, "num_key_value_heads": 1},
+        None,
+    ),
+    "gptj": ("GPTJForCausalLM", GPT | {"rotary_dim": 4, "n_head": 2}, None),
+    "gptj-whole": (
+        "GPTJForCausalLM",
+        GPT | {"rotary_dim": 4, "n_inner": 20, "activation_function": "gelu", "layer_norm_epsilon": 0.05},
+        None,
+    ),
+    "gptj-tied": ("GPTJForCausalLM", GPT | {"rotary_dim": 6, "n_head": 2, "tie_word_embeddings": True}, None),
+    "gpt-neo": ("GPTNeoForCausalLM", NEO | {"attention_types": [[["global", "local"], 1]], "window_size": 5}, None),
+    "gpt-neo-local": (
+        "GPTNeoForCausalLM",
+        NEO
+        | {"attention_types": [[["local"], 1], [["global"], 1], [["local"], 1]], "window_size": 3, "num_layers": 3}
+        | {"intermediate_size": 20, "activation_function": "relu", "layer_norm_epsilon": 0.05},
+        None,
+    ),
+    "gpt-neo-untied": (
+        "GPTNeoForCausalLM",
+        NEO | {"attention_types": [[["global"], 2]], "num_heads": 2, "tie_word_embeddings": False},
+        None,
+    ),
+    "opt": ("OPTForCausalLM", OPT, None),
+    "opt-350m": ("OPTForCausalLM", OPT | {"do_layer_norm_before": False, "word_embed_proj_dim": 8}, None),
+    "opt-bare": (
+        "OPTForCausalLM",
+        OPT
+        | {"enable_bias": False, "_remove_final_layer_norm": True, "activation_function": "gelu"}
+        | {"word_embed_proj_dim": 12, "tie_word_embeddings": False},
+        None,
+    ),
+    "phi": ("PhiForCausalLM", LLAMA | rope(10_000.0, partial_rotary_factor=0.5), None),
+    "phi-normed": (
+        "PhiForCausalLM",
+        LLAMA
+        | rope(100.0, partial_rotary_factor=1.0, rope_type="linear", factor=2.0)
+        | {"qk_layernorm": True, "num_key_value_heads": 2, "layer_norm_eps": 0.05, "hidden_act": "relu"},
+        None,
+    ),
+    "phi-tied": (
+        "PhiForCausalLM",
+        LLAMA | rope(50.0, partial_rotary_factor=0.25) | {"num_attention_heads": 2, "tie_word_embeddings": True},
+        None,
+    ),
+    "granite": (
+        "GraniteForCausalLM",
+        LLAMA
+        | rope(10_000.0)
+        | {
+            "embedding_multiplier": 3.0,
+            "logits_scaling": 4.0,
+            "residual_multiplier": 0.22,
+            "attention_multiplier": 0.1,
+        },
+        None,
+    ),
+    "granite-plain": ("GraniteForCausalLM", LLAMA | rope(100.0) | {"num_key_value_heads": 2}, None),
+    "granite-bias": (
+        "GraniteForCausalLM",
+        LLAMA
+        | rope(100.0, **YARN)
+        | {"attention_bias": True, "mlp_bias": True, "tie_word_embeddings": True, "residual_multiplier": 2.0}
+        | {"attention_multiplier": 0.7, "num_key_value_heads": 1},
+        None,
+    ),
+    "cohere": ("CohereForCausalLM", LLAMA | {"num_key_value_heads": 2, "logit_scale": 0.5}, None),
+    "cohere-normed": (
+        "CohereForCausalLM",
+        LLAMA
+        | rope(100.0)
+        | {"use_qk_norm": True, "num_key_value_heads": 2, "attention_bias": True, "layer_norm_eps": 0.05},
+        None,
+    ),
+    "cohere-untied": (
+        "CohereForCausalLM",
+        LLAMA
+        | rope(50.0, rope_type="dynamic", factor=2.0)
+        | {"max_position_embeddings": 8, "tie_word_embeddings": False, "logit_scale": 2.0, "hidden_act": "gelu"},
+        None,
+    ),
+    "stablelm": (
+        "StableLmForCausalLM",
+        LLAMA | rope(10_000.0, partial_rotary_factor=0.5) | {"num_key_value_heads": 4},
+        None,
+    ),
+    "stablelm-parallel": (
+        "StableLmForCausalLM",
+        LLAMA
+        | rope(100.0, partial_rotary_factor=1.0)
+        | {"use_parallel_residual": True, "qk_layernorm": True, "num_key_value_heads": 2, "layer_norm_eps": 0.05},
+        None,
+    ),
+    "stablelm-bias": (
+        "StableLmForCausalLM",
+        LLAMA
+        | rope(100.0, partial_rotary_factor=0.25)
+        | {"use_qkv_bias": True, "num_key_value_heads": 1, "num_attention_heads": 2, "tie_word_embeddings": True}
+        | {"hidden_act": "relu"},
+        None,
+    ),
+}
+
+LATER = ROPE | DENSE

@@ -13,7 +13,7 @@ from jaxinterp.models.layers import no_tap
 from jaxinterp.models.rules import EXACT
 from jaxinterp.objectives import reconstruction, total
 from tests.conformance.cases import RATE, Case
-from tests.methods.lifted import WriteDirections
+from tests.extending.closed_form import WriteDirections
 
 CALLS = count()
 

@@ -32,7 +32,14 @@ test: $(INSTALLED) lint  ## everything but benchmarks and the slow proofs
 	$(QUICK) $(PYTEST) -m "not slow"
 
 test-slow: $(INSTALLED)  ## the slow proofs: planted trainings, whole experiments, Pallas interpreters
-	$(PYTEST) -m slow
+	$(QUICK) $(PYTEST) -m slow $(addprefix --ignore=,$(LONG))
+	$(PYTEST) -m slow $(LONG)
+
+# Proofs that train for so many steps that the compiler's optimisation pays, and goldens that were made with it.
+LONG := $(addprefix tests/,colab experiments/test_discrete_circuits.py experiments/test_gba.py $(addprefix methods/, \
+  combine/test_resampling.py combine/test_seeds.py factor/test_experts_recovery.py factor/test_parameter_recovery.py \
+  factor/test_semi_nmf.py sparse test_a_new_method.py test_attention_sae.py test_cross_layer.py test_goldens.py \
+  test_recovery.py))
 
 test-jax: $(INSTALLED)  ## the part of the suite whose outcome depends on the version of jax
 	$(QUICK) $(PYTEST) -m "not slow" $(DEPENDS_ON_JAX)

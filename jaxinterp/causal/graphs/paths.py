@@ -49,7 +49,7 @@ def greedy_paths(graph: Graph, target: int, *, width: int = 10, steps: int = 5) 
     scale[:features] = graph.activation
     found: list[Path] = []
     # `carried`: the product of M along the path so far, to be multiplied by an edge into its first node.
-    kept = [((target,), 1.0)]
+    kept: list[tuple[tuple[int, ...], float]] = [((target,), 1.0)]
     for _ in range(steps):
         longer = [
             ((int(source), *nodes), carried * float(graph.adjacency[nodes[0], source]))

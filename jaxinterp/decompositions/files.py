@@ -7,9 +7,11 @@ site gives wrong numbers without an error. So is how it chooses its features, wh
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+
+from jaxtyping import PyTree
 
 from jaxinterp.core.errors import UserError
+from jaxinterp.core.json_value import Json
 from jaxinterp.decompositions import codec
 from jaxinterp.decompositions.activations import Activation
 from jaxinterp.decompositions.by_effect import EffectDictionary
@@ -32,7 +34,7 @@ NAME = "dictionary"
 
 def save_dictionary(dictionary: Dictionary | EffectDictionary, folder: str | Path) -> Path:
     """Write a dictionary into a folder, which is made if it is not there."""
-    by_effect: dict[str, Any] = {}
+    by_effect: dict[str, Json] = {}
     if isinstance(dictionary, EffectDictionary):
         settings = {name: getattr(dictionary, name) for name in ("own", "strength")}
         by_effect = {"by_effect": settings | {"sites": describe_sites(dictionary.sites)}}
@@ -68,7 +70,8 @@ def load_dictionary(
             different = sorted(set(arrays) ^ expected - {"skip"})
             raise UserError(f"the decomposition in {folder} is damaged: arrays {different} are missing or unknown.")
         sites = make_sites(static["sites"])
-        dictionary = Dictionary(**{"skip": None, **arrays}, activation=activation, sites=sites)
+        filled: dict[str, PyTree] = {"skip": None, **arrays}
+        dictionary = Dictionary(**filled, activation=activation, sites=sites)
         check_arrays((dictionary, activation), folder)
         by_effect = static.get("by_effect")
         if by_effect is None:

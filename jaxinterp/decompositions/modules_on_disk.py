@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import equinox as eqx
+from jaxtyping import PyTree
 
 from jaxinterp.core.batch import Sites
 from jaxinterp.core.errors import UserError, suggest
+from jaxinterp.core.json_value import Json
 from jaxinterp.decompositions.directions import Directions
 from jaxinterp.decompositions.experts import DenseNeurons, DenseStudent, Experts, Router, Scaling
 from jaxinterp.decompositions.factor_analysers import FactorAnalysers
@@ -38,7 +40,7 @@ def save_module(decomposition: eqx.Module, folder: str | Path) -> Path:
 
 def load_module(
     folder: str | Path, *, classes: Sequence[type[eqx.Module]] = MODULES, activations: Sequence[Any] = ()
-) -> Any:
+) -> PyTree:
     """Read back what `save_module` wrote.
 
     Args:
@@ -58,9 +60,9 @@ def load_module(
         return made
 
 
-def _described(module: eqx.Module) -> dict[str, Any]:
-    static: dict[str, Any] = {}
-    parts: dict[str, Any] = {}
+def _described(module: eqx.Module) -> dict[str, Json]:
+    static: dict[str, Json] = {}
+    parts: dict[str, Json] = {}
     absent: list[str] = []
     for field in fields(module):
         value = module.__dict__[field.name]
@@ -82,12 +84,12 @@ def _described(module: eqx.Module) -> dict[str, Any]:
 
 
 def _made(
-    described: Mapping[str, Any], arrays: dict[str, Any], prefix: str, known: Mapping[str, type], folder: Path
-) -> Any:
+    described: Mapping[str, Json], arrays: dict[str, PyTree], prefix: str, known: Mapping[str, type], folder: Path
+) -> PyTree:
     name = described["class"]
     if name not in known:
         raise UserError(f"class {name!r} in {folder} is unknown: pass it in classes.{suggest(name, known)}")
-    values: dict[str, Any] = dict.fromkeys(described["absent"])
+    values: dict[str, PyTree] = dict.fromkeys(described["absent"])
     for field, value in described["static"].items():
         values[field] = value
         if isinstance(value, Mapping):

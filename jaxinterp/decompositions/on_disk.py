@@ -13,12 +13,13 @@ from typing import Any, get_args
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import AbstractArray, jaxtyped
+from jaxtyping import AbstractArray, Array, PyTree, jaxtyped
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from jaxinterp.core.batch import Sites
 from jaxinterp.core.errors import UserError, suggest
+from jaxinterp.core.json_value import Json
 from jaxinterp.core.trees import named_leaves
 from jaxinterp.decompositions.activations import Activation, BatchTopK, ReLU, TopK
 from jaxinterp.decompositions.adaptive import GroupBias, TopAFA
@@ -32,7 +33,7 @@ FORMAT = 1
 """Raised when older readers could no longer understand what is written."""
 
 
-def write(folder: str | Path, name: str, static: Mapping[str, Any], tree: Any) -> Path:
+def write(folder: str | Path, name: str, static: Mapping[str, Json], tree: PyTree) -> Path:
     """Write `<name>.json` and `<name>.safetensors` into a folder, which is made if it is not there."""
     folder = Path(folder)
     arrays = {leaf_name: np.asarray(leaf) for leaf_name, leaf in named_leaves(tree).items()}
@@ -41,7 +42,7 @@ def write(folder: str | Path, name: str, static: Mapping[str, Any], tree: Any) -
     return folder
 
 
-def read(folder: Path, name: str, form: int = FORMAT) -> tuple[dict[str, Any], dict[str, Any]]:
+def read(folder: Path, name: str, form: int = FORMAT) -> tuple[dict[str, Json], dict[str, Array]]:
     """(what is static, the arrays by leaf name) of what `write` wrote; to be called inside `damage`.
 
     Raises:
@@ -71,20 +72,20 @@ def damage(folder: Path) -> Iterator[None]:
         raise UserError(f"the decomposition in {folder} is damaged: {type(error).__name__}: {error}") from error
 
 
-def take(arrays: dict[str, Any], prefix: str) -> dict[str, Any]:
+def take(arrays: dict[str, PyTree], prefix: str) -> dict[str, Array]:
     """The arrays below a prefix, taken out."""
     return {name.removeprefix(prefix): arrays.pop(name) for name in list(arrays) if name.startswith(prefix)}
 
 
-def describe_activation(activation: Any) -> dict[str, Any]:
+def describe_activation(activation: Any) -> dict[str, Json]:
     """The class of an activation, and what is static of it."""
     static = [field.name for field in fields(activation) if field.metadata.get("static", False)]
     return {"kind": type(activation).__name__} | {name: getattr(activation, name) for name in static}
 
 
 def make_activation(
-    settings: Mapping[str, Any], arrays: Mapping[str, Any], folder: Path, activations: Sequence[type[Activation]]
-) -> Any:
+    settings: Mapping[str, Json], arrays: Mapping[str, PyTree], folder: Path, activations: Sequence[type[Activation]]
+) -> PyTree:
     """The activation that `describe_activation` described, with its arrays.
 
     Raises:
@@ -99,12 +100,12 @@ def make_activation(
     return known[kind](**{name: value for name, value in settings.items() if name != "kind"}, **arrays)
 
 
-def describe_sites(sites: Sites) -> dict[str, Any]:
+def describe_sites(sites: Sites) -> dict[str, Json]:
     """As JSON has it."""
     return asdict(sites)
 
 
-def make_sites(names: Mapping[str, Any]) -> Sites:
+def make_sites(names: Mapping[str, Json]) -> Sites:
     """What `describe_sites` described; JSON knows no tuples."""
     return Sites(**{port: tuple(name) if isinstance(name, list) else name for port, name in names.items()})
 

@@ -32,6 +32,7 @@ from jaxinterp.interchange.centring import settle_centring
 from jaxinterp.interchange.contents import Contents, behind_gain, build
 from jaxinterp.interchange.probe import check_reconstruction
 from jaxinterp.interchange.saelens_fields import BANDWIDTH
+from jaxinterp.models.load import Subject
 from jaxinterp.models.sites import LEAVES, check_site
 
 Format = Literal["saelens", "sparsify", "gemma_scope", "dictionary_learning"]
@@ -74,7 +75,7 @@ def read(
     *,
     format: Format | None = None,
     site: str | Sites | None = None,
-    subject: Any = None,
+    subject: Subject | None = None,
     tokens: grain.MapDataset | None = None,
     scaling_factor: float | None = None,
     centred: bool | None = None,
@@ -112,7 +113,7 @@ def read(
     dictionary = build(contents, sites)
     if subject is not None:
         _check_widths(dictionary, subject, where)
-    if tokens is None:
+    if tokens is None or subject is None:
         return dictionary
     return check_reconstruction(dictionary, subject, tokens, str(where), force=force)
 
@@ -200,7 +201,7 @@ def _scaled(contents: Contents, factor: float | None, where: Path) -> Contents:
     return replace(contents, factor=float(factor))
 
 
-def _settle(contents: Contents, site: str | Sites | None, subject: Any, where: Path) -> Sites:
+def _settle(contents: Contents, site: str | Sites | None, subject: Subject | None, where: Path) -> Sites:
     """Where the dictionary belongs: what the caller says, else what the file says."""
     if site is None:
         if contents.hooks is None:
@@ -223,7 +224,7 @@ def _settle(contents: Contents, site: str | Sites | None, subject: Any, where: P
     return sites
 
 
-def _behind_norm(contents: Contents, sites: Sites, subject: Any) -> Contents:
+def _behind_norm(contents: Contents, sites: Sites, subject: Subject | None) -> Contents:
     """The dictionary behind the gain and bias of the norm that its input was taken before."""
     said = contents.hooks.said if contents.hooks else f"site={sites.reads!r}"
     if subject is None:
@@ -252,7 +253,7 @@ def _behind_norm(contents: Contents, sites: Sites, subject: Any) -> Contents:
     return behind_gain(replace(contents, transcoder=sites.reads != sites.writes), gain, bias)
 
 
-def _check_widths(dictionary: Dictionary, subject: Any, where: Path) -> None:
+def _check_widths(dictionary: Dictionary, subject: Subject, where: Path) -> None:
     """Raises UserError if a site is not in the model, or has another width than the dictionary."""
     sites = dictionary.sites
     for name in sites.names():

@@ -28,7 +28,7 @@ import equinox as eqx
 import grain
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PyTree
 
 from jaxinterp.core.errors import UserError
 from jaxinterp.core.promotion import ordinary
@@ -38,6 +38,7 @@ from jaxinterp.decompositions.activations import ReLU
 from jaxinterp.decompositions.codes import DenseCodes
 from jaxinterp.decompositions.dictionary import Dictionary
 from jaxinterp.decompositions.gates import JumpReLU
+from jaxinterp.models.load import Subject
 from jaxinterp.models.sites import sites as sites_of
 
 GOOD, POOR, WORST = 0.1, 0.3, 1.0
@@ -105,7 +106,7 @@ class _Reading:
 
 
 @ordinary()
-def probe(dictionary: Dictionary, subject: Any, tokens: grain.MapDataset, *, count: int = TOKENS) -> Probe:
+def probe(dictionary: Dictionary, subject: Subject, tokens: grain.MapDataset, *, count: int = TOKENS) -> Probe:
     """FVU and L0 of a dictionary on about `count` tokens of the subject's activations."""
     reads, writes = _names(dictionary)
     rows = _harvest(subject.model, tokens, (reads, writes), count)
@@ -114,7 +115,7 @@ def probe(dictionary: Dictionary, subject: Any, tokens: grain.MapDataset, *, cou
 
 
 def check_reconstruction(
-    dictionary: Dictionary, subject: Any, tokens: grain.MapDataset, where: str, *, force: bool = False
+    dictionary: Dictionary, subject: Subject, tokens: grain.MapDataset, where: str, *, force: bool = False
 ) -> Dictionary:
     """The dictionary as it is; with its target's moments on these tokens, where it came without.
 
@@ -248,7 +249,7 @@ def _elsewhere(dictionary: Dictionary, rows: dict[str, Rows], around: list[tuple
             yield _Reading(f"at {place}: the site looks wrong, pass site=", dictionary, x, y)
 
 
-def _around(model: Any, reads: str, writes: str) -> list[tuple[str, str]]:
+def _around(model: PyTree, reads: str, writes: str) -> list[tuple[str, str]]:
     """Pairs to try: the same ports in other layers, other ports in the same layer."""
     known = set(sites_of(model))
     pattern = re.compile(r"blocks/(\d+)/(.+)")
@@ -270,7 +271,7 @@ def _names(dictionary: Dictionary) -> tuple[str, str]:
     return str(dictionary.sites.reads), str(dictionary.sites.writes)
 
 
-def _harvest(model: Any, tokens: grain.MapDataset, names: tuple[str, ...], count: int) -> dict[str, Rows]:
+def _harvest(model: PyTree, tokens: grain.MapDataset, names: tuple[str, ...], count: int) -> dict[str, Rows]:
     """Rows of tokens that have weight, by site name."""
     parts: dict[str, list[np.ndarray]] = {name: [] for name in names}
     for batch in take(tokens, count):

@@ -23,7 +23,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
 
 from jaxinterp.core.errors import UserError
 from jaxinterp.models.attention import Attention
@@ -173,7 +173,7 @@ class Block(eqx.Module):
     attn_post_norm: Norm | None
     attn_sum_norm: Norm | None
     mlp_norm: Norm | None
-    mlp: Any
+    mlp: PyTree
     mlp_post_norm: Norm | None
     mlp_sum_norm: Norm | None
     parallel: bool = eqx.field(static=True)
@@ -319,7 +319,7 @@ def initialise(config: TransformerConfig, key: PRNGKeyArray) -> Transformer:
             interleaved=config.rotary_interleaved,
         )
 
-    def mlp() -> Any:
+    def mlp() -> PyTree:
         if config.mixture is not None:
             return make_mlp(config.mixture, config.d_model, next(keys))
         d_model, d_mlp, bias = config.d_model, config.d_mlp, config.mlp_bias

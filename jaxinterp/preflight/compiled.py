@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
-from jaxtyping import Array
+from jaxtyping import Array, PyTree
 
 from jaxinterp.core.trees import named_leaves
 from jaxinterp.preflight.hlo import Work, read_work
@@ -32,7 +32,7 @@ class Program:
         return sum(each.total for each in self.always.collectives)
 
 
-def read(compiled: Any, model: Any, state: Any, count: Callable[[], dict[str, float]]) -> Program:
+def read(compiled: Any, model: PyTree, state: PyTree, count: Callable[[], dict[str, float]]) -> Program:
     """The numbers of a compiled step ((model, windows), state); `count` where the compiler counts no operations."""
     analysis = compiled.memory_analysis()
     cost = compiled.cost_analysis() or {}
@@ -48,7 +48,7 @@ def read(compiled: Any, model: Any, state: Any, count: Callable[[], dict[str, fl
     return Program(memory, flops, accessed, *read_work(compiled.as_text()))
 
 
-def held(model: Any, state: Any) -> dict[str, int]:
+def held(model: PyTree, state: PyTree) -> dict[str, int]:
     """Bytes that a device holds between steps, by what they are; from shapes and shardings alone."""
     return {
         "model weights": _bytes_on_a_device(model),
@@ -58,8 +58,8 @@ def held(model: Any, state: Any) -> dict[str, int]:
     }
 
 
-def _bytes_on_a_device(tree: Any) -> int:
-    def size(leaf: Any) -> int:
+def _bytes_on_a_device(tree: PyTree) -> int:
+    def size(leaf: PyTree) -> int:
         dtype = leaf.dtype
         if jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key):
             return 8

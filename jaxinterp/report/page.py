@@ -3,11 +3,11 @@
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from jaxtyping import Float
 
+from jaxinterp.core.json_value import Json
 from jaxinterp.report.columns import answer_of
 from jaxinterp.report.content import Report
 from jaxinterp.report.feature_html import feature_section
@@ -203,7 +203,7 @@ def _read() -> str:
     return f'<dl class="read card">{entries}</dl>'
 
 
-def _column(rows: Sequence[Mapping[str, Any]], key: str) -> list[Number | None]:
+def _column(rows: Sequence[Mapping[str, Json]], key: str) -> list[Number | None]:
     return [float(row[key]) if finite(row.get(key)) else None for row in rows]
 
 

@@ -70,7 +70,7 @@ def _left(words: bool) -> str:
     return ' class="words" style="text-align:left"' if words else ""
 
 
-def _shown(value: Any) -> str:
+def _shown(value: object) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, int):

@@ -10,9 +10,10 @@ from typing import Any, Literal, get_args
 import grain
 import jax
 from jax.sharding import Mesh
-from jaxtyping import Array
+from jaxtyping import Array, PyTree
 
 from jaxinterp.core.errors import UserError, suggest
+from jaxinterp.core.json_value import Json
 from jaxinterp.core.promotion import ordinary
 from jaxinterp.core.protocols import Method, Recipe
 from jaxinterp.core.sites import GRADIENT, Needs, as_needs
@@ -41,7 +42,7 @@ class Fit:
     """
 
     decomposition: Any
-    history: list[dict[str, Any]]
+    history: list[dict[str, Json]]
     state: TrainState
 
     def __repr__(self) -> str:
@@ -148,7 +149,7 @@ def fit(
     if resume and checkpoint is None:
         raise UserError("resume=True needs the folder of the checkpoints: give checkpoint=.")
 
-    order: dict[str, Any] = {"seed": seed, "shuffle_within": shuffle_within}
+    order: dict[str, Json] = {"seed": seed, "shuffle_within": shuffle_within}
     config = {
         "method": describe(method),
         **sizes,
@@ -176,7 +177,7 @@ def fit(
     preemption = Preemption()
     lasts = [0 if recipe.step is None else recipe.steps or steps or 0 for recipe in recipes]
     shown = progress_of(sum(lasts), shown=progress and jax.process_index() == 0)
-    history: list[dict[str, Any]] = []
+    history: list[dict[str, Json]] = []
     answer: Any = None
     state: TrainState | None = None
     before = 0
@@ -240,7 +241,7 @@ class Text:
     ids: int | None
     batch_size: int
     seq: int
-    order: dict[str, Any]
+    order: dict[str, Json]
     mesh: Mesh
 
     def read(self) -> tuple[Any, Callable[[], dict[str, Array]]]:
@@ -262,9 +263,9 @@ def _one_pass(
     run: Run,
     program: Program,
     text: Text,
-    previous: Any,
+    previous: PyTree,
     folder: Path | None,
-    config: dict[str, Any],
+    config: dict[str, Json],
     *,
     resume: bool,
     on_failed_save: Literal["stop", "continue"],
@@ -352,7 +353,7 @@ def check_kept(needed: Needs, rows: int | None, text: bool) -> None:
         raise UserError("tokens=None: this method reads text: give windows, as from load_text(...).")
 
 
-def expand(model: Any, site: str) -> str | tuple[str, ...]:
+def expand(model: PyTree, site: str) -> str | tuple[str, ...]:
     """The leaf or array of this name; or all leaves that a glob matches, all arrays where it matches no leaf.
 
     Raises:

@@ -18,6 +18,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from jaxtyping import PyTree
+
 from jaxinterp.core.errors import UserError
 from jaxinterp.models.families.tensors import QUERY_KEY_VALUE, block, linear, stacked
 from jaxinterp.models.files.weights import PLAIN, TRANSPOSED, Layout, LeafTable
@@ -76,7 +78,7 @@ TENSORS = _blocks(**{"attn/q_proj": ("attn_q", PAIRS), "attn/k_proj": ("attn_k",
 """Of Llama files."""
 
 
-def _no_more(metadata: Metadata, config: dict[str, Any]) -> dict[str, Any]:
+def _no_more(metadata: Metadata, config: dict[str, PyTree]) -> dict[str, PyTree]:
     return {}
 
 
@@ -95,15 +97,15 @@ class Architecture:
     tensors: LeafTable
     fields: Mapping[str, str] = field(default_factory=dict)
     reads: tuple[str, ...] = ()
-    constants: Mapping[str, Any] = field(default_factory=dict)
-    more: Callable[[Metadata, dict[str, Any]], dict[str, Any]] = _no_more
+    constants: Mapping[str, PyTree] = field(default_factory=dict)
+    more: Callable[[Metadata, dict[str, PyTree]], dict[str, PyTree]] = _no_more
 
 
-def _embedding_scale(metadata: Metadata, config: dict[str, Any]) -> dict[str, Any]:
+def _embedding_scale(metadata: Metadata, config: dict[str, PyTree]) -> dict[str, PyTree]:
     return {"embedding_scale": config["d_model"] ** 0.5}
 
 
-def _windows(metadata: Metadata, config: dict[str, Any], slides: Callable[[int], bool]) -> dict[str, Any]:
+def _windows(metadata: Metadata, config: dict[str, PyTree], slides: Callable[[int], bool]) -> dict[str, PyTree]:
     """Windows of the layers that have one; none where the file names none."""
     window = metadata.get(WINDOW)
     if not window:
@@ -113,14 +115,14 @@ def _windows(metadata: Metadata, config: dict[str, Any], slides: Callable[[int],
     return {"windows": tuple(window if slides(layer) else None for layer in range(config["layers"]))}
 
 
-def _gemma2(metadata: Metadata, config: dict[str, Any]) -> dict[str, Any]:
+def _gemma2(metadata: Metadata, config: dict[str, PyTree]) -> dict[str, PyTree]:
     defaults = {"attention_cap": 50.0, "logit_cap": 30.0}  # as llama.cpp has them, where the file does not say
     caps = {ours: float(metadata[theirs]) for theirs, ours in CAPS.items() if metadata.get(theirs)}
     windows = _windows({WINDOW: 4096} | dict(metadata), config, lambda layer: layer % 2 == 0)
     return _embedding_scale(metadata, config) | defaults | caps | windows | _query_scale(config, layers=46)
 
 
-def _gemma3(metadata: Metadata, config: dict[str, Any]) -> dict[str, Any]:
+def _gemma3(metadata: Metadata, config: dict[str, PyTree]) -> dict[str, PyTree]:
     if not metadata.get(WINDOW):
         raise UserError(f"metadata {WINDOW} is missing: Gemma 3 has windows in five layers of six.")
     cap = metadata.get("final_logit_softcapping")
@@ -133,13 +135,13 @@ def _gemma3(metadata: Metadata, config: dict[str, Any]) -> dict[str, Any]:
     )
 
 
-def _query_scale(config: dict[str, Any], layers: int) -> dict[str, Any]:
+def _query_scale(config: dict[str, PyTree], layers: int) -> dict[str, PyTree]:
     """The 27B models, which llama.cpp knows by their number of layers, divide by d_model / heads."""
     divided = config["d_model"] / config["heads"] if config["layers"] == layers else config["head_dim"]
     return {"attention_scale": float(divided) ** -0.5}
 
 
-def _phi3(metadata: Metadata, config: dict[str, Any]) -> dict[str, Any]:
+def _phi3(metadata: Metadata, config: dict[str, PyTree]) -> dict[str, PyTree]:
     before = metadata.get("rope.scaling.original_context_length", config["context"])
     if before != config["context"]:
         raise UserError(
@@ -149,7 +151,7 @@ def _phi3(metadata: Metadata, config: dict[str, Any]) -> dict[str, Any]:
     return _windows(metadata, config, lambda layer: True)
 
 
-def _olmo2(metadata: Metadata, config: dict[str, Any]) -> dict[str, Any]:
+def _olmo2(metadata: Metadata, config: dict[str, PyTree]) -> dict[str, PyTree]:
     return _windows(metadata, config, lambda layer: (layer + 1) % 4 != 0)
 
 

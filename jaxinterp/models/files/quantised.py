@@ -23,6 +23,7 @@ import numpy as np
 from jaxtyping import Float, Int, UInt8
 
 from jaxinterp.core.errors import UserError
+from jaxinterp.core.json_value import Json
 from jaxinterp.models.files.weights import Rows, StoredTensor
 
 E2M1 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6], np.float32)
@@ -49,7 +50,7 @@ NO_EFFECT = {
 """Fields that say how it was made or is computed, not what a packed number means."""
 
 
-def without_quantisation(fields: Mapping[str, Any]) -> tuple[dict[str, Any], Mapping[str, Any] | None]:
+def without_quantisation(fields: Mapping[str, Json]) -> tuple[dict[str, Json], Mapping[str, Json] | None]:
     """The fields without `quantization_config`, and that one; None where nothing is quantised.
 
     Raises:
@@ -75,7 +76,7 @@ def without_quantisation(fields: Mapping[str, Any]) -> tuple[dict[str, Any], Map
     return rest, said
 
 
-def unpacked(said: Mapping[str, Any] | None, tensors: Tensors, where: Path) -> dict[str, StoredTensor]:
+def unpacked(said: Mapping[str, Json] | None, tensors: Tensors, where: Path) -> dict[str, StoredTensor]:
     """Every packed matrix as the matrix that it packs; `said` is what `without_quantisation` gave.
 
     Raises:
@@ -86,7 +87,7 @@ def unpacked(said: Mapping[str, Any] | None, tensors: Tensors, where: Path) -> d
     return METHODS[said["quant_method"]][1](said, dict(tensors), where)
 
 
-def _fp8(said: Mapping[str, Any], tensors: dict[str, StoredTensor], where: Path) -> dict[str, StoredTensor]:
+def _fp8(said: Mapping[str, Json], tensors: dict[str, StoredTensor], where: Path) -> dict[str, StoredTensor]:
     _require(said, "fmt", ("e4m3", "e5m2", None))
     block = said.get("weight_block_size")
     if block is not None and not (
@@ -130,7 +131,7 @@ def _scaled(weight: StoredTensor, scale: StoredTensor, block: Any) -> StoredTens
     return replace(weight, read=read, refusal=scale.refusal)
 
 
-def _awq(said: Mapping[str, Any], tensors: dict[str, StoredTensor], where: Path) -> dict[str, StoredTensor]:
+def _awq(said: Mapping[str, Json], tensors: dict[str, StoredTensor], where: Path) -> dict[str, StoredTensor]:
     _require(said, "bits", (4,))
     _require({"version": "gemm"} | dict(said), "version", ("gemm", "GEMM"))
     _require({"zero_point": True} | dict(said), "zero_point", (True,))
@@ -161,7 +162,7 @@ def _awq(said: Mapping[str, Any], tensors: dict[str, StoredTensor], where: Path)
     return tensors
 
 
-def _gptq(said: Mapping[str, Any], tensors: dict[str, StoredTensor], where: Path) -> dict[str, StoredTensor]:
+def _gptq(said: Mapping[str, Json], tensors: dict[str, StoredTensor], where: Path) -> dict[str, StoredTensor]:
     bits = _require(said, "bits", (4, 8))
     version = _require({"checkpoint_format": "gptq"} | dict(said), "checkpoint_format", ("gptq", "gptq_v2"))
     offset, pieces = (1 if version == "gptq" else 0), 32 // bits
@@ -199,7 +200,7 @@ def _gptq(said: Mapping[str, Any], tensors: dict[str, StoredTensor], where: Path
     return tensors
 
 
-def _mxfp4(said: Mapping[str, Any], tensors: dict[str, StoredTensor], where: Path) -> dict[str, StoredTensor]:
+def _mxfp4(said: Mapping[str, Json], tensors: dict[str, StoredTensor], where: Path) -> dict[str, StoredTensor]:
     for name in [name for name in tensors if name.endswith("_blocks")]:
         base = name.removesuffix("_blocks")
         blocks, scales = tensors.pop(name), _taken(tensors, f"{base}_scales", where)
@@ -314,7 +315,7 @@ def _check(tensor: StoredTensor, shape: tuple[int, ...]) -> None:
         )
 
 
-def _group(said: Mapping[str, Any], inputs: int, scales: StoredTensor) -> int:
+def _group(said: Mapping[str, Json], inputs: int, scales: StoredTensor) -> int:
     """Inputs that share a scale; -1: all."""
     size = said.get("group_size")
     if type(size) is not int or not (size == -1 or size > 0):
@@ -324,7 +325,7 @@ def _group(said: Mapping[str, Any], inputs: int, scales: StoredTensor) -> int:
     return inputs if size == -1 else size
 
 
-def _require(said: Mapping[str, Any], name: str, allowed: tuple[Any, ...]) -> Any:
+def _require(said: Mapping[str, Json], name: str, allowed: tuple[Json, ...]) -> Any:
     value = said.get(name)
     if value not in allowed or isinstance(value, bool) != isinstance(allowed[0], bool):
         raise UserError(

@@ -23,7 +23,7 @@ from typing import Any, Literal
 import numpy as np
 
 from jaxinterp.causal.graphs.build import choose_targets, graph_of
-from jaxinterp.causal.graphs.capture import capture, subject_of
+from jaxinterp.causal.graphs.capture import capture, prompt_tokens, subject_of
 from jaxinterp.causal.graphs.check import check_interventions
 from jaxinterp.causal.graphs.contexts import About, about_features
 from jaxinterp.causal.graphs.frontend import write_feature_files
@@ -43,6 +43,8 @@ from jaxinterp.methods.combine.per_layer_transcoders import PerLayerTranscoders
 from jaxinterp.methods.sparse.cross_layer_transcoder import CrossLayerTranscoder
 from jaxinterp.models.load import Subject
 from jaxinterp.models.sites import sites
+from jaxinterp.models.transformer import Transformer
+from jaxinterp.preflight.graphs import graph_memory, transcoder_shapes
 from jaxinterp.report.graph import write_graph_page
 from jaxinterp.training.fit import fit
 from jaxinterp.training.progress import ProgressBar
@@ -91,6 +93,8 @@ class Config:
     """Of the data order and the start values."""
     resume: bool = False
     """Continue a training that was stopped."""
+    preflight: bool = False
+    """Only say what memory the graph takes at most; train and write nothing."""
 
     @property
     def folder(self) -> Path:
@@ -146,6 +150,7 @@ def trained(config: Config, subject: Subject, train: Any) -> Transcoders:
 
 NOT_TRAINING = (
     "prompt", "transcoders", "context_tokens", "node_threshold", "edge_threshold", "max_features", "checked",
+    "preflight",
 )  # fmt: skip
 
 
@@ -165,6 +170,9 @@ def main(config: Config) -> None:
     subject = subject_of(config.model)
     if subject.tokenizer is None:
         raise UserError(f"model {config.model} came without a tokenizer: give its folder a tokenizer.json.")
+    if config.preflight:
+        say(*memory_lines(config, subject))
+        return
     enough = 2 * (config.tokens + 10 * config.context_tokens)
     train, heldout = load_text(config.text, subject.tokenizer, seq=config.seq, max_tokens=enough)
     transcoders = trained(config, subject, train)
@@ -188,6 +196,17 @@ def main(config: Config) -> None:
     say(
         f"{ready - started:.0f} s for transcoders, {done - ready:.0f} s for the graph.", f"Open {config.out}/graph.html"
     )
+
+
+def memory_lines(config: Config, subject: Subject) -> list[str]:
+    """What the graph of this prompt takes at most."""
+    model = subject_of(subject).model
+    assert isinstance(model, Transformer)
+    seq = len(prompt_tokens(subject, config.prompt))
+    shapes = transcoder_shapes(
+        model, config.features, k=config.k, skip=config.kind == "skip", cross_layer=config.kind == "cross_layer"
+    )
+    return graph_memory(model, shapes, seq, max_features=config.max_features).lines()
 
 
 def write(

@@ -12,7 +12,7 @@ from jaxinterp.data.text.sources import documents_of, load_corpus, weighted_part
 from jaxinterp.data.tokens import TokenCorpus, split
 from jaxinterp.data.vocabulary import train_tokenizer
 from jaxinterp.models.files.tokenizer import Tokenizer, tokenizer_from_file
-from jaxinterp.report.shell import save
+from jaxinterp.storage.files import write_text
 
 HELDOUT = 0.1
 """Share of the documents that is held out: what `load_text` holds out, too."""
@@ -47,7 +47,7 @@ def text_of(text: str, vocabulary: int, out: Path) -> Text:
         made = train_tokenizer(documents, vocabulary)
         with TemporaryDirectory() as own:  # of the other processes, which make the same
             kept = path if jax.process_index() == 0 else Path(own) / path.name
-            tokenizer = tokenizer_from_file(save(made.backend.to_str(pretty=True), kept))
+            tokenizer = tokenizer_from_file(write_text(kept, made.backend.to_str(pretty=True)))
     corpus = load_corpus(text, tokenizer, cache=out / "tokens")
     return Text(tokenizer, corpus, *split(corpus, HELDOUT))
 

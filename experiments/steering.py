@@ -13,7 +13,7 @@ unsteered, on contexts that no direction saw.
     PCA centred      the same, less the mean difference (repeng's pca_diff)
     semi-NMF         the feature, of K on both kinds of prompts, whose coefficients separate the kinds best
     Lin-AcT          an affine map by channel, closed form, strength from 0 (not a direction)
-    LinEAS           the same, trained through the model, the three layers together
+    LinEAS           the same, trained through the model, on what attention and MLP of the three layers read, together
     random           a random direction of length 1: the control
 
 Rows are written as they come; a second call goes on where the first stopped. The table's interval is 95 percent, by
@@ -37,6 +37,7 @@ from jaxtyping import Array
 
 from jaxinterp.causal.directions import difference_in_means, paired_component, unit
 from jaxinterp.causal.steer import Steering, steering_rows
+from jaxinterp.core.errors import UserError
 from jaxinterp.methods.causal.lineas import LinEAS, Transport, sorted_map
 from jaxinterp.methods.factor.semi_nmf import factorise, random_start
 from jaxinterp.models.files.subject import Subject
@@ -133,13 +134,23 @@ def steerings(
     return found
 
 
-def lineas(subject: Subject, layers: Sequence[int], words: str, seed: int, count: int, steps: int) -> Steering:
-    """LinEAS over all layers, from neutral prompts to those of the concept."""
+def lineas(
+    subject: Subject, layers: Sequence[int], words: str, seed: int, count: int, steps: int, rate: float
+) -> Steering:
+    """LinEAS over what attention and MLP of all layers read (the paper's sites): neutral prompts to the concept's."""
     positive, negative = pairs(subject, words, seed, count)
-    names = tuple(f"blocks/{layer}/resid/post" for layer in layers)
+    names = tuple(f"blocks/{layer}/{part}/in" for layer in layers for part in ("attn", "mlp"))
     source, target = (tuple(tuple(int(id) for id in row) for row in ids) for ids in (negative, positive))
-    maps = fit(LinEAS(source, target, names, first=-1), subject, steps=steps, log_every=steps).decomposition
-    return maps.edits
+    for attempt in range(4):
+        method = LinEAS(source, target, names, rate=rate / 4**attempt, first=-1)
+        try:
+            result = fit(method, subject, steps=steps, log_every=max(1, steps // 5))
+        except UserError as error:
+            print(f"LinEAS at rate {method.rate:g}: {error}", flush=True)
+            continue
+        print(f"LinEAS at rate {method.rate:g}: cost {[round(row['cost'], 2) for row in result.history]}", flush=True)
+        return result.decomposition.edits
+    raise UserError(f"LinEAS diverges at lineas_rate={rate:g} and down to a 64th of it: give a lower one.")
 
 
 @eqx.filter_jit
@@ -187,6 +198,7 @@ def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
     parser.add_argument("--pairs", type=int, default=24)
     parser.add_argument("--features", type=int, default=16, help="of semi-NMF")
     parser.add_argument("--lineas-steps", type=int, default=30)
+    parser.add_argument("--lineas-rate", type=float, default=0.01, help="at .1 it diverges on this model")
     parser.add_argument("--out", type=Path, default=Path("results/steering.json"))
     given = parser.parse_args(arguments)
     rows: list[dict[str, Any]] = json.loads(given.out.read_text()) if given.out.is_file() else []
@@ -194,6 +206,23 @@ def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
     given.out.parent.mkdir(parents=True, exist_ok=True)
     subject = load(given.model)
     start = time.process_time()
+
+    def measure(
+        concept: str, seed: int, site: str, name: str, steering: Array | Steering, tokens: Sequence[int]
+    ) -> None:
+        high = 4.0 if name in ("LinEAS", "Lin-AcT") else 80.0
+        new = steering_rows(
+            subject, {(site, name): steering}, CONTEXTS, tokens, targets=(given.target,), high=high, steps=12
+        )
+        rows.extend({**row, "concept_name": concept, "seed": seed} for row in new)
+        given.out.write_text(json.dumps(rows, indent=1) + "\n")
+        gain = np.mean([np.log(row["concept"] / row["concept_before"]) for row in new])
+        print(
+            f"{concept:6s} seed {seed} {site:22s} {name:12s} gain {gain:+.3f} alpha {new[0]['alpha']:.3f} "
+            f"converged {new[0]['converged']}  {time.process_time() - start:.0f} CPU s",
+            flush=True,
+        )
+
     for seed in given.seeds:
         for concept in given.concepts:
             train, measured = CONCEPTS[concept]
@@ -201,23 +230,12 @@ def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
             found: dict[tuple[str, str], Array | Steering] = {}
             if any((concept, seed, "DiM", f"blocks/{layer}/resid/post") not in done for layer in given.layers):
                 found |= steerings(subject, given.layers, train, seed, given.pairs, given.features)
-            if given.lineas_steps and (concept, seed, "LinEAS", "together") not in done:
-                found["together", "LinEAS"] = lineas(subject, given.layers, train, seed, 12, given.lineas_steps)
             for (site, name), steering in found.items():
-                if (concept, seed, name, site) in done:
-                    continue
-                high = 4.0 if name in ("LinEAS", "Lin-AcT") else 80.0
-                new = steering_rows(
-                    subject, {(site, name): steering}, CONTEXTS, tokens, targets=(given.target,), high=high, steps=12
-                )
-                rows += [{**row, "concept_name": concept, "seed": seed} for row in new]
-                given.out.write_text(json.dumps(rows, indent=1) + "\n")
-                gain = np.mean([np.log(row["concept"] / row["concept_before"]) for row in new])
-                print(
-                    f"{concept:6s} seed {seed} {site:22s} {name:12s} gain {gain:+.3f} alpha {new[0]['alpha']:.3f} "
-                    f"converged {new[0]['converged']}  {time.process_time() - start:.0f} CPU s",
-                    flush=True,
-                )
+                if (concept, seed, name, site) not in done:
+                    measure(concept, seed, site, name, steering, tokens)
+            if given.lineas_steps and (concept, seed, "LinEAS", "together") not in done:
+                joint = lineas(subject, given.layers, train, seed, 12, given.lineas_steps, given.lineas_rate)
+                measure(concept, seed, "together", "LinEAS", joint, tokens)
     for line in table(rows):
         print(
             f"{line['method']:12s} {line['site']:22s} gain {line['gain']:+.3f} "

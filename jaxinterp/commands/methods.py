@@ -4,9 +4,6 @@
 share has an option of its own (`--features`, `--k` ...); `--set NAME=VALUE` sets any other hyperparameter.
 """
 
-import ast
-import inspect
-import textwrap
 import types
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass, fields
@@ -16,6 +13,7 @@ from jaxtyping import PyTree
 
 from jaxinterp.core.errors import UserError, suggest
 from jaxinterp.methods import Method, PerLayerTranscoders, Transcoder
+from jaxinterp.methods.documented import meanings
 from jaxinterp.methods.listed import METHODS
 
 PER_LAYER = "per_layer"
@@ -63,12 +61,12 @@ def hyperparameters(method: str) -> dict[str, Hyper]:
       UserError: there is no such method.
     """
     kind = class_of(method)
-    hints, meanings = get_type_hints(kind), _meanings(kind)
+    hints, said = get_type_hints(kind), meanings(kind)
     found: dict[str, Hyper] = {}
     for field in fields(kind):
         plain, words = _plain(hints[field.name])
         if plain is not None and field.default is not MISSING:
-            found[field.name] = Hyper(plain, field.default, meanings.get(field.name, ""), words)
+            found[field.name] = Hyper(plain, field.default, said.get(field.name, ""), words)
     return found
 
 
@@ -138,17 +136,3 @@ def _plain(hint: Any) -> tuple[type | None, tuple[str, ...]]:
         if choice in (bool, int, float, str):
             return choice, ()
     return None, ()
-
-
-def _meanings(kind: type) -> dict[str, str]:
-    """What the strings behind the fields of a class and of those it is made from say."""
-    found: dict[str, str] = {}
-    for each in reversed(kind.__mro__):
-        if not each.__module__.startswith("jaxinterp."):
-            continue
-        body = ast.parse(textwrap.dedent(inspect.getsource(each))).body[0]
-        assert isinstance(body, ast.ClassDef)
-        for field, text in zip(body.body, body.body[1:], strict=False):
-            if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant):
-                found[ast.unparse(field.target)] = " ".join(str(text.value.value).split())
-    return found

@@ -27,7 +27,7 @@ from jaxinterp.core.trees import first_difference
 from jaxinterp.evaluation.columns import RECONSTRUCTION
 from jaxinterp.evaluation.effects import Effect
 from jaxinterp.evaluation.listed_effects import effect_of
-from jaxinterp.report.shell import save
+from jaxinterp.storage.files import write_text
 from jaxinterp.storage.json_text import json_text
 from jaxinterp.storage.lock import lock, unlock
 from jaxinterp.training.guard import PREEMPTED, Preempted
@@ -259,7 +259,7 @@ def settings_of(config: Any, *without: str) -> dict[str, Json]:
 
 def write_json(path: Path, value: object) -> None:
     """Write a file in one step, null for what is undefined: a run that is killed leaves the old one or the new one."""
-    save(json_text(value, indent=2) + "\n", path)
+    write_text(path, json_text(value, indent=2) + "\n")
 
 
 def read_json(path: Path) -> PyTree:

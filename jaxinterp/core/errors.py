@@ -10,6 +10,13 @@ class UserError(ValueError):
     """A mistake in what was asked for: the message names the field, the value and the way out.
 
     Raised before compute is spent. The command line prints the message without a traceback and exits with code 2.
+
+    Example:
+      >>> try:
+      ...     load("tinny")
+      ... except UserError as error:
+      ...     print(error)
+      no model 'tinny'...Did you mean 'tiny'?...
     """
 
 

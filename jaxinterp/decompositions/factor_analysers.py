@@ -97,10 +97,12 @@ class FactorAnalysers(eqx.Module):
         """(log N(x; region), E[z | x, region])."""
         precision, loadings = 1 / self.variance, self.loadings
         weighted = loadings * precision[:, None]  # Psi^-1 W
-        inner = jnp.eye(loadings.shape[2]) + jnp.einsum("kdi,kdj->kij", loadings, weighted)
+        inner = jnp.eye(loadings.shape[2], dtype=loadings.dtype) + jnp.einsum("kdi,kdj->kij", loadings, weighted)
         root = jnp.linalg.cholesky(inner)
         v = jnp.einsum("...d,kdq->...kq", x, weighted) - jnp.einsum("kd,kdq->kq", self.means, weighted)
-        inverse = jax.vmap(lambda low: jax.scipy.linalg.cho_solve((low, True), jnp.eye(low.shape[0])))(root)
+        inverse = jax.vmap(lambda low: jax.scipy.linalg.cho_solve((low, True), jnp.eye(low.shape[0], dtype=low.dtype)))(
+            root
+        )
         expected = jnp.einsum("kij,...kj->...ki", inverse, v)
         distance = ((x**2) @ precision)[..., None] - 2 * x @ (self.means * precision).T
         distance = distance + (self.means**2) @ precision - jnp.sum(v * expected, axis=-1)

@@ -24,9 +24,10 @@ from jaxinterp.core.trees import named_leaves
 from jaxinterp.decompositions.activations import Activation, BatchTopK, ReLU, TopK
 from jaxinterp.decompositions.adaptive import GroupBias, TopAFA
 from jaxinterp.decompositions.gates import Gated, JumpReLU
+from jaxinterp.decompositions.group_max import GroupMax
 from jaxinterp.storage.files import write_arrays, write_text
 
-KNOWN: tuple[type[Activation], ...] = (ReLU, TopK, BatchTopK, Gated, JumpReLU, TopAFA, GroupBias)
+KNOWN: tuple[type[Activation], ...] = (ReLU, TopK, BatchTopK, Gated, JumpReLU, TopAFA, GroupBias, GroupMax)
 """The activations that a file may name without being told of them."""
 
 FORMAT = 1

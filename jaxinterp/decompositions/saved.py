@@ -25,6 +25,7 @@ from jaxinterp.decompositions.files import load_dictionary
 from jaxinterp.decompositions.modules_on_disk import load_module
 from jaxinterp.decompositions.on_disk import KNOWN
 from jaxinterp.decompositions.parts import NonnegativeParts
+from jaxinterp.decompositions.per_token import PerToken
 from jaxinterp.decompositions.plain import LinearMap, Neurons, PrincipalComponents
 from jaxinterp.decompositions.scales import Scales
 from jaxinterp.models.layers import Linear
@@ -55,6 +56,7 @@ KINDS: tuple[type, ...] = (
     Linear,
     Directions,
     NonnegativeParts,
+    PerToken,
     *KNOWN,
 )
 """The classes that a file may name without being told of them."""
@@ -69,6 +71,9 @@ def save(decomposition: PyTree, folder: str | Path, *, overwrite: bool = False) 
       overwrite: write also where the folder has files in it.
     Raises:
       UserError: the folder has files in it, the disk is full, or a field holds what no file can (a function).
+
+    Example:
+      >>> folder = save(result.decomposition, "transcoder", overwrite=True)
     """
     if not isinstance(decomposition, eqx.Module):
         raise UserError(
@@ -87,6 +92,10 @@ def load_decomposition(folder: str | Path, *, kinds: Sequence[type] = (), activa
       activations: the same, under an older name.
     Raises:
       UserError: the folder holds no decomposition, or a file in it is missing or damaged.
+
+    Example:
+      >>> load_decomposition(folder).features
+      64
     """
     folder, own = Path(folder), (*kinds, *activations)
     if (folder / f"{codec.NAME}.json").is_file():

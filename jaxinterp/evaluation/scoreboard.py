@@ -84,6 +84,11 @@ def score(
     """The decomposition's row of the scoreboard; arguments as for `scoreboard`.
 
     `protocol`: None is "alone" for a decomposition of one array, "propagated" for one of several.
+
+    Example:
+      >>> row = score(result.decomposition, subject, heldout, tokens=512, ce_tokens=256)
+      >>> row["l0"]
+      4.0
     """
     one = isinstance(decomposition.sites.writes, str)
     rows = scoreboard(

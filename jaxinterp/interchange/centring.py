@@ -12,13 +12,13 @@ The last term is the mean that no later LayerNorm sees: ŷ - x = ĉ - c.
 
 import re
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
 from jaxinterp.core.batch import Sites
 from jaxinterp.core.errors import UserError
 from jaxinterp.interchange.contents import Contents
-from jaxinterp.models.load import Subject
 
 CENTRED = ("resid/pre", "resid/mid", "resid/post", "attn/out", "mlp/out", "mlp/added")
 """What is centred with the weights that write into the stream."""
@@ -27,9 +27,7 @@ RMS_NORM = re.compile(r"gemma|llama|mistral|mixtral|qwen|phi-?3|olmo|smollm|yi-|
 """Names of models with RMSNorm, which sees the mean: TransformerLens leaves their weights as they are."""
 
 
-def settle_centring(
-    contents: Contents, centred: bool | None, sites: Sites, subject: Subject | None, where: str
-) -> Contents:
+def settle_centring(contents: Contents, centred: bool | None, sites: Sites, subject: Any, where: str) -> Contents:
     """The dictionary for the stream as the published model has it.
 
     Args:
@@ -54,7 +52,7 @@ def settle_centring(
     return _folded(contents, where) if said else contents
 
 
-def _has_layer_norm(contents: Contents, subject: Subject | None) -> bool:
+def _has_layer_norm(contents: Contents, subject: Any) -> bool:
     """Whether the subject, or else the model that the file names, has LayerNorm; True where nothing is known."""
     config = getattr(getattr(subject, "model", None), "config", None)
     norm = getattr(config, "norm", None)

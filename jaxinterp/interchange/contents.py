@@ -21,6 +21,7 @@ from jaxinterp.decompositions.activations import Activation, BatchTopK
 from jaxinterp.decompositions.adaptive import GroupBias, check_foldable
 from jaxinterp.decompositions.dictionary import Dictionary, fold
 from jaxinterp.decompositions.gates import Gated
+from jaxinterp.decompositions.per_token import Kind, PerToken
 from jaxinterp.interchange.names import Hooks
 
 
@@ -48,6 +49,8 @@ class Contents:
       target: None where the file does not say.
       centred: whether it was trained on streams whose mean was taken off; None: the file does not say.
       model_name: of the model that it was trained on, where the file says it.
+      per_token: by which scale of its own each token was divided, where it was (`per_token.py`).
+      head: the one head of an attention sublayer that it reads and writes.
     """
 
     encoder: Float[np.ndarray, "features d_in"]
@@ -66,6 +69,48 @@ class Contents:
     target: Target | None = None
     centred: bool | None = False
     model_name: str | None = None
+    per_token: Kind | None = None
+    head: int | None = None
+
+
+def finished(dictionary: Dictionary, contents: Contents) -> Dictionary | PerToken:
+    """The dictionary, behind each token's own scale where it was trained there."""
+    if contents.per_token is None:
+        return dictionary
+    return PerToken(dictionary, dictionary.target_mean, dictionary.target_variance, contents.per_token)
+
+
+def of_head(contents: Contents, width: int) -> Contents:
+    """The dictionary of one head's part of `attn/z`, for all heads beside each other: the others pass as they are.
+
+        E' = [0 .. E .. 0],  D' = [0 .. D .. 0],  S' = 1 for the dimensions of other heads
+
+    Args:
+      width: of all heads together.
+    Raises:
+      UserError: there is no such head.
+    """
+    size = contents.encoder.shape[1]
+    head = contents.head or 0
+    if width % size or not 0 <= head < width // size:
+        raise UserError(f"hook_head_index={head} of size {size}: the model's 'attn/z' has {width} dimensions.")
+    here = slice(head * size, (head + 1) * size)
+
+    def placed(rows: np.ndarray) -> np.ndarray:
+        whole = np.zeros((*rows.shape[:-1], width), np.float32)
+        whole[..., here] = rows
+        return whole
+
+    others = np.eye(width, dtype=np.float32)
+    others[here, here] = 0 if contents.skip is None else contents.skip
+    return replace(
+        contents,
+        encoder=placed(contents.encoder),
+        decoder=placed(contents.decoder),
+        decoder_bias=placed(contents.decoder_bias),
+        skip=others,
+        target=None,
+    )
 
 
 def build(contents: Contents, sites: Sites) -> Dictionary:

@@ -1,19 +1,28 @@
 """Read and write dictionaries of other libraries: `read(path)`, `write(dictionary, folder, format="saelens")`.
 
-    format               a folder with                       read   written
-    saelens              cfg.json, sae_weights.safetensors   yes    yes
-    sparsify             cfg.json, sae.safetensors           yes    yes
-    gemma_scope          params.npz                          yes    no
-    dictionary_learning  ae.pt, config.json                  yes    no
+    format               a folder with                                     read   written
+    saelens              cfg.json, sae_weights.safetensors                 yes    yes
+    sparsify             cfg.json, sae.safetensors                         yes    yes
+    circuit_tracer       config.yaml, layer_<n>.safetensors                yes    yes
+    circuit_tracer_clt   config.yaml, W_enc_<n>, W_dec_<n>.safetensors     yes    yes (as circuit_tracer)
+    gemma_scope          params.npz                                        yes    no
+    gemma_scope_2        params.safetensors, config.json                   yes    no
+    gemma_scope_2_clt    params_layer_<n>.safetensors                      yes    no
+    llama_scope          hyperparams.json, checkpoints/final.safetensors   yes    no
+    dictionary_learning  ae.pt, config.json                                yes    no
+    qwen_scope, hook_z, goodfire, openai: one .pt file                     yes    no
+
+`read("org/name", path)` fetches from the hub (`hub.py`); a release of the directory is read by its name (`directory`).
 
 Files are data: no code of theirs runs, nothing is allocated for a size that the file has not. What cannot be
 represented exactly is refused with the name of the field. See docs/interchange.md.
 """
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import grain
 import jax
@@ -21,38 +30,26 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxinterp.core.batch import Sites
-from jaxinterp.core.errors import UserError, suggest
+from jaxinterp.core.errors import UserError
 from jaxinterp.core.promotion import ordinary
 from jaxinterp.data.activations import harvest
 from jaxinterp.decompositions.activations import BatchTopK
+from jaxinterp.decompositions.cross_layer import CrossLayer, PerLayer
 from jaxinterp.decompositions.dictionary import Dictionary
 from jaxinterp.decompositions.gates import JumpReLU
-from jaxinterp.interchange import beside, dictionary_learning, gemma_scope, saelens, sparsify
+from jaxinterp.decompositions.per_token import PerToken
+from jaxinterp.interchange import beside, circuit_tracer, saelens, sparsify
 from jaxinterp.interchange.centring import settle_centring
-from jaxinterp.interchange.contents import Contents, behind_gain, build
-from jaxinterp.interchange.probe import check_reconstruction
+from jaxinterp.interchange.contents import Contents, behind_gain, build, finished, of_head
+from jaxinterp.interchange.hub import fetch_dictionary
+from jaxinterp.interchange.probe import check_reconstruction, typical_scale
+from jaxinterp.interchange.readers import READERS, WHOLE, Format, locate
+from jaxinterp.interchange.releases import Place, lookup, place
 from jaxinterp.interchange.saelens_fields import BANDWIDTH
-from jaxinterp.models.load import Subject
+from jaxinterp.models.files.hub import Hub
 from jaxinterp.models.sites import LEAVES, check_site
 
-Format = Literal["saelens", "sparsify", "gemma_scope", "dictionary_learning"]
-
-
-@dataclass(frozen=True)
-class Reader:
-    """The file by which a format is known, whether the reader takes it or its folder, and the reader."""
-
-    file: str
-    takes_folder: bool
-    read: Callable[[Path], Contents]
-
-
-READERS: dict[str, Reader] = {
-    "saelens": Reader(saelens.WEIGHTS, True, saelens.read_saelens),
-    "sparsify": Reader(sparsify.WEIGHTS, True, sparsify.read_sparsify),
-    "gemma_scope": Reader(gemma_scope.NAME, False, gemma_scope.read_gemma_scope),
-    "dictionary_learning": Reader(dictionary_learning.NAME, False, dictionary_learning.read_dictionary_learning),
-}
+Read = Dictionary | PerToken | PerLayer | CrossLayer
 
 
 @dataclass(frozen=True)
@@ -60,31 +57,43 @@ class Writer:
     """The files of a format, and what writes them."""
 
     files: tuple[str, ...]
-    write: Callable[[Dictionary, Path], Path]
+    write: Callable[[Any, Path], Path]
+    takes: tuple[type, ...] = (Dictionary,)
 
 
 WRITERS: dict[str, Writer] = {
     "saelens": Writer((saelens.WEIGHTS, saelens.CONFIG, beside.NAME), saelens.write_saelens),
     "sparsify": Writer((sparsify.WEIGHTS, sparsify.CONFIG, beside.NAME), sparsify.write_sparsify),
+    "circuit_tracer": Writer(
+        (circuit_tracer.CONFIG,), circuit_tracer.write_circuit_tracer, (Dictionary, PerLayer, CrossLayer)
+    ),
 }
 
 
 @ordinary()
 def read(
     path: str | Path,
+    file: str | None = None,
     *,
     format: Format | None = None,
     site: str | Sites | None = None,
-    subject: Subject | None = None,
+    subject: Any = None,
     tokens: grain.MapDataset | None = None,
     scaling_factor: float | None = None,
     centred: bool | None = None,
     force: bool = False,
-) -> Dictionary:
+    revision: str | None = None,
+    token: str | None = None,
+    cache: str | Path | None = None,
+    offline: bool = False,
+) -> Read:
     """A dictionary of another library.
 
     Args:
-      path: its folder, or the file in it that holds the arrays.
+      path: its folder, or the file in it that holds the arrays; or a name of `directory()`; or "org/name",
+        a repository of the hub. Of circuit-tracer and of Gemma Scope 2's cross-layer transcoders, a folder is all
+        layers (`PerLayer`, `CrossLayer`).
+      file: the file or folder in that repository.
       format: by default what the names of the files say.
       site: where it belongs, if the file does not say or you know better: an array (`blocks/5/mlp/out`) for an
         autoencoder, a leaf (`blocks/5/mlp`) or `Sites(reads, writes)` for a transcoder.
@@ -96,6 +105,7 @@ def read(
       centred: whether it was trained on streams whose mean TransformerLens had taken off; True folds that into the
         weights (`centring.py`); None: as the file says.
       force: read a file that `tokens` speak against as it is; the reason becomes a warning.
+      revision, token, cache, offline: of the hub, as in `load`.
     Returns:
       The dictionary; `target_mean` and `target_variance` are the file's own, where it has none those of `tokens` (give
         training text), and NaN without either.
@@ -104,18 +114,127 @@ def read(
     """
     if tokens is not None and subject is None:
         raise UserError("tokens are given without subject: pass the model whose activations shall be tried.")
-    where, name = _locate(Path(path), format)
-    contents = _scaled(READERS[name].read(where), scaling_factor, where)
+    if file is None and isinstance(path, str) and not Path(path).exists() and (named := lookup(path)) is not None:
+        known = place(*named)
+        hub = Hub(revision, token, cache, offline)
+        fetched = fetch_dictionary(known.repository, known.path, hub)
+        return read_place(known, fetched, site, subject, tokens, scaling_factor, centred, force=force)
+    if file is not None:
+        path = fetch_dictionary(str(path), file, Hub(revision, token, cache, offline))
+    where, name = locate(Path(path), format)
+    if where.is_dir() and not READERS[name].takes_folder:
+        _check_whole(where, site=site, tokens=tokens, scaling_factor=scaling_factor, centred=centred)
+        return _whole(WHOLE[name](where), subject, where)
+    contents = READERS[name].read(where)
+    return _finish(contents, where, site, subject, tokens, scaling_factor, centred, force)
+
+
+def read_place(
+    known: Place,
+    where: Path,
+    site: str | Sites | None = None,
+    subject: Any = None,
+    tokens: grain.MapDataset | None = None,
+    scaling_factor: float | None = None,
+    centred: bool | None = None,
+    *,
+    force: bool = False,
+) -> Read:
+    """What the directory says where the files of an entry do not; `where`: its file or folder, other options as `read`.
+
+    Raises:
+      UserError: as `read`.
+    """
+    found, name = locate(where, known.format)
+    if known.overrides:
+        contents = saelens.read_saelens(found, known.overrides)
+    else:
+        contents = READERS[name].read(found)
+    if contents.factor is None and scaling_factor is None:
+        scaling_factor = known.scaling_factor
+    if contents.hooks is None and site is None:
+        site = known.site
+    if centred is None and (known.centred is not None or contents.centred is None):
+        centred = bool(known.centred)  # SAELens's directory says it where it is so
+    return _finish(contents, found, site, subject, tokens, scaling_factor, centred, force)
+
+
+def _finish(
+    contents: Contents,
+    where: Path,
+    site: str | Sites | None,
+    subject: Any,
+    tokens: grain.MapDataset | None,
+    scaling_factor: float | None,
+    centred: bool | None,
+    force: bool,
+) -> Read:
+    """The dictionary at its site, in the model's own units, and tried."""
+    if contents.factor is None and scaling_factor is None and tokens is not None:
+        scaling_factor = _measured(contents, site, subject, tokens, where)
+    contents = _scaled(contents, scaling_factor, where)
     sites = _settle(contents, site, subject, where)
-    contents = settle_centring(contents, centred, sites, subject, str(where))
+    if contents.head is not None:
+        contents = of_head(contents, _width(subject, str(sites.reads), contents.head))
+    if contents.per_token != "layer_norm":  # which takes the mean off anyway, and puts it back
+        contents = settle_centring(contents, centred, sites, subject, str(where))
     if contents.before_gain and str(sites.reads).endswith("/in"):
         contents = _behind_norm(contents, sites, subject)
     dictionary = build(contents, sites)
     if subject is not None:
         _check_widths(dictionary, subject, where)
-    if tokens is None or subject is None:
-        return dictionary
-    return check_reconstruction(dictionary, subject, tokens, str(where), force=force)
+    if tokens is None:
+        return finished(dictionary, contents)
+    tried = check_reconstruction(dictionary, subject, tokens, str(where), force=force, per_token=contents.per_token)
+    return finished(tried, contents)
+
+
+def _check_whole(where: Path, **given: Any) -> None:
+    """Raises UserError where an option is given that a folder of all layers has no place for."""
+    for name, value in given.items():
+        if value is not None:
+            raise UserError(f"{where} holds all layers of a model: leave {name}= out, or read one of its files.")
+
+
+def _whole(found: Any, subject: Any, where: Path) -> PerLayer | CrossLayer:
+    """All layers of a folder; transcoders of one layer each become a `PerLayer`."""
+    if isinstance(found, CrossLayer):
+        return found
+    sites = [_settle(contents, None, subject, where) for contents in found]
+    found = [
+        _behind_norm(contents, site, subject) if contents.before_gain and str(site.reads).endswith("/in") else contents
+        for contents, site in zip(found, sites, strict=True)
+    ]
+    layers = circuit_tracer.layers_of(found, sites)
+    for part in layers.parts if subject is not None else ():
+        _check_widths(part, subject, where)
+    return layers
+
+
+def _measured(contents: Contents, site: Any, subject: Any, tokens: grain.MapDataset, where: Path) -> float:
+    """sqrt(d) / mean length of the activations of `tokens`, as SAELens estimates it; a warning says the number."""
+    sites = _settle(contents, site, subject, where)
+    factor = typical_scale(subject, str(sites.reads), tokens)
+    warnings.warn(
+        f"{where}: the scale of its activations is missing; sqrt(d) / mean length on the given tokens is {factor:.4g}, "
+        "which is used: pass scaling_factor= where you know it.",
+        stacklevel=4,
+    )
+    return factor
+
+
+def _width(subject: Any, name: str, head: int) -> int:
+    """The width of an array of the subject, heads beside each other.
+
+    Raises:
+      UserError: there is no subject.
+    """
+    if subject is None:
+        raise UserError(f"hook_head_index={head}: pass subject=, which says how many heads lie beside this one.")
+    check_site(subject.model, name)
+    window = {"tokens": jnp.zeros((1, 2), jnp.int32), "weight": jnp.ones((1, 2), jnp.float32)}
+    rows = jax.eval_shape(lambda window: harvest(subject.model, window, (name,)), window)
+    return int(rows.arrays[name].shape[-1])
 
 
 @ordinary()
@@ -129,7 +248,7 @@ def write(dictionary: Any, folder: str | Path, *, format: Format) -> Path:
     """
     if format not in WRITERS:
         raise UserError(f"format={format!r} cannot be written; those that can: {', '.join(WRITERS)}.")
-    if not isinstance(dictionary, Dictionary):
+    if not isinstance(dictionary, WRITERS[format].takes):
         raise UserError(f"a {type(dictionary).__name__} has no place in format={format!r}, a Dictionary has.")
     folder = Path(folder)
     if folder.exists() and not folder.is_dir():
@@ -156,32 +275,6 @@ def as_jumprelu(dictionary: Dictionary) -> Dictionary:
     return replace(dictionary, activation=JumpReLU(threshold, "raw", BANDWIDTH))
 
 
-def _locate(path: Path, format: str | None) -> tuple[Path, str]:
-    """What the reader of the format takes, and the format."""
-    if format is not None and format not in READERS:
-        raise UserError(f"format={format!r} is unknown; known: {', '.join(READERS)}.{suggest(format, READERS)}")
-    if not path.exists():
-        raise UserError(f"nothing is at {path}.")
-    if path.is_file():
-        named = [name for name, reader in READERS.items() if path.name == reader.file]
-        suffix = {".npz": "gemma_scope", ".pt": "dictionary_learning"}.get(path.suffix)
-        chosen = format or (named[0] if named else suffix)
-        if chosen is None:
-            raise UserError(f"{path} has an unknown format; pass its folder, or format=.")
-        reader = READERS[chosen]
-        if reader.takes_folder and path.name != reader.file:
-            raise UserError(f"{path}: format={chosen!r} has its arrays in {reader.file!r}.")
-        return (path.parent if reader.takes_folder else path), chosen
-    found = [name for name, reader in READERS.items() if (path / reader.file).is_file()]
-    if format is None and len(found) > 1:
-        raise UserError(f"{path} has files of {' and '.join(found)}: pass format=.")
-    if not found or (format is not None and format not in found):
-        files = [READERS[format].file] if format else [reader.file for reader in READERS.values()]
-        raise UserError(f"no {' or '.join(files)} in {path}.")
-    chosen = format or found[0]
-    return (path if READERS[chosen].takes_folder else path / READERS[chosen].file), chosen
-
-
 def _scaled(contents: Contents, factor: float | None, where: Path) -> Contents:
     """The dictionary with the caller's factor, which must be the file's own where that has one."""
     if factor is not None and contents.factor not in (None, 1.0, factor):
@@ -201,7 +294,7 @@ def _scaled(contents: Contents, factor: float | None, where: Path) -> Contents:
     return replace(contents, factor=float(factor))
 
 
-def _settle(contents: Contents, site: str | Sites | None, subject: Subject | None, where: Path) -> Sites:
+def _settle(contents: Contents, site: str | Sites | None, subject: Any, where: Path) -> Sites:
     """Where the dictionary belongs: what the caller says, else what the file says."""
     if site is None:
         if contents.hooks is None:
@@ -224,7 +317,7 @@ def _settle(contents: Contents, site: str | Sites | None, subject: Subject | Non
     return sites
 
 
-def _behind_norm(contents: Contents, sites: Sites, subject: Subject | None) -> Contents:
+def _behind_norm(contents: Contents, sites: Sites, subject: Any) -> Contents:
     """The dictionary behind the gain and bias of the norm that its input was taken before."""
     said = contents.hooks.said if contents.hooks else f"site={sites.reads!r}"
     if subject is None:
@@ -253,7 +346,7 @@ def _behind_norm(contents: Contents, sites: Sites, subject: Subject | None) -> C
     return behind_gain(replace(contents, transcoder=sites.reads != sites.writes), gain, bias)
 
 
-def _check_widths(dictionary: Dictionary, subject: Subject, where: Path) -> None:
+def _check_widths(dictionary: Dictionary, subject: Any, where: Path) -> None:
     """Raises UserError if a site is not in the model, or has another width than the dictionary."""
     sites = dictionary.sites
     for name in sites.names():

@@ -38,7 +38,8 @@ from jaxinterp.decompositions.activations import ReLU
 from jaxinterp.decompositions.codes import DenseCodes
 from jaxinterp.decompositions.dictionary import Dictionary
 from jaxinterp.decompositions.gates import JumpReLU
-from jaxinterp.models.load import Subject
+from jaxinterp.decompositions.per_token import Kind, PerToken
+from jaxinterp.decompositions.per_token import per_token as scales_of
 from jaxinterp.models.sites import sites as sites_of
 
 GOOD, POOR, WORST = 0.1, 0.3, 1.0
@@ -106,7 +107,7 @@ class _Reading:
 
 
 @ordinary()
-def probe(dictionary: Dictionary, subject: Subject, tokens: grain.MapDataset, *, count: int = TOKENS) -> Probe:
+def probe(dictionary: Dictionary | PerToken, subject: Any, tokens: grain.MapDataset, *, count: int = TOKENS) -> Probe:
     """FVU and L0 of a dictionary on about `count` tokens of the subject's activations."""
     reads, writes = _names(dictionary)
     rows = _harvest(subject.model, tokens, (reads, writes), count)
@@ -115,22 +116,31 @@ def probe(dictionary: Dictionary, subject: Subject, tokens: grain.MapDataset, *,
 
 
 def check_reconstruction(
-    dictionary: Dictionary, subject: Subject, tokens: grain.MapDataset, where: str, *, force: bool = False
+    dictionary: Dictionary,
+    subject: Any,
+    tokens: grain.MapDataset,
+    where: str,
+    *,
+    force: bool = False,
+    per_token: Kind | None = None,
 ) -> Dictionary:
     """The dictionary as it is; with its target's moments on these tokens, where it came without.
 
     Args:
       force: warn where it would be refused.
+      per_token: by which scale of its own each token is divided before; all is measured in these units, and the
+        target's moments are those of the activations as they are.
     Raises:
       UserError: it explains nothing here, or another reading of the file explains far more.
     """
     reads, writes = _names(dictionary)
-    rows = _harvest(subject.model, tokens, (reads, writes), TOKENS)
+    raw = _harvest(subject.model, tokens, (reads, writes), TOKENS)
+    rows = _divided(raw, per_token)
     x, y = rows[reads], rows[writes]
     fvu = float(_quality(dictionary, x, y, None)[0])
     around = _around(subject.model, reads, writes)
     names = tuple(sorted({reads, writes, *(name for pair in around for name in pair)}))
-    tried = _harvest(subject.model, tokens, names, TRIED)
+    tried = _divided(_harvest(subject.model, tokens, names, TRIED), per_token)
     readings = list(_activations(dictionary, tried[reads], tried[writes]))
     readings += _orientations(dictionary, tried[reads], tried[writes])
     readings += _elsewhere(dictionary, tried, around)
@@ -139,9 +149,21 @@ def check_reconstruction(
     _compare(_Reading("", dictionary, tried[reads], tried[writes]), readings, where, force)
     if not np.isnan(float(dictionary.target_variance)):
         return dictionary
+    y = raw[writes]
     mean = jnp.mean(y, axis=0)
     variance = jnp.mean(jnp.sum((y - mean) ** 2, axis=-1))
     return replace(dictionary, target_mean=mean, target_variance=variance)
+
+
+def typical_scale(subject: Any, name: str, tokens: grain.MapDataset) -> float:
+    """sqrt(d) / mean length of an array on about `TOKENS` tokens."""
+    rows = _harvest(subject.model, tokens, (name,), TOKENS)[name]
+    return float(jnp.sqrt(rows.shape[1]) / jnp.mean(jnp.linalg.norm(rows, axis=1)))
+
+
+def _divided(rows: dict[str, Rows], kind: Kind | None) -> dict[str, Rows]:
+    """The rows in units of each token's own scale."""
+    return rows if kind is None else {name: scales_of(array, kind)[0] for name, array in rows.items()}
 
 
 def _compare(own: _Reading, readings: list[_Reading], where: str, force: bool) -> None:
@@ -267,7 +289,7 @@ def _around(model: PyTree, reads: str, writes: str) -> list[tuple[str, str]]:
     return [pair for pair in dict.fromkeys(pairs) if pair != (reads, writes) and set(pair) <= known]
 
 
-def _names(dictionary: Dictionary) -> tuple[str, str]:
+def _names(dictionary: Dictionary | PerToken) -> tuple[str, str]:
     return str(dictionary.sites.reads), str(dictionary.sites.writes)
 
 
@@ -284,7 +306,7 @@ def _harvest(model: PyTree, tokens: grain.MapDataset, names: tuple[str, ...], co
 
 
 @eqx.filter_jit
-def _quality(dictionary: Dictionary, x: Rows, y: Rows, k: Any) -> tuple[Array, Array]:
+def _quality(dictionary: Dictionary | PerToken, x: Rows, y: Rows, k: Any) -> tuple[Array, Array]:
     """(fvu, l0); with k, of the k largest codes of each token."""
     codes = dictionary.encode(x)
     if k is not None:

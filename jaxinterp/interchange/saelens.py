@@ -4,7 +4,7 @@
 
 f, its arrays and fields: `saelens_fields.py`. Scales that were not taken into the weights (normalize_activations) are
 not in `cfg.json`: the factor of `expected_average_only_in` is in `activation_scaler.json` beside it, as training writes
-it, or comes from the caller; what is divided by each token's own norm or whitened is not a dictionary here.
+it, or comes from the caller. What is divided by each token's own norm is a `PerToken`; what is whitened is refused.
 """
 
 import json
@@ -20,6 +20,7 @@ from jaxinterp.core.json_value import Json
 from jaxinterp.decompositions.activations import TopK
 from jaxinterp.decompositions.dictionary import Dictionary
 from jaxinterp.decompositions.gates import Gated, JumpReLU
+from jaxinterp.decompositions.per_token import Kind
 from jaxinterp.interchange.arrays import check_names, read_checked
 from jaxinterp.interchange.beside import read_beside, write_beside
 from jaxinterp.interchange.contents import Contents, gate_biases, plain
@@ -28,6 +29,7 @@ from jaxinterp.interchange.names import Hooks, from_hooks, has_post_norms, to_ho
 from jaxinterp.interchange.saelens_fields import (
     ARCHITECTURES,
     KNOWN,
+    REFUSED,
     TRAINING,
     WRITTEN,
     arrays_hint,
@@ -41,21 +43,29 @@ CONFIG, WEIGHTS, SCALER = "cfg.json", "sae_weights.safetensors", "activation_sca
 VERSION = "6.0.0"
 """The version whose layout is written."""
 
-PER_TOKEN = "; what is divided by each token's own norm, or whitened, is not a dictionary here"
+PER_TOKEN: dict[Any, Kind] = {"layer_norm": "layer_norm", "constant_norm_rescale": "constant_norm"}
+"""Scales of each token's own, and what they are called in `per_token.py`."""
+
+WHITENED = "; what is whitened has a matrix that the file does not hold"
 CENTRING = "center_writing_weights"
 CHANGED = ("fold_ln", "fold_value_biases")
 """Options of TransformerLens under which its activations are not those of the model as it was published."""
 
 
-def read_saelens(folder: Path) -> Contents:
+def read_saelens(folder: Path, overrides: Mapping[str, Json] | None = None) -> Contents:
     """What a SAELens folder says.
 
+    Args:
+      overrides: fields of its configuration that are otherwise, or missing.
     Raises:
       UserError: it is damaged, of another architecture, normalises by something else than one scale for all tokens, or
         has fields or arrays that are unknown.
     """
     where = folder / CONFIG
-    fields = current(read_config(where), where)
+    fields = current(read_config(where) | dict(overrides or {}), where)
+    if fields.get("architecture") in REFUSED:
+        name = fields["architecture"]
+        raise UserError(f"{where}: config field architecture={name!r} is not supported: {REFUSED[name]}.")
     name = one_of(fields, "architecture", where, ARCHITECTURES)
     architecture = ARCHITECTURES[name]
     stored = open_safetensors(folder / WEIGHTS)
@@ -71,8 +81,13 @@ def read_saelens(folder: Path) -> Contents:
     subtracts = flag(fields, "apply_b_dec_to_input", where, default=not architecture.transcoder)
     if subtracts and architecture.transcoder:
         raise UserError(f"{where}: config field apply_b_dec_to_input=true has no meaning for a transcoder.")
-    allowed = ("none", "expected_average_only_in", None)
-    scaling = one_of(fields, "normalize_activations", where, allowed, why=PER_TOKEN)
+    allowed = ("none", "expected_average_only_in", None, *PER_TOKEN)
+    scaling = one_of(fields, "normalize_activations", where, allowed, why=WHITENED)
+    if scaling in PER_TOKEN and architecture.transcoder:
+        raise UserError(
+            f"{where}: config field normalize_activations={scaling!r} of a transcoder: what it writes has another "
+            "scale than what it reads, which no reader of such files says."
+        )
     if scaling == "expected_average_only_in" and architecture.transcoder:
         raise UserError(
             f"{where}: config field normalize_activations={scaling!r} of a transcoder: what it reads and what it "
@@ -101,6 +116,8 @@ def read_saelens(folder: Path) -> Contents:
         target=target,
         centred=_centred(fields),
         model_name=_model_name(fields),
+        per_token=PER_TOKEN.get(scaling),
+        head=_head(fields, architecture.transcoder, where),
     )
     if rescaled:
         contents = _rescaled(contents)
@@ -245,11 +262,30 @@ def _rescaled(contents: Contents) -> Contents:
     )
 
 
+def _head(fields: Mapping[str, Json], transcoder: bool, where: Path) -> int | None:
+    """The head that it was trained on, of those beside each other in `attn/z`; None: all.
+
+    Raises:
+      UserError: it is of a transcoder, or of another array.
+    """
+    metadata = fields.get("metadata") or {}
+    head = metadata.get("hook_head_index")
+    one_of(metadata, "hook_head_index_out", where, (None,), why=": transcoders of single heads have no name here")
+    if head is None:
+        return None
+    if transcoder or not str(metadata.get("hook_name")).endswith("attn.hook_z"):
+        raise UserError(
+            f"{where}: config field hook_head_index={shown(head)} is not supported with hook_name="
+            f"{shown(metadata.get('hook_name'))}: one head has a name here in blocks.N.attn.hook_z only."
+        )
+    if type(head) is not int or head < 0:
+        raise UserError(f"{where}: config field hook_head_index={shown(head)} should be the number of a head.")
+    return head
+
+
 def _hooks(fields: Mapping[str, Json], where: Path, transcoder: bool) -> tuple[Hooks | None, str]:
     """Where it was trained; None, and why not, where that cannot be told."""
     metadata = fields.get("metadata") or {}
-    for name in ("hook_head_index", "hook_head_index_out"):
-        one_of(metadata, name, where, (None,), why=": one head of several has no name here")
     shape = one_of(fields, "reshape_activations", where, ("none", "hook_z", None))
     reads = metadata.get("hook_name")
     writes = metadata.get("hook_name_out") if transcoder else reads

@@ -93,6 +93,13 @@ ARCHITECTURES = {
     "jumprelu_skip_transcoder": Architecture(LINEAR | BIAS | THRESHOLD | SKIP, _jumprelu, ("d_out",)),
 }
 
+REFUSED = {
+    "temporal": "its codes depend on the tokens before (an attention over them predicts a part of each activation)",
+    "matching_pursuit": "its codes come one after the other, each from what the ones before left; no linear map gives "
+    "them",
+}
+"""Architectures that are not a dictionary here, and why."""
+
 WRITTEN: dict[tuple[type, bool, bool], str] = {
     (ReLU, False, False): "standard",
     (TopK, False, False): "topk",

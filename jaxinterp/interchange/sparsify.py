@@ -3,6 +3,8 @@
     a = (x - b_dec [not where transcode]) encoder.weight^T + encoder.bias
     y = ReLU(the k largest a) W_dec + b_dec [+ x W_skip^T where skip_connection]
 
+With `activation: groupmax` the largest a of each of k groups of neighbouring features.
+
 encoder.weight and W_dec are (features, d), W_skip is (d_out, d_in); transcoders have as many outputs as inputs.
 `multi_topk` and `normalize_decoder` matter in training only.
 
@@ -17,6 +19,7 @@ import numpy as np
 from jaxinterp.core.errors import UserError
 from jaxinterp.decompositions.activations import TopK
 from jaxinterp.decompositions.dictionary import Dictionary
+from jaxinterp.decompositions.group_max import GroupMax
 from jaxinterp.interchange.arrays import AxesByName, read_checked
 from jaxinterp.interchange.beside import read_beside, write_beside
 from jaxinterp.interchange.contents import Contents, plain, subtracting
@@ -43,12 +46,13 @@ def read_sparsify(folder: Path) -> Contents:
     """What a sparsify folder says.
 
     Raises:
-      UserError: it is damaged, its activation is not TopK with ReLU, or it has fields or arrays that are unknown.
+      UserError: it is damaged, its activation is neither TopK nor GroupMax with ReLU, or it
+        has fields or arrays that are unknown.
     """
     where = folder / CONFIG
     fields = read_config(where)
     check_known(fields, KNOWN, where)
-    one_of({"activation": "topk"} | fields, "activation", where, ("topk",))
+    grouped = one_of({"activation": "topk"} | fields, "activation", where, ("topk", "groupmax")) == "groupmax"
     one_of({"signed": False} | fields, "signed", where, (False,), why=": codes below 0 are not computed here")
     transcoder = flag(fields, "transcode", where, default=False)
     skip = flag(fields, "skip_connection", where, default=False)
@@ -70,7 +74,7 @@ def read_sparsify(folder: Path) -> Contents:
         encoder_bias=arrays["encoder.bias"],
         decoder=arrays["W_dec"],
         decoder_bias=arrays["b_dec"],
-        activation=TopK(size({"k": 32} | fields, "k", where)),
+        activation=_activation(grouped, size({"k": 32} | fields, "k", where), len(arrays["encoder.bias"]), where),
         subtracts=not transcoder,
         transcoder=transcoder,
         skip=np.ascontiguousarray(arrays["W_skip"].T) if skip else None,
@@ -78,6 +82,12 @@ def read_sparsify(folder: Path) -> Contents:
         no_site=no_site,
         target=target,
     )
+
+
+def _activation(grouped: bool, k: int, features: int, where: Path) -> TopK | GroupMax:
+    if grouped and features % k:
+        raise UserError(f"{where}: k={k} groups do not divide num_latents={features}.")
+    return GroupMax(k) if grouped else TopK(k)
 
 
 def write_sparsify(dictionary: Dictionary, folder: Path) -> Path:
@@ -89,8 +99,10 @@ def write_sparsify(dictionary: Dictionary, folder: Path) -> Path:
     contents = plain(dictionary)
     activation = contents.activation
     features, width = contents.encoder.shape
-    if not isinstance(activation, TopK):
-        raise UserError(f"activation={type(activation).__name__}: sparsify has TopK only; format='saelens' has others.")
+    if not isinstance(activation, TopK | GroupMax):
+        raise UserError(
+            f"activation={type(activation).__name__}: sparsify has TopK and GroupMax only; format='saelens' has others."
+        )
     if contents.decoder.shape[1] != width:
         raise UserError(f"d_in={width} is not d_out={contents.decoder.shape[1]}: sparsify has one size for both.")
     if contents.skip is not None and not contents.transcoder:
@@ -114,7 +126,7 @@ def write_sparsify(dictionary: Dictionary, folder: Path) -> Path:
     if contents.skip is not None:
         arrays["W_skip"] = contents.skip.T
     config = {
-        "activation": "topk",
+        "activation": "topk" if isinstance(activation, TopK) else "groupmax",
         "expansion_factor": max(1, features // width),
         "normalize_decoder": False,
         "num_latents": features,

@@ -24,6 +24,7 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
+from jaxtyping import PyTree
 
 from jaxinterp.core.errors import UserError
 from jaxinterp.interchange.zip_file import members, read_member
@@ -78,6 +79,22 @@ def open_torch(path: Path) -> dict[str, StoredTensor]:
       UserError: the file is damaged, of the format before PyTorch 1.6, holds anything but named tensors, or a tensor
         that does not lie within its storage.
     """
+    tensors, settings = _opened(path)
+    for name in settings:
+        raise UserError(f"{path}: entry {name[:80]!r} is not a tensor.")
+    return tensors
+
+
+def open_torch_with_settings(path: Path) -> tuple[dict[str, StoredTensor], dict[str, PyTree]]:
+    """Every tensor of a state dict, and its entries that are text, numbers, truth values, null or dictionaries of such.
+
+    Raises:
+      UserError: as `open_torch`.
+    """
+    return _opened(path)
+
+
+def _opened(path: Path) -> tuple[dict[str, StoredTensor], dict[str, PyTree]]:
     archive = members(path, compressed=False)
     pickles = [name for name in archive if name.endswith("/data.pkl") and name.count("/") == 1]
     if len(pickles) != 1:
@@ -88,11 +105,26 @@ def open_torch(path: Path) -> dict[str, StoredTensor]:
         raise UserError(f"{path}: byteorder is not little-endian: save the file anew on another machine.")
     if archive[pickles[0]].file_size > LARGEST_PICKLE:
         raise UserError(f"{path}: data.pkl has {archive[pickles[0]].file_size} bytes, more than any state dict needs.")
-    tensors = _run(read_member(path, archive[pickles[0]]), path)
-    return {name: _stored(name, tensor, archive, root, path) for name, tensor in tensors.items()}
+    entries = _run(read_member(path, archive[pickles[0]]), path)
+    tensors = {
+        name: _stored(name, value, archive, root, path) for name, value in entries.items() if isinstance(value, _Tensor)
+    }
+    settings = {name: _setting(name, value, path) for name, value in entries.items() if name not in tensors}
+    return tensors, settings
 
 
-def _run(program: bytes, path: Path) -> dict[str, _Tensor]:
+def _setting(name: str, value: Any, path: Path) -> Any:
+    """A plain value, or a small dictionary of such."""
+    plain = (str, int, float, bool, type(None))
+    if type(value) in plain:
+        return value
+    # A small one: a large one that many entries share would take for ever.
+    if isinstance(value, dict) and len(value) <= 32 and all(type(each) in plain for each in value.values()):
+        return value
+    raise UserError(f"{path}: entry {name[:80]!r} is not a tensor.")
+
+
+def _run(program: bytes, path: Path) -> dict[str, PyTree]:
     """What the pickle describes, by the machine of the module's docstring."""
     try:
         result = _machine(program, path)
@@ -102,9 +134,6 @@ def _run(program: bytes, path: Path) -> dict[str, _Tensor]:
         raise UserError(f"{path}: data.pkl is not a readable pickle ({type(error).__name__}: {error}).") from error
     if not isinstance(result, dict):
         raise UserError(f"{path} holds no state dict, but a {type(result).__name__.lstrip('_')}.")
-    for name, value in result.items():
-        if not isinstance(value, _Tensor):
-            raise UserError(f"{path}: entry {name[:80]!r} is not a tensor.")
     return result
 
 
@@ -127,7 +156,7 @@ def _machine(program: bytes, path: Path) -> Any:
         match opcode.name:
             case "PROTO" | "FRAME":
                 pass
-            case "BINUNICODE" | "SHORT_BINUNICODE" | "BININT" | "BININT1" | "BININT2" | "LONG1":
+            case "BINUNICODE" | "SHORT_BINUNICODE" | "BININT" | "BININT1" | "BININT2" | "LONG1" | "BINFLOAT":
                 stack.append(argument)
             case "NONE" | "NEWTRUE" | "NEWFALSE":
                 stack.append({"NONE": None, "NEWTRUE": True, "NEWFALSE": False}[opcode.name])

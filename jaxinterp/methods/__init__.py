@@ -5,6 +5,7 @@ from jaxinterp.methods.combine.per_layer_transcoders import PerLayerTranscoders
 from jaxinterp.methods.combine.resampling import Resampling
 from jaxinterp.methods.combine.seeds import Seeds
 from jaxinterp.methods.combine.together import Together
+from jaxinterp.methods.documented import add_hyperparameters
 from jaxinterp.methods.factor.experts import DenseRival, HiddenExperts
 from jaxinterp.methods.factor.factor_analysers import MixtureOfFactorAnalysers
 from jaxinterp.methods.factor.interaction_basis import LocalInteractionBasis
@@ -54,3 +55,7 @@ __all__ = [
     "gradient_method",
     "streaming_method",
 ]
+
+for _name in __all__:
+    if isinstance(globals()[_name], type):
+        add_hyperparameters(globals()[_name])

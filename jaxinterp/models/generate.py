@@ -25,6 +25,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
 
 from jaxinterp.core.callables import takes
 from jaxinterp.core.errors import UserError
+from jaxinterp.core.promotion import ordinary
 from jaxinterp.models.cache import KeysValues, can_cache, empty_caches, pass_over_new
 from jaxinterp.models.files.chat import turn_ends
 from jaxinterp.models.files.subject import Subject
@@ -96,6 +97,7 @@ class State(eqx.Module):
     caches: list[KeysValues] | None
 
 
+@ordinary()
 def generate(
     subject: Subject,
     prompt: object,
@@ -126,6 +128,10 @@ def generate(
     Raises:
       UserError: before compute: a value out of range, an empty prompt, more tokens than the model's context, an edit
         that a cache would change, no tokenizer or chat template where one is needed.
+
+    Example:
+      >>> len(generate(subject, "the cat", max_tokens=4).tokens[0])
+      4
     """
     sampling = Sampling(temperature, top_k, top_p)
     if max_tokens < 1:
@@ -205,7 +211,7 @@ def _start(prompts: Sequence[Sequence[int]], max_tokens: int, multiple: int) -> 
     return State(
         jnp.asarray(tokens),
         jnp.asarray(places),
-        jnp.zeros(tokens.shape),
+        jnp.zeros(tokens.shape, jnp.float32),
         jnp.zeros(len(prompts), bool),
         jnp.asarray(width),
         None,
@@ -278,7 +284,11 @@ def _append(state: State, logits: Array, sampling: Sampling, stops: Array, key: 
     """Choose the next token of every row and put it into the next slot; ended rows stay as they are."""
     token, log_p = next_token(logits, sampling, jax.random.fold_in(key, state.slot))
     position = jnp.max(state.places, axis=1) + 1
-    put = lambda array, value: jax.lax.dynamic_update_slice_in_dim(array, value[:, None], state.slot, axis=1)
+
+    def put(array: Array, value: Array) -> Array:
+        column = value[:, None].astype(array.dtype)  # an argmax is int64 under x64
+        return jax.lax.dynamic_update_slice_in_dim(array, column, state.slot, axis=1)
+
     return State(
         put(state.tokens, jnp.where(state.done, 0, token)),
         put(state.places, jnp.where(state.done, -1, position).astype(state.places.dtype)),

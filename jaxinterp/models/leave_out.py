@@ -171,6 +171,18 @@ class LeaveOut(eqx.Module):
         return filled.astype(a.dtype)
 
 
+class FATReLU(eqx.Module):
+    """x where x >= threshold, else 0: an edit at `pre` of a ReLU model makes its activation x [x >= threshold].
+
+    Source: ProSparse 2402.13516, section 3.3 (threshold 0.01).
+    """
+
+    threshold: float | Float[Array, ""] = 0.01
+
+    def __call__(self, x: Float[Array, "*batch d"]) -> Float[Array, "*batch d"]:
+        return jnp.where(x >= self.threshold, x, 0).astype(x.dtype)
+
+
 def every(model: PyTree, array: str, make: Callable[[str], Any]) -> dict[str, PyTree]:
     """`make(leaf)` as the edit at `<leaf>/<array>` of every MLP: `every(model, "hidden", lambda leaf: ...)`.
 

@@ -5,6 +5,7 @@
     load("tiny")                  a planted byte-level model, nothing to download
     load("bilinear-4x128")        a small model with bilinear MLPs that was trained here and comes with the package
     load("path/to/directory")     a Hugging Face directory (config.json, safetensors, tokenizer.json), or our own form
+    load("org/name")              a repository of the Hugging Face hub; "org/name/file.gguf": one file of it
     load("path/to/model.gguf")    a GGUF file (Llama, Qwen, Gemma, Phi-3, GPT-2, OLMo 2); of several, any one
 
 No PyTorch and no pickle: files are data. Nothing is read into memory before configuration, names, shapes and types of
@@ -29,6 +30,7 @@ from jaxinterp.models.families.configs import canonical_names, family_config, fa
 from jaxinterp.models.families.tables import Family
 from jaxinterp.models.families.wrappers import text_tensors
 from jaxinterp.models.files.gguf_file import PART, described, gguf_config, gguf_tensors, open_gguf
+from jaxinterp.models.files.hub import Hub, fetch_model, is_repository
 from jaxinterp.models.files.quantised import unpacked, without_quantisation
 from jaxinterp.models.files.safetensors_file import open_directory, pickle_refusal
 from jaxinterp.models.files.subject import OWN_FORM, Subject, load_own, save_subject
@@ -58,6 +60,10 @@ def load(
     dtype: DTypeLike | None = None,
     sharding: Shardings = None,
     families: Mapping[str, Family] | None = None,
+    revision: str | None = None,
+    token: str | None = None,
+    cache: str | Path | None = None,
+    offline: bool = False,
 ) -> Subject:
     """Load a subject model.
 
@@ -67,8 +73,17 @@ def load(
       sharding: where the weights go: None (the default device), one `jax.sharding.Sharding` for every leaf,
         `model_shardings(mesh)`, or a function from a leaf's name (`blocks/0/mlp/up_proj/weight`) and shape.
       families: of your own, by the `model_type` of their config.json: `families={"toy": Family(...)}`.
+      revision: of a repository on the hub: a branch, a tag or a commit.
+      token: for a gated or private one; by default `HF_TOKEN` or the stored one.
+      cache: where it is kept; by default `HF_HOME`'s folder.
+      offline: use the cache alone.
     Raises:
       UserError: there is no such source, or its files are damaged, of an unsupported family, or contradict each other.
+
+    Example:
+      >>> subject = load("tiny")
+      >>> subject.model.config.layers
+      4
     """
     dtype = default_dtype(sharding) if dtype is None else _checked_dtype(dtype)
     if source == TINY:
@@ -76,6 +91,8 @@ def load(
     check_source(source)
     shipped = installed_path(str(source))
     path = shipped or Path(source)
+    if shipped is None and is_repository(source):
+        path = fetch_model(str(source), Hub(revision, token, cache, offline))
     name = str(source) if shipped else _name_of(path)
     checkpoint = WHEELS[name].checkpoint if shipped and name in WHEELS else ""
     if path.is_dir():
@@ -90,13 +107,14 @@ def load(
 
 
 def check_source(source: str | Path) -> None:
-    """Raises UserError where a model is neither a known name nor a path that is there; it says how to get one."""
-    if str(source) not in KNOWN and not Path(source).exists():
+    """Raises UserError where a model is neither a known name, a path that is there, nor the name of a repository."""
+    if str(source) not in KNOWN and not Path(source).exists() and not is_repository(source):
         name = str(source).rstrip("/")
         raise UserError(
             f"no model {name!r}: there is no such path, and the known names are {', '.join(KNOWN)}."
-            f"{suggest(name, KNOWN)} A model of a hub is downloaded first, `hf download OWNER/"
-            f"{name.rpartition('/')[2]} --local-dir models/{name.rpartition('/')[2]}`, and then named by that folder."
+            f"{suggest(name, KNOWN)} A model of the hub is named with its owner, 'OWNER/"
+            f"{name.rpartition('/')[2]}', or fetched before (`hf download OWNER/{name.rpartition('/')[2]} --local-dir "
+            f"models/{name.rpartition('/')[2]}`) and named by its folder."
         )
 
 

@@ -120,7 +120,9 @@ def random_kat(key: PRNGKeyArray, d: int, d_mlp: int, groups: int = 8) -> KATMLP
     The gain of Swish on standard normal input is 2.8178: W2 has variance 2.8178 / d_mlp.
     """
     up_key, down_key = jax.random.split(key)
-    identity = GroupRational(jnp.zeros(NUMERATORS).at[1].set(1.0), jnp.zeros((groups, DENOMINATORS)))
+    identity = GroupRational(
+        jnp.zeros(NUMERATORS, jnp.float32).at[1].set(1.0), jnp.zeros((groups, DENOMINATORS), jnp.float32)
+    )
     above, below, _ = fit_rational(lambda x: x / (1 + np.exp(-x)))
     swish = GroupRational(jnp.asarray(above, jnp.float32), jnp.tile(jnp.asarray(below, jnp.float32), (groups, 1)))
     up = random_linear(up_key, d, d_mlp, bias=True)

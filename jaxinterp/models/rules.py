@@ -36,7 +36,13 @@ ACTIVATIONS: dict[str, Callable[[Any], Any]] = {
 
 @dataclass(frozen=True)
 class Rules:
-    """Which derivatives a forward pass replaces; a static value, chosen per call of `run`."""
+    """Which derivatives a forward pass replaces; a static value, chosen per call of `run`.
+
+    Example:
+      >>> relevance = Rules(norm=True, gate=True, activation=True)
+      >>> relevance == RELEVANCE, Rules() == EXACT
+      (True, True)
+    """
 
     norm: bool = False
     activation: bool = False

@@ -80,6 +80,11 @@ class SetTo(eqx.Module):
     """The edit that puts `value` where the array was: ablate with 0, patch with another run's array.
 
     The value is broadcast; one with as many entries as the array is reshaped. `SetTo(0.0)` sets all to zero.
+
+    Example:
+      >>> ablated = run(subject.model, tokens, edits={"blocks/1/mlp/out": SetTo(0.0)})
+      >>> float(jnp.abs(ablated["blocks/1/mlp/out"]).max())
+      0.0
     """
 
     value: Float[Array, "..."] = eqx.field(converter=_as_array)
@@ -91,7 +96,11 @@ class SetTo(eqx.Module):
 
 
 class Add(eqx.Module):
-    """The edit that adds `delta` (broadcast): steer with a direction, or differentiate by a zero."""
+    """The edit that adds `delta` (broadcast): steer with a direction, or differentiate by a zero.
+
+    Example:
+      >>> steered = run(subject.model, tokens, edits={"blocks/1/resid/post": Add(jnp.ones(64))})
+    """
 
     delta: Float[Array, "..."] = eqx.field(converter=_as_array)
 
@@ -133,6 +142,11 @@ class Trace(eqx.Module):
     """What a forward pass computed: the logits, and every named array as it flowed on (after its edit, if any).
 
     A mapping from names to arrays: `trace["embed"]`, `list(trace)`, `"embed" in trace`, `trace.items()`.
+
+    Example:
+      >>> trace = run(subject.model, tokens)
+      >>> trace["blocks/1/mlp/hidden"].shape, "embed" in trace
+      ((1, 8, 128), True)
     """
 
     predicted: Float[Array, "batch seq vocab"] | None
@@ -318,6 +332,10 @@ def sites(model: PyTree, pattern: str = "**") -> list[str]:
 
     Args:
       pattern: a glob; `*` stands for one component or a part of it (`blocks/*/mlp`), `**` for any number of them.
+
+    Example:
+      >>> sites(subject.model, "blocks/*/mlp")
+      ['blocks/0/mlp', 'blocks/1/mlp', 'blocks/2/mlp', 'blocks/3/mlp']
     """
     leaves, structure = jax.tree.flatten(model)
     shapes = tuple(jax.ShapeDtypeStruct(x.shape, x.dtype) if isinstance(x, jax.Array) else x for x in leaves)
@@ -376,6 +394,10 @@ def select(model: PyTree, pattern: str) -> PyTree:
 
     Raises:
       UserError: nothing matches.
+
+    Example:
+      >>> len(select(subject.model, "blocks/*/mlp").get_sequence())
+      4
     """
     matches = _glob(pattern)
     selection = pz.select(model).at_subtrees_where(lambda path, _: matches(path_name(path)), with_keypath=True)
@@ -392,6 +414,11 @@ def replace(model: PyTree, leaves: Mapping[str, PyTree]) -> PyTree:
     Raises:
       UserError: a name is not a leaf of the model, a replacement is not callable or has another shape than the
         projection, or its `sites` are not what the leaf reads and writes.
+
+    Example:
+      >>> replaced = replace(subject.model, {"blocks/1/mlp": result.decomposition})
+      >>> run(replaced, tokens)["blocks/1/mlp/codes"].shape
+      (1, 8, 64)
     """
     every = sites(model)
     known = [name for name in every if name.endswith(LEAVES) or name.rpartition("/")[2] in PROJECTIONS]

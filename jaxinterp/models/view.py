@@ -19,6 +19,9 @@ def show(model: PyTree) -> None:
 
     Args:
       model: a model, or a subject around one.
+
+    Example:
+      >>> show(subject)  # doctest: +SKIP
     """
     model = model.model if isinstance(model, Subject) else model
     if _in_notebook():

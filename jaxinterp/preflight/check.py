@@ -80,8 +80,9 @@ def preflight(
     )
     chip = target.chip or Chip("unmeasured", 1.0, _memory(mesh), 1.0, 1.0)
     state = program.abstract_state(model)
+    rows = program.abstract_given(model) if program.rows == "kept" else None
     besides = {"temporary, at least": expected} if expected else {}
-    held = compiled.Program(compiled.held(model, state) | besides, 0.0, 0.0, Work(), Work())
+    held = compiled.Program(compiled.held(model, state, rows) | besides, 0.0, 0.0, Work(), Work())
     found = Estimate(chip, held, mesh.devices.size, setting.batch_size, steps, _pace(seq) * _hosts(mesh))
     if not found.fits:
         return found  # what lies there between steps is too much already
@@ -97,7 +98,7 @@ def preflight(
             raise
         memory = held.memory | {"temporary, by the compiler's message": temporary}
         return replace(found, program=replace(held, memory=memory), refused=True)
-    read = compiled.read(done, model, state, lambda: _counted(program, shapes))
+    read = compiled.read(done, model, state, lambda: _counted(program, shapes), rows)
     if target.chip is None:
         chip = estimate.measured(tuple(mesh.devices.flat), chip.memory, sum(read.memory.values()))
     return replace(found, program=read, chip=chip)

@@ -8,6 +8,7 @@ import jax
 from jaxtyping import Array, PyTree
 
 from jaxinterp.core.trees import named_leaves
+from jaxinterp.data.activations import Rows
 from jaxinterp.preflight.hlo import Work, read_work
 
 
@@ -32,14 +33,16 @@ class Program:
         return sum(each.total for each in self.always.collectives)
 
 
-def read(compiled: Any, model: PyTree, state: PyTree, count: Callable[[], dict[str, float]]) -> Program:
+def read(
+    compiled: Any, model: PyTree, state: PyTree, count: Callable[[], dict[str, float]], rows: Rows | None = None
+) -> Program:
     """The numbers of a compiled step ((model, windows), state); `count` where the compiler counts no operations."""
     analysis = compiled.memory_analysis()
     cost = compiled.cost_analysis() or {}
     cost = cost[0] if isinstance(cost, list) else cost
     if not cost.get("flops"):
         cost = count()  # of a described GPU
-    memory = held(model, state)
+    memory = held(model, state, rows)
     rest = int(analysis.argument_size_in_bytes) - sum(memory.values())
     fresh = int(analysis.output_size_in_bytes - analysis.alias_size_in_bytes)
     memory["temporary"] = int(analysis.temp_size_in_bytes)
@@ -48,14 +51,22 @@ def read(compiled: Any, model: PyTree, state: PyTree, count: Callable[[], dict[s
     return Program(memory, flops, accessed, *read_work(compiled.as_text()))
 
 
-def held(model: PyTree, state: PyTree) -> dict[str, int]:
-    """Bytes that a device holds between steps, by what they are; from shapes and shardings alone."""
+def held(model: PyTree, state: PyTree, rows: Rows | None = None) -> dict[str, int]:
+    """Bytes that a device holds between steps, by what they are; from shapes and shardings alone.
+
+    Args:
+      rows: those that are kept, of a method that sweeps over them.
+    """
+    besides = {
+        "kept rows": _bytes_on_a_device(rows),
+        "codes, moments, sources": _bytes_on_a_device(getattr(state.method, "aux", ())),
+    }
     return {
         "model weights": _bytes_on_a_device(model),
         "dictionary": _bytes_on_a_device(getattr(state.method, "decomposition", state.method)),
         "optimizer": _bytes_on_a_device(getattr(state.method, "optimizer", ())),
         "activation buffer": _bytes_on_a_device(state.buffer),
-    }
+    } | {name: size for name, size in besides.items() if size}
 
 
 def _bytes_on_a_device(tree: PyTree) -> int:

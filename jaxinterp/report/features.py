@@ -16,6 +16,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from jaxinterp.core.errors import UserError
+from jaxinterp.core.promotion import ordinary
 from jaxinterp.core.sites import several
 from jaxinterp.decompositions.base import Decomposition, Revivable, Shown
 from jaxinterp.evaluation.features.peaks import Peaks, Window, batches, chosen_codes, collect, measure
@@ -39,6 +40,7 @@ class Text:
     counts: list[np.ndarray]
 
 
+@ordinary()
 def feature_pages(
     decomposition: Decomposition,
     subject: Subject,
@@ -70,6 +72,12 @@ def feature_pages(
     Raises:
       UserError: a number is not positive, a feature is out of range or named twice, there is no window, or the
         decomposition has no read and write vectors.
+
+    Example:
+      >>> chosen = {"features": [3, 5], "contexts": 2, "tokens": 1024}
+      >>> densities, pages = feature_pages(result.decomposition, subject, heldout, **chosen)
+      >>> densities.shape, [page.index for page in pages]
+      ((64,), [3, 5])
     """
     counts = {"contexts": contexts, "tokens": tokens} | ({"features": features} if isinstance(features, int) else {})
     for name, value in counts.items():

@@ -7,10 +7,10 @@ below the graph.
 
 import json
 from collections.abc import Callable, Mapping
-from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
+from markupsafe import Markup
 
 from jaxinterp.causal.graphs.contexts import About
 from jaxinterp.causal.graphs.graph import Graph
@@ -18,11 +18,9 @@ from jaxinterp.causal.graphs.influence import completeness_score, replacement_sc
 from jaxinterp.causal.graphs.prune import Pruned, cumulative_shares, edge_scores
 from jaxinterp.causal.graphs.schema import check_graph_json, node_id
 from jaxinterp.core.json_value import Json
-from jaxinterp.report.shell import facts_list, save
-from jaxinterp.report.style import STYLE
-from jaxinterp.report.text import plain
-
-_POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:"
+from jaxinterp.report.style import asset
+from jaxinterp.report.templates import render
+from jaxinterp.storage.files import write_text
 
 
 def write_graph_page(
@@ -51,7 +49,7 @@ def write_graph_page(
         "bias": _bias(graph, kept),
         "features": {f"{layer}_{index}": _about(own, token_text) for (layer, index), own in (about or {}).items()},
     }
-    return save(_page(document, extra, _scores(graph), facts or {}), path)
+    return write_text(path, _page(document, extra, _scores(graph), facts or {}))
 
 
 def link_shares(graph: Graph, kept: Pruned, document: Mapping[str, Json]) -> list[float]:
@@ -101,43 +99,13 @@ def _page(document: Mapping[str, Json], extra: Mapping[str, Json], scores: str, 
     metadata = document["metadata"]
     # "</" would end the element that holds the data.
     data = json.dumps({"graph": document, "extra": extra}, allow_nan=False).replace("</", "<\\/")
-    most = float(metadata.get("node_threshold") or 1)
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width,initial-scale=1">'
-        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
-        f"<title>{plain(metadata['slug'])}: attribution graph</title>"
-        f"<style>{STYLE}{_asset('graph.css')}</style></head>\n"
-        '<body class="graph-page"><header class="top"><div class="kicker">jaxinterp attribution graph</div>'
-        f'<h1>{plain(metadata["scan"])}</h1><p class="prompt">{plain(metadata["prompt"])} <b>…</b></p>'
-        f'<div class="bar-of-controls">{_slider("node-threshold", "nodes", most)}'
-        f"{_slider('edge-threshold', 'links', 1.0)}"
-        '<label><input type="checkbox" id="errors" checked> errors</label>'
-        '<button type="button" id="download">Save JSON</button><span id="count" aria-live="polite"></span>'
-        f"<span>{plain(scores)}</span></div></header>\n<main>"
-        '<div class="columns"><div class="canvas" id="canvas"></div>'
-        '<aside class="panel" id="panel" aria-live="polite" aria-label="the selected node"></aside></div>'
-        '<section class="subgraph"><h2>Pinned nodes and supernodes</h2>'
-        '<p class="note" id="no-pins">Pin nodes (button, p, or shift and click) to see how they act on each other, and '
-        "group those that mean the same.</p>"
-        '<div class="chips" id="chips"></div><div class="group-form" id="group-form" hidden>'
-        '<input id="group-name" aria-label="name of the supernode" placeholder="name of the supernode">'
-        '<button type="button" id="group">Group ticked nodes</button></div>'
-        '<div class="sketch" id="sketch" hidden></div></section>'
-        f"<section><h2>The run</h2>{facts_list(facts)}</section></main>"
-        "<footer>Written by jaxinterp. This file is complete in itself: it loads nothing.</footer>"
-        "<noscript><p>This page draws its graph by a script; graph.json has the same content.</p></noscript>"
-        f'<script type="application/json" id="graph-data">{data}</script>'
-        f"<script>{_asset('graph.js')}</script></body></html>\n"
-    )
-
-
-def _asset(name: str) -> str:
-    return files("jaxinterp.report").joinpath(name).read_text(encoding="utf-8")
-
-
-def _slider(id: str, name: str, most: float) -> str:
-    return (
-        f'<label>{name}<input type="range" id="{id}" min="0.05" max="{most:g}" step="0.01" value="{most:g}">'
-        f'<output id="{id}-value"></output></label>'
+    return render(
+        "graph.html",
+        metadata=metadata,
+        most=f"{float(metadata.get('node_threshold') or 1):g}",
+        scores=scores,
+        facts=facts,
+        data=Markup(data),
+        graph_style=Markup(asset("graph.css")),
+        graph_script=Markup(asset("graph.js")),
     )

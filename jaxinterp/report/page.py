@@ -2,19 +2,22 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float
+from markupsafe import Markup
 
 from jaxinterp.core.json_value import Json
+from jaxinterp.report import templates
 from jaxinterp.report.columns import answer_of
 from jaxinterp.report.content import Report
-from jaxinterp.report.feature_html import feature_section
+from jaxinterp.report.feature_views import views
 from jaxinterp.report.plots import Reference, bar_chart, line_chart
-from jaxinterp.report.scoreboard import dot_plots, summary, table, tiles
-from jaxinterp.report.shell import card, document, facts_list, save
-from jaxinterp.report.text import Number, count, finite, number, percent, power_of_ten, short_count
+from jaxinterp.report.scoreboard import board, dot_plots, summary, tiles
+from jaxinterp.report.text import Number, finite, number, power_of_ten, short_count
+from jaxinterp.storage.files import write_text
 
 _DEFINITIONS = (
     (
@@ -66,52 +69,50 @@ _DEFINITIONS = (
     ),
 )
 
+_ANCHORS = (
+    ("scoreboard", "Scoreboard"),
+    ("training", "Training"),
+    ("density", "Density"),
+    ("features", "Features"),
+    ("read", "How to read this"),
+    ("run", "The run"),
+)
+
 
 def write_report(content: Report, path: str | Path) -> Path:
     """Write the report as one HTML file and return its path; a file of that name is replaced in one step.
 
     Folders on the way are created. The text is UTF-8; nothing in it depends on the time or the place of writing.
     """
-    return save(render(content), path)
+    return write_text(path, render(content))
 
 
 def render(content: Report) -> str:
     """The whole page as a string."""
-    sections = (
-        ("scoreboard", "Scoreboard", _scoreboard(content)),
-        ("training", "Training", _training(content)),
-        ("density", "Density", _density(content)),
-        ("features", "Features", _features(content)),
-        ("read", "How to read this", _read()),
-        ("run", "The run", facts_list(content.facts)),
-    )
-    return document(
-        sections,
+    answer = answer_of(content.scoreboard, content.effect)
+    return templates.render(
+        "report.html",
         title=content.title,
         subtitle=content.subtitle,
-        summary=summary(content.scoreboard, content.effect),
+        summary=Markup(summary(content.scoreboard, content.effect)),
+        anchors=_ANCHORS,
         tiles=tiles(content.scoreboard, content.curves, len(content.densities), content.effect),
+        scores=board(content.scoreboard, content.effect),
+        answer=answer,
+        dots=tuple(map(Markup, dot_plots(content.scoreboard, content.effect))),
+        curves=_curves(content),
+        density=_density(content),
+        features=views(content.features),
+        definitions=_DEFINITIONS,
+        facts=content.facts,
     )
 
 
-def _scoreboard(content: Report) -> str:
-    fvu, kept = dot_plots(content.scoreboard, content.effect)
-    answer = answer_of(content.scoreboard, content.effect)
-    return (
-        '<p class="lede">Every row stands where the MLP stood and is measured on the same held-out text. The first row '
-        "was trained in this run; the others are baselines. Best values are bold; ↓ and ↑ say which way is better.</p>"
-        f"{table(content.scoreboard, content.effect)}"
-        f'<div class="two">{card("Unexplained variance", "FVU, lower is better", fvu)}'
-        f"{card(answer.title, answer.note, kept)}</div>"
-        '<p class="note">Dots are means over the held-out tokens, bars are 95\u202f% intervals over documents. Dashed '
-        "lines: the unchanged model (clean), and the MLP's output replaced by its training mean or by zero.</p>"
-    )
-
-
-def _training(content: Report) -> str:
+def _curves(content: Report) -> list[tuple[str, str, Markup]]:
+    """Title, note and chart of what the log has."""
     rows = content.curves
     if not rows:
-        return '<p class="empty">No training log was recorded.</p>'
+        return []
     tokens = _column(rows, "tokens")
     held_out = content.scoreboard[0].get("fvu") if content.scoreboard else None
     charts = (
@@ -120,7 +121,7 @@ def _training(content: Report) -> str:
         ("l0", "L0", "active features per token", (0.0,), None),
         ("dead_fraction", "Dead features", "fraction that never fired between two log entries", (0.0,), None),
     )
-    cards = []
+    found = []
     for key, title, note, include, reference in charts:
         values = _column(rows, key)
         log = key in ("fvu", "loss") and _spans(values, 4.0)
@@ -134,18 +135,28 @@ def _training(content: Report) -> str:
             reference=reference,
             x_labels=lambda ticks: tuple(map(short_count, ticks)),
         )
-        cards.append(card(title, ", ".join(filter(None, (note, "log scale" if log else ""))), chart))
-    return f'<div class="two">{"".join(cards)}</div>'
+        found.append((title, ", ".join(filter(None, (note, "log scale" if log else ""))), Markup(chart)))
+    return found
 
 
-def _density(content: Report) -> str:
+@dataclass(frozen=True)
+class _Density:
+    """Numbers of features, the median density of the live ones, and their histogram."""
+
+    live: int
+    all: int
+    dead: int
+    frequent: int
+    median: float | None
+    chart: Markup
+
+
+def _density(content: Report) -> _Density | None:
     densities = np.asarray(content.densities, dtype=np.float64)
+    if not densities.size:
+        return None
     edges, counts, dead = density_histogram(densities)
     live = densities[np.isfinite(densities) & (densities > 0)]
-    if not densities.size:
-        return '<p class="empty">No densities were recorded.</p>'
-    frequent = int((live > 0.1).sum())
-    middle = f"The median live feature fires on {percent(float(np.median(live)), 3)} of tokens. " if live.size else ""
     chart = bar_chart(
         edges,
         counts,
@@ -159,13 +170,8 @@ def _density(content: Report) -> str:
         width=1150,
         height=260,
     )
-    return (
-        f'<p class="lede">{count(live.size)} of {count(densities.size)} features fired on the held-out text; '
-        f"{count(dead)} did not and stand apart at the left. {middle}"
-        f"{count(frequent)} {'fires' if frequent == 1 else 'fire'} on more than a tenth of all tokens.</p>"
-        f'<div class="card">{chart}</div>'
-        '<p class="note">The marks below the axis are the features shown in the next section.</p>'
-    )
+    median = float(np.median(live)) if live.size else None
+    return _Density(live.size, densities.size, dead, int((live > 0.1).sum()), median, Markup(chart))
 
 
 def density_histogram(
@@ -185,22 +191,6 @@ def density_histogram(
     edges = np.arange(first, last + 1) / per_decade
     counts, _ = np.histogram(logs, edges)
     return tuple(map(float, edges)), tuple(map(int, counts)), dead
-
-
-def _features(content: Report) -> str:
-    return (
-        '<p class="lede">Each feature with the held-out passages that activate it most, every passage from another '
-        "window of text. The outlined token is the peak; the colour is the activation at every token."
-        ' <span class="js-only">Use <kbd>←</kbd> and <kbd>→</kbd> to step through them.</span></p>'
-        '<div class="legend">activation 0 <span class="ramp"></span> the feature\'s maximum &ensp; '
-        '<span class="w">↵</span> newline &ensp; <span class="w">·</span> space</div>'
-        f"{feature_section(content.features)}"
-    )
-
-
-def _read() -> str:
-    entries = "".join(f"<div><dt>{name}</dt><dd>{text}</dd></div>" for name, text in _DEFINITIONS)
-    return f'<dl class="read card">{entries}</dl>'
 
 
 def _column(rows: Sequence[Mapping[str, Json]], key: str) -> list[Number | None]:

@@ -4,9 +4,10 @@ Every word about which method is ahead is computed from the numbers, and says so
 """
 
 from collections.abc import Sequence
-from itertools import pairwise
+from dataclasses import dataclass
+from itertools import groupby, pairwise
 
-from jaxinterp.evaluation.columns import Answer, Column
+from jaxinterp.evaluation.columns import Column
 from jaxinterp.evaluation.effects import Effect
 from jaxinterp.report.columns import Row, answer_of, columns_of, shown
 from jaxinterp.report.plots import Dot, Reference, dot_plot
@@ -75,8 +76,10 @@ def _overlap(rows: Sequence[Row], one: int, other: int, key: str) -> str:
     return "the 95\u202f% intervals overlap"
 
 
-def tiles(rows: Sequence[Row], curves: Sequence[Row], features: int, effect: Effect | None = None) -> str:
-    """The key numbers of the trained row, as HTML."""
+def tiles(
+    rows: Sequence[Row], curves: Sequence[Row], features: int, effect: Effect | None = None
+) -> tuple[tuple[str, str, str], ...]:
+    """The key numbers of the trained row: name, value, note (HTML)."""
     row: Row = rows[0] if rows else {}
     rivals = [index for index in _ranking(rows, "fvu") if index != 0]
     rival = f"best baseline: {_name(rows[rivals[0]])} {fixed(rows[rivals[0]]['fvu'], 3)}" if rivals else ""
@@ -89,7 +92,7 @@ def tiles(rows: Sequence[Row], curves: Sequence[Row], features: int, effect: Eff
     trained = next((one["tokens"] for one in reversed(curves) if finite(one.get("tokens"))), None)
     speeds = sorted(one["tokens_per_second"] for one in curves if finite(one.get("tokens_per_second")))
     speed = f"{count(speeds[len(speeds) // 2])} tokens per second" if speeds else ""
-    shown = (
+    return (
         ("Unexplained variance", fixed(row.get("fvu"), 3), rival),
         (
             answer.change,
@@ -101,61 +104,67 @@ def tiles(rows: Sequence[Row], curves: Sequence[Row], features: int, effect: Eff
         ("Dead features", percent(row.get("dead_fraction")), "never fired on held-out text"),
         ("Training tokens", short_count(trained), speed),
     )
-    return "".join(
-        f'<div class="tile"><span>{name}</span><b>{value}</b><small>{note}</small></div>' for name, value, note in shown
-    )
 
 
-def table(rows: Sequence[Row], effect: Effect | None = None) -> str:
-    """The scoreboard as an HTML table: one row a method, the first one marked, the best of each column in bold."""
-    if not rows:
-        return '<p class="empty">No scores were recorded.</p>'
+@dataclass(frozen=True)
+class Head:
+    """A column's name, what it means, which way is better, and whether a group starts with it."""
+
+    name: str
+    meaning: str
+    arrow: str
+    start: bool
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A value as it is shown, in bold where it is the best, and with its interval."""
+
+    text: str
+    interval: str
+    best: bool
+    broken: bool
+    classes: str
+
+
+@dataclass(frozen=True)
+class Line:
+    """A row of the table."""
+
+    method: str
+    cells: tuple[Cell, ...]
+
+
+def board(
+    rows: Sequence[Row], effect: Effect | None = None
+) -> tuple[tuple[tuple[str, int], ...], tuple[Head, ...], tuple[Line, ...]]:
+    """The scoreboard as a table: groups of columns with their sizes, columns, and a line for every method."""
     columns, answer = columns_of(rows, effect), answer_of(rows, effect)
-    best = {column.key: best_rows(rows, column) for column in columns}
     starts = {column.key for before, column in pairwise(columns) if before.group != column.group}
-    groups: dict[str, int] = {}
-    for column in columns:
-        groups[column.group] = groups.get(column.group, 0) + 1
-    heads = "".join(f'<th colspan="{size}" scope="colgroup">{name}</th>' for name, size in groups.items())
-    arrow = {-1: " <i>↓</i>", 0: "", 1: " <i>↑</i>"}
-    names = "".join(
-        f'<th scope="col" title="{plain(column.meaning)}"{_class("start" * (column.key in starts))}>'
-        f"{column.name}{arrow[column.better]}</th>"
-        for column in columns
-    )
-    body = "".join(_table_row(rows, index, columns, best, starts, answer) for index in range(len(rows)))
-    return (
-        '<div class="card scroll" style="padding:8px 0 4px"><table class="board"><thead>'
-        f'<tr class="groups"><th></th>{heads}</tr>'
-        f'<tr><th scope="col" title="What stands in place of the MLP.">Method</th>{names}</tr></thead>'
-        f"<tbody>{body}</tbody></table></div>"
-    )
+    groups = tuple((name, len(tuple(members))) for name, members in groupby(columns, lambda column: column.group))
+    arrow = {-1: "↓", 0: "", 1: "↑"}
+    heads = tuple(Head(column.name, column.meaning, arrow[column.better], column.key in starts) for column in columns)
+    best = {column.key: best_rows(rows, column) for column in columns}
 
-
-def _table_row(
-    rows: Sequence[Row],
-    index: int,
-    columns: Sequence[Column],
-    best: dict[str, frozenset[int]],
-    starts: set[str],
-    answer: Answer,
-) -> str:
-    row = rows[index]
-    cells = []
-    for column in columns:
-        value = row.get(column.key)
-        text = shown(column, value)
-        if index in best[column.key]:
-            text = f"<b>{text}</b>"
-        if value is not None and not finite(value):
-            text = f'<span class="warn">{text}</span>'
+    def cell(index: int, column: Column) -> Cell:
+        value = rows[index].get(column.key)
         # The answers clean and ablated belong to the model: said once, they are dimmed where they repeat.
         of_the_model = not column.better and index > 0 and column.key.startswith(f"{answer.key}_")
         same = of_the_model and value == rows[0].get(column.key)
-        if column.interval and (ends := _interval(row, column.interval)):
-            text += f"<small>{shown(column, ends[0])}–{shown(column, ends[1])}</small>"
-        cells.append(f"<td{_class('start' * (column.key in starts), 'same' * same)}>{text}</td>")
-    return f"<tr{_class('first' * (index == 0))}><td>{_name(row)}</td>{''.join(cells)}</tr>"
+        ends = _interval(rows[index], column.interval) if column.interval else ()
+        return Cell(
+            text=shown(column, value),
+            interval="–".join(shown(column, end) for end in ends),
+            best=index in best[column.key],
+            broken=value is not None and not finite(value),
+            classes=" ".join(["start"] * (column.key in starts) + ["same"] * same),
+        )
+
+    lines = tuple(
+        Line(str(row.get("method", "?")), tuple(cell(index, column) for column in columns))
+        for index, row in enumerate(rows)
+    )
+    return groups, heads, lines
 
 
 def dot_plots(rows: Sequence[Row], effect: Effect | None = None) -> tuple[str, str]:
@@ -195,8 +204,3 @@ def _interval(row: Row, key: str) -> tuple[Number, ...]:
 
 def _name(row: Row) -> str:
     return plain(row.get("method", "?"))
-
-
-def _class(*names: str) -> str:
-    chosen = " ".join(name for name in names if name)
-    return f' class="{chosen}"' if chosen else ""

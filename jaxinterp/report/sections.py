@@ -5,8 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jaxinterp.report.shell import card, document, facts_list, save
-from jaxinterp.report.text import DASH, count, finite, fixed, number, plain
+from markupsafe import Markup
+
+from jaxinterp.report.templates import render
+from jaxinterp.report.text import plain
+from jaxinterp.storage.files import write_text
 
 Row = Mapping[str, Any]
 
@@ -36,45 +39,14 @@ def write_page(
     path: str | Path, *, title: str, subtitle: str, summary: str, sections: Sequence[Section], facts: Mapping[str, str]
 ) -> Path:
     """Write the page as one HTML file and return its path; `summary` is one or two sentences that say what came out."""
-    bodies = [(f"section-{index}", one.title, _body(one)) for index, one in enumerate(sections)]
-    run = ("run", "The run", facts_list(facts))
-    return save(document([*bodies, run], title=title, subtitle=subtitle, summary=plain(summary)), path)
-
-
-def _body(section: Section) -> str:
-    parts = [f'<p class="lede">{plain(paragraph)}</p>' for paragraph in section.text]
-    if section.rows:
-        parts.append(table(section.rows))
-    if section.charts:
-        cards = "".join(card(plain(one.title), plain(one.note), one.svg) for one in section.charts)
-        parts.append(f'<div class="{"wide" if section.wide else "two"}">{cards}</div>')
-    return "".join(parts)
-
-
-def table(rows: Sequence[Row]) -> str:
-    """Rows as an HTML table: words to the left, numbers to the right, an en dash where a row has nothing."""
-    names = list(rows[0])
-    words = {name for name in names if any(isinstance(row.get(name), str) for row in rows)}
-    heads = "".join(f'<th scope="col"{_left(name in words)}>{plain(name)}</th>' for name in names)
-    body = "".join(
-        "<tr>" + "".join(f"<td{_left(name in words)}>{_shown(row.get(name))}</td>" for name in names) + "</tr>"
-        for row in rows
+    anchors = [(f"section-{index}", one.title) for index, one in enumerate(sections)] + [("run", "The run")]
+    text = render(
+        "sections.html",
+        title=title,
+        subtitle=subtitle,
+        summary=Markup(plain(summary)),
+        sections=sections,
+        facts=facts,
+        anchors=anchors,
     )
-    return (
-        '<div class="card scroll" style="padding:8px 0 4px"><table class="board">'
-        f"<thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table></div>"
-    )
-
-
-def _left(words: bool) -> str:
-    return ' class="words" style="text-align:left"' if words else ""
-
-
-def _shown(value: object) -> str:
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, int):
-        return count(value)
-    if finite(value):
-        return fixed(value, 3) if 0.01 <= abs(value) < 1000 else number(value, 3)
-    return DASH if value is None else plain(str(value))
+    return write_text(path, text)

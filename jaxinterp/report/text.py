@@ -51,9 +51,10 @@ def token_html(token: str, *, alone: bool = False) -> str:
 
 
 def plain(text: str) -> str:
-    """Text as HTML, for titles, facts, labels and attributes: escaped, with hidden characters as escapes, no markup."""
+    """Text as HTML, for titles, labels and attributes: escaped, hidden characters but the space before % as escapes."""
     return "".join(
-        character if character in " \n" else html.escape(_shown(character) or character) for character in str(text)
+        character if character in " \n\u202f" else html.escape(_shown(character) or character)
+        for character in str(text)
     )
 
 

@@ -39,6 +39,12 @@ class Fit:
     """What training returns: the decomposition, one row of numbers per logging interval, and the whole last state.
 
     A resumed run has the rows of its earlier parts too, also where it was finished already.
+
+    Example:
+      >>> method, steps = Transcoder(features=64, k=4), {"steps": 4, "batch_size": 256, "progress": False}
+      >>> result = fit(method, subject, train, site="blocks/1/mlp", **steps)
+      >>> result.decomposition.features, "fvu" in result.history[-1]
+      (64, True)
     """
 
     decomposition: Any
@@ -120,6 +126,10 @@ def fit(
         the text of the last steps lies beside the checkpoints.
       Preempted: SIGTERM came; it says whether the state is saved. Resumed between two logged steps, the next row of
         numbers is about the steps after that; the state is exact.
+
+    Example:
+      >>> method, steps = Transcoder(features=64, k=4), {"steps": 4, "batch_size": 256, "progress": False}
+      >>> result = fit(method, subject, train, site="blocks/1/mlp", **steps)
     """
     mesh = mesh or make_mesh()
     needed = as_needs(method.needs(None if site is None else expand(subject.model, site)))

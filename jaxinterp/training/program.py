@@ -75,7 +75,7 @@ class Program:
         """The training step as the compiler gets it, from shapes alone."""
         step = make_step(self.recipe, self.needs, self.mesh, self.schedules, self.take)
         with jax.set_mesh(self.mesh):
-            arguments = (model, self.abstract_windows()), self.abstract_state(model)
+            arguments = (model, self.abstract_given(model)), self.abstract_state(model)
             return jax.jit(step, donate_argnums=1).trace(*arguments).lower(lowering_platforms=(platform,))
 
     def check(self, model: PyTree, previous: PyTree = None) -> None:
@@ -85,8 +85,7 @@ class Program:
           UserError: what the method or its objective says.
         """
         step = make_step(self.recipe, self.needs, self.mesh, self.schedules, self.take)
-        given: Any = self.abstract_rows(model) if self.rows == "kept" else self.abstract_windows()
-        eqx.filter_eval_shape(step, (model, given), self.abstract_state(model, previous))
+        eqx.filter_eval_shape(step, (model, self.abstract_given(model)), self.abstract_state(model, previous))
 
     @property
     def rows(self) -> RowsWanted:
@@ -132,6 +131,14 @@ class Program:
             name: jax.ShapeDtypeStruct((shape[0], *of_window), dtype, sharding=lies)
             for name, (of_window, dtype) in self.cached.items()
         }
+
+    def abstract_given(self, model: PyTree) -> PyTree:
+        """Shapes and shardings of what a step gets: a batch of windows, or all kept rows."""
+        if self.rows != "kept":
+            return self.abstract_windows()
+        lies = over_data(self.mesh)
+        place = lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=lies)
+        return jax.tree.map(place, self.abstract_rows(model))
 
     def abstract_rows(self, model: PyTree) -> Rows:
         """Shapes of the full shuffle buffer, or of all kept rows."""

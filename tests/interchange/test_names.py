@@ -138,6 +138,6 @@ def test_a_place_that_cannot_be_told_is_asked_for(metadata: dict[str, Any], mess
     assert read(folder, site="blocks/3/resid/mid").sites.reads == "blocks/3/resid/mid"
 
 
-def test_one_head_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="hook_head_index=3 is not supported: one head of several has no name here"):
+def test_one_head_of_another_array_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"hook_head_index=3 is not supported with hook_name=.*attn\.hook_z only"):
         read(with_metadata(tmp_path / "it", hook_head_index=3), site="blocks/3/attn/z")

@@ -88,7 +88,7 @@ def test_batch_topk_is_written_as_the_jumprelu_that_it_is(tmp_path: Path) -> Non
         ),
         ("saelens", dictionary(ReLU(), at("embed")), "site 'embed' has no name in SAELens files"),
         ("saelens", dictionary(TopAFA(), at("blocks/1/mlp/out")), "activation=TopAFA compares"),
-        ("sparsify", dictionary(ReLU(), MLP), "activation=ReLU: sparsify has TopK only"),
+        ("sparsify", dictionary(ReLU(), MLP), "activation=ReLU: sparsify has TopK and GroupMax only"),
         ("sparsify", dictionary(TopK(4), MLP, d_out=10), "d_in=12 is not d_out=10"),
         ("sparsify", dictionary(TopK(4), at("blocks/1/mlp/out"), skip=True), "may copy its input"),
         ("gemma_scope", dictionary(ReLU(), MLP), "format='gemma_scope' cannot be written; .*saelens, sparsify"),

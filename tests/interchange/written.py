@@ -13,6 +13,7 @@ import numpy as np
 
 from jaxinterp.core.batch import Sites
 from jaxinterp.decompositions.activations import ReLU, TopK
+from jaxinterp.decompositions.cross_layer import CrossLayer, Layer
 from jaxinterp.decompositions.dictionary import Dictionary
 from jaxinterp.decompositions.gates import Gated, JumpReLU
 from jaxinterp.interchange import Format, write
@@ -86,6 +87,49 @@ CASES: dict[str, tuple[Format, Any]] = {
 INPUTS = draw(20, 7, D)
 
 
+def cross_layer(activations: Any) -> CrossLayer:
+    """A random cross-layer transcoder with means and scales of every sort; layer n writes to all from n on."""
+    layers = len(activations)
+    parts = [
+        Layer(
+            encoder=draw(30 + n, FEATURES, D),
+            encoder_bias=draw(40 + n, FEATURES),
+            decoder=draw(50 + n, FEATURES, layers - n, D),
+            decoder_bias=draw(60 + n, D),
+            input_mean=draw(70 + n, D),
+            input_scale=1 + abs(draw(80 + n, D)),
+            output_mean=draw(90 + n, D),
+            output_scale=1 + abs(draw(100 + n, D)),
+            target_mean=draw(110 + n, D),
+            target_variance=jnp.asarray(1.0),
+            tokens_since_fired=jnp.zeros(FEATURES, jnp.int32),
+            activation=activation,
+        )
+        for n, activation in enumerate(activations)
+    ]
+    return CrossLayer(
+        tuple(parts), Sites(*(tuple(f"blocks/{n}/mlp/{port}" for n in range(layers)) for port in ("in", "out")))
+    )
+
+
+TRACER: dict[str, Any] = {
+    "tracer_relu": lambda **how: dictionary(ReLU(), MLP, **how),
+    "tracer_jump_skip": lambda **how: dictionary(jumprelu(), MLP, skip=True, **how),
+    "tracer_clt": lambda **how: cross_layer([ReLU()] * 3),
+    "tracer_clt_jump": lambda **how: cross_layer([jumprelu()] * 3),
+}
+"""What circuit-tracer can hold, by name."""
+
+
+def codes_and_outputs(made: Any) -> tuple[Any, Any, Any]:
+    """(x, z, y): of a cross-layer transcoder layer after layer."""
+    if isinstance(made, CrossLayer):
+        x = draw(21, len(made.layers), 7, D)
+        codes = jnp.stack([codes.dense() for codes in made.encode(tuple(x)).layers])
+        return x, codes, jnp.stack(made(tuple(x)))
+    return INPUTS, made.encode(INPUTS).dense(), made(INPUTS)
+
+
 def main(folder: Path) -> None:
     for name, (format, make) in CASES.items():
         for how in ({}, {"scaled": True}, *([] if "transcoder" in name or "skip" in name else [{"centred": True}])):
@@ -95,6 +139,12 @@ def main(folder: Path) -> None:
             if name == "heads":  # SAELens wants one axis for the heads here
                 (place / "cfg.json").write_text((place / "cfg.json").read_text().replace('"hook_z"', '"none"'))
             np.savez(place / "expected.npz", x=INPUTS, z=codes, y=outputs)
+    for name, make in TRACER.items():
+        for how in ({}, {"scaled": True}):
+            made = make(**how)
+            place = write(made, folder / "-".join([name, *how]), format="circuit_tracer")
+            x, codes, outputs = codes_and_outputs(made)
+            np.savez(place / "expected.npz", x=x, z=codes, y=outputs)
 
 
 if __name__ == "__main__":

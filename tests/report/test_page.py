@@ -161,6 +161,7 @@ def test_no_text_becomes_markup(report: Report) -> None:
     words = page.words()
     assert words.count("</script><script>alert(1)</script>") > 5
     assert '"><img src=x onerror=alert(1)>' in words and "&lt;b&gt;" in words and "😀" in words
+    assert "\\u202f" not in Page(render(report)).words(), "a narrow space is not an escape"
     assert "\x00" not in words and "\u202e" not in words and "\\u202eevil" in words
 
 

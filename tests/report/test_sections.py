@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jaxinterp.report.scatter import Series, _places, xy_chart
-from jaxinterp.report.sections import Chart, Section, table, write_page
+from jaxinterp.report.sections import Chart, Section, write_page
 
 
 def circles(svg):
@@ -56,7 +56,13 @@ def test_names_never_overlap_and_stay_in_order(wanted):
     assert min(places) >= 24 - 1e-6 and max(places) <= 312 + 1e-6
 
 
-def test_a_table_shows_every_kind_of_value():
+def test_a_table_shows_every_kind_of_value(tmp_path):
+    def table(rows):
+        section = Section("t", rows=tuple(rows))
+        return write_page(
+            tmp_path / "t.html", title="t", subtitle="", summary="", sections=[section], facts={}
+        ).read_text()
+
     text = table([{"method": "a<b", "fvu": 0.12345, "count": 1200, "none": None, "flag": True, "tiny": 1e-7}])
     for expected in ("a&lt;b", "0.123", "1,200", "–", "yes", "1.00×10⁻⁷"):
         assert expected in text

@@ -35,6 +35,11 @@ def load_text(
       token_dtype: the type of bare integers in a .bin file, such as "uint32": see `load_corpus`.
     Raises:
       UserError: there is text and no tokenizer, no such text, or too little of it.
+
+    Example:
+      >>> train, heldout = load_text("docs", subject.tokenizer, seq=64, max_tokens=20_000)
+      >>> sorted(train[0])
+      ['document', 'tokens', 'weight']
     """
     corpus = load_corpus(
         source, tokenizer, text_field=text_field, max_tokens=max_tokens, cache=cache, token_dtype=token_dtype

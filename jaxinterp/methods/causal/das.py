@@ -74,7 +74,7 @@ class DAS:
 
         def init(key: Array, sample: Batch, model: PyTree) -> Rotation:
             width = jax.eval_shape(lambda: run(model, base, keep=self.site)[self.site]).shape[-1]
-            return Rotation(jax.random.normal(key, (self.k, width)) / width**0.5, self.site)
+            return Rotation(jax.random.normal(key, (self.k, width), jnp.float32) / width**0.5, self.site)
 
         def objective(
             decomposition: PyTree, batch: Batch, key: Array, *, model: PyTree = None
@@ -91,7 +91,7 @@ class DAS:
             rows = jnp.arange(len(self.answer))
             loss = -jnp.mean(jax.nn.log_softmax(logits)[rows, answer])
             right = jnp.sum((jnp.argmax(logits, axis=-1) == answer).astype(jnp.float32))
-            return loss, {"accuracy": Ratio(right, jnp.asarray(float(len(self.answer))))}
+            return loss, {"accuracy": Ratio(right, jnp.asarray(len(self.answer), jnp.float32))}
 
         schedule = optax.linear_schedule(self.rate, self.rate / 10, steps)
         return gradient_method(init, objective, optax.adam(schedule))

@@ -106,7 +106,7 @@ class LinEAS:
 
         def init(key: Array, sample: Batch, model: PyTree) -> Transport:
             targets = pooled(model, self.target, self.sites, self.first)
-            ones = tuple(jnp.ones(value.shape[1]) for value in targets)
+            ones = tuple(jnp.ones(value.shape[1], jnp.float32) for value in targets)
             return Transport(ones, tuple(jnp.zeros_like(one) for one in ones), targets, self.sites)
 
         def objective(
@@ -114,7 +114,7 @@ class LinEAS:
         ) -> tuple[Array, Metrics]:
             moved = pooled(model, self.source, self.sites, self.first, decomposition.edits())
             distances = [transport_cost(u, v) for u, v in zip(moved, decomposition.targets, strict=True)]
-            cost = sum(distances, jnp.zeros(()))
+            cost = sum(distances, jnp.zeros((), jnp.float32))
             return cost, {"cost": number(cost)}
 
         def shrink(state: MethodState, batch: Batch, metrics: Metrics, key: Array) -> MethodState:

@@ -60,7 +60,7 @@ class TrainedVector:
 
         def init(key: Array, sample: Batch, model: PyTree) -> Vector:
             width = jax.eval_shape(lambda: run(model, tokens, keep=self.site)[self.site]).shape[-1]
-            return Vector(jnp.zeros(width), self.site)
+            return Vector(jnp.zeros(width, jnp.float32), self.site)
 
         def objective(
             decomposition: PyTree, batch: Batch, key: Array, *, model: PyTree = None

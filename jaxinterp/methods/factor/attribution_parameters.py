@@ -80,7 +80,7 @@ def simplicity(
     blocks: Mapping[str, Blocks], mask: Float[Array, "batch parts"], p: float | int, numbers: int
 ) -> Float[Array, ""]:
     """The Schatten-like penalty on kept parts; the mask is inside the power. `numbers`: of all matrices."""
-    total = jnp.zeros(())
+    total = jnp.zeros((), jnp.float32)
     for block in blocks.values():
         squares = jnp.sum(block.read**2, axis=1) * jnp.sum(block.write**2, axis=2)  # [parts, m]
         total = total + jnp.sum((mask[:, :, None] * squares + SMALL) ** (p / 2))
@@ -94,7 +94,7 @@ def attribution_penalty(attribution: Float[Array, "batch parts"], outputs: int, 
 
 def parameter_match(weights: Mapping[str, Float[Array, "_in _out"]], blocks: Mapping[str, Blocks]) -> Float[Array, ""]:
     """The mean of (W - sum_c P_c)^2 over all numbers of all matrices."""
-    total = jnp.zeros(())
+    total = jnp.zeros((), jnp.float32)
     for name, weight in weights.items():
         total = total + jnp.sum((weight - jnp.einsum("cim,cmo->io", blocks[name].read, blocks[name].write)) ** 2)
     return total / sum(weight.size for weight in weights.values())

@@ -125,7 +125,7 @@ def start(hyper: HiddenExperts, key: PRNGKeyArray, sample: Batch) -> Experts:
         decoder=uniform(
             keys[6], (hyper.experts, d_out), write_bound(hyper.write_start, k=hyper.k, experts=hyper.experts)
         ),
-        decoder_bias=jnp.zeros(d_out),
+        decoder_bias=jnp.zeros(d_out, jnp.float32),
         scaling=scaling,
         target_mean=mean,
         target_variance=variance,
@@ -138,7 +138,7 @@ def dense_start(hyper: DenseRival, key: PRNGKeyArray, sample: Batch) -> DenseStu
     """The dense student before the first step."""
     scaling, mean, variance, d_in, d_out = _scaling(hyper.normalise, sample)
     neurons = _neurons(key, hyper.neurons, d_in, d_out)
-    return DenseStudent(neurons, jnp.zeros(d_out), scaling, mean, variance, sample.sites)
+    return DenseStudent(neurons, jnp.zeros(d_out, jnp.float32), scaling, mean, variance, sample.sites)
 
 
 def expert_forward(
@@ -200,7 +200,7 @@ def write_bound(write_start: WriteStart, *, k: int, experts: int) -> float:
 
 def uniform(key: PRNGKeyArray, shape: tuple[int, ...], bound: float) -> Float[Array, "..."]:
     """Uniform in ±bound."""
-    return jax.random.uniform(key, shape, minval=-bound, maxval=bound)
+    return jax.random.uniform(key, shape, jnp.float32, minval=-bound, maxval=bound)
 
 
 def twin_moments(rows: Float[Array, "tokens d"]) -> tuple[Float[np.ndarray, " d"], Float[np.ndarray, "d d"]]:
@@ -263,7 +263,7 @@ def _scaling(normalise: bool, sample: Batch) -> tuple[Scaling, Array, Array, int
         scales = jnp.sqrt(input_variance / d_in), jnp.sqrt(variance / d_out)
         scaling = Scaling(input_mean, scales[0], target_mean, scales[1])
     else:
-        scaling = Scaling(0 * input_mean, jnp.ones(()), 0 * target_mean, jnp.ones(()))
+        scaling = Scaling(0 * input_mean, jnp.ones((), jnp.float32), 0 * target_mean, jnp.ones((), jnp.float32))
     return scaling, target_mean, variance, d_in, d_out
 
 

@@ -94,16 +94,16 @@ def begin(hyper: MixtureOfFactorAnalysers, key: PRNGKeyArray, sample: Batch) -> 
     row_key, direction_key = jax.random.split(key)
     rows = sample.inputs.astype(jnp.float32)
     tokens, d = rows.shape
-    chosen = jax.lax.top_k((sample.weight > 0) * jax.random.uniform(row_key, (tokens,)), hyper.regions)[1]
+    chosen = jax.lax.top_k((sample.weight > 0) * jax.random.uniform(row_key, (tokens,), jnp.float32), hyper.regions)[1]
     mean, variances = moments(rows, sample.weight)
     size = jnp.sqrt(jnp.mean(variances))
     rho = jnp.log(jnp.expm1(size))  # softplus(rho) = the spread of a dimension: scale 1 in units of it
     return FactorAnalysers(
         means=centres(rows, rows[chosen], hyper.lloyd),
-        directions=jax.random.normal(direction_key, (hyper.regions, d, hyper.rank)) / jnp.sqrt(d),
+        directions=jax.random.normal(direction_key, (hyper.regions, d, hyper.rank), jnp.float32) / jnp.sqrt(d),
         raw_scales=jnp.broadcast_to(rho, (hyper.regions, hyper.rank)),
         raw_variance=jnp.broadcast_to(jnp.log(jnp.expm1(size**2)), (d,)),
-        logits=jnp.zeros(hyper.regions),
+        logits=jnp.zeros(hyper.regions, jnp.float32),
         target_mean=mean,
         target_variance=jnp.sum(variances),
         sites=sample.sites,

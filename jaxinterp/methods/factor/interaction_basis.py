@@ -110,7 +110,12 @@ class _Named(eqx.Module):
 
 def _no_moments(sample: Batch) -> dict[str, Array]:
     d = sample.inputs.shape[1]
-    return {"count": jnp.zeros(()), "mean": jnp.zeros(d), "gram": jnp.zeros((d, d)), "jacobian": jnp.zeros((d, d))}
+    return {
+        "count": jnp.zeros((), jnp.float32),
+        "mean": jnp.zeros(d, jnp.float32),
+        "gram": jnp.zeros((d, d), jnp.float32),
+        "jacobian": jnp.zeros((d, d), jnp.float32),
+    }
 
 
 class Basis(NamedTuple):
@@ -282,7 +287,7 @@ def edges(
 
     def one(sample: Array) -> Array:
         coordinates = sample @ into
-        shares = jnp.zeros(())
+        shares = jnp.zeros((), jnp.float32)
         for place, weight in zip(*points, strict=True):
             jacobian = jax.jacrev(inner)(place * coordinates)  # [*out_axes, k_next, *axes, k]
             product = jacobian * coordinates

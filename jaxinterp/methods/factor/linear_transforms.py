@@ -179,11 +179,11 @@ def start(method: LinearTransformsMethod, key: PRNGKeyArray, sample: Batch) -> L
     gate_key, read_key = jax.random.split(key)
     target_mean, target_variance = moments(y, sample.weight)
     return LinearTransforms(
-        gate=jax.random.uniform(gate_key, (transforms, d_in), minval=-1, maxval=1) / d_in**0.5,
-        gate_bias=jnp.zeros(transforms),
-        read=jax.random.normal(read_key, (rows, d_in)) / d_in**0.5,
-        write=jnp.zeros((rows, d_out)),
-        bias=jnp.zeros(d_out),
+        gate=jax.random.uniform(gate_key, (transforms, d_in), jnp.float32, minval=-1, maxval=1) / d_in**0.5,
+        gate_bias=jnp.zeros(transforms, jnp.float32),
+        read=jax.random.normal(read_key, (rows, d_in), jnp.float32) / d_in**0.5,
+        write=jnp.zeros((rows, d_out), jnp.float32),
+        bias=jnp.zeros(d_out, jnp.float32),
         scales=scales_of(x, y, sample.weight),
         target_mean=target_mean,
         target_variance=target_variance,

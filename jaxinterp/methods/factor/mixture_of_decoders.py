@@ -148,15 +148,15 @@ def start(method: MixtureOfDecodersMethod, key: PRNGKeyArray, sample: Batch) -> 
     x, y = sample.inputs, sample.targets
     d_in, d_out = x.shape[1], y.shape[1]
     keys = jax.random.split(key, 3)
-    uniform = lambda key, rows, d, fan: jax.random.uniform(key, (rows, d), minval=-1, maxval=1) / fan**0.5
+    uniform = lambda key, rows, d, fan: jax.random.uniform(key, (rows, d), jnp.float32, minval=-1, maxval=1) / fan**0.5
     target_mean, target_variance = moments(y, sample.weight)
     return MixtureOfDecoders(
         encoder=uniform(keys[0], method.hidden, d_in, d_in),
-        encoder_bias=jnp.zeros(method.hidden),
-        decoder=jnp.zeros((method.hidden, d_out)),
-        decoder_bias=jnp.zeros(d_out),
+        encoder_bias=jnp.zeros(method.hidden, jnp.float32),
+        decoder=jnp.zeros((method.hidden, d_out), jnp.float32),
+        decoder_bias=jnp.zeros(d_out, jnp.float32),
         gate=uniform(keys[1], method.features, d_in, d_in),
-        gate_bias=jnp.zeros(method.features),
+        gate_bias=jnp.zeros(method.features, jnp.float32),
         scale=uniform(keys[2], method.features, d_out, method.features),
         scales=scales_of(x, y, sample.weight),
         target_mean=target_mean,

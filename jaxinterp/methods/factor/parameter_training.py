@@ -17,6 +17,7 @@ import optax
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from jaxinterp.core.batch import Batch
+from jaxinterp.core.errors import UserError
 from jaxinterp.core.fields import PARAMETER
 from jaxinterp.core.metrics import Metrics, Ratio
 from jaxinterp.core.protocols import MethodState, Recipe
@@ -150,9 +151,16 @@ class AdversarialParameters:
         """What the target needs: windows of text where the whole model is run, rows of one MLP.
 
         Raises:
-          UserError: a site is named that does not fit the target.
+          UserError: a site is named that does not fit the target; sources for every input, and rows out of a shuffle
+            buffer.
         """
-        return self.target.needs(site)
+        needs = self.target.needs(site)
+        if needs.rows == "stream" and self.scope == "each":
+            raise UserError(
+                "scope='each' holds a source for every input of a batch of windows; this target trains on shuffled "
+                "rows: take scope='shared'."
+            )
+        return needs
 
     def recipe(self, steps: int) -> Recipe:
         """AdamW on the loss; the adversary climbs before and with it."""
@@ -223,7 +231,7 @@ class AdversarialParameters:
         measure = vpd.power if self.activity == "power" else vpd.smooth_l0
         frequencies = [spd.mean_over_inputs(measure(g.upper, now), clean.weight) for g in importances.values()]
         count = jnp.sum(clean.weight)
-        zero = jnp.zeros(())
+        zero = jnp.zeros((), jnp.float32)
         adversary = zero
         if self.adversarial:
             adversary = vpd.adversarial(masked, clean.output, importances, sources, kind, clean.weight)
@@ -237,7 +245,7 @@ class AdversarialParameters:
         asked = (self.faithful, self.stochastic, self.adversarial, self.importance, self.frequency)
         loss = sum((c * value for c, value in zip(asked, found.values(), strict=True)), zero)
         metrics = reported(found, importances, clean, share_left_over(weights, learned.parts))
-        return loss, metrics | {"loss": Ratio(loss, jnp.ones(()))}
+        return loss, metrics | {"loss": Ratio(loss, jnp.ones((), jnp.float32))}
 
 
 def start(target: Target, key: PRNGKeyArray, model: PyTree, parts: int, hidden: int, warmup: int = 0) -> ParameterParts:
@@ -279,7 +287,7 @@ def reported(
     rest: Float[Array, ""],
 ) -> Metrics:
     """The terms, the active parts of an input in all matrices (`l0`, g > 0), the share of W that is in no part."""
-    one = jnp.ones(())
+    one = jnp.ones((), jnp.float32)
     each = [jnp.sum(spd.mean_over_inputs((g.lower > 0) * 1.0, clean.weight)) for g in importances.values()]
     active = jnp.sum(jnp.stack(each))
     metrics = {name: Ratio(value, one) for name, value in found.items()}

@@ -187,7 +187,7 @@ def importance_minimality(
     weight: Float[Array, "*axes"] | None = None,
 ) -> Float[Array, ""]:
     """sum over matrices and parts of the mean over inputs of (upper + epsilon)^p. Not divided by matrices or parts."""
-    total = jnp.zeros(())
+    total = jnp.zeros((), jnp.float32)
     for values in upper_importances.values():
         total = total + jnp.sum(mean_over_inputs((values + epsilon) ** p, weight))
     return total
@@ -266,26 +266,28 @@ def terms(
     found = {
         "faithful": faithfulness(weights, parts),
         "stochastic": stochastic(masked, clean, importances, sources, kind, weight),
-        "layerwise": layerwise(masked, clean, importances, sources, kind, weight) if asked.layerwise else jnp.zeros(()),
+        "layerwise": layerwise(masked, clean, importances, sources, kind, weight)
+        if asked.layerwise
+        else jnp.zeros((), jnp.float32),
         "importance": importance_minimality({name: g.upper for name, g in importances.items()}, p, weight=weight),
     }
     counts = zip(asked, found.values(), strict=True)
-    return sum((coefficient * value for coefficient, value in counts), jnp.zeros(())), found
+    return sum((coefficient * value for coefficient, value in counts), jnp.zeros((), jnp.float32)), found
 
 
 def start_parts(key: PRNGKeyArray, parts: int, d_in: int, d_out: int) -> Parts:
     """Normal, with standard deviation 1/sqrt(d_in) for read vectors and 1/sqrt(parts) for write vectors."""
     read_key, write_key = jax.random.split(key)
-    read = jax.random.normal(read_key, (parts, d_in)) / math.sqrt(d_in)
-    return Parts(read, jax.random.normal(write_key, (parts, d_out)) / math.sqrt(parts))
+    read = jax.random.normal(read_key, (parts, d_in), jnp.float32) / math.sqrt(d_in)
+    return Parts(read, jax.random.normal(write_key, (parts, d_out), jnp.float32) / math.sqrt(parts))
 
 
 def start_gates(key: PRNGKeyArray, parts: int, hidden: int) -> Gates:
     """Normal with gain sqrt(2) into the hidden numbers (each reads one), gain 1 over sqrt(hidden) out; biases 0."""
     in_key, out_key = jax.random.split(key)
-    weight = math.sqrt(2) * jax.random.normal(in_key, (parts, hidden))
-    out = jax.random.normal(out_key, (parts, hidden)) / math.sqrt(hidden)
-    return Gates(weight, jnp.zeros((parts, hidden)), out, jnp.zeros(parts))
+    weight = math.sqrt(2) * jax.random.normal(in_key, (parts, hidden), jnp.float32)
+    out = jax.random.normal(out_key, (parts, hidden), jnp.float32) / math.sqrt(hidden)
+    return Gates(weight, jnp.zeros((parts, hidden), jnp.float32), out, jnp.zeros(parts, jnp.float32))
 
 
 def mean_max_cosine(

@@ -133,7 +133,7 @@ def start(method: ProductKeyNeuronsMethod, key: PRNGKeyArray, sample: Batch) -> 
         scores=layer.scores,
         read=layer.read,
         write=jnp.zeros_like(layer.write),
-        bias=jnp.zeros(d_out),
+        bias=jnp.zeros(d_out, jnp.float32),
         scales=scales_of(x, y, sample.weight),
         target_mean=target_mean,
         target_variance=target_variance,

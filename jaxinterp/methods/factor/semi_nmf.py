@@ -117,13 +117,15 @@ def begin(hyper: SemiNMF, key: PRNGKeyArray, sample: Batch) -> tuple[Nonnegative
     elif hyper.start == "svd":
         coefficients = svd_start(rows * counts[:, None], hyper.features)
     else:
-        chosen = jax.lax.top_k(counts * jax.random.uniform(key, (tokens,)), hyper.features)[1]
+        chosen = jax.lax.top_k(counts * jax.random.uniform(key, (tokens,), jnp.float32), hyper.features)[1]
         coefficients = kmeans_start(rows, rows[chosen])
     coefficients = coefficients * counts[:, None]
     mean, variances = moments(rows, counts)
-    parts = NonnegativeParts(jnp.zeros((hyper.features, d)), mean, jnp.sum(variances), hyper.iterations, sample.sites)
+    parts = NonnegativeParts(
+        jnp.zeros((hyper.features, d), jnp.float32), mean, jnp.sum(variances), hyper.iterations, sample.sites
+    )
     energy = counts @ jnp.sum(rows.astype(jnp.float32) ** 2, axis=1)
-    infinite, zero = jnp.asarray(jnp.inf), jnp.zeros((), jnp.int32)
+    infinite, zero = jnp.asarray(jnp.inf, jnp.float32), jnp.zeros((), jnp.int32)
     return parts, Sweeping(coefficients, coefficients.T @ coefficients, energy, infinite, zero)
 
 
@@ -297,7 +299,7 @@ def factorise(
 
 def random_start(key: PRNGKeyArray, tokens: int, features: int) -> Float[Array, "tokens features"]:
     """G uniform in [0, 1), at least 1e-6."""
-    return jnp.maximum(jax.random.uniform(key, (tokens, features)), START)
+    return jnp.maximum(jax.random.uniform(key, (tokens, features), jnp.float32), START)
 
 
 def svd_start(rows: Float[Array, "tokens d"], features: int) -> Float[Array, "tokens features"]:

@@ -113,7 +113,7 @@ def subset_routing(key: PRNGKeyArray, names: tuple[str, ...], axes: tuple[int, .
     """For every input, k ~ U{1..matrices} and k matrices at random: True where a matrix is masked."""
     count_key, order_key = jax.random.split(key)
     count = jax.random.randint(count_key, (*axes, 1), 1, len(names) + 1)
-    luck = jax.random.uniform(order_key, (*axes, len(names)))
+    luck = jax.random.uniform(order_key, (*axes, len(names)), jnp.float32)
     chosen = jnp.argsort(jnp.argsort(luck, axis=-1), axis=-1) < count
     return {name: chosen[..., index] for index, name in enumerate(names)}
 
@@ -136,7 +136,9 @@ def start_adversary(
     for name, count in parts.items():
         key, own = jax.random.split(key)
         shape = (*scope, count + 1)
-        sources[name] = jax.random.uniform(own, shape) if initial == "random" else jnp.ones(shape)
+        sources[name] = (
+            jax.random.uniform(own, shape, jnp.float32) if initial == "random" else jnp.ones(shape, jnp.float32)
+        )
     zeros = jax.tree.map(jnp.zeros_like, sources)
     return Adversary(sources, zeros, jax.tree.map(jnp.zeros_like, sources), jnp.zeros((), jnp.int32))
 

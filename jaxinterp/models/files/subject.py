@@ -48,6 +48,11 @@ class Subject:
     Attributes:
       tokenizer: None where none came with the weights.
       source: which checkpoint the weights are and what was done to them, in words; "" where that is not known.
+
+    Example:
+      >>> subject = load("tiny")
+      >>> subject.tokenizer.decode(subject.tokenizer.encode("a cat"))
+      'a cat'
     """
 
     model: LanguageModel

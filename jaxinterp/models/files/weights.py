@@ -198,7 +198,7 @@ def load_model(
     sources: dict[str, tuple[StoredTensor, Layout]] = {}
     used = set()
     for name, shape in shapes.items():
-        tensor_name, layout = (name, PLAIN) if table is None else _look_up(table, name)
+        tensor_name, layout = (name, PLAIN) if table is None else look_up(table, name)
         if tensor_name not in tensors:
             raise UserError(f"{where}: missing tensor {tensor_name!r}.{suggest(tensor_name, tensors)}")
         sources[name] = tensors[tensor_name], layout.sized(name, shapes)
@@ -252,7 +252,7 @@ def _stack(name: str, members: Mapping[int, StoredTensor]) -> StoredTensor:
     return StoredTensor(name, first.file, (len(members), *first.shape), read, refusals[0] if refusals else None)
 
 
-def _look_up(table: LeafTable, name: str) -> tuple[str, Layout]:
+def look_up(table: LeafTable, name: str) -> tuple[str, Layout]:
     """The tensor and layout of our leaf `name`, the number of its layer put in."""
     number = re.match(r"blocks/(\d+)/", name)
     template, layout = table[re.sub(r"^blocks/\d+/", "blocks/*/", name)]

@@ -195,16 +195,18 @@ def ambiguity(gates: Float[Array, "*axes sides heads n"], weight: Float[Array, "
 def random_monet(key: PRNGKeyArray, d: int, n: int, m: int, heads: int, k: int, kind: Kind = "horizontal") -> Monet:
     """Normal start values of standard deviation 1/sqrt(what is read), biases 0, statistics 0 and 1."""
     keys = jax.random.split(key, 3)
-    normal = lambda key, *shape, fan: jax.random.normal(key, shape) / fan**0.5
+    normal = lambda key, *shape, fan: jax.random.normal(key, shape, jnp.float32) / fan**0.5
     if kind == "horizontal":
         up, down = normal(keys[1], n, d, m, fan=d), normal(keys[2], n, m, d, fan=n * m)
-        experts: Horizontal | Vertical = Horizontal(up, jnp.zeros((n, m)), down, jnp.zeros((n, d)))
+        experts: Horizontal | Vertical = Horizontal(
+            up, jnp.zeros((n, m), jnp.float32), down, jnp.zeros((n, d), jnp.float32)
+        )
     else:
         up = normal(keys[1], 2, n, d, m // 2, fan=d)
         down = normal(keys[2], 2, 2, n, m // 2, d // 2, fan=n * m)
-        experts = Vertical(up, jnp.zeros((2, n, m // 2)), down, jnp.zeros((2, n, d // 2)))
+        experts = Vertical(up, jnp.zeros((2, n, m // 2), jnp.float32), down, jnp.zeros((2, n, d // 2), jnp.float32))
     router = normal(keys[0], 2, d, heads, n, fan=d)
-    return Monet(router, jnp.zeros((2, heads)), jnp.ones((2, heads)), experts, k)
+    return Monet(router, jnp.zeros((2, heads), jnp.float32), jnp.ones((2, heads), jnp.float32), experts, k)
 
 
 def _neurons(x: Array, up: Array, bias: Array, activation: Activation, rules: Rules) -> Array:

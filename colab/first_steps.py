@@ -20,20 +20,29 @@
 #
 # ## Install
 #
-# The next cell does nothing where jaxinterp is there already. There is no release yet: put the address of the
-# repository, or the path of a clone, into `SOURCE`. On a GPU or TPU runtime, ask for the matching JAX as well, for
-# instance `jaxinterp[cuda] @ git+https://...` or `jaxinterp[tpu] @ git+https://...`.
+# The next cell does nothing where jaxinterp is there already. Otherwise it installs the clone that this notebook lies
+# in, or a wheel beside it (on Colab: `pip wheel --no-deps .` in a clone, and upload the file), or what `SOURCE` names.
+# On a GPU or TPU runtime, ask for the matching JAX as well, for instance `jaxinterp[cuda] @ git+https://...`.
 
 # %%
 import importlib.util
 import subprocess
 import sys
+from pathlib import Path
 
 if importlib.util.find_spec("jaxinterp") is None:
-    SOURCE = ""  # "git+https://..." or the path of a clone; once there is a release: "jaxinterp"
-    if not SOURCE:
-        raise RuntimeError("jaxinterp is not installed: put the address of its repository into SOURCE above.")
-    subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", SOURCE], check=True)
+    SOURCE = ""  # "git+https://..." or the path of a clone; "" takes a clone around this notebook, or a wheel beside it
+    folders = [Path.cwd(), *Path.cwd().parents]
+    found = [each for each in folders if (each / "jaxinterp").is_dir() and (each / "pyproject.toml").is_file()]
+    found += sorted(Path.cwd().glob("jaxinterp-*.whl"))
+    if not SOURCE and not found:
+        sys.exit(
+            "jaxinterp is not installed, and no clone or wheel of it was found here. Three ways: write its address "
+            "into SOURCE above and run the cell again; open this notebook inside a clone; or upload jaxinterp-*.whl "
+            "beside it."
+        )
+    subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", SOURCE or str(found[0])], check=True)
+    importlib.invalidate_caches()
 
 # %%
 import jax
@@ -193,7 +202,7 @@ print(f"clean CE {rows[0]['ce_clean']:.3f}, zero ablation {rows[0]['ce_zero']:.3
 # ## Features
 #
 # Where a feature is most active on held-out text, which neurons lie nearest to what it writes, and how strongly it
-# colours each token. `python -m experiments.transcoder` writes a whole report of this kind.
+# colours each token. `jaxinterp transcoder` writes a whole report of this kind.
 
 
 # %%
@@ -257,5 +266,5 @@ for name, trained in {"reconstruction alone": result, "and few features": concen
     print(f"{name:20}: FVU {metrics['fvu'].value():.3f}, effective features {metrics['effective'].value():.1f}")
 
 # %% [markdown]
-# Next: `python -m experiments.transcoder --help` runs all of this from the command line, with checkpoints, `--resume`
+# Next: `jaxinterp transcoder --help` runs all of this from the command line, with checkpoints, `--resume`
 # and a report. What a method looks like: `jaxinterp/methods/sparse/transcoder.py`.

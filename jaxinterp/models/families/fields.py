@@ -12,10 +12,11 @@ from jaxtyping import PyTree
 
 from jaxinterp.core.errors import UserError
 from jaxinterp.core.json_value import Json
+from jaxinterp.models.rules import Activation
 
 Fields = Mapping[str, Any]
 
-ACTIVATION_NAMES = {
+ACTIVATION_NAMES: dict[str, Activation] = {
     "gelu": "gelu",
     "gelu_python": "gelu",
     "gelu_new": "gelu_tanh",

@@ -191,6 +191,6 @@ def _stored(path: Path, tensor: Any) -> StoredTensor:
     try:
         dequantize(np.array(tensor.data.reshape(-1, tensor.data.shape[-1])[:1]), tensor.tensor_type)
         refusal = None
-    except (NotImplementedError, ValueError) as error:
+    except (NotImplementedError, ValueError, IndexError, KeyError, TypeError) as error:
         refusal = f"has type {tensor.tensor_type.name}, which the gguf package cannot dequantise ({error})."
     return StoredTensor(tensor.name, path, shape, read, refusal, tensor.tensor_type.name)

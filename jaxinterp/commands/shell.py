@@ -247,7 +247,7 @@ def _kept_something(folder: Path) -> bool:
         check_unlocked(folder)
     except UserError:
         return True
-    kept = ("checkpoints/[0-9]*", "*/dictionary.json", "refused_batch*")
+    kept = ("checkpoints/[0-9]*", "*/decomposition.json", "*/dictionary.json", "refused_batch*")
     return any(next(folder.glob(pattern), None) for pattern in kept)
 
 

@@ -1,4 +1,5 @@
-"""A dictionary on disk: `dictionary.json` (what is static) beside `dictionary.safetensors` (every leaf by its name).
+"""A dictionary on disk, in the form of `codec`; and in that of older versions, which is read and no longer written:
+`dictionary.json` (what is static) beside `dictionary.safetensors` (every leaf by its name).
 
 Activation, k and sites are saved with the arrays, because a dictionary loaded with another activation or at another
 site gives wrong numbers without an error. So is how it chooses its features, where that is by their effect.
@@ -11,7 +12,6 @@ from pathlib import Path
 from jaxtyping import PyTree
 
 from jaxinterp.core.errors import UserError
-from jaxinterp.core.json_value import Json
 from jaxinterp.decompositions import codec
 from jaxinterp.decompositions.activations import Activation
 from jaxinterp.decompositions.by_effect import EffectDictionary
@@ -20,30 +20,18 @@ from jaxinterp.decompositions.on_disk import (
     KNOWN,
     check_arrays,
     damage,
-    describe_activation,
-    describe_sites,
     make_activation,
     make_sites,
     read,
     take,
-    write,
 )
 
 NAME = "dictionary"
 
 
 def save_dictionary(dictionary: Dictionary | EffectDictionary, folder: str | Path) -> Path:
-    """Write a dictionary into a folder, which is made if it is not there."""
-    by_effect: dict[str, Json] = {}
-    if isinstance(dictionary, EffectDictionary):
-        settings = {name: getattr(dictionary, name) for name in ("own", "strength")}
-        by_effect = {"by_effect": settings | {"sites": describe_sites(dictionary.sites)}}
-        dictionary = dictionary.dictionary
-    static = {
-        "activation": describe_activation(dictionary.activation),
-        "sites": describe_sites(dictionary.sites),
-    }
-    return write(folder, NAME, static | by_effect, dictionary)
+    """Write a dictionary into a folder, which is made if it is not there, in the one form of all decompositions."""
+    return codec.write_tree(dictionary, Path(folder))
 
 
 def load_dictionary(

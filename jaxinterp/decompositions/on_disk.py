@@ -7,12 +7,11 @@ loaded by name. Arrays must have the dtypes and the common shapes that the annot
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, fields
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, get_args
 
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import AbstractArray, Array, PyTree, jaxtyped
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
@@ -20,27 +19,16 @@ from safetensors.numpy import load_file
 from jaxinterp.core.batch import Sites
 from jaxinterp.core.errors import UserError, suggest
 from jaxinterp.core.json_value import Json
-from jaxinterp.core.trees import named_leaves
 from jaxinterp.decompositions.activations import Activation, BatchTopK, ReLU, TopK
 from jaxinterp.decompositions.adaptive import GroupBias, TopAFA
 from jaxinterp.decompositions.gates import Gated, JumpReLU
 from jaxinterp.decompositions.group_max import GroupMax
-from jaxinterp.storage.files import write_arrays, write_text
 
 KNOWN: tuple[type[Activation], ...] = (ReLU, TopK, BatchTopK, Gated, JumpReLU, TopAFA, GroupBias, GroupMax)
 """The activations that a file may name without being told of them."""
 
 FORMAT = 1
 """Raised when older readers could no longer understand what is written."""
-
-
-def write(folder: str | Path, name: str, static: Mapping[str, Json], tree: PyTree) -> Path:
-    """Write `<name>.json` and `<name>.safetensors` into a folder, which is made if it is not there."""
-    folder = Path(folder)
-    arrays = {leaf_name: np.asarray(leaf) for leaf_name, leaf in named_leaves(tree).items()}
-    write_arrays(folder / f"{name}.safetensors", arrays)
-    write_text(folder / f"{name}.json", json.dumps({"format": FORMAT, **static}, indent=2) + "\n")
-    return folder
 
 
 def read(folder: Path, name: str, form: int = FORMAT) -> tuple[dict[str, Json], dict[str, Array]]:
@@ -78,12 +66,6 @@ def take(arrays: dict[str, PyTree], prefix: str) -> dict[str, Array]:
     return {name.removeprefix(prefix): arrays.pop(name) for name in list(arrays) if name.startswith(prefix)}
 
 
-def describe_activation(activation: Any) -> dict[str, Json]:
-    """The class of an activation, and what is static of it."""
-    static = [field.name for field in fields(activation) if field.metadata.get("static", False)]
-    return {"kind": type(activation).__name__} | {name: getattr(activation, name) for name in static}
-
-
 def make_activation(
     settings: Mapping[str, Json], arrays: Mapping[str, PyTree], folder: Path, activations: Sequence[type[Activation]]
 ) -> PyTree:
@@ -99,11 +81,6 @@ def make_activation(
             f"activation {kind!r} in {folder} is unknown: pass its class in activations.{suggest(kind, known)}"
         )
     return known[kind](**{name: value for name, value in settings.items() if name != "kind"}, **arrays)
-
-
-def describe_sites(sites: Sites) -> dict[str, Json]:
-    """As JSON has it."""
-    return asdict(sites)
 
 
 def make_sites(names: Mapping[str, Json]) -> Sites:

@@ -11,7 +11,7 @@ from jax.sharding import PartitionSpec as P
 
 from jaxinterp.core.batch import Sites
 from jaxinterp.core.trees import named_leaves
-from jaxinterp.decompositions.files import load_dictionary, save_dictionary
+from jaxinterp.decompositions.files import load_dictionary
 from jaxinterp.decompositions.stand_in import StandIn
 from jaxinterp.evaluation.planted import laboratory
 from jaxinterp.evaluation.planted.recovery import mcc
@@ -21,6 +21,7 @@ from jaxinterp.models.sites import replace, run
 from jaxinterp.models.tiny import unit_rows
 from jaxinterp.training.fit import fit
 from jaxinterp.training.mesh import make_mesh
+from tests.decompositions.older import save_dictionary
 
 FEATURES, D, ACTIVE = 48, 32, 3
 SITE = "blocks/1/mlp"

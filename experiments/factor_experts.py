@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -108,7 +109,7 @@ def errors(config: Config, methods: dict[str, Method], x: Array, mlp: Any) -> di
     normal = jax.random.normal(jax.random.key(config.seed), x.shape)
     found: dict[str, dict[str, float]] = {}
     for kind, inputs in (("real", x), ("twin", experts.gaussian_twin(normal, mean, covariance))):
-        outputs = jax.jit(mlp)(inputs)
+        outputs = eqx.filter_jit(lambda mlp, x: mlp(x))(mlp, inputs)
         data = (inputs[:-HELD_OUT], outputs[:-HELD_OUT])
 
         def draw(given: Any, key: Any, size: int) -> dict[str, Array]:

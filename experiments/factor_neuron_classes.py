@@ -12,6 +12,7 @@ weakening 4 %; more weakening than strengthening in late layers only; weakening 
 the entropy.
 """
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,8 @@ from jaxinterp.data.text.load_text import load_text, take
 from jaxinterp.methods.factor import neuron_classes as classes
 from jaxinterp.models.load import load
 from jaxinterp.models.sites import run
+from jaxinterp.report.sections import Chart, Section, write_page
+from jaxinterp.report.stacked import stacked_bars
 
 GROUPS = {
     "strengthening": ("strengthening", "atypical strengthening"),
@@ -160,7 +163,25 @@ def main(config: Config) -> None:
     with folder_of_a_run(config.out, record) as out:
         results = {"shares": shares, "layers": layers, "significantly_negative": beyond, "region": [low, high]}
         write_json(out / "results.json", results | {"clean_ce": clean[0], "clean_entropy": clean[1], "ablations": rows})
+        chart = class_chart(layers)
+        path = write_page(
+            out / "report.html",
+            title=f"{config.model}: neuron classes",
+            subtitle=f"{total:,} neurons of {len(layers)} layers",
+            summary=f"{shares['orthogonal output']:.1%} write orthogonally to what they read.",
+            sections=[Section("Classes by layer", charts=(chart,), wide=True), Section("Ablations", (), tuple(rows))],
+            facts={name: str(value) for name, value in record.items()},
+        )
+        say(f"Page: {path}")
     say(str({name: round(share, 4) for name, share in shares.items()}))
+
+
+def class_chart(layers: Sequence[Mapping[str, int]]) -> Chart:
+    """Neurons of every class but the orthogonal ones, layer by layer."""
+    values = {name: [layer[name] for layer in layers] for name in layers[0] if name != "orthogonal output"}
+    title = "Neurons by class and layer"
+    svg = stacked_bars(values, x_label="layer", y_label="neurons", title=title)
+    return Chart(title, "Neurons whose output is orthogonal to their input are left out: they are the most.", svg)
 
 
 if __name__ == "__main__":

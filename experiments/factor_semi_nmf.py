@@ -28,7 +28,10 @@ from jaxinterp.data.text.load_text import load_text, take
 from jaxinterp.decompositions.nonnegative import nonnegative_least_squares, optimality_gap
 from jaxinterp.evaluation.planted.recovery import match
 from jaxinterp.methods.factor import semi_nmf
+from jaxinterp.methods.factor.semi_nmf_tree import shared_neurons, tree
 from jaxinterp.models.load import load
+from jaxinterp.report.sections import Chart, Section, write_page
+from jaxinterp.report.tree import tree_chart
 
 
 @dataclass(frozen=True)
@@ -138,9 +141,37 @@ def main(config: Config) -> None:
             "direct": float(jnp.min(direct.losses)) / energy,
         }
         say(f"hierarchy: {results['hierarchy']}")
+        branches = tree(levels)
+        groups = shared_neurons(features, branches[0].parent)
+        results["tree"] = [{"parent": one.parent.tolist(), "share": one.share.tolist()} for one in branches]
+        results["shared_neurons"] = groups
     say(*(f"{key}: {results[key]}" for key in ("pca", "difference_of_means", "neurons")))
     with folder_of_a_run(config.out, settings_of(config)) as out:
         write_json(out / "results.json", results)
+        chart = tree_chart(
+            [b.parent for b in branches], [b.share for b in branches], "Groups of neurons, and their parents"
+        )
+        shared = tuple(
+            {
+                "parent": parent,
+                "children": int(np.sum(branches[0].parent == parent)),
+                "shared neurons": len(neurons),
+                "the most shared": ", ".join(map(str, neurons[:8])),
+            }
+            for parent, neurons in groups.items()
+        )
+        path = write_page(
+            out / "report.html",
+            title=f"{config.model}: {name}, semi-NMF",
+            subtitle=f"{len(rows):,} tokens, {config.features} groups of neurons",
+            summary="A hierarchy of groups of neurons; what the children of a parent share.",
+            sections=[
+                Section("Tree", charts=(Chart("Groups and parents", "Wider lines: larger shares.", chart),), wide=True),
+                Section("Neurons that children share", (), shared),
+            ],
+            facts={key: str(value) for key, value in settings_of(config).items()},
+        )
+        say(f"Page: {path}")
 
 
 if __name__ == "__main__":

@@ -71,7 +71,7 @@ class Config:
     """Active features per token and layer."""
     text: str = "docs"
     """Training text: docs, kjv, shakespeare, several joined by +, or a path."""
-    tokens: int = 400_000
+    tokens: int = 200_000
     """Training tokens."""
     seq: int = 256
     """Length of a window of text, in tokens."""

@@ -1,11 +1,12 @@
 """Which neurons may be left out? Perplexity against sparsity for every score, on one model, at equal sparsity.
 
-Command: python -m experiments.sparsity --out runs/sparsity --quick     8 windows of 128 tokens, under 15 CPU minutes
+Command: python -m experiments.sparsity --out runs/sparsity --quick     16 windows of 64 tokens, under 15 CPU minutes
          python -m experiments.sparsity --out runs/sparsity             64 windows of 256
 
 Every row leaves out the same share of neurons (of the MLP's input, for rows that say "input") of every token in every
 layer: k = round((1 - sparsity) d) stay, by the score of the row. Differences between two rows are per document, with a
-bootstrap interval over documents. Position 0 counts in no statistic and in no loss.
+bootstrap interval over documents. Position 0 counts in no statistic and in no loss, and stays dense (--dense-before 0:
+not): a few neurons write activations of many thousands there, and a row that drops these measures nothing else.
 
 Claims: |a||w| is ahead of |a| and WINA of TEAL (2505.19427); CHESS is ahead of CATS (2409.01366); Wanda (2306.11695)
 and DaSS (2405.01943) are ahead of magnitude; CETT-PPL-1 % (2411.02335). Resumable: rows in results.json stay.
@@ -89,7 +90,11 @@ class Config:
     percents: tuple[float, ...] = (1.0,)
     """For CETT-PPL-p %."""
     quick: bool = False
-    """8 windows of 128 tokens, 4 for statistics."""
+    """16 windows of 64 tokens, 8 for statistics."""
+    dense_before: int = 1
+    """Positions that stay as they are."""
+    most_seconds: float = math.inf
+    """CPU seconds after which no new row is begun; continue with --resume."""
     seed: int = 0
     """Of the sample of windows and of the random row."""
     resume: bool = False
@@ -110,11 +115,11 @@ class Statistics(eqx.Module):
 def main(config: Config) -> None:
     """Calibrate, measure every row, compare, write."""
     if config.quick:
-        config = dataclasses.replace(config, windows=8, calibration=4, seq=128)
+        config = dataclasses.replace(config, windows=16, calibration=8, seq=64)
     for share in config.sparsity:
         if not 0 < share < 1:
             raise UserError(f"sparsity={share} must lie between 0 and 1.")
-    record = settings_of(config)
+    record = settings_of(config, "most_seconds")
     check_folder(config.out, record, resume=config.resume)
     subject = load(config.model)
     model: Any = subject.model
@@ -129,24 +134,44 @@ def main(config: Config) -> None:
     calibration = take(train, config.calibration * config.seq, seed=config.seed, rows=rows)
     with folder_of_a_run(config.out, record) as out:
         measure = Measure(model, batches)
-        results = Results(out / "results.json", measure)
+        results = Results(out / "results.json", measure, config.most_seconds)
         dense = results.row("dense", 0.0, model, dict)
         say(f"dense: {dense['ce']:.4f} nats over {dense['tokens']} next tokens of {len(measure.documents)} documents")
         clock = time.process_time()
         stats = statistics(model, leaves, calibration)
         say(f"statistics: {time.process_time() - clock:.0f} CPU s")
         known = scores(model, leaves, stats, config)
-        names = chosen(config.only, [*known, "pruning", "budgets", "CETT"], ";")
-        for name in names:
-            for share in config.sparsity if name in known else ():
-                results.row(name, share, model, partial(known[name], share))
-        if "pruning" in names:
-            pruning(model, leaves, stats, results)
-        if "budgets" in names:
-            results.also("budgets", lambda: budgets(model, leaves, stats, results, config))
-        for percent in config.percents if "CETT" in names else ():
-            results.also(f"CETT-PPL-{percent:g}%", partial(cett_ppl, model, leaves, stats, results, percent))
+        last = [name for name in known if name.startswith("fixed")]
+        others = [name for name in known if name not in last]
+        names = chosen(config.only, [*others, "pruning", "budgets", "CETT", *last], ";")
+        try:
+            rows_of(names, known, model, leaves, stats, results, config)
+        except OutOfTime:
+            say(f"{config.most_seconds:g} CPU s are over: continue with --resume.")
         write(out, results, config)
+
+
+def rows_of(
+    names: Sequence[str],
+    known: Mapping[str, Callable[[float], dict[str, Any]]],
+    model: Any,
+    leaves: Sequence[str],
+    stats: "Statistics",
+    results: "Results",
+    config: Config,
+) -> None:
+    """Measure what is asked for and not measured yet."""
+    for name in names:
+        for share in config.sparsity if name in known else ():
+            results.row(name, share, model, partial(known[name], share))
+    if "pruning" in names:
+        pruning(model, leaves, stats, results)
+    if "budgets" in names:
+        results.also("budgets", lambda: budgets(model, leaves, stats, results, config))
+    for percent in config.percents if "CETT" in names else ():
+        results.also(
+            f"CETT-PPL-{percent:g}%", partial(cett_ppl, model, leaves, stats, results, config.dense_before, percent)
+        )
 
 
 class Measure:
@@ -174,11 +199,15 @@ def _nll(model: Any, edits: Mapping[str, Any], tokens: Any) -> Any:
     return -jnp.take_along_axis(log_p, tokens[:, 1:, None], axis=-1)[..., 0]
 
 
+class OutOfTime(Exception):
+    """No new row is to be begun."""
+
+
 class Results:
     """Rows by (name, sparsity), kept in a file as they come."""
 
-    def __init__(self, path: Path, measure: Measure):
-        self.path, self.measure = path, measure
+    def __init__(self, path: Path, measure: Measure, most_seconds: float):
+        self.path, self.measure, self.most_seconds = path, measure, most_seconds
         self.content: dict[str, Any] = read_json(path) if path.exists() else {"rows": [], "other": {}}
 
     def find(self, name: str, share: float) -> dict[str, Any] | None:
@@ -189,6 +218,7 @@ class Results:
         """Measure a row, or take it from the file."""
         if (found := self.find(name, share)) is not None:
             return found
+        self.check_time()
         clock = time.process_time()
         sums, counts = self.measure(model, edits()), self.measure.counts
         ce = sum(sums) / counts.sum()
@@ -204,9 +234,15 @@ class Results:
     def also(self, name: str, make: Callable[[], Any]) -> Any:
         """Another result, kept under its name."""
         if name not in self.content["other"]:
+            self.check_time()
             self.content["other"][name] = make()
             self.keep()
         return self.content["other"][name]
+
+    def check_time(self) -> None:
+        """Raises OutOfTime where the process has used its CPU seconds."""
+        if time.process_time() > self.most_seconds:
+            raise OutOfTime
 
     def keep(self) -> None:
         """Write the file."""
@@ -293,7 +329,9 @@ def scores(
     def rows(port: str, width: int, score: Callable[[str], Any]) -> Callable[[float], dict[str, Any]]:
         def edits(share: float) -> dict[str, Any]:
             k = jnp.asarray(round(width * (1 - share)), jnp.int32)
-            return {f"{leaf}/{port}": LeaveOut(score(leaf), TopK(k)) for leaf in leaves}
+            return {
+                f"{leaf}/{port}": LeaveOut(score(leaf), TopK(k), dense_before=config.dense_before) for leaf in leaves
+            }
 
         return edits
 
@@ -308,7 +346,10 @@ def scores(
                 bases[leaf] = selection.low_rank_basis(mlps[leaf].down_proj.weight, most)
         k = jnp.asarray(round(d_mlp * (1 - share) * BLEND), jnp.int32)
         path = jnp.arange(most) < rank
-        return {f"{leaf}/hidden": LeaveOut(BySize(down[leaf]), TopK(k), LowRank(bases[leaf] * path)) for leaf in leaves}
+        return {
+            f"{leaf}/hidden": LeaveOut(BySize(down[leaf]), TopK(k), LowRank(bases[leaf] * path), config.dense_before)
+            for leaf in leaves
+        }
 
     return {
         "|a| (TEAL)": rows("hidden", d_mlp, lambda leaf: BySize(ones(d_mlp))),
@@ -386,6 +427,7 @@ def budgets(
             f"{leaf}/hidden": LeaveOut(
                 BySize(selection.row_norms(down[leaf])),
                 TopK(jnp.asarray(round(stats.kept[leaf].shape[1] * (1 - levels[leaf])), jnp.int32)),
+                dense_before=config.dense_before,
             )
             for leaf in leaves
         }
@@ -400,7 +442,9 @@ def _output_change(a: Any, weight: Any, k: Any) -> Any:
     return jnp.mean(jnp.linalg.norm(jnp.where(mask, 0, a) @ weight, axis=-1))
 
 
-def cett_ppl(model: Any, leaves: Sequence[str], stats: Statistics, results: Results, percent: float) -> dict[str, Any]:
+def cett_ppl(
+    model: Any, leaves: Sequence[str], stats: Statistics, results: Results, before: int, percent: float
+) -> dict[str, Any]:
     """CETT-PPL-p %: one CETT for all layers, thresholds from the calibration text, loss on held-out text."""
     weights = {leaf: model.blocks[int(leaf.split("/")[1])].mlp.down_proj.weight for leaf in leaves}
     norms = {leaf: selection.row_norms(weight) for leaf, weight in weights.items()}
@@ -415,7 +459,9 @@ def cett_ppl(model: Any, leaves: Sequence[str], stats: Statistics, results: Resu
             grid = np.quantile(np.abs(sizes), np.linspace(0, 0.99, 1024))
             found[leaf] = cett_threshold(stats.kept[leaf], weights[leaf], target, candidates=grid)
         edits = {
-            f"{leaf}/hidden": LeaveOut(BySize(norms[leaf]), Above(jnp.asarray(found[leaf].epsilon, jnp.float32)))
+            f"{leaf}/hidden": LeaveOut(
+                BySize(norms[leaf]), Above(jnp.asarray(found[leaf].epsilon, jnp.float32)), dense_before=before
+            )
             for leaf in leaves
         }
         loss = sum(results.measure(model, edits)) / results.measure.counts.sum()
@@ -483,7 +529,7 @@ def write(out: Path, results: Results, config: Config) -> None:
             Section("Weights of the MLPs", (), tuple(weights)),
             Section("Differences, nats, 95 % over documents", (), tuple(pairs)),
         ),
-        facts={name: str(value) for name, value in settings_of(config).items()},
+        facts={name: str(value) for name, value in settings_of(config, "most_seconds").items()},
     )
 
 

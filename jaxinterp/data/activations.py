@@ -4,6 +4,7 @@ The rows never leave the device: `harvest` and `shuffle_in` are pure functions t
 them, and the compiler drops every layer behind the last site.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -20,6 +21,7 @@ from jaxinterp.models.ids import check_ids
 from jaxinterp.models.sites import Add, run
 
 WINDOW = ("tokens", "weight", "document")
+EXPERT = re.compile(r"(.+/mlp/experts/\d+)/(?:in|pre|up|hidden|out)(?:/gradient)?")
 """What a window of text has; other entries are activations."""
 
 CONSTANT = 1e-10
@@ -67,9 +69,9 @@ class Harvest:
             return Rows({name: windows[name].astype(self.dtype) for name in self.names}, windows["weight"])
         asked = {name: windows[name] for name in WINDOW if name in windows}
         if self.parts == 1:
-            return Rows(self._arrays(model, asked), asked["weight"])
+            return self._rows(self._arrays(model, asked), asked["weight"])
         one_by_one = jax.lax.map(lambda part: self._arrays(model, part), jax.tree.map(self._cut, asked))
-        return Rows(jax.tree.map(self._join, one_by_one), asked["weight"])
+        return self._rows(jax.tree.map(self._join, one_by_one), asked["weight"])
 
     @ordinary()
     def jitted(self, model: Any, windows: Mapping[str, Any]) -> Rows:
@@ -82,8 +84,20 @@ class Harvest:
         return _take_jit(self, model, windows)
 
     def _arrays(self, model: Any, windows: Mapping[str, Any]) -> dict[str, Array]:
-        found = _traced(model, windows, self.names)
-        return {name: found[name].astype(self.dtype).reshape(*windows["tokens"].shape, -1) for name in self.names}
+        names = tuple(dict.fromkeys((*self.names, *self._routed())))
+        found = _traced(model, windows, names)
+        return {name: found[name].astype(self.dtype).reshape(*windows["tokens"].shape, -1) for name in names}
+
+    def _routed(self) -> list[str]:
+        """Where the rows are those of one expert: the arrays that say which tokens it has."""
+        experts = [EXPERT.fullmatch(name) for name in self.names]
+        return sorted({f"{found[1]}/routed" for found in experts if found})
+
+    def _rows(self, arrays: dict[str, Array], weight: Array) -> Rows:
+        """The rows; tokens that an expert does not have count nothing."""
+        for name in self._routed():
+            weight = weight * arrays[name][..., 0].astype(weight.dtype)
+        return Rows({name: arrays[name] for name in self.names}, weight)
 
     def _cut(self, array: Array) -> Array:
         """[batch, ...] -> [parts, batch / parts, ...]; a part has windows of every shard."""

@@ -10,6 +10,7 @@ import math
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any
 
 import numpy as np
@@ -48,7 +49,7 @@ def _open_npy(path: Path, info: zipfile.ZipInfo, name: str) -> StoredTensor:
             (2, 0): np.lib.format.read_array_header_2_0,
         }
         shape, fortran, dtype = readers[version](start)
-    except (ValueError, KeyError, SyntaxError, TypeError, RecursionError, MemoryError) as error:
+    except (ValueError, KeyError, SyntaxError, TypeError, RecursionError, MemoryError, TokenError) as error:
         raise UserError(f"{path}: array {name!r} has no readable header ({error}); the file is damaged.") from error
     if dtype.hasobject:
         raise UserError(f"{path}: array {name!r} holds pickled objects, which can run code when read: it is refused.")

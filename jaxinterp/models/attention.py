@@ -102,8 +102,8 @@ class Attention(eqx.Module):
         places = jnp.arange(x.shape[1])
         visible = self._behind(places[:, None] - places[None, :])
         if self.chunk is not None:
-            rows = places[None] if positions is None else positions
-            visible = visible & self._together(rows[:, :, None], rows[:, None, :])
+            rows = places if positions is None else positions
+            visible = visible & self._together(rows[..., :, None], rows[..., None, :])
         if real is not None:  # padding sees itself, so that its row does not divide by zero
             visible = visible & (real[:, None, :] | jnp.eye(x.shape[1], dtype=bool))
         gate = self.gate(x, tap=tap, rules=rules)

@@ -112,6 +112,14 @@ class HasProjections(Protocol):
     def projections(self) -> tuple[str, ...]: ...
 
 
+@runtime_checkable
+class HasExperts(Protocol):
+    """A sublayer whose experts can be opened and replaced one by one; each gives a new sublayer."""
+
+    def opening(self, *numbers: int) -> Any: ...
+    def with_expert(self, number: int, leaf: Callable[..., Any]) -> Any: ...
+
+
 def cut_axes(model: Any) -> dict[str, int | None]:
     """By name, the axis along which each matrix of a model is cut; without arrays of modules that are not Cuttable."""
     axes: dict[str, int | None] = {}

@@ -29,7 +29,7 @@ from jaxinterp.models.families.tables import Family
 from jaxinterp.models.families.wrappers import text_tensors
 from jaxinterp.models.files.gguf_file import PART, described, gguf_config, gguf_tensors, open_gguf
 from jaxinterp.models.files.hub import Hub, fetch_model, is_repository
-from jaxinterp.models.files.quantised import unpacked, without_quantisation
+from jaxinterp.models.files.quantised import unpacked, without_quantisation, without_zero_biases
 from jaxinterp.models.files.safetensors_file import open_directory, pickle_refusal
 from jaxinterp.models.files.subject import OWN_FORM, Subject, load_own, save_subject
 from jaxinterp.models.files.tokenizer import (
@@ -40,6 +40,7 @@ from jaxinterp.models.files.tokenizer import (
     tokenizer_from_file,
     tokenizer_from_gguf,
 )
+from jaxinterp.models.files.wanted import tensors_of
 from jaxinterp.models.files.weights import Shardings, StoredTensor, default_dtype, load_model, shardings_of
 from jaxinterp.models.files.wheels import BILINEAR, WHEELS, installed_path
 from jaxinterp.models.tiny import tiny_subject
@@ -145,6 +146,8 @@ def _load_huggingface(
     config = family_config(family, fields)
     text, left_out = text_tensors(fields, unpacked(quantised, open_directory(directory), directory))
     tensors = canonical_names(family, text)
+    if quantised is not None:
+        tensors = without_zero_biases(tensors, tensors_of(family, config))
     if config.head and is_tied(family, fields):
         embedding, _ = family.tensors["embedding/token"]
         if "lm_head.weight" in tensors:

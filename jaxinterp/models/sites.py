@@ -27,7 +27,7 @@ from jaxinterp.core.errors import UserError, suggest
 from jaxinterp.core.promotion import ordinary
 from jaxinterp.core.trees import path_name
 from jaxinterp.models.ids import check_ids
-from jaxinterp.models.layers import HasProjections, Linear
+from jaxinterp.models.layers import HasExperts, HasProjections, Linear
 from jaxinterp.models.rules import EXACT, Rules
 
 Edit = Callable[..., Array]
@@ -48,6 +48,9 @@ NO_LOGITS = (
 
 LEAVES = ("/mlp", "/attn")
 """How the name of a sublayer ends."""
+
+PARTS = re.compile(r"(.+/mlp)/(?:shared|experts/(\d+))")
+"""Leaves inside a mixture of experts: the shared expert, and each expert that was opened or replaced."""
 
 PROJECTIONS = ("gate_proj", "up_proj", "down_proj", "q_proj", "k_proj", "v_proj", "o_proj")
 """What linear maps inside a sublayer are called."""
@@ -346,7 +349,7 @@ def sites(model: Any, pattern: str = "**") -> list[str]:
     names: list[str] = []
     for name in arrays:
         leaf, _, port = name.rpartition("/")
-        if port == "in" and leaf.endswith(LEAVES):
+        if port == "in" and (leaf.endswith(LEAVES) or PARTS.fullmatch(leaf)):
             names += [leaf, *projections.get(leaf, ())]
         names.append(name)
     matches = _glob(pattern)
@@ -420,13 +423,17 @@ def replace(model: Any, leaves: Mapping[str, Any]) -> Any:
       (1, 8, 64)
     """
     every = sites(model)
-    known = [name for name in every if name.endswith(LEAVES) or name.rpartition("/")[2] in PROJECTIONS]
+    ends = (*LEAVES, "/shared")
+    known = [name for name in every if name.endswith(ends) or name.rpartition("/")[2] in PROJECTIONS]
     for name, leaf in leaves.items():
-        if name not in known:
+        expert = PARTS.fullmatch(name)
+        mixture = select(model, expert[1]).get() if expert and expert[2] and expert[1] in known else None
+        if name not in known and not isinstance(mixture, HasExperts):
             raise UserError(_why_not_a_leaf(name, known, every))
         if not callable(leaf):
             raise UserError(f"the replacement for {name!r} is a {type(leaf).__name__}, which is not callable.")
-        _check_projection(name, select(model, name).get(), leaf)
+        if mixture is None:
+            _check_projection(name, select(model, name).get(), leaf)
         own = getattr(leaf, "sites", None)
         if own is not None and (own.reads, own.writes) != (f"{name}/in", f"{name}/out"):
             way_out = (
@@ -438,8 +445,29 @@ def replace(model: Any, leaves: Mapping[str, Any]) -> Any:
                 f"the replacement for {name!r} reads {own.reads!r} and writes {own.writes!r}, not the leaf's input and "
                 f"output: {way_out}."
             )
-        model = select(model, name).set(leaf)
+        if expert and isinstance(mixture, HasExperts):
+            model = select(model, expert[1]).set(mixture.with_expert(int(expert[2]), leaf))
+        else:
+            model = select(model, name).set(leaf)
     return model
+
+
+@ordinary()
+def open_experts(model: Any, site: str, *numbers: int) -> Any:
+    """A new model in which some experts of the mixture at `site` are sites of their own.
+
+    `open_experts(model, "blocks/3/mlp", 5)` has `blocks/3/mlp/experts/5`, a leaf that reads and writes
+    `experts/5/{in,out}`, and `experts/5/routed`: 1 where the router chose it. Values stay as they are. A method fitted
+    at an expert learns from the tokens that are routed to it.
+
+    Raises:
+      UserError: the site is not a mixture of experts, or has no such expert.
+    """
+    check_site(model, site)
+    mixture = select(model, site).get()
+    if not isinstance(mixture, HasExperts):
+        raise UserError(f"{site!r} is a {type(mixture).__name__}: it has no experts to open.")
+    return select(model, site).set(mixture.opening(*numbers))
 
 
 def _why_not_a_leaf(name: str, known: list[str], every: list[str]) -> str:
@@ -473,6 +501,12 @@ def _glob(pattern: str) -> Callable[[str], bool]:
 def _why_absent(name: str, known: Any) -> str:
     """One sentence on why a name is missing, and which names exist."""
     leaf, _, port = name.rpartition("/")
+    expert = re.fullmatch(r"(.+/mlp)/experts/(\d+)(/.+)?", name)
+    if expert and f"{expert[1]}/experts/index" in known:
+        return (
+            f"{name!r} does not exist: open the expert first, open_experts(model, {expert[1]!r}, {expert[2]}), or "
+            "replace it."
+        )
     if f"{leaf}/in" in known and leaf.endswith("/mlp"):
         if port in ("pre", "up", "hidden") and f"{leaf}/pre" not in known:
             return (

@@ -26,11 +26,12 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from jaxinterp.core.errors import UserError
-from jaxinterp.models.attention import Attention
+from jaxinterp.models.attention import Attention, Temperature
 from jaxinterp.models.layers import (
     Linear,
     Norm,
     Tap,
+    UnitNorm,
     call_leaf,
     no_tap,
     normed,
@@ -40,6 +41,7 @@ from jaxinterp.models.layers import (
     under,
 )
 from jaxinterp.models.mixtures.config import MixtureConfig, make_mlp
+from jaxinterp.models.mixtures.routed import RoutedConfig, random_routed
 from jaxinterp.models.mlp import MLP
 from jaxinterp.models.rotary import RopeScaling
 from jaxinterp.models.rules import EXACT, Activation, Rules
@@ -84,6 +86,8 @@ class TransformerConfig:
     local_rotary_base: float | None = None  # of layers with a window; default: as the other layers
     local_rotary_scaling: RopeScaling | None = None  # of layers with a window, where they have a base of their own
     windows: tuple[int | None, ...] = ()  # one entry a layer; empty: no windows
+    chunks: tuple[int | None, ...] = ()  # likewise: attention within chunks of so many positions
+    temperature: Temperature | None = None  # of queries in layers without rotary positions
     attention_scale: float | None = None  # default: head_dim^-1/2
     scale_by_layer: bool = False  # the attention scale is divided by the layer's number, counted from 1
     attention_cap: float | None = None
@@ -93,6 +97,8 @@ class TransformerConfig:
     query_key_norm_over: Literal["head", "projection", "each_head"] = "head"  # all heads together; each with weights
     query_key_norm_kind: Literal["rms", "layer"] = "rms"
     query_key_norm_bias: bool = False
+    unit_query_key: bool = False  # divided by their root mean square behind the rotation, in layers that have one
+    attention_sinks: bool = False
     qkv_bias: bool = False
     attention_out_bias: bool = False
     mlp_bias: bool = False
@@ -103,14 +109,17 @@ class TransformerConfig:
     head: bool = True  # False: no logits, but `pooled`
     head_bias: bool = False
     logit_scale: float = 1.0
+    routed: RoutedConfig | None = None  # a mixture of experts in place of the MLP, but in `dense_layers`
+    dense_layers: tuple[int, ...] = ()
     mixture: MixtureConfig | None = None  # an MLP of another kind; `activation`, `gated` and `d_mlp` are not used then
 
     def __post_init__(self) -> None:
         """Raises UserError if two fields contradict each other."""
         if self.heads % self.kv_heads:
             raise UserError(f"heads={self.heads} is not a multiple of kv_heads={self.kv_heads}.")
-        if self.windows and len(self.windows) != self.layers:
-            raise UserError(f"windows has {len(self.windows)} entries for layers={self.layers}: give one a layer.")
+        for name, each in (("windows", self.windows), ("chunks", self.chunks)):
+            if each and len(each) != self.layers:
+                raise UserError(f"{name} has {len(each)} entries for layers={self.layers}: give one a layer.")
         if self.rotary_dimensions % 2 or self.rotary_dimensions > self.head_dim:
             raise UserError(
                 f"rotary_dimensions={self.rotary_dimensions} must be even and at most head_dim={self.head_dim}."
@@ -285,7 +294,9 @@ def initialise(config: TransformerConfig, key: PRNGKeyArray) -> Transformer:
             jnp.ones(size, jnp.float32) - config.norm_offset, bias, config.norm, config.norm_epsilon, config.norm_offset
         )
 
-    def projection_norm(heads: int) -> Norm | None:
+    def projection_norm(heads: int, layer: int) -> Norm | UnitNorm | None:
+        if config.unit_query_key and layer not in config.unrotated:
+            return UnitNorm(config.norm_epsilon)
         if not config.query_key_norm:
             return None
         size = config.head_dim * (heads if config.query_key_norm_over == "projection" else 1)
@@ -304,8 +315,8 @@ def initialise(config: TransformerConfig, key: PRNGKeyArray) -> Transformer:
             k_proj=random_linear(next(keys), d_model, kv, config.qkv_bias, cut="out"),
             v_proj=random_linear(next(keys), d_model, kv, config.qkv_bias, cut="out"),
             o_proj=random_linear(next(keys), inner, d_model, config.attention_out_bias, cut="in"),
-            query_norm=projection_norm(config.heads),
-            key_norm=projection_norm(config.kv_heads),
+            query_norm=projection_norm(config.heads, layer),
+            key_norm=projection_norm(config.kv_heads, layer),
             heads=config.heads,
             kv_heads=config.kv_heads,
             scale=scale / (layer + 1) if config.scale_by_layer else scale,
@@ -315,11 +326,17 @@ def initialise(config: TransformerConfig, key: PRNGKeyArray) -> Transformer:
             rotary_dimensions=0 if layer in config.unrotated else config.rotary_dimensions,
             rotary_base=(config.local_rotary_base or 0.0) if local else config.rotary_base,
             rotary_scaling=config.local_rotary_scaling if local else config.rotary_scaling,
+            chunk=config.chunks[layer] if config.chunks else None,
+            temperature=config.temperature if layer in config.unrotated else None,
+            late_norms=config.unit_query_key,
+            sinks=jnp.zeros(config.heads, jnp.float32) if config.attention_sinks else None,
             clip=config.attention_clip,
             interleaved=config.rotary_interleaved,
         )
 
-    def mlp() -> Any:
+    def mlp(layer: int) -> Any:
+        if config.routed is not None and layer not in config.dense_layers:
+            return random_routed(next(keys), config.d_model, config.routed)
         if config.mixture is not None:
             return make_mlp(config.mixture, config.d_model, next(keys))
         d_model, d_mlp, bias = config.d_model, config.d_mlp, config.mlp_bias
@@ -334,7 +351,7 @@ def initialise(config: TransformerConfig, key: PRNGKeyArray) -> Transformer:
             attn_post_norm=norm(config.post_norms),
             attn_sum_norm=norm(config.sum_norms),
             mlp_norm=norm(config.pre_norms),
-            mlp=mlp(),
+            mlp=mlp(layer),
             mlp_post_norm=norm(config.post_norms),
             mlp_sum_norm=norm(config.sum_norms),
             parallel=config.parallel,

@@ -24,12 +24,12 @@ KERNEL = "jaxinterp-test"
 pytestmark = pytest.mark.slow
 
 
-def made_from(source):
+def made_from(source, name="first-steps"):
     """The notebook that a percent-format source stands for: no outputs, cells numbered, metadata of the source only."""
     notebook = jupytext.reads(source, fmt="py:percent")
     notebook.metadata = {"kernelspec": notebook.metadata["kernelspec"], "language_info": {"name": "python"}}
     for index, cell in enumerate(notebook.cells):
-        cell["id"] = f"first-steps-{index:02}"
+        cell["id"] = f"{name}-{index:02}"
         cell["metadata"] = {}
     nbformat.validate(notebook)
     return nbformat.writes(notebook, version=4) + "\n"
@@ -37,8 +37,12 @@ def made_from(source):
 
 @pytest.fixture(scope="module")
 def executed(tmp_path_factory):
-    """The notebook after a kernel of the running interpreter has executed it, somewhere outside the checkout."""
-    folder = tmp_path_factory.mktemp("notebook")
+    """The notebook after it was executed."""
+    return execute(NOTEBOOK, tmp_path_factory.mktemp("notebook"))
+
+
+def execute(path, folder):
+    """A notebook after a kernel of the running interpreter has executed it, somewhere outside the checkout."""
     write_kernel_spec(folder / "kernels" / KERNEL)
     specs = KernelSpecManager(kernel_dirs=[str(folder / "kernels")], ensure_native_kernel=False)
     manager = AsyncKernelManager(kernel_name=KERNEL, kernel_spec_manager=specs)
@@ -47,7 +51,7 @@ def executed(tmp_path_factory):
         name: value for name, value in os.environ.items() if name != "XLA_FLAGS"
     }  # one device, as users have
     environment |= {"JAX_PLATFORMS": "cpu", "IPYTHONDIR": str(folder / "ipython")}
-    notebook = nbformat.read(NOTEBOOK, as_version=4)
+    notebook = nbformat.read(path, as_version=4)
     client = NotebookClient(notebook, km=manager, timeout=600, resources={"metadata": {"path": str(folder)}})
     return client.execute(env=environment, cleanup_kc=True)
 

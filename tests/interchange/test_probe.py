@@ -289,3 +289,23 @@ def test_a_refusal_names_the_way_to_override_it(subject: Subject, text: Any, tmp
         read(path, subject=subject, tokens=text)
     with pytest.warns(UserWarning, match=r"looks like TopK, not ReLU\. It is read as the file says"):
         assert isinstance(read(path, subject=subject, tokens=text, force=True).activation, ReLU)
+
+
+def test_a_scale_that_no_file_has_is_measured_on_the_text(
+    subject: Subject, text: grain.MapDataset, tmp_path: Path
+) -> None:
+    """expected_average_only_in without its factor: sqrt(d) / mean length on the text, told in a warning."""
+    site = "blocks/1/resid/post"
+    rows = np.concatenate([np.asarray(window["tokens"])[None] for window in (text[n] for n in range(64))])
+    x = np.asarray(run(subject.model, jnp.asarray(rows))[site])[:, 1:].reshape(-1, D)
+    factor = float(np.sqrt(D) / np.mean(np.linalg.norm(x, axis=1)))
+    eye = np.eye(D, dtype=np.float32)
+    made = dictionary(np.concatenate([eye, -eye]), np.zeros(2 * D), np.concatenate([eye, -eye]), Sites(site, site))
+    folder = write(made, tmp_path / "it", format="saelens")
+    fields = json.loads((folder / "cfg.json").read_text()) | {"normalize_activations": "expected_average_only_in"}
+    (folder / "cfg.json").write_text(json.dumps(fields))
+    with pytest.warns(UserWarning, match=r"sqrt\(d\) / mean length on the given tokens is"):
+        found = read(folder, subject=subject, tokens=text)
+    assert float(found.input_scale) == pytest.approx(1 / factor, rel=1e-4)
+    with pytest.raises(UserError, match="the scale is missing"):
+        read(folder, subject=subject)

@@ -292,4 +292,115 @@ DENSE: dict[str, Golden] = {
     ),
 }
 
-LATER = ROPE | DENSE
+MOE = LLAMA | {"num_key_value_heads": 2, "intermediate_size": 12}
+QWEN_MOE = MOE | {"moe_intermediate_size": 8, "num_experts": 6, "num_experts_per_tok": 2}
+OSS = MOE | {"num_local_experts": 4, "num_experts_per_tok": 2, "head_dim": 8}
+LLAMA4 = MOE | {"intermediate_size_mlp": 20, "num_local_experts": 4, "head_dim": 8}
+TINY_SIGHT = {"hidden_size": 8, "intermediate_size": 32, "num_hidden_layers": 1, "image_size": 28, "patch_size": 14}
+TINY_SIGHT |= {"num_attention_heads": 2, "vision_output_dim": 8, "projector_input_dim": 8, "projector_output_dim": 8}
+
+MIXTURES: dict[str, Golden] = {
+    "mixtral": ("MixtralForCausalLM", MOE | rope(10_000.0) | {"num_local_experts": 4}, None),
+    "mixtral-window": (
+        "MixtralForCausalLM",
+        MOE | rope(100.0) | {"num_local_experts": 3, "num_experts_per_tok": 1, "sliding_window": 5, "head_dim": 8},
+        None,
+    ),
+    "mixtral-tied": (
+        "MixtralForCausalLM",
+        MOE
+        | rope(300.0, **YARN)
+        | {
+            "num_local_experts": 5,
+            "num_experts_per_tok": 3,
+            "tie_word_embeddings": True,
+            "hidden_act": "gelu",
+            "head_dim": 4,
+        },
+        None,
+    ),
+    "olmoe": ("OlmoeForCausalLM", MOE | rope() | {"num_experts": 5, "num_experts_per_tok": 2}, None),
+    "olmoe-clipped": (
+        "OlmoeForCausalLM",
+        MOE
+        | rope()
+        | {"num_experts": 4, "num_experts_per_tok": 3, "clip_qkv": 0.6, "norm_topk_prob": True, "attention_bias": True},
+        None,
+    ),
+    "olmoe-all": (
+        "OlmoeForCausalLM",
+        MOE | rope(50.0) | {"num_experts": 3, "num_experts_per_tok": 3, "num_key_value_heads": 1, "rms_norm_eps": 0.05},
+        None,
+    ),
+    "qwen2-moe": ("Qwen2MoeForCausalLM", QWEN_MOE | rope() | {"shared_expert_intermediate_size": 10}, None),
+    "qwen2-moe-window": (
+        "Qwen2MoeForCausalLM",
+        QWEN_MOE
+        | rope()
+        | {"shared_expert_intermediate_size": 6, "norm_topk_prob": True, "qkv_bias": False, "num_hidden_layers": 3}
+        | {"mlp_only_layers": [1], "use_sliding_window": True, "sliding_window": 4, "max_window_layers": 2},
+        None,
+    ),
+    "qwen2-moe-sparse": (
+        "Qwen2MoeForCausalLM",
+        QWEN_MOE
+        | rope()
+        | {"shared_expert_intermediate_size": 10, "decoder_sparse_step": 2, "tie_word_embeddings": True}
+        | {"num_experts_per_tok": 1, "hidden_act": "relu"},
+        None,
+    ),
+    "qwen3-moe": ("Qwen3MoeForCausalLM", QWEN_MOE | rope() | {"head_dim": 8, "norm_topk_prob": True}, None),
+    "qwen3-moe-dense": (
+        "Qwen3MoeForCausalLM",
+        QWEN_MOE
+        | rope(100.0, **YARN)
+        | {"head_dim": 8, "num_hidden_layers": 3, "mlp_only_layers": [0], "decoder_sparse_step": 2}
+        | {"attention_bias": True, "num_experts_per_tok": 3},
+        None,
+    ),
+    "qwen3-moe-window": (
+        "Qwen3MoeForCausalLM",
+        QWEN_MOE
+        | rope()
+        | {"head_dim": 4, "use_sliding_window": True, "sliding_window": 4, "tie_word_embeddings": True},
+        None,
+    ),
+    "gpt-oss": ("GptOssForCausalLM", OSS | {"sliding_window": 5}, None),
+    "gpt-oss-clipped": (
+        "GptOssForCausalLM",
+        OSS
+        | rope(500.0, **YARN, truncate=False)
+        | {"swiglu_limit": 0.7, "swiglu_alpha": 1.1, "sliding_window": 3, "num_experts_per_tok": 1}
+        | {"layer_types": ["full_attention", "sliding_attention"], "tie_word_embeddings": True},
+        None,
+    ),
+    "gpt-oss-plain": (
+        "GptOssForCausalLM",
+        OSS | rope(100.0) | {"attention_bias": False, "num_experts_per_tok": 4, "num_key_value_heads": 4},
+        None,
+    ),
+    "llama4": ("Llama4ForCausalLM", LLAMA4 | rope() | {"num_hidden_layers": 4, "attention_chunk_size": 5}, None),
+    "llama4-dense": (
+        "Llama4ForCausalLM",
+        LLAMA4
+        | rope(100.0)
+        | {"interleave_moe_layer_step": 2, "num_experts_per_tok": 2, "no_rope_layers": [0, 1], "floor_scale": 3}
+        | {"attn_scale": 0.7, "attention_bias": True, "use_qk_norm": False},
+        None,
+    ),
+    "llama4-chunked": (
+        "Llama4ForCausalLM",
+        LLAMA4
+        | rope(50.0, rope_type="linear", factor=2.0)
+        | {"attention_chunk_size": 4, "moe_layers": [0], "no_rope_layers": [1, 0], "attn_temperature_tuning": False}
+        | {"layer_types": ["full_attention", "chunked_attention"], "tie_word_embeddings": True},
+        None,
+    ),
+}
+SIGHT = {"boi_token_index": 40, "eoi_token_index": 41, "image_token_index": 42, "vision_config": TINY_SIGHT}
+for wrapped in ("llama4", "llama4-dense", "llama4-chunked"):
+    TEXT = {key: value for key, value in MIXTURES[wrapped][1].items() if key != "initializer_range"}
+    TIED = {"tie_word_embeddings": TEXT.get("tie_word_embeddings", False)}
+    MIXTURES[f"{wrapped}-wrapped"] = ("Llama4ForConditionalGeneration", SIGHT | {"text_config": TEXT} | TIED, None)
+
+LATER = ROPE | DENSE | MIXTURES

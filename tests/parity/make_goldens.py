@@ -327,7 +327,9 @@ def make(name: str, directory: Path) -> None:
             kind, encoder = "final", getattr(model, "bert", model)
             expected = encoder(torch.from_numpy(tokens), attention_mask=mask.long()).last_hidden_state.numpy()
         else:
-            answer = model(torch.from_numpy(tokens), output_hidden_states=True)
+            # transformers 5.24 cannot run Llama 4's wrapper on text alone (no attribute image_outputs)
+            runs = model.language_model if class_name == "Llama4ForConditionalGeneration" else model
+            answer = runs(torch.from_numpy(tokens), output_hidden_states=True)
             expected, depths = answer.logits.numpy(), three_depths(answer.hidden_states, model)
     directory.mkdir(parents=True, exist_ok=True)
     for old in directory.iterdir():

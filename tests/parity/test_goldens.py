@@ -123,6 +123,16 @@ IGNORED_FIELDS = [
     ("granite", {"logits_scaling": 1.0}),
     ("cohere", {"logit_scale": 0.0625}),
     ("cohere", {"layer_norm_eps": 0.1}),
+    ("mixtral", {"num_experts_per_tok": 1}),
+    ("olmoe-clipped", {"clip_qkv": None}),
+    ("olmoe-clipped", {"norm_topk_prob": False}),
+    ("qwen3-moe", {"norm_topk_prob": False}),
+    ("gpt-oss", {"rope_parameters": {"rope_type": "default", "rope_theta": 150000.0}}),
+    ("gpt-oss-clipped", {"swiglu_limit": 7.0}),
+    ("gpt-oss-clipped", {"swiglu_alpha": 1.702}),
+    ("llama4", {"attention_chunk_size": 64, "no_rope_layers": [1, 1, 1, 0]}),
+    ("llama4-dense", {"floor_scale": 8192}),
+    ("llama4-dense", {"use_qk_norm": True}),
     ("bert", {"pad_token_id": None}),
     ("bert-masked-lm", {"layer_norm_eps": 1e-12}),
     ("bert-masked-lm", {"hidden_act": "gelu"}),
@@ -236,7 +246,23 @@ def shifted_positions(model: Transformer) -> Transformer:
     return eqx.tree_at(lambda model: model.embedding.position, model, replace_fn=lambda rows: jnp.roll(rows, 1, 0))
 
 
+def drop_sinks(model: Transformer) -> Transformer:
+    return eqx.tree_at(lambda m: [b.attn.sinks for b in m.blocks], model, replace_fn=lambda sinks: None)
+
+
+def drop_shared_expert(model: Transformer) -> Transformer:
+    return eqx.tree_at(lambda m: [b.mlp.shared for b in m.blocks], model, replace_fn=lambda shared: None)
+
+
+def swap_experts(model: Transformer) -> Transformer:
+    where = lambda m: [leaf for block in m.blocks for leaf in jax.tree.leaves(block.mlp.experts)]
+    return eqx.tree_at(where, model, replace_fn=lambda leaf: leaf[::-1])
+
+
 BROKEN_WEIGHTS = [
+    ("gpt-oss", drop_sinks),
+    *[(name, drop_shared_expert) for name in ("qwen2-moe", "llama4")],
+    *[(name, swap_experts) for name in ("mixtral", "qwen3-moe", "gpt-oss", "llama4")],
     *[(name, pair_halves) for name in ("gptj", "cohere")],
     *[(name, drop_head_bias) for name in ("gptj", "gptj-tied", "phi")],
     *[(name, one_norm_for_all_heads) for name in ("cohere-normed", "stablelm-parallel")],

@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from jaxinterp.core.errors import UserError
+from jaxinterp.models.rules import Activation
 
 Fields = Mapping[str, Any]
 
-ACTIVATION_NAMES = {
+ACTIVATION_NAMES: dict[str, Activation] = {
     "gelu": "gelu",
     "gelu_python": "gelu",
     "gelu_new": "gelu_tanh",

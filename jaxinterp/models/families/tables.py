@@ -24,8 +24,11 @@ from jaxinterp.models.families.base import (
 from jaxinterp.models.families.cohere import COHERE
 from jaxinterp.models.families.fields import Rule, activation, flag, optional
 from jaxinterp.models.families.gpt_neo import GPT_NEO
+from jaxinterp.models.families.gpt_oss import GPT_OSS
 from jaxinterp.models.families.gptj import GPTJ
 from jaxinterp.models.families.granite import GRANITE
+from jaxinterp.models.families.llama4 import LLAMA4
+from jaxinterp.models.families.mixtures import MIXTRAL, OLMOE, QWEN2_MOE, QWEN3_MOE
 from jaxinterp.models.families.olmo3 import OLMO3
 from jaxinterp.models.families.opt import OPT
 from jaxinterp.models.families.phi import PHI
@@ -241,7 +244,13 @@ FAMILIES: dict[str, Family] = {
     "cohere": COHERE,
     "gpt_neo": GPT_NEO,
     "gptj": GPTJ,
+    "gpt_oss": GPT_OSS,
     "granite": GRANITE,
+    "llama4_text": LLAMA4,
+    "mixtral": MIXTRAL,
+    "olmoe": OLMOE,
+    "qwen2_moe": QWEN2_MOE,
+    "qwen3_moe": QWEN3_MOE,
     "olmo3": OLMO3,
     "opt": OPT,
     "phi": PHI,

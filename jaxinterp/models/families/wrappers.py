@@ -53,6 +53,17 @@ WRAPPERS: dict[str, Wrapper] = {
         tied=True,
         unused=("final_logit_softcapping",),
     ),
+    "llama4": Wrapper(
+        text="llama4_text",
+        architectures=("Llama4ForConditionalGeneration",),
+        prefixes={"language_model.model.": "model.", "language_model.lm_head.": "lm_head."},
+        left_out=r"(vision_model|multi_modal_projector)\..*",
+        fields=(
+            *("vision_config", "boi_token_index", "eoi_token_index", "image_token_index"),
+            *("boi_token_id", "eoi_token_id", "image_token_id"),
+        ),
+        tied=False,
+    ),
 }
 
 

@@ -41,7 +41,8 @@ FIELDS = {
 
 SCALING = ("rope.scaling.type", "rope.scaling.factor")
 CAPS = {"attn_logit_softcapping": "attention_cap", "final_logit_softcapping": "logit_cap"}
-WINDOW = "attention.sliding_window"
+WINDOW, PATTERN, LOCAL_BASE = "attention.sliding_window", "attention.sliding_window_pattern", "rope.freq_base_swa"
+"""Newer files say which layers have a window (every n-th has none, or one truth value a layer), and their base."""
 
 
 def _blocks(**renamed: tuple[str, Layout]) -> LeafTable:
@@ -110,6 +111,15 @@ def _windows(metadata: Metadata, config: dict[str, Any], slides: Callable[[int],
         return {}
     if type(window) is not int or window < 1:
         raise UserError(f"metadata {WINDOW}={window!r} should be a positive whole number.")
+    pattern, layers = metadata.get(PATTERN), config["layers"]
+    if isinstance(pattern, list):
+        if len(pattern) != layers or not all(value in (0, 1, False, True) for value in pattern):
+            raise UserError(f"metadata {PATTERN} has {len(pattern)} entries for {layers} layers: one truth value each.")
+        slides = lambda layer: bool(pattern[layer])
+    elif pattern is not None:
+        if type(pattern) is not int or pattern < 1:
+            raise UserError(f"metadata {PATTERN}={pattern!r} should be a positive whole number.")
+        slides = lambda layer: (layer + 1) % pattern != 0
     return {"windows": tuple(window if slides(layer) else None for layer in range(config["layers"]))}
 
 
@@ -128,7 +138,10 @@ def _gemma3(metadata: Metadata, config: dict[str, Any]) -> dict[str, Any]:
         _embedding_scale(metadata, config)
         | _windows(metadata, config, lambda layer: (layer + 1) % 6 != 0)
         | ({"logit_cap": float(cap)} if cap else {})
-        | {"local_rotary_base": 10_000.0, "rotary_base": config.get("rotary_base", 1_000_000.0)}
+        | {
+            "local_rotary_base": float(metadata.get(LOCAL_BASE) or 10_000.0),
+            "rotary_base": config.get("rotary_base", 1_000_000.0),
+        }
         | _query_scale(config, layers=62)
     )
 
@@ -159,10 +172,12 @@ ARCHITECTURES: dict[str, Architecture] = {
     "qwen2": Architecture(_blocks(), constants={"qkv_bias": True}),
     "qwen3": Architecture(_blocks(), constants={"query_key_norm": True}),
     "gemma": Architecture(_blocks(), constants=GEMMA, more=_embedding_scale),
-    "gemma2": Architecture(_blocks(), reads=(WINDOW, *CAPS), constants=GEMMA | {"post_norms": True}, more=_gemma2),
+    "gemma2": Architecture(
+        _blocks(), reads=(WINDOW, PATTERN, *CAPS), constants=GEMMA | {"post_norms": True}, more=_gemma2
+    ),
     "gemma3": Architecture(
         _blocks(),
-        reads=(WINDOW, "final_logit_softcapping"),
+        reads=(WINDOW, PATTERN, LOCAL_BASE, "final_logit_softcapping"),
         constants=GEMMA | {"post_norms": True, "query_key_norm": True},
         more=_gemma3,
     ),
@@ -181,7 +196,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     ),
     "olmo2": Architecture(
         _blocks(),
-        reads=(WINDOW,),
+        reads=(WINDOW, PATTERN),
         constants={
             **{"pre_norms": False, "post_norms": True, "query_key_norm": True, "query_key_norm_over": "projection"},
         },

@@ -18,7 +18,7 @@ import numpy as np
 from gguf.quants import dequantize
 
 from jaxinterp.core.errors import UserError
-from jaxinterp.models.files.gguf_architectures import ARCHITECTURES, FIELDS, scaling_of
+from jaxinterp.models.files.gguf_architectures import ARCHITECTURES, FIELDS, PATTERN, scaling_of
 from jaxinterp.models.files.tokenizer import read_metadata
 from jaxinterp.models.files.weights import LeafTable, Rows, StoredTensor
 from jaxinterp.models.transformer import TransformerConfig
@@ -90,7 +90,9 @@ def _check_metadata(metadata: Mapping[str, Any], known: Collection[str], name: s
                 f"{where}: unknown metadata {name}.{field}={value!r}: a field that changes the computation must not be "
                 f"ignored (known: {', '.join(sorted(known))})."
             )
-        if field != "rope.scaling.type" and (isinstance(value, bool) or not isinstance(value, int | float)):
+        if field not in ("rope.scaling.type", PATTERN) and (
+            isinstance(value, bool) or not isinstance(value, int | float)
+        ):
             raise UserError(f"{where}: metadata {name}.{field}={value!r} should be one number.")
     for field in REQUIRED:
         if not metadata.get(field):
@@ -190,6 +192,6 @@ def _stored(path: Path, tensor: Any) -> StoredTensor:
     try:
         dequantize(np.array(tensor.data.reshape(-1, tensor.data.shape[-1])[:1]), tensor.tensor_type)
         refusal = None
-    except (NotImplementedError, ValueError) as error:
+    except (NotImplementedError, ValueError, IndexError, KeyError, TypeError) as error:
         refusal = f"has type {tensor.tensor_type.name}, which the gguf package cannot dequantise ({error})."
     return StoredTensor(tensor.name, path, shape, read, refusal, tensor.tensor_type.name)

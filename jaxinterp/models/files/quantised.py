@@ -14,7 +14,7 @@ Sources: transformers 5.24 (integrations/finegrained_fp8.py, mxfp4.py; quantizer
 2023, arXiv 2306.00978); GPTQModel's linear layers (Frantar et al. 2022, arXiv 2210.17323); OCP Microscaling 1.0.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -84,6 +84,21 @@ def unpacked(said: Mapping[str, Any] | None, tensors: Tensors, where: Path) -> d
     if said is None:
         return dict(tensors)
     return METHODS[said["quant_method"]][1](said, dict(tensors), where)
+
+
+def without_zero_biases(tensors: Tensors, known: Collection[str]) -> dict[str, StoredTensor]:
+    """The tensors, but biases of 0 that the model has no place for: packers write one for every matrix.
+
+    Args:
+      known: names that the model has a place for.
+    """
+
+    def is_nothing(name: str, tensor: StoredTensor) -> bool:
+        if name in known or not name.endswith(".bias") or tensor.refusal is not None:
+            return False
+        return len(tensor.shape) == 1 and not np.any(tensor.read(slice(None), None))
+
+    return {name: tensor for name, tensor in tensors.items() if not is_nothing(name, tensor)}
 
 
 def _fp8(said: Mapping[str, Any], tensors: dict[str, StoredTensor], where: Path) -> dict[str, StoredTensor]:

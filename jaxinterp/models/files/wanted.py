@@ -4,7 +4,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from jaxinterp.models.families.configs import family_config, family_of
+from jaxinterp.models.families.tables import Family
 from jaxinterp.models.files.weights import leaf_shapes, look_up
+from jaxinterp.models.transformer import TransformerConfig
 
 
 def wanted_tensors(fields: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
@@ -16,7 +18,11 @@ def wanted_tensors(fields: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
       UserError: the family or a field is not supported.
     """
     family = family_of(fields)
-    config = family_config(family, fields)
+    return tensors_of(family, family_config(family, fields))
+
+
+def tensors_of(family: Family, config: TransformerConfig) -> dict[str, tuple[int, ...]]:
+    """The same, of a family and a configuration."""
     shapes, table = leaf_shapes(config), family.table(config)
     found: dict[str, tuple[int, ...]] = {}
     for name, shape in shapes.items():

@@ -153,3 +153,15 @@ def test_stretched_positions_are_refused() -> None:
         gguf_architectures.ARCHITECTURES["phi3"].more(
             {"rope.scaling.original_context_length": 4096}, {"context": 131072, "layers": 1}
         )
+
+
+def test_newer_files_say_which_layers_have_a_window() -> None:
+    gemma, olmo = (gguf_architectures.ARCHITECTURES[kind].more for kind in ("gemma3", "olmo2"))
+    config = {"d_model": 4, "heads": 2, "head_dim": 2, "layers": 3, "rotary_base": 5e5}
+    said = {gguf_architectures.WINDOW: 8}
+    assert olmo(said, config | {"layers": 4})["windows"] == (8, 8, 8, None)
+    assert olmo(said | {gguf_architectures.PATTERN: 2}, config)["windows"] == (8, None, 8)
+    assert gemma(said | {gguf_architectures.PATTERN: [False, True, True]}, config)["windows"] == (None, 8, 8)
+    assert gemma(said | {gguf_architectures.LOCAL_BASE: 100.0}, config)["local_rotary_base"] == 100.0
+    with pytest.raises(UserError, match="has 2 entries for 3 layers"):
+        gemma(said | {gguf_architectures.PATTERN: [True, False]}, config)

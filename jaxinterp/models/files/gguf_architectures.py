@@ -16,14 +16,16 @@ Source: llama.cpp (convert_hf_to_gguf.py, src/llama-model.cpp); gguf 0.19 (const
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
-from jaxtyping import PyTree
+import numpy as np
 
 from jaxinterp.core.errors import UserError
+from jaxinterp.core.json_value import Json
 from jaxinterp.models.families.tensors import QUERY_KEY_VALUE, block, linear, stacked
-from jaxinterp.models.files.weights import PLAIN, TRANSPOSED, Layout, LeafTable
-from jaxinterp.models.rotary import RopeScaling
+from jaxinterp.models.files.weights import PLAIN, TRANSPOSED, Layout, LeafTable, StoredTensor
+from jaxinterp.models.rotary import RopeScaling, longrope_attention_factor
 
 Metadata = Mapping[str, Any]
 
@@ -79,7 +81,7 @@ TENSORS = _blocks(**{"attn/q_proj": ("attn_q", PAIRS), "attn/k_proj": ("attn_k",
 """Of Llama files."""
 
 
-def _no_more(metadata: Metadata, config: dict[str, PyTree]) -> dict[str, PyTree]:
+def _no_more(metadata: Metadata, config: dict[str, Json]) -> dict[str, Json]:
     return {}
 
 
@@ -98,15 +100,15 @@ class Architecture:
     tensors: LeafTable
     fields: Mapping[str, str] = field(default_factory=dict)
     reads: tuple[str, ...] = ()
-    constants: Mapping[str, PyTree] = field(default_factory=dict)
-    more: Callable[[Metadata, dict[str, PyTree]], dict[str, PyTree]] = _no_more
+    constants: Mapping[str, Json] = field(default_factory=dict)
+    more: Callable[[Metadata, dict[str, Json]], dict[str, Json]] = _no_more
 
 
-def _embedding_scale(metadata: Metadata, config: dict[str, PyTree]) -> dict[str, PyTree]:
+def _embedding_scale(metadata: Metadata, config: dict[str, Json]) -> dict[str, Json]:
     return {"embedding_scale": config["d_model"] ** 0.5}
 
 
-def _windows(metadata: Metadata, config: dict[str, PyTree], slides: Callable[[int], bool]) -> dict[str, PyTree]:
+def _windows(metadata: Metadata, config: dict[str, Json], slides: Callable[[int], bool]) -> dict[str, Json]:
     """Windows of the layers that have one; none where the file names none."""
     window = metadata.get(WINDOW)
     if not window:
@@ -125,14 +127,14 @@ def _windows(metadata: Metadata, config: dict[str, PyTree], slides: Callable[[in
     return {"windows": tuple(window if slides(layer) else None for layer in range(config["layers"]))}
 
 
-def _gemma2(metadata: Metadata, config: dict[str, PyTree]) -> dict[str, PyTree]:
+def _gemma2(metadata: Metadata, config: dict[str, Json]) -> dict[str, Json]:
     defaults = {"attention_cap": 50.0, "logit_cap": 30.0}  # as llama.cpp has them, where the file does not say
     caps = {ours: float(metadata[theirs]) for theirs, ours in CAPS.items() if metadata.get(theirs)}
     windows = _windows({WINDOW: 4096} | dict(metadata), config, lambda layer: layer % 2 == 0)
     return _embedding_scale(metadata, config) | defaults | caps | windows | _query_scale(config, layers=46)
 
 
-def _gemma3(metadata: Metadata, config: dict[str, PyTree]) -> dict[str, PyTree]:
+def _gemma3(metadata: Metadata, config: dict[str, Json]) -> dict[str, Json]:
     if not metadata.get(WINDOW):
         raise UserError(f"metadata {WINDOW} is missing: Gemma 3 has windows in five layers of six.")
     cap = metadata.get("final_logit_softcapping")
@@ -148,23 +150,23 @@ def _gemma3(metadata: Metadata, config: dict[str, PyTree]) -> dict[str, PyTree]:
     )
 
 
-def _query_scale(config: dict[str, PyTree], layers: int) -> dict[str, PyTree]:
+def _query_scale(config: dict[str, Json], layers: int) -> dict[str, Json]:
     """The 27B models, which llama.cpp knows by their number of layers, divide by d_model / heads."""
     divided = config["d_model"] / config["heads"] if config["layers"] == layers else config["head_dim"]
     return {"attention_scale": float(divided) ** -0.5}
 
 
-def _phi3(metadata: Metadata, config: dict[str, PyTree]) -> dict[str, PyTree]:
+def _phi3(metadata: Metadata, config: dict[str, Json]) -> dict[str, Json]:
     before = metadata.get("rope.scaling.original_context_length", config["context"])
-    if before != config["context"]:
+    if before != config["context"] and config.get("rotary_scaling") is None:
         raise UserError(
             f"metadata phi3.rope.scaling.original_context_length={before} is not context_length={config['context']}: "
-            "positions are stretched (longrope), which is not supported in GGUF files; load the Hugging Face directory."
+            "positions are stretched (longrope), and the tensors that say how, rope_factors_*, are missing."
         )
     return _windows(metadata, config, lambda layer: True)
 
 
-def _olmo2(metadata: Metadata, config: dict[str, PyTree]) -> dict[str, PyTree]:
+def _olmo2(metadata: Metadata, config: dict[str, Json]) -> dict[str, Json]:
     return _windows(metadata, config, lambda layer: (layer + 1) % 4 != 0)
 
 
@@ -185,7 +187,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     ),
     "phi3": Architecture(
         _blocks(**STACKED, **stacked("mlp", ("gate_proj", "up_proj"), "ffn_up", TRANSPOSED)),
-        reads=(WINDOW, "rope.scaling.original_context_length"),
+        reads=(WINDOW, "rope.scaling.original_context_length", "rope.scaling.attn_factor"),
         more=_phi3,
     ),
     "gpt2": Architecture(
@@ -222,4 +224,48 @@ def scaling_of(metadata: Metadata, architecture: str) -> RopeScaling | None:
     raise UserError(
         f"metadata {architecture}.rope.scaling.type={kind!r} with factor {factor!r}: scaled rotary positions other "
         "than 'linear' are not supported in GGUF files; load the model's Hugging Face directory instead."
+    )
+
+
+FACTORS = ("rope_freqs.weight", "rope_factors_short.weight", "rope_factors_long.weight")
+"""Tensors of one factor a pair of dimensions, by which its frequency is divided: of Llama 3, and of longrope."""
+
+
+def factors_of(
+    metadata: Metadata, tensors: Mapping[str, StoredTensor], config: Mapping[str, PyTree], where: Path
+) -> RopeScaling | None:
+    """The scaling that such tensors say; None without them.
+
+    Raises:
+      UserError: a tensor is missing, of another length, or not positive.
+    """
+    if not tensors:
+        return None
+    names = FACTORS[:1] * 2 if FACTORS[0] in tensors else FACTORS[1:]
+    found = []
+    for name in names:
+        if name not in tensors:
+            raise UserError(f"{where}: missing tensor {name!r}, beside {', '.join(tensors)}.")
+        half = config["rotary_dimensions"] // 2
+        if tensors[name].shape != (half,) or tensors[name].refusal is not None:
+            raise UserError(
+                f"{where}: tensor {name!r} of shape {list(tensors[name].shape)} should have {half} numbers."
+            )
+        values = tensors[name].read(slice(None), None)
+        if not np.all((values > 0) & np.isfinite(values)):
+            raise UserError(f"{where}: tensor {name!r} has factors that are not positive numbers.")
+        found.append(tuple(float(value) for value in values))
+    before = metadata.get("rope.scaling.original_context_length", config["context"])
+    if type(before) is not int or before < 1:
+        raise UserError(
+            f"{where}: metadata rope.scaling.original_context_length={before!r} should be a number of tokens."
+        )
+    stretched = longrope_attention_factor(config["context"] / before, before)
+    amplitude = 1.0 if FACTORS[0] in tensors else metadata.get("rope.scaling.attn_factor", stretched)
+    return RopeScaling(
+        "longrope",
+        original_context=before,
+        attention_factor=float(amplitude),
+        short_factors=found[0],
+        long_factors=found[1],
     )

@@ -10,11 +10,10 @@ the step with shapes alone before it harvests or compiles, so that a mistake cos
 import inspect
 import traceback
 from collections.abc import Callable
-from typing import cast
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, PRNGKeyArray, PyTree
+from jaxtyping import PRNGKeyArray, PyTree
 
 from jaxinterp.core.batch import Batch
 from jaxinterp.core.errors import UserError, first_line
@@ -41,7 +40,7 @@ def checked(objective: object) -> Objective:
     """
     name, function = _check_function(objective, "objective", ("decomposition", "batch", "key"), keyword="model")
 
-    def call(decomposition: PyTree, batch: Batch, key: PRNGKeyArray, *, model: PyTree = None) -> tuple[Array, Metrics]:
+    def call(decomposition: PyTree, batch: Batch, key: PRNGKeyArray, *, model: PyTree = None) -> tuple[PyTree, Metrics]:
         result = _explained(name, lambda: function(decomposition, batch, key, model=model))
         return _check_result(name, result, "loss")
 
@@ -57,7 +56,7 @@ def check_term(term: object) -> str:
     return _check_function(term, "term", ("decomposition", "batch", "forward"))[0]
 
 
-def apply_term(term: Term, decomposition: PyTree, batch: Batch, forward: Forward) -> tuple[Array, Metrics]:
+def apply_term(term: Term, decomposition: PyTree, batch: Batch, forward: Forward) -> tuple[PyTree, Metrics]:
     """(value, metrics) of a term.
 
     Raises:
@@ -87,7 +86,7 @@ def _check_function(
     if _binds(signature, len(names), keyword):
         return name, function
     if not signature.parameters:
-        raise UserError(f"{name} takes no arguments: call it, {plain}(), and pass what it returns.")
+        raise UserError(f"{name} takes no arguments: call it, {plain.rpartition('.')[2]}(), and pass what it returns.")
     if keyword and _binds(signature, 3, None) and "key" not in signature.parameters:
         raise UserError(f"{name} is a term: write objective=total({plain.split('.')[0]}(...)).")
     wanted = ", ".join([*names, *([f"*, {keyword}=None"] if keyword else [])])
@@ -133,7 +132,7 @@ def _line(error: Exception) -> str:
     return f" ({last.filename.rpartition('/')[2]}, line {last.lineno}: `{last.line}`)"
 
 
-def _check_result(name: str, result: object, value_name: str) -> tuple[Array, Metrics]:
+def _check_result(name: str, result: object, value_name: str) -> tuple[PyTree, Metrics]:
     """(value, metrics), if that is what was returned."""
     if not isinstance(result, tuple) or len(result) != 2:
         raise UserError(f"{name} returned {_described(result)} instead of two things: {RETURN}.")
@@ -152,7 +151,7 @@ def _check_result(name: str, result: object, value_name: str) -> tuple[Array, Me
         raise UserError(f"{name}: the {value_name} is {jnp.result_type(value)}: it must be a float to have a gradient.")
     for key, metric in metrics.items():
         _check_metric(name, key, metric)
-    return cast(Array, value), metrics  # a Python number is as good
+    return value, metrics
 
 
 def _check_metric(name: str, key: object, metric: object) -> None:

@@ -25,7 +25,7 @@ MAP = LinearMap(jnp.ones((4, 4)), jnp.zeros(4), jnp.zeros(4), Sites("blocks/0/ml
 def started(name):
     """The decomposition that a listed method starts from, as shapes: nothing is computed."""
     listed = METHODS[name]
-    method = listed.method(features=24)
+    method = listed.method(features=40)
     needs = as_needs(method.needs(listed.site))
     arrays = dict.fromkeys(needs.names(), jax.random.normal(jax.random.key(0), (16, 4)))
     batch = make_batch(arrays, jnp.ones(16), needs.sites)

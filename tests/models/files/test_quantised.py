@@ -12,7 +12,8 @@ from safetensors.numpy import load_file, save_file
 
 from jaxinterp.core.errors import UserError
 from jaxinterp.core.trees import named_leaves
-from jaxinterp.models.files.quantised import awq_codes, mxfp4, unpacked
+from jaxinterp.models.files.packing import awq_codes, mxfp4
+from jaxinterp.models.files.quantised import unpacked
 from jaxinterp.models.files.safetensors_file import open_safetensors
 from jaxinterp.models.files.weights import StoredTensor
 from jaxinterp.models.load import load

@@ -242,7 +242,7 @@ def status(row: Row, k: int) -> str:
         return "reference"
     if row.get("falls", 0.0) > STILL_FALLS:
         return "undertrained"
-    return "" if equal_l0(row["active"], k) else "other L0"
+    return "" if equal_l0(row["active"], float(k)) else "other L0"
 
 
 def marked(rows: Sequence[Row]) -> list[Row]:
@@ -297,7 +297,7 @@ def page(config: Config, sizes: Plan, ready: Prepared, rows: Sequence[Row], sent
     ]
     chart = xy_chart(
         lines, x_label="active parameters per token, log scale", y_label="FVU", log_x=True, height=460,
-        title="Unexplained variance against active parameters",
+        width=900, title="Unexplained variance against active parameters",
     )  # fmt: skip
     sections = [
         Section("At equal active components", tuple(sentences), tuple(_shown(row) for row in marked(rows))),

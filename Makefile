@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 INSTALLED := $(VENV)/.installed
 DEMO_OUT ?= runs/demo
 
-.PHONY: demo tiny test test-slow test-jax test-tpu test-gpu lint format parity peers tracer fuzz clean
+.PHONY: browser demo tiny test test-slow test-jax test-tpu test-gpu lint format parity peers tracer fuzz clean
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "jaxinterp needs Python 3.11 or newer: make PYTHON=/path/to/python3.11")'
@@ -97,6 +97,13 @@ tracer: $(INSTALLED)  ## circuit-tracer and SAEDashboard, unpacked, open what we
 	rm -rf $(WRITTEN)
 	$(BIN)/python -m tests.interchange.written $(WRITTEN)
 	$(PEERS)/bin/python tests/interchange/make_public_goldens.py $(TRACER) --check $(WRITTEN)
+
+BROWSED := build/browsed
+
+browser: $(INSTALLED)  ## a graph of the 4 x 128 model, clicked through in headless Chromium (packages chromium, chromium-driver)
+	rm -rf $(BROWSED)
+	$(BIN)/python -m experiments.graph --out $(BROWSED) --tokens 40000 --prompt "import os and return the number of"
+	$(BIN)/python -m tests.browser.graph_page $(BROWSED)
 
 fuzz: $(INSTALLED)  ## 100,000 mutated files against every reader: some five CPU minutes
 	$(BIN)/python -W ignore -m benchmarks.fuzz

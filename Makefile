@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 INSTALLED := $(VENV)/.installed
 DEMO_OUT ?= runs/demo
 
-.PHONY: demo tiny test test-slow test-jax test-tpu test-gpu lint format parity peers tracer fuzz clean
+.PHONY: browser demo tiny test test-slow test-jax test-tpu test-gpu lint format parity peers tracer fuzz clean
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "jaxinterp needs Python 3.11 or newer: make PYTHON=/path/to/python3.11")'
@@ -32,7 +32,14 @@ test: $(INSTALLED) lint  ## everything but benchmarks and the slow proofs
 	$(QUICK) $(PYTEST) -m "not slow"
 
 test-slow: $(INSTALLED)  ## the slow proofs: planted trainings, whole experiments, Pallas interpreters
-	$(PYTEST) -m slow
+	$(QUICK) $(PYTEST) -m slow $(addprefix --ignore=,$(LONG))
+	$(PYTEST) -m slow $(LONG)
+
+# Proofs that train for so many steps that the compiler's optimisation pays, and goldens that were made with it.
+LONG := $(addprefix tests/,colab experiments/test_discrete_circuits.py experiments/test_gba.py $(addprefix methods/, \
+  combine/test_resampling.py combine/test_seeds.py factor/test_experts_recovery.py factor/test_parameter_recovery.py \
+  factor/test_semi_nmf.py sparse test_a_new_method.py test_attention_sae.py test_cross_layer.py test_goldens.py \
+  test_recovery.py))
 
 test-jax: $(INSTALLED)  ## the part of the suite whose outcome depends on the version of jax
 	$(QUICK) $(PYTEST) -m "not slow" $(DEPENDS_ON_JAX)
@@ -90,6 +97,13 @@ tracer: $(INSTALLED)  ## circuit-tracer and SAEDashboard, unpacked, open what we
 	rm -rf $(WRITTEN)
 	$(BIN)/python -m tests.interchange.written $(WRITTEN)
 	$(PEERS)/bin/python tests/interchange/make_public_goldens.py $(TRACER) --check $(WRITTEN)
+
+BROWSED := build/browsed
+
+browser: $(INSTALLED)  ## a graph of the 4 x 128 model, clicked through in headless Chromium (packages chromium, chromium-driver)
+	rm -rf $(BROWSED)
+	$(BIN)/python -m experiments.graph --out $(BROWSED) --tokens 40000 --prompt "import os and return the number of"
+	$(BIN)/python -m tests.browser.graph_page $(BROWSED)
 
 fuzz: $(INSTALLED)  ## 100,000 mutated files against every reader: some five CPU minutes
 	$(BIN)/python -W ignore -m benchmarks.fuzz

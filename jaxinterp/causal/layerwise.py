@@ -118,10 +118,12 @@ def layer_attributions(
     layers: Layers,
     tokens: Int[Array, "batch seq"],
     metric: Metric,
-    fills: Mapping[str, Float[Array, "layers batch seq d"]],
+    fills: Mapping[str, Float[Array, "layers batch seq ..."]],
     rules: Rules = EXACT,
-) -> dict[str, Float[Array, "layers batch seq"]]:
+) -> dict[str, Float[Array, "layers batch seq ..."]]:
     """sum_d (fill - a)_d * dM/da_d for every layer and position of the named arrays, derivatives under `rules`.
+
+    The sum is over the last axis: of `attn/z` there is a number for every head.
 
     AtP with EXACT, RelP with RELEVANCE. The metric reads the last position.
     """

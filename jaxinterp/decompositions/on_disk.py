@@ -115,14 +115,15 @@ def check_arrays(modules: Sequence[Any], folder: Path) -> None:
     with jaxtyped("context"):  # within it, one name of a size stands for one number
         for module in modules:
             for field in fields(module):
-                array = getattr(module, field.name)
+                value = getattr(module, field.name)
                 kinds = [kind for kind in (field.type, *get_args(field.type)) if _is_array_type(kind)]
-                if kinds and array is not None and not any(isinstance(array, kind) for kind in kinds):
-                    wanted = " or ".join(kind.__name__ for kind in kinds)
-                    raise UserError(
-                        f"the decomposition in {folder} is damaged: {field.name} is {array.dtype}{list(array.shape)}, "
-                        f"which is not a {wanted} that agrees with the arrays before it."
-                    )
+                for array in value if isinstance(value, tuple) else (value,):
+                    if kinds and array is not None and not any(isinstance(array, kind) for kind in kinds):
+                        wanted = " or ".join(kind.__name__ for kind in kinds)
+                        raise UserError(
+                            f"the decomposition in {folder} is damaged: {field.name} is {array.dtype}"
+                            f"{list(array.shape)}, which is not a {wanted} that agrees with the arrays before it."
+                        )
 
 
 def _is_array_type(kind: Any) -> bool:

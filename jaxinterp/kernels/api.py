@@ -250,9 +250,11 @@ def _decode_forward(values: Array, indices: Array, rows: Array, implementation: 
 
 def _decode_backward(implementation: str | None, residuals, g):
     values, indices, rows = residuals
+    d_rows = sharded.outer_sum(values, indices, g, rows.shape[0], implementation)
+    # The encoder's gradient waits for d_values, and so for d_rows: of two such large sums only one is in memory.
+    g, d_rows = jax.lax.optimization_barrier((g, d_rows))
     d_values = sharded.sampled_dot(g, rows, indices, implementation).astype(values.dtype)
-    d_rows = sharded.outer_sum(values, indices, g, rows.shape[0], implementation).astype(rows.dtype)
-    return d_values, None, d_rows
+    return d_values, None, d_rows.astype(rows.dtype)
 
 
 _encode.defvjp(_encode_forward, _encode_backward)

@@ -16,6 +16,7 @@ differ in their last bits only, another of them may be chosen.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -161,7 +162,7 @@ def outer_and_value_sum(
         owned = features // _shards()
         where = {"tokens": g.shape[0], "features": owned, "k": values.shape[1], "width": g.shape[1]}
         run = dispatch.find(implementation, "outer_and_value_sum", **where)
-        return _over_data(run(values, _own(indices, owned), g, owned), owned)
+        return run(values, _own(indices, owned), g, owned, over_data=partial(_over_data, owned=owned))
 
     lies = _summed_rows(features)
     return _spread(local, (TOKENS, TOKENS, TOKENS), (lies, lies), g.shape[0], features)(values, indices, g)

@@ -142,15 +142,17 @@ def outer_and_value_sum(
     features: int,
     *,
     outer_sum: Callable[..., Array] = outer_sum,
-) -> tuple[Float[Array, "features d"], Float[Array, " features"]]:
+    over_data: Callable[[Array], Array] = lambda of_shard: of_shard,
+) -> tuple[Float[Array, "rows d"], Float[Array, " rows"]]:
     """`outer_sum` by any implementation, and per feature the sum of its values.
 
     Where a scatter of single numbers is slow, which is everywhere but on a CPU, the sums are one more column of g.
+    `over_data` sums the shards' results, before that column is cut off: a cut of the larger array would be a copy.
     """
     if platforms.current() == "cpu":
-        return outer_sum(values, indices, g, features), value_sum(values, indices, features)
+        return over_data(outer_sum(values, indices, g, features)), over_data(value_sum(values, indices, features))
     columns = jnp.zeros((g.shape[0], LANES), g.dtype).at[:, 0].set(1)
-    both = outer_sum(values, indices, jnp.concatenate([g, columns], axis=1), features)
+    both = over_data(outer_sum(values, indices, jnp.concatenate([g, columns], axis=1), features))
     return both[:, : g.shape[1]], both[:, g.shape[1]]
 
 

@@ -12,6 +12,7 @@ No PyTorch and no pickle: files are data. Nothing is read into memory before con
 all arrays have been checked.
 """
 
+import re
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -27,6 +28,7 @@ from jaxinterp.core.trees import fill_leaves, named_leaves
 from jaxinterp.models.families.configs import canonical_names, family_config, family_of, is_tied
 from jaxinterp.models.families.tables import Family
 from jaxinterp.models.families.wrappers import text_tensors
+from jaxinterp.models.files.gguf_architectures import FACTORS
 from jaxinterp.models.files.gguf_file import PART, described, gguf_config, gguf_tensors, open_gguf
 from jaxinterp.models.files.hub import Hub, fetch_model, is_repository
 from jaxinterp.models.files.quantised import unpacked, without_quantisation
@@ -40,6 +42,7 @@ from jaxinterp.models.files.tokenizer import (
     tokenizer_from_file,
     tokenizer_from_gguf,
 )
+from jaxinterp.models.files.wanted import tensors_of, without_zero_biases
 from jaxinterp.models.files.weights import Shardings, StoredTensor, default_dtype, load_model, shardings_of
 from jaxinterp.models.files.wheels import BILINEAR, WHEELS, installed_path
 from jaxinterp.models.tiny import tiny_subject
@@ -145,6 +148,8 @@ def _load_huggingface(
     config = family_config(family, fields)
     text, left_out = text_tensors(fields, unpacked(quantised, open_directory(directory), directory))
     tensors = canonical_names(family, text)
+    if quantised is not None:
+        tensors = without_zero_biases(tensors, tensors_of(family, config))
     if config.head and is_tied(family, fields):
         embedding, _ = family.tensors["embedding/token"]
         if "lm_head.weight" in tensors:
@@ -206,7 +211,15 @@ def _load_gguf(path: Path, name: str, checkpoint: str, dtype: Any, sharding: Sha
     config = gguf_config(reader, tensors, path)
     tokenizer = _gguf_tokenizer(reader, path)
     _check_vocabulary(config, tokenizer, path)
-    model = load_model(config, tensors, gguf_tensors(reader, path), where=path, dtype=dtype, sharding=sharding)
+    model = load_model(
+        config,
+        tensors,
+        gguf_tensors(reader, path),
+        where=path,
+        buffers="|".join(map(re.escape, FACTORS)),
+        dtype=dtype,
+        sharding=sharding,
+    )
     return Subject(model, tokenizer, name, checkpoint or described(path, tensors))
 
 

@@ -121,7 +121,12 @@ class Program:
         return eqx.filter_jit(self._start)(model, rows, previous)
 
     def _start(self, model: Any, rows: Rows | None, previous: Any = None) -> TrainState:
-        return start_state(self.recipe, self.needs, self.mesh, model, rows, self.seed, previous)
+        windows = self._empty_windows() if rows is None and as_needs(self.needs).windows else None
+        return start_state(self.recipe, self.needs, self.mesh, model, rows, self.seed, previous, windows)
+
+    def _empty_windows(self) -> dict[str, Array]:
+        """Windows of zeros, of the shapes of a step's."""
+        return {name: jnp.zeros(window.shape, window.dtype) for name, window in self.abstract_windows().items()}
 
     def abstract_windows(self) -> dict[str, jax.ShapeDtypeStruct]:
         """Shapes and shardings of one batch of windows."""

@@ -43,6 +43,7 @@ def start_state(
     rows: Rows | None,
     seed: int,
     previous: PyTree = None,
+    windows: dict[str, Array] | None = None,
 ) -> TrainState:
     """The state before the first step.
 
@@ -50,10 +51,11 @@ def start_state(
       rows: the full shuffle buffer, or all rows that are kept, `[lanes, capacity, d]`: the sample that means and scales
         come from. None: nothing is harvested.
       previous: what the pass before it returned.
+      windows: of the shapes of a step's, for a method that reads no rows: what it starts may have their shape.
     """
     needs = as_needs(needs)
     start_key, run_key = jax.random.split(jax.random.key(seed))
-    sample = nothing() if rows is None else row_batch(needs, rows)
+    sample = nothing(windows) if rows is None else row_batch(needs, rows)
     later = () if previous is None else (previous,)
     method = recipe.init(start_key, sample, model, *later)
     state = TrainState(method, rows if needs.rows == "stream" else None, run_key, jnp.zeros((), jnp.int32))
@@ -68,9 +70,9 @@ def row_batch(needs: Needs, rows: Rows) -> Batch:
     return make_batch(flat.arrays, flat.weight, needs.sites, rows=numbers)
 
 
-def nothing() -> Batch:
-    """The batch of a method that reads no rows."""
-    return make_batch({}, jnp.zeros(0, jnp.float32), Sites((), ()))
+def nothing(windows: dict[str, Array] | None = None) -> Batch:
+    """The batch of a method that reads no rows, and perhaps windows."""
+    return make_batch({}, jnp.zeros(0, jnp.float32), Sites((), ()), windows=windows)
 
 
 def make_step(

@@ -39,6 +39,9 @@ def test_stacked_layers_give_the_numbers_of_the_whole_model():
             np.testing.assert_allclose(found[kind][layer], truth[name][:, 1:], atol=2e-5)
             np.testing.assert_allclose(relevance[kind][layer], estimate[name], atol=2e-5)
     assert float(jnp.abs(found["mlp/out"]).max()) > 0.05
+    heads = layer_attributions(layers, corrupted, metric, layer_arrays(layers, clean, ("attn/z", "attn/out")))
+    assert heads["attn/z"].shape == (2, 2, 4, 4)
+    np.testing.assert_allclose(heads["attn/z"].sum(axis=-1), heads["attn/out"], atol=2e-5)
     assert float(jnp.abs(found["mlp/out"] - relevance["mlp/out"][..., 1:]).max()) > 1e-3, "an estimate, not the effect"
 
 

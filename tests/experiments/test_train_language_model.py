@@ -200,7 +200,12 @@ def test_two_processes_train_one_model(corpus, tmp_path):
     processes = [
         subprocess.Popen(
             [sys.executable, "-c", WORKER, str(corpus), str(out)],
-            env=os.environ | {"XLA_FLAGS": "", "JAX_PLATFORMS": "cpu", VARIABLE: f"{address},2,{index}"},
+            env=os.environ
+            | {
+                "XLA_FLAGS": "--xla_backend_optimization_level=0",
+                "JAX_PLATFORMS": "cpu",
+                VARIABLE: f"{address},2,{index}",
+            },
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

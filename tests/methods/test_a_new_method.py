@@ -9,8 +9,8 @@ from jaxinterp.core.batch import Sites
 from jaxinterp.evaluation.planted.laboratory import Plant, train
 from jaxinterp.evaluation.planted.recovery import mcc
 from jaxinterp.methods import SparseAutoencoder, Together
-from tests.methods.laboratory import SITE, fitted, is_kept_on_disk, is_the_same_on_a_mesh, stands_in_and_scores
-from tests.methods.method_in_one_file import SignedSparseAutoencoder, TopKBySize
+from tests.methods.laboratory import SITE, fitted
+from tests.methods.method_in_one_file import SignedSparseAutoencoder
 
 PLANT = Plant()
 
@@ -34,14 +34,6 @@ def test_it_recovers_what_it_was_made_for_and_topk_of_one_sign_does_not():
     sizes = {"features": 64, "k": 3, "learning_rate": 3e-3}
     assert found(SignedSparseAutoencoder(**sizes)) > 0.96
     assert found(SparseAutoencoder(**sizes, auxk=0.0)) < 0.95
-
-
-@pytest.mark.slow
-def test_it_is_trained_spread_saved_and_scored_as_any_other(tmp_path):
-    dictionary = is_the_same_on_a_mesh(SignedSparseAutoencoder(features=64, k=4))
-    is_kept_on_disk(dictionary, tmp_path, TopKBySize)
-    stands_in_and_scores(dictionary)
-    assert float(dictionary.encode(jax.random.normal(jax.random.key(0), (8, 64))).values.min()) < 0
 
 
 def test_it_is_swept_and_compared():

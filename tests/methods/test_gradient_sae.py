@@ -14,10 +14,9 @@ from jaxinterp.core.errors import UserError
 from jaxinterp.data.activations import harvest_jit
 from jaxinterp.decompositions.activations import BatchTopK, TopK
 from jaxinterp.decompositions.by_effect import EffectDictionary
-from jaxinterp.decompositions.files import load_dictionary
+from jaxinterp.decompositions.files import load_dictionary, save_dictionary
 from jaxinterp.methods.sparse.gradient_sparse_autoencoder import GradientSparseAutoencoder
 from jaxinterp.models.tiny import TINY, planted_transformer, unit_rows
-from tests.methods.laboratory import is_kept_on_disk, is_the_same_on_a_mesh, stands_in_and_scores
 
 D, LOUD, QUIET, ACTIVE, K = 32, 12, 12, 3, 4
 SITES = Sites(("x", "x/gradient"), "x")
@@ -203,14 +202,9 @@ def test_only_topk_selects_by_a_score():
     assert isinstance(dictionary.activation, TopK)
 
 
-@pytest.mark.slow
-def test_mesh_files_and_leaf(tmp_path):
-    """Invariants 5 and 7; in its leaf's place it sees no gradient, in the scoreboard it does."""
-    method = GradientSparseAutoencoder(features=64, k=4, strength=2.0, learning_rate=3e-3, dead_after=500)
-    dictionary = is_the_same_on_a_mesh(method)
-    is_kept_on_disk(dictionary, tmp_path / "d", TopK)
-    stands_in_and_scores(dictionary)
-    saved = tmp_path / "d" / "dictionary.json"
+def test_a_file_with_another_field_is_damaged(tmp_path):
+    rows, _, _ = plant(samples=8)
+    saved = save_dictionary(true_dictionary(rows, 1.0, 1.0), tmp_path / "d") / "dictionary.json"
     saved.write_text(saved.read_text().replace("strength", "strenght"))
     with pytest.raises(UserError, match=r"damaged.*strenght"):
         load_dictionary(tmp_path / "d")

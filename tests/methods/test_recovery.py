@@ -16,13 +16,14 @@ import optax
 import pytest
 
 from jaxinterp.core.batch import Sites
+from jaxinterp.evaluation.planted import laboratory
 from jaxinterp.evaluation.planted.recovery import cosines, frr, match, mcc
 from jaxinterp.methods import PerLayerTranscoders, SkipTranscoder, SparseAutoencoder, Transcoder, gradient_method
 from jaxinterp.methods.sparse.dictionary import count
 from jaxinterp.methods.sparse.transcoder import start
 from jaxinterp.models.tiny import planted_mlp, unit_rows
 from jaxinterp.objectives import reconstruction, total
-from tests.methods.laboratory import planted_dictionary, recovery, train, train_on_samples
+from tests.methods.laboratory import planted_dictionary, recovery, trained_on_plants
 
 SEEDS = (0, 1, 2)
 TOPK = SparseAutoencoder(features=96, k=3, learning_rate=3e-3, auxk=0.0)
@@ -57,7 +58,7 @@ def test_batch_topk_recovers_the_plant_and_its_threshold_stands_in_for_the_batch
     """And with a k three times too large it does not: measured 0.88."""
     assert recovery(BATCH, SEEDS)[0] >= 0.94
     _, samples = planted_dictionary(0)
-    dictionary, _ = train_on_samples(BATCH, samples, 0)
+    dictionary = trained_on_plants(BATCH, SEEDS)[1][0]
     assert 2.7 < float(dictionary.encode(samples[:4096]).active().mean()) < 3.3
     assert recovery(change(BATCH, k=9), (0,))[0] < 0.92
 
@@ -75,15 +76,23 @@ def test_a_random_dictionary_is_the_floor():
     assert 0.35 < mcc(rows, unit_rows(jax.random.key(9), 96, 32)) < 0.5
 
 
-def planted_transcoder_data(seed, linear=None):
-    mlp = planted_mlp(jax.random.key(seed), 48, 32, 32)
+def planted_mlps(seeds):
+    return [planted_mlp(jax.random.key(seed), 48, 32, 32) for seed in seeds]
 
-    def draw(key, size):
-        x = jax.random.normal(key, (size, 32))
-        y = mlp(x)
-        return {"m/in": x, "m/out": y if linear is None else y + x @ linear}
 
-    return mlp, draw
+def of_mlp(planted, key, size):
+    """Rows that an MLP reads, and what it and a linear map beside it write."""
+    mlp, linear = planted
+    x = jax.random.normal(key, (size, 32))
+    return {"m/in": x, "m/out": mlp(x) + x @ linear}
+
+
+NOTHING = jnp.zeros((32, 32))
+
+
+def learn(method, planted, steps=8000):
+    """(decompositions, late metrics) of planted MLPs and linear maps, in one compiled program."""
+    return laboratory.train(method, of_mlp, planted, MLP, steps=steps, batch_size=512)
 
 
 def both_sides(mlp, learned):
@@ -96,12 +105,10 @@ def both_sides(mlp, learned):
 @pytest.mark.slow
 def test_a_transcoder_finds_both_sides_of_a_planted_mlp():
     """Measured: 1.000 and 1.000, FVU 2e-5."""
-    scores = []
-    for seed in SEEDS:
-        mlp, draw = planted_transcoder_data(seed)
-        learned, metrics = train(TRANSCODER, draw, MLP, steps=8000, batch_size=512, seed=seed)
-        scores.append(both_sides(mlp, learned))
-        assert metrics["fvu"] < 1e-3
+    mlps = planted_mlps(SEEDS)
+    learned, metrics = learn(TRANSCODER, [(mlp, NOTHING) for mlp in mlps])
+    scores = [both_sides(mlp, one) for mlp, one in zip(mlps, learned, strict=True)]
+    assert all(late["fvu"] < 1e-3 for late in metrics)
     writes, reads = np.mean(scores, axis=0)
     assert writes >= 0.95 and reads >= 0.98
 
@@ -128,12 +135,13 @@ class ReadsAtRandom:
 @pytest.mark.slow
 def test_what_is_no_transcoder_does_not_find_both_sides():
     """Read vectors that are not trained (measured: 0.61 and 0.28), and an autoencoder of the output (1.00 and 0.03)."""
-    mlp, draw = planted_transcoder_data(0)
-    frozen, _ = train(ReadsAtRandom(Transcoder(**SETTINGS)), draw, MLP, steps=3000, batch_size=512, seed=0)
+    (mlp,) = planted_mlps((0,))
+    (frozen,), _ = learn(ReadsAtRandom(Transcoder(**SETTINGS)), [(mlp, NOTHING)], steps=3000)
     writes, reads = both_sides(mlp, frozen)
     assert writes < 0.9 and reads < 0.9
     autoencoder = change(TOPK, k=4)
-    only_output, _ = train(autoencoder, draw, Sites("m/out", "m/out"), steps=3000, batch_size=512, seed=0)
+    draw = lambda _, key, size: of_mlp((mlp, NOTHING), key, size)
+    (only_output,), _ = laboratory.train(autoencoder, draw, [None], Sites("m/out", "m/out"), steps=3000, batch_size=512)
     writes, reads = both_sides(mlp, only_output)
     assert writes > 0.95 and reads < 0.3
 
@@ -145,21 +153,16 @@ def test_the_skip_path_takes_the_linear_part():
     transcoder without S, has three times as many features active."""
     low_rank = unit_rows(jax.random.key(7), 32, 4) @ unit_rows(jax.random.key(8), 4, 32)
 
-    def learn(method, size):
-        mlp, draw = planted_transcoder_data(0, linear=size * low_rank)
-        learned, metrics = train(method(**SETTINGS), draw, MLP, steps=8000, batch_size=512, seed=0)
-        return mlp, learned, metrics
-
     def distance(learned, size):
         return float(jnp.linalg.norm(learned.skip - size * low_rank) / jnp.linalg.norm(size * low_rank))
 
-    mlp, learned, metrics = learn(SkipTranscoder, 0.25)
-    assert distance(learned, 0.25) < 0.01 and metrics["fvu"] < 1e-3
-    assert min(both_sides(mlp, learned)) > 0.98
-    _, learned, metrics = learn(SkipTranscoder, 1.0)
-    assert distance(learned, 1.0) < 0.04
-    _, _, without = learn(Transcoder, 1.0)
-    assert without["l0"] > 2 * metrics["l0"]
+    (mlp,) = planted_mlps((0,))
+    learned, metrics = learn(SkipTranscoder(**SETTINGS), [(mlp, 0.25 * low_rank), (mlp, low_rank)])
+    assert distance(learned[0], 0.25) < 0.01 and metrics[0]["fvu"] < 1e-3
+    assert min(both_sides(mlp, learned[0])) > 0.98
+    assert distance(learned[1], 1.0) < 0.04
+    (without,) = learn(Transcoder(**SETTINGS), [(mlp, low_rank)])[1]
+    assert without["l0"] > 2 * metrics[1]["l0"]
 
 
 @pytest.mark.slow
@@ -168,18 +171,23 @@ def test_transcoders_of_several_layers_find_each_layer_s_own_mlp():
     mlps = [planted_mlp(jax.random.key(seed), 48, 32, 32) for seed in (0, 1)]
     sites = Sites(("m0/in", "m1/in"), ("m0/out", "m1/out"))
 
-    def draw(key, size, mixed_up=False):
+    def draw(mixed_up, key, size):
         x = [jax.random.normal(own, (size, 32)) for own in jax.random.split(key)]
         y = [mlp(rows) for mlp, rows in zip(mlps, x, strict=True)]
-        return dict(zip(sites.reads + sites.writes, [x[0], x[0 if mixed_up else 1], *y], strict=True))
+        return dict(zip(sites.reads + sites.writes, [x[0], jnp.where(mixed_up, x[0], x[1]), *y], strict=True))
 
-    def scores(draw):
-        parts, _ = train(PerLayerTranscoders(TRANSCODER), draw, sites, steps=3000, batch_size=512, seed=0)
-        return np.array([[mcc(mlp.down_proj.weight, part.decoder) for mlp in mlps] for part in parts.parts])
-
-    right = scores(draw)
+    found, _ = laboratory.train(
+        PerLayerTranscoders(TRANSCODER),
+        draw,
+        [jnp.asarray(False), jnp.asarray(True)],
+        sites,
+        steps=3000,
+        batch_size=512,
+    )
+    right, wrong = (
+        np.array([[mcc(mlp.down_proj.weight, part.decoder) for mlp in mlps] for part in one.parts]) for one in found
+    )
     assert np.diag(right).min() > 0.95 and right[0, 1] < 0.6 and right[1, 0] < 0.6
-    wrong = scores(lambda key, size: draw(key, size, mixed_up=True))
     assert wrong[0, 0] > 0.95 and wrong[1, 1] < 0.7
 
 

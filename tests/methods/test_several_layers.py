@@ -15,8 +15,8 @@ from jaxinterp.decompositions.activations import BatchTopK
 from jaxinterp.decompositions.cross_layer import PerLayer
 from jaxinterp.decompositions.files import load_dictionary, save_dictionary
 from jaxinterp.evaluation.several import score_layers
-from jaxinterp.methods import GradientSparseAutoencoder, SkipTranscoder, Transcoder
-from jaxinterp.methods.base import Method, MethodState
+from jaxinterp.methods import GradientSparseAutoencoder, Transcoder
+from jaxinterp.methods.base import MethodState
 from jaxinterp.methods.combine.per_layer_transcoders import PerLayerTranscoders
 from jaxinterp.methods.sparse.cross_layer_transcoder import CrossLayerTranscoder, count_layers
 from jaxinterp.models.files.subject import Subject
@@ -25,7 +25,6 @@ from jaxinterp.models.tiny import TINY, planted_transformer
 from jaxinterp.objectives import Ratio, total
 from jaxinterp.objectives.end_to_end import divergence, spliced
 from jaxinterp.training.fit import fit
-from jaxinterp.training.mesh import make_mesh
 from tests.methods.test_cross_layer import SITES, draw, plant
 
 CONFIG = dataclasses.replace(TINY, vocab_size=64, d_model=32, layers=2, heads=2, kv_heads=2, d_mlp=64)
@@ -51,32 +50,6 @@ def text():
 SIZES = {"site": "blocks/*/mlp", "steps": 20, "batch_size": 256, "buffer_batches": 4, "log_every": 1}
 SMALL = CrossLayerTranscoder(features=32, learning_rate=3e-3, pre_activation=1e-4)
 TOPK = CrossLayerTranscoder(features=96, activation="topk", k=1, sparsity=0.0, learning_rate=3e-3, dead_after=300)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "method",
-    [
-        SMALL,
-        TOPK,
-        PerLayerTranscoders(SkipTranscoder(features=32, k=4, learning_rate=3e-3, dead_after=500)),
-    ],
-)
-def test_methods_are_the_same_on_a_mesh(subject, text, method):
-    """Invariant 5."""
-    one = fit(method, subject, text, **SIZES)
-    many = fit(method, subject, text, **SIZES, mesh=make_mesh(2, 4))
-    for name, leaf in named_leaves(one.decomposition).items():
-        other = np.asarray(named_leaves(many.decomposition)[name])
-        np.testing.assert_allclose(other, leaf, rtol=0, atol=3e-5, err_msg=name)
-    if method is TOPK:
-        assert max(row["auxk"] for row in one.history) > 0, "no feature died"
-    else:
-        assert one.history[-1]["fvu"] < one.history[0]["fvu"]
-    assert isinstance(method, Method)
-    spread = {name: leaf.sharding.spec for name, leaf in named_leaves(many.decomposition).items()}
-    rows = [spec for name, spec in spread.items() if name.endswith(("encoder", "decoder", "since_fired"))]
-    assert len(rows) == 6 and all(spec == jax.sharding.PartitionSpec("feature") for spec in rows)
 
 
 def test_counters_and_thresholds_belong_to_their_layer():

@@ -8,10 +8,8 @@ import pytest
 
 from jaxinterp.core.batch import make_batch
 from jaxinterp.methods import SparseAutoencoder, Transcoder
-from jaxinterp.objectives import reconstruction, total
+from jaxinterp.objectives import total
 from jaxinterp.objectives.ghost import ghost
-from tests.methods.dead import HalfDead
-from tests.methods.laboratory import is_the_same_on_a_mesh
 
 KEY = jax.random.key(0)
 DEAD = np.arange(20) >= 14
@@ -117,13 +115,3 @@ def test_large_pre_activations_do_not_overflow_and_zero_write_vectors_start():
     _, _, gradient = measured(zero, batch)
     sizes = np.linalg.norm(gradient["decoder"], axis=1)
     assert np.isfinite(sizes).all() and sizes[DEAD].min() > 1e-5 and sizes.max() < 10
-
-
-@pytest.mark.slow
-def test_it_is_the_same_on_a_mesh():
-    """Invariant 5, with half of the features below zero: they move."""
-    method = SparseAutoencoder(
-        features=64, activation="relu", learning_rate=3e-3, objective=total(reconstruction(), ghost(dead_after=500))
-    )
-    dictionary = is_the_same_on_a_mesh(HalfDead(method))
-    assert float(jnp.abs(dictionary.encoder_bias[:32] + 10).min()) > 1e-3

@@ -20,15 +20,23 @@ from jaxinterp.training.fit import fit
 from jaxinterp.training.hosts import VARIABLE, check_agreement, join
 from tests.training.hosted import METHOD, SIZES, text
 
+QUICK = "--xla_backend_optimization_level=0"
+"""Processes compile for themselves, and programs are small: the compiler need not optimise for them."""
+
+
+def of_devices(count):
+    """The environment of a process with so many virtual devices."""
+    flags = f"{QUICK} --xla_force_host_platform_device_count={count}"
+    return os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
+
 
 def launch(processes, out, mesh, *numbers):
     """`experiments.launch` of the worker, eight virtual devices in all."""
-    flags = f"--xla_force_host_platform_device_count={8 // processes}"
     command = [sys.executable, "-m", "experiments.launch", str(processes), "tests.training.host_worker"]
     out.mkdir(exist_ok=True)
     return subprocess.Popen(
         [*command, str(out), mesh, *map(str, numbers or (20,))],
-        env=os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
+        env=of_devices(8 // processes),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -51,16 +59,18 @@ def is_the_same(alone, out):
         assert row["loss"] == pytest.approx(one["loss"], abs=1e-5)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("processes", "mesh"), [(2, "data=2,feature=4"), (4, "data=2,feature=4"), (2, "data=2,feature=2,model=2")]
-)
-def test_several_processes_are_one(alone, tmp_path, processes, mesh):
-    """Invariant 5. With four processes, two read the same rows of every batch; logs and result are the first one's."""
-    run = launch(processes, tmp_path / "run", mesh)
+def finished(run):
+    """What a run wrote to stdout and stderr, once it has ended well."""
     out, error = run.communicate(timeout=300)
     assert run.returncode == 0, error
-    assert f"{processes} processes, 8 devices" in out
+    return out, error
+
+
+@pytest.mark.slow
+def test_two_processes_with_the_model_spread_are_one(alone, tmp_path):
+    """Invariant 5, on data=2,feature=2,model=2; without the model's axis: the tests of resumed runs below."""
+    out, _ = finished(launch(2, tmp_path / "run", "data=2,feature=2,model=2"))
+    assert "2 processes, 8 devices" in out
     is_the_same(alone, tmp_path / "run")
 
 
@@ -90,7 +100,7 @@ def test_without_the_launcher_a_lost_process_ends_the_others(tmp_path, lost):
     out, address = tmp_path / "run", f"localhost:{free_port()}"
     out.mkdir()
     command = [sys.executable, "-m", "tests.training.host_worker", str(out), "data=2,feature=4", "100000"]
-    given = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=4", "JAX_PLATFORMS": "cpu"}
+    given = of_devices(4)
     workers = [
         subprocess.Popen(command, env=given | {VARIABLE: f"{address},2,{index}"}, stderr=subprocess.DEVNULL)
         for index in range(2)
@@ -125,38 +135,40 @@ def test_the_launcher_runs_a_whole_experiment(tmp_path, experiment, text, code):
         (tmp_path / "text" / f"{index}.txt").write_text(words)
     command = [sys.executable, "-m", "experiments.launch", "2", *f"experiments.{experiment} --model tiny".split()]
     places = ["--text", text or str(tmp_path / "text"), "--out", str(tmp_path / "out"), "--mesh", "data=2,feature=4"]
-    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=4", "JAX_PLATFORMS": "cpu"}
-    run = subprocess.run([*command, *places, *SHORT.split()], env=environment, capture_output=True, timeout=500)
+    run = subprocess.run([*command, *places, *SHORT.split()], env=of_devices(4), capture_output=True, timeout=500)
     assert run.returncode == code, run.stderr.decode()
     assert (tmp_path / "out" / "report.html").is_file() == (code == 0)
 
 
 @pytest.mark.slow
 def test_another_number_of_processes_continues(alone, tmp_path):
-    """Two processes stop at step 10, four go on, on another mesh."""
-    first = launch(2, tmp_path / "run", "data=2,feature=4", 20, 10)
-    _, error = first.communicate(timeout=300)
-    assert first.returncode == 0, error
+    """Invariant 5. Two processes stop at step 10, four go on, on another mesh, and are one process in the end.
+
+    Of the four, two read the same rows of every batch; logs and result are the first one's.
+    """
+    finished(launch(2, tmp_path / "run", "data=4,feature=2", 20, 10))
     assert (tmp_path / "run" / "checkpoints" / "10").is_dir()
-    second = launch(4, tmp_path / "run", "data=4,feature=2")
-    out, error = second.communicate(timeout=300)
-    assert second.returncode == 0 and "4 processes" in out, error
+    out, _ = finished(launch(4, tmp_path / "run", "data=2,feature=4"))
+    assert "4 processes, 8 devices" in out
     is_the_same(alone, tmp_path / "run")
 
 
 @pytest.mark.slow
-def test_damage_that_one_process_alone_sees_is_passed_over_by_all(alone, tmp_path):
-    """The second process's part of the newest checkpoint is gone: both go on from the one before, without waiting."""
-    first = launch(2, tmp_path / "run", "data=2,feature=4", 20)
-    _, error = first.communicate(timeout=300)
-    assert first.returncode == 0, error
+def test_two_processes_are_one_and_damage_that_one_alone_sees_is_passed_over_by_both(alone, tmp_path):
+    """Invariant 5; then the second process's part of the newest checkpoint is gone, and both go on from the one before.
+
+    None waits for the other.
+    """
+    out, _ = finished(launch(2, tmp_path / "run", "data=2,feature=4", 20))
+    assert "2 processes, 8 devices" in out
+    is_the_same(alone, tmp_path / "run")
     (lost,) = (tmp_path / "run" / "checkpoints" / "20" / "state").glob("ocdbt.process_1")
     shutil.rmtree(lost / "d")
     (tmp_path / "run" / "log.jsonl").unlink()
+    (tmp_path / "run" / "result.npz").unlink()
     started = time.monotonic()
-    second = launch(2, tmp_path / "run", "data=2,feature=4", 20)
-    _, error = second.communicate(timeout=300)
-    assert second.returncode == 0 and "step 20 in" in error and "continues from step 15" in error, error
+    _, error = finished(launch(2, tmp_path / "run", "data=2,feature=4", 20))
+    assert "step 20 in" in error and "continues from step 15" in error, error
     assert time.monotonic() - started < 150, "Orbax's barriers wait for five minutes"
     found = np.load(tmp_path / "run" / "result.npz")
     for name, leaf in named_leaves(alone.decomposition).items():

@@ -63,9 +63,7 @@ def test_a_new_objective_in_one_file_trains_on_eight_devices(subject, text, alon
 @pytest.mark.parametrize(
     "method",
     [
-        SkipTranscoder(features=64, k=4, dead_after=500, learning_rate=3e-3),
         SparseAutoencoder(features=64, k=4, learning_rate=3e-3),
-        SparseAutoencoder(features=64, k=4, activation="batch_topk", learning_rate=3e-3),
         Transcoder(features=64, activation="relu", l1=0.01, learning_rate=3e-3),
     ],
 )

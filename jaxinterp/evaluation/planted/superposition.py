@@ -110,19 +110,19 @@ def decompose(
     recipe, sites = one_pass(method, steps), Sites("x", "x")
     start_key, data_key = jax.random.split(key)
 
-    def batch(step: Array) -> Batch:
-        samples = draw_sparse(jax.random.fold_in(data_key, step), batch_size, model.bias.shape[0], probability)
-        return make_batch({"x": samples}, jnp.ones(batch_size), sites, step=step)
-
     @jax.jit
-    def run(model: Superposition) -> tuple[Any, Any]:
+    def run(model: Superposition, start_key: PRNGKeyArray, data_key: PRNGKeyArray) -> tuple[Any, Any]:
+        def batch(step: Array) -> Batch:
+            samples = draw_sparse(jax.random.fold_in(data_key, step), batch_size, model.bias.shape[0], probability)
+            return make_batch({"x": samples}, jnp.ones(batch_size), sites, step=step)
+
         def body(state: Any, step: Array) -> tuple[Any, Any]:
             state, metrics = recipe.step(state, batch(step), jax.random.fold_in(start_key, step), model)
             return state, {name: ratio.value() for name, ratio in metrics.items()}
 
         return jax.lax.scan(body, recipe.init(start_key, batch(jnp.int32(steps)), model), jnp.arange(steps))
 
-    state, history = run(model)
+    state, history = run(model, start_key, data_key)
     late = {name: float(jnp.mean(values[-max(1, steps // 10) :])) for name, values in history.items()}
     return recipe.finish(state), late
 

@@ -25,6 +25,7 @@ from jaxinterp.core.metrics import Metrics, Ratio
 from jaxinterp.core.protocols import Recipe
 from jaxinterp.core.sites import Needs
 from jaxinterp.methods.causal.lineas import Rows
+from jaxinterp.methods.checks import check_positive, check_whole
 from jaxinterp.methods.recipes import gradient_method
 from jaxinterp.models.sites import run
 
@@ -60,6 +61,11 @@ class DAS:
     position: int = -1
     k: int = 1
     rate: float = 0.01
+
+    def __post_init__(self) -> None:
+        """Raises UserError if a value is invalid."""
+        check_whole(self, k=1)
+        check_positive(self, "rate")
 
     def needs(self, site: Any = None) -> Needs:
         return Needs(rows="none")

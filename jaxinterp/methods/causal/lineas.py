@@ -31,6 +31,7 @@ from jaxinterp.core.fields import PARAMETER
 from jaxinterp.core.metrics import Metrics, number
 from jaxinterp.core.protocols import MethodState, Recipe
 from jaxinterp.core.sites import Needs
+from jaxinterp.methods.checks import check_not_negative, check_positive, check_whole
 from jaxinterp.methods.recipes import gradient_method
 from jaxinterp.models.sites import Edit, run
 
@@ -95,6 +96,12 @@ class LinEAS:
     l2: float = 1.0
     rate: float = 0.1
     first: int = 1
+
+    def __post_init__(self) -> None:
+        """Raises UserError if a value is invalid."""
+        check_whole(self, first=0)
+        check_positive(self, "rate")
+        check_not_negative(self, "gamma", "l1", "l2")
 
     def needs(self, site: Any = None) -> Needs:
         return Needs(rows="none")

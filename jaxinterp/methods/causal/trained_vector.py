@@ -24,6 +24,7 @@ from jaxinterp.core.metrics import Metrics, number
 from jaxinterp.core.protocols import Recipe
 from jaxinterp.core.sites import Needs
 from jaxinterp.methods.causal.lineas import Rows
+from jaxinterp.methods.checks import check_not_negative, check_positive
 from jaxinterp.methods.recipes import gradient_method
 from jaxinterp.models.sites import Add, run
 
@@ -50,6 +51,11 @@ class TrainedVector:
     site: str
     rate: float = 0.05
     decay: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Raises UserError if a value is invalid."""
+        check_positive(self, "rate")
+        check_not_negative(self, "decay")
 
     def needs(self, site: Any = None) -> Needs:
         return Needs(rows="none")

@@ -16,12 +16,15 @@ Source: llama.cpp (convert_hf_to_gguf.py, src/llama-model.cpp); gguf 0.19 (const
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from jaxinterp.core.errors import UserError
 from jaxinterp.models.families.tensors import QUERY_KEY_VALUE, block, linear, stacked
-from jaxinterp.models.files.weights import PLAIN, TRANSPOSED, Layout, LeafTable
-from jaxinterp.models.rotary import RopeScaling
+from jaxinterp.models.files.weights import PLAIN, TRANSPOSED, Layout, LeafTable, StoredTensor
+from jaxinterp.models.rotary import RopeScaling, longrope_attention_factor
 
 Metadata = Mapping[str, Any]
 
@@ -41,7 +44,8 @@ FIELDS = {
 
 SCALING = ("rope.scaling.type", "rope.scaling.factor")
 CAPS = {"attn_logit_softcapping": "attention_cap", "final_logit_softcapping": "logit_cap"}
-WINDOW = "attention.sliding_window"
+WINDOW, PATTERN, LOCAL_BASE = "attention.sliding_window", "attention.sliding_window_pattern", "rope.freq_base_swa"
+"""Newer files say which layers have a window (every n-th has none, or one truth value a layer), and their base."""
 
 
 def _blocks(**renamed: tuple[str, Layout]) -> LeafTable:
@@ -110,6 +114,15 @@ def _windows(metadata: Metadata, config: dict[str, Any], slides: Callable[[int],
         return {}
     if type(window) is not int or window < 1:
         raise UserError(f"metadata {WINDOW}={window!r} should be a positive whole number.")
+    pattern, layers = metadata.get(PATTERN), config["layers"]
+    if isinstance(pattern, list):
+        if len(pattern) != layers or not all(value in (0, 1, False, True) for value in pattern):
+            raise UserError(f"metadata {PATTERN} has {len(pattern)} entries for {layers} layers: one truth value each.")
+        slides = lambda layer: bool(pattern[layer])
+    elif pattern is not None:
+        if type(pattern) is not int or pattern < 1:
+            raise UserError(f"metadata {PATTERN}={pattern!r} should be a positive whole number.")
+        slides = lambda layer: (layer + 1) % pattern != 0
     return {"windows": tuple(window if slides(layer) else None for layer in range(config["layers"]))}
 
 
@@ -128,7 +141,10 @@ def _gemma3(metadata: Metadata, config: dict[str, Any]) -> dict[str, Any]:
         _embedding_scale(metadata, config)
         | _windows(metadata, config, lambda layer: (layer + 1) % 6 != 0)
         | ({"logit_cap": float(cap)} if cap else {})
-        | {"local_rotary_base": 10_000.0, "rotary_base": config.get("rotary_base", 1_000_000.0)}
+        | {
+            "local_rotary_base": float(metadata.get(LOCAL_BASE) or 10_000.0),
+            "rotary_base": config.get("rotary_base", 1_000_000.0),
+        }
         | _query_scale(config, layers=62)
     )
 
@@ -141,10 +157,10 @@ def _query_scale(config: dict[str, Any], layers: int) -> dict[str, Any]:
 
 def _phi3(metadata: Metadata, config: dict[str, Any]) -> dict[str, Any]:
     before = metadata.get("rope.scaling.original_context_length", config["context"])
-    if before != config["context"]:
+    if before != config["context"] and config.get("rotary_scaling") is None:
         raise UserError(
             f"metadata phi3.rope.scaling.original_context_length={before} is not context_length={config['context']}: "
-            "positions are stretched (longrope), which is not supported in GGUF files; load the Hugging Face directory."
+            "positions are stretched (longrope), and the tensors that say how, rope_factors_*, are missing."
         )
     return _windows(metadata, config, lambda layer: True)
 
@@ -159,16 +175,18 @@ ARCHITECTURES: dict[str, Architecture] = {
     "qwen2": Architecture(_blocks(), constants={"qkv_bias": True}),
     "qwen3": Architecture(_blocks(), constants={"query_key_norm": True}),
     "gemma": Architecture(_blocks(), constants=GEMMA, more=_embedding_scale),
-    "gemma2": Architecture(_blocks(), reads=(WINDOW, *CAPS), constants=GEMMA | {"post_norms": True}, more=_gemma2),
+    "gemma2": Architecture(
+        _blocks(), reads=(WINDOW, PATTERN, *CAPS), constants=GEMMA | {"post_norms": True}, more=_gemma2
+    ),
     "gemma3": Architecture(
         _blocks(),
-        reads=(WINDOW, "final_logit_softcapping"),
+        reads=(WINDOW, PATTERN, LOCAL_BASE, "final_logit_softcapping"),
         constants=GEMMA | {"post_norms": True, "query_key_norm": True},
         more=_gemma3,
     ),
     "phi3": Architecture(
         _blocks(**STACKED, **stacked("mlp", ("gate_proj", "up_proj"), "ffn_up", TRANSPOSED)),
-        reads=(WINDOW, "rope.scaling.original_context_length"),
+        reads=(WINDOW, "rope.scaling.original_context_length", "rope.scaling.attn_factor"),
         more=_phi3,
     ),
     "gpt2": Architecture(
@@ -181,7 +199,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     ),
     "olmo2": Architecture(
         _blocks(),
-        reads=(WINDOW,),
+        reads=(WINDOW, PATTERN),
         constants={
             **{"pre_norms": False, "post_norms": True, "query_key_norm": True, "query_key_norm_over": "projection"},
         },
@@ -205,4 +223,48 @@ def scaling_of(metadata: Metadata, architecture: str) -> RopeScaling | None:
     raise UserError(
         f"metadata {architecture}.rope.scaling.type={kind!r} with factor {factor!r}: scaled rotary positions other "
         "than 'linear' are not supported in GGUF files; load the model's Hugging Face directory instead."
+    )
+
+
+FACTORS = ("rope_freqs.weight", "rope_factors_short.weight", "rope_factors_long.weight")
+"""Tensors of one factor a pair of dimensions, by which its frequency is divided: of Llama 3, and of longrope."""
+
+
+def factors_of(
+    metadata: Metadata, tensors: Mapping[str, StoredTensor], config: Mapping[str, Any], where: Path
+) -> RopeScaling | None:
+    """The scaling that such tensors say; None without them.
+
+    Raises:
+      UserError: a tensor is missing, of another length, or not positive.
+    """
+    if not tensors:
+        return None
+    names = FACTORS[:1] * 2 if FACTORS[0] in tensors else FACTORS[1:]
+    found = []
+    for name in names:
+        if name not in tensors:
+            raise UserError(f"{where}: missing tensor {name!r}, beside {', '.join(tensors)}.")
+        half = config["rotary_dimensions"] // 2
+        if tensors[name].shape != (half,) or tensors[name].refusal is not None:
+            raise UserError(
+                f"{where}: tensor {name!r} of shape {list(tensors[name].shape)} should have {half} numbers."
+            )
+        values = tensors[name].read(slice(None), None)
+        if not np.all((values > 0) & np.isfinite(values)):
+            raise UserError(f"{where}: tensor {name!r} has factors that are not positive numbers.")
+        found.append(tuple(float(value) for value in values))
+    before = metadata.get("rope.scaling.original_context_length", config["context"])
+    if type(before) is not int or before < 1:
+        raise UserError(
+            f"{where}: metadata rope.scaling.original_context_length={before!r} should be a number of tokens."
+        )
+    stretched = longrope_attention_factor(config["context"] / before, before)
+    amplitude = 1.0 if FACTORS[0] in tensors else metadata.get("rope.scaling.attn_factor", stretched)
+    return RopeScaling(
+        "longrope",
+        original_context=before,
+        attention_factor=float(amplitude),
+        short_factors=found[0],
+        long_factors=found[1],
     )

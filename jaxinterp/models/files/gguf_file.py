@@ -18,7 +18,7 @@ import numpy as np
 from gguf.quants import dequantize
 
 from jaxinterp.core.errors import UserError
-from jaxinterp.models.files.gguf_architectures import ARCHITECTURES, FIELDS, scaling_of
+from jaxinterp.models.files.gguf_architectures import ARCHITECTURES, FACTORS, FIELDS, PATTERN, factors_of, scaling_of
 from jaxinterp.models.files.tokenizer import read_metadata
 from jaxinterp.models.files.weights import LeafTable, Rows, StoredTensor
 from jaxinterp.models.transformer import TransformerConfig
@@ -48,11 +48,6 @@ def gguf_config(reader: gguf.GGUFReader, tensors: Mapping[str, StoredTensor], wh
     kind, metadata = ARCHITECTURES[name], read_metadata(reader, f"{name}.")
     copied = FIELDS | dict(kind.fields)
     _check_metadata(metadata, {*copied, *CHECKED, *kind.reads}, name, where)
-    if "rope_freqs.weight" in tensors or "rope_factors_long.weight" in tensors:
-        raise UserError(
-            f"{where}: scaled rotary positions (a tensor of rotary factors) are not supported in GGUF files; load the "
-            "model's Hugging Face directory instead."
-        )
     if "token_embd.weight" not in tensors:
         raise UserError(f"{where}: missing tensor 'token_embd.weight'.")
     heads = metadata["attention.head_count"]
@@ -65,7 +60,8 @@ def gguf_config(reader: gguf.GGUFReader, tensors: Mapping[str, StoredTensor], wh
             )
     fields: dict[str, Any] = {"kv_heads": heads, "head_dim": head_dim, "rotary_dimensions": head_dim}
     fields |= {ours: metadata[theirs] for theirs, ours in copied.items() if theirs in metadata}
-    fields |= {"rotary_scaling": scaling_of(metadata, name)} | dict(kind.constants)
+    given = factors_of(metadata, {each: tensors[each] for each in FACTORS if each in tensors}, fields, where)
+    fields |= {"rotary_scaling": given or scaling_of(metadata, name)} | dict(kind.constants)
     return TransformerConfig(
         **fields | kind.more(metadata, fields),
         vocab_size=tensors["token_embd.weight"].shape[0],
@@ -90,7 +86,9 @@ def _check_metadata(metadata: Mapping[str, Any], known: Collection[str], name: s
                 f"{where}: unknown metadata {name}.{field}={value!r}: a field that changes the computation must not be "
                 f"ignored (known: {', '.join(sorted(known))})."
             )
-        if field != "rope.scaling.type" and (isinstance(value, bool) or not isinstance(value, int | float)):
+        if field not in ("rope.scaling.type", PATTERN) and (
+            isinstance(value, bool) or not isinstance(value, int | float)
+        ):
             raise UserError(f"{where}: metadata {name}.{field}={value!r} should be one number.")
     for field in REQUIRED:
         if not metadata.get(field):

@@ -32,7 +32,6 @@ from jaxinterp.methods.combine.resampling import Resampling, draw, resample
 from jaxinterp.objectives import l1, reconstruction, scale, total
 from jaxinterp.objectives.ghost import ghost
 from tests.methods.dead import ROWS, HalfDead, outcome
-from tests.methods.laboratory import is_the_same_on_a_mesh
 
 DEAD_AFTER = 2000
 RELU = SparseAutoencoder(features=ROWS, activation="relu", l1=0.05, auxk=0.0, learning_rate=3e-3, dead_after=DEAD_AFTER)
@@ -224,10 +223,3 @@ def test_topk_features_below_zero_are_revived_by_each_policy():
     for method, limit in policies:
         dead, better = outcome(method)
         assert dead <= limit and better > matched
-
-
-@pytest.mark.slow
-def test_it_is_the_same_on_a_mesh():
-    plain = HalfDead(SparseAutoencoder(features=64, activation="relu", l1=1e-3, learning_rate=3e-3, auxk=0.0))
-    dictionary = is_the_same_on_a_mesh(Resampling(plain, every=4, last=8, dead_after=500))
-    assert float(dictionary.encoder_bias.min()) > -1, "the silenced half was resampled"

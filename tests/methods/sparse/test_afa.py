@@ -23,7 +23,7 @@ from jaxinterp.methods.sparse.afa import TopAFASparseAutoencoder, norm_differenc
 from jaxinterp.models.tiny import unit_rows
 from jaxinterp.objectives import reconstruction, scale, total
 from tests.decompositions.test_dictionary import random_dictionary
-from tests.methods.laboratory import is_kept_on_disk, is_the_same_on_a_mesh, recovered, stands_in_and_scores
+from tests.methods.laboratory import recovered
 
 PLANTED = TopAFASparseAutoencoder(features=96, afa=1 / 32, learning_rate=1e-2, auxk=0.0)
 
@@ -172,11 +172,3 @@ def test_hyperparameters_that_cannot_be_are_refused():
         TopAFASparseAutoencoder(afa=-0.1)
     own = TopAFASparseAutoencoder(objective=total(reconstruction()))
     assert own.make_objective() is own.objective
-
-
-@pytest.mark.slow
-def test_mesh_files_and_leaf(tmp_path):
-    dictionary = is_the_same_on_a_mesh(TopAFASparseAutoencoder(features=64, learning_rate=3e-3, dead_after=500))
-    is_kept_on_disk(dictionary, tmp_path / "dense", TopAFA)
-    is_kept_on_disk(random_dictionary(TopAFA(12)), tmp_path / "sparse", TopAFA)
-    stands_in_and_scores(dictionary)

@@ -18,10 +18,7 @@ from jaxinterp.models.sites import replace
 from jaxinterp.objectives import reconstruction, scale, total
 from jaxinterp.objectives.gates import gate_auxiliary, gate_l1
 from tests.methods.laboratory import (
-    is_kept_on_disk,
-    is_the_same_on_a_mesh,
     recovery,
-    stands_in_and_scores,
     subject,
     train,
 )
@@ -50,16 +47,6 @@ def test_the_plant_is_recovered():
 def test_a_gate_that_lacks_a_term_does_not_recover_it(terms):
     broken = change(PLANTED, objective=total(reconstruction(), *terms))
     assert recovery(broken, (0,))[0] < THRESHOLD - 0.04
-
-
-@pytest.mark.slow
-def test_mesh_files_and_leaf(tmp_path):
-    learned = is_the_same_on_a_mesh(GatedSparseAutoencoder(features=64, learning_rate=3e-3, penalty_warmup=10))
-    gated = learned.activation
-    assert gated.gate_bias.any() and gated.log_scale.any() and gated.size_bias.any()
-    assert not learned.encoder_bias.any(), "the paper's encoder has no bias of its own"
-    is_kept_on_disk(learned, tmp_path / "d", Gated)
-    stands_in_and_scores(learned)
 
 
 def test_a_gated_transcoder_is_an_activation_and_an_objective():

@@ -20,7 +20,7 @@ from jaxinterp.decompositions.adaptive import GroupBias
 from jaxinterp.methods.sparse.group_bias_adaptation import GroupBiasAdaptation, largest, tie, tied_gradient
 from jaxinterp.models.tiny import unit_rows
 from jaxinterp.objectives import Ratio, reconstruction, total
-from tests.methods.laboratory import is_kept_on_disk, is_the_same_on_a_mesh, recovered, stands_in_and_scores
+from tests.methods.laboratory import recovered
 
 PLANTED = GroupBiasAdaptation(features=96, groups=4, highest=0.1, lowest=0.01, learning_rate=1e-2)
 STEPS = 6000
@@ -245,12 +245,3 @@ def test_settings_that_cannot_be_are_refused():
     )
     with pytest.raises(UserError, match=r"add largest\(\)"):
         recipe.step(recipe.init(jax.random.key(0), batch, None), batch, jax.random.key(0), None)
-
-
-@pytest.mark.slow
-def test_mesh_files_and_leaf(tmp_path):
-    method = GroupBiasAdaptation(features=64, groups=4, every=4, rate=0.05, learning_rate=3e-3)
-    dictionary = is_the_same_on_a_mesh(method)
-    assert float(dictionary.activation.adapted_bias.min()) < -0.01
-    is_kept_on_disk(dictionary, tmp_path / "d", GroupBias)
-    stands_in_and_scores(dictionary)

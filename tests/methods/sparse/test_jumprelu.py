@@ -19,10 +19,7 @@ from jaxinterp.models.sites import replace
 from jaxinterp.objectives import reconstruction, scale, total
 from jaxinterp.objectives.gates import l0
 from tests.methods.laboratory import (
-    is_kept_on_disk,
-    is_the_same_on_a_mesh,
     recovery,
-    stands_in_and_scores,
     subject,
     train,
 )
@@ -60,15 +57,6 @@ def test_a_flipped_penalty_does_not_recover_it():
 def test_theta_itself_with_a_target_for_l0_recovers_it_too():
     score, active, _ = recovery(change(PLANTED, parametrisation="raw", target_l0=3.0, l0=0.3), (0,))
     assert score > THRESHOLD and 2.7 < active < 3.3
-
-
-@pytest.mark.slow
-def test_mesh_files_and_leaf(tmp_path):
-    method = JumpReLUSparseAutoencoder(features=64, learning_rate=3e-3, penalty_warmup=10, parametrisation="raw")
-    learned = is_the_same_on_a_mesh(method)
-    assert float(abs(learned.activation.threshold_parameter - 1).max()) > 1e-3, "thresholds moved"
-    is_kept_on_disk(learned, tmp_path / "d", JumpReLU)
-    stands_in_and_scores(learned)
 
 
 def test_a_jumprelu_transcoder_is_an_activation_and_an_objective():

@@ -19,11 +19,8 @@ from jaxinterp.objectives import total
 from jaxinterp.objectives.matryoshka import prefixes
 from tests.decompositions.test_dictionary import random_dictionary
 from tests.methods.laboratory import (
-    is_kept_on_disk,
-    is_the_same_on_a_mesh,
     planted_dictionary,
     recovered,
-    stands_in_and_scores,
 )
 
 SIZES = (24, 48, 96)
@@ -92,11 +89,3 @@ def test_prefixes_that_do_not_nest_are_refused():
     with pytest.raises(UserError, match="must end with features=24"):
         batch = make_batch({"m/in": jnp.ones((4, 8)), "m/out": jnp.ones((4, 6))}, jnp.ones(4), Sites("m/in", "m/out"))
         total(prefixes(3, 10))(random_dictionary(TopK(4)), batch, jax.random.key(0))
-
-
-@pytest.mark.slow
-def test_mesh_files_and_leaf(tmp_path):
-    method = MatryoshkaSparseAutoencoder(features=64, k=4, learning_rate=3e-3, dead_after=500)
-    dictionary = is_the_same_on_a_mesh(method)
-    is_kept_on_disk(dictionary, tmp_path / "d", type(dictionary.activation))
-    stands_in_and_scores(dictionary)

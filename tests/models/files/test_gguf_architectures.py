@@ -25,12 +25,14 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("llama", {}),
     "mistral-full": ("llama", {"hidden_act": "silu"}),
     "llama-linear": ("llama", {"hidden_act": "silu"}),
+    "llama-llama3": ("llama", {"hidden_act": "silu"}),
     "qwen2": ("qwen2", {}),
     "qwen3": ("qwen3", {}),
     "gemma": ("gemma", {}),
     "gemma2": ("gemma2", {"query_pre_attn_scalar": 6}),
     "gemma3": ("gemma3", {"query_pre_attn_scalar": 6}),
     "phi3-grouped": ("phi3", {}),
+    "phi3-longrope": ("phi3", {}),
     "gpt2": ("gpt2", {}),
     "olmo2": ("olmo2", {}),
 }
@@ -67,6 +69,11 @@ def metadata_of(config: dict[str, Any], kind: str) -> dict[str, Any]:
         said |= {"rope.scaling.type": "linear", "rope.scaling.factor": float(rope["factor"])}
     if kind in ("gemma2", "gemma3", "phi3") and config.get("sliding_window"):
         said |= {"attention.sliding_window": config["sliding_window"]}
+    if rope["rope_type"] == "longrope":
+        before = rope["original_max_position_embeddings"]
+        said |= {"rope.scaling.original_context_length": before}
+        ratio = config["max_position_embeddings"] / before
+        said |= {"rope.scaling.attn_factor": float(np.sqrt(1 + np.log(ratio) / np.log(before)))}
     if kind == "gemma2":
         said |= {f"{cap}_logit_softcapping": config[f"{cap}_logit_softcapping"] for cap in ("attn", "final")}
     return said
@@ -100,10 +107,31 @@ def write(path: Path, directory: Path, kind: str, *, permute: bool, shifted: boo
         theirs = names.get_name(name, try_suffixes=(".weight", ".bias"))
         assert theirs is not None, name
         writer.add_tensor(theirs, np.ascontiguousarray(array, np.float32))
+    rope = config.get("rope_parameters") or {}
+    for length in ("short", "long") if rope.get("rope_type") == "longrope" else ():
+        writer.add_tensor(f"rope_factors_{length}.weight", np.asarray(rope[f"{length}_factor"], np.float32))
+    if rope.get("rope_type") == "llama3":
+        writer.add_tensor("rope_freqs.weight", llama3_factors(config))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
+
+
+def llama3_factors(config: dict[str, Any]) -> np.ndarray:
+    """What generate_extra_tensors of llama.cpp's converter writes: by what each frequency is divided."""
+    rope, found = config["rope_parameters"], []
+    size, before = config["head_dim"], rope["original_max_position_embeddings"]
+    for n in range(0, size, 2):
+        length = 2 * np.pi * rope["rope_theta"] ** (n / size)
+        smooth = (before / length - rope["low_freq_factor"]) / (rope["high_freq_factor"] - rope["low_freq_factor"])
+        if length < before / rope["high_freq_factor"]:
+            found.append(1.0)
+        elif length > before / rope["low_freq_factor"]:
+            found.append(rope["factor"])
+        else:
+            found.append(1 / ((1 - smooth) / rope["factor"] + smooth))
+    return np.asarray(found, np.float32)
 
 
 def directory_of(golden: str, folder: Path) -> Path:
@@ -149,7 +177,19 @@ def test_every_architecture_has_a_case() -> None:
 def test_stretched_positions_are_refused() -> None:
     with pytest.raises(UserError, match=r"rope\.scaling\.type='yarn'"):
         gguf_architectures.scaling_of({"rope.scaling.type": "yarn", "rope.scaling.factor": 4.0}, "qwen3")
-    with pytest.raises(UserError, match="longrope"):
+    with pytest.raises(UserError, match=r"longrope.*are missing"):
         gguf_architectures.ARCHITECTURES["phi3"].more(
             {"rope.scaling.original_context_length": 4096}, {"context": 131072, "layers": 1}
         )
+
+
+def test_newer_files_say_which_layers_have_a_window() -> None:
+    gemma, olmo = (gguf_architectures.ARCHITECTURES[kind].more for kind in ("gemma3", "olmo2"))
+    config = {"d_model": 4, "heads": 2, "head_dim": 2, "layers": 3, "rotary_base": 5e5}
+    said = {gguf_architectures.WINDOW: 8}
+    assert olmo(said, config | {"layers": 4})["windows"] == (8, 8, 8, None)
+    assert olmo(said | {gguf_architectures.PATTERN: 2}, config)["windows"] == (8, None, 8)
+    assert gemma(said | {gguf_architectures.PATTERN: [False, True, True]}, config)["windows"] == (None, 8, 8)
+    assert gemma(said | {gguf_architectures.LOCAL_BASE: 100.0}, config)["local_rotary_base"] == 100.0
+    with pytest.raises(UserError, match="has 2 entries for 3 layers"):
+        gemma(said | {gguf_architectures.PATTERN: [True, False]}, config)

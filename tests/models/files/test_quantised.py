@@ -12,7 +12,8 @@ from safetensors.numpy import load_file, save_file
 
 from jaxinterp.core.errors import UserError
 from jaxinterp.core.trees import named_leaves
-from jaxinterp.models.files.quantised import awq_codes, mxfp4, unpacked
+from jaxinterp.models.files.packing import awq_codes, mxfp4
+from jaxinterp.models.files.quantised import unpacked
 from jaxinterp.models.files.safetensors_file import open_safetensors
 from jaxinterp.models.files.weights import StoredTensor
 from jaxinterp.models.load import load
@@ -136,7 +137,8 @@ def test_gptq(bits: int, version: str, shuffled: bool, tmp_path: Path) -> None:
         "checkpoint_format": version,
         "desc_act": shuffled,
     }
-    directory = golden(tmp_path, said, {f"{MATRIX}.{name}": array for name, array in parts.items()})
+    parts |= {"bias": np.zeros(OUTPUTS, np.float16)}  # of every packed matrix, whether the model has biases or not
+    directory = golden(tmp_path / "0", said, {f"{MATRIX}.{name}": array for name, array in parts.items()})
     meant = ((codes - zeros[group]) * scales[group].astype(np.float64)).T
     np.testing.assert_allclose(loaded(directory), meant, rtol=1e-6)
     part = unpacked(said, open_safetensors(directory / "model.safetensors"), directory)[f"{MATRIX}.weight"]
@@ -145,6 +147,9 @@ def test_gptq(bits: int, version: str, shuffled: bool, tmp_path: Path) -> None:
     broken = golden(tmp_path / "b", said, {f"{MATRIX}.{name}": np.ascontiguousarray(a) for name, a in parts.items()})
     with pytest.raises(UserError, match=r"scales' has shape"):
         load(broken)
+    parts |= {"scales": scales, "bias": np.ones(OUTPUTS, np.float16)}
+    with pytest.raises(UserError, match=r"unknown tensor .*bias"):
+        load(golden(tmp_path / "c", said, {f"{MATRIX}.{name}": array for name, array in parts.items()}))
 
 
 def stored(name: str, array: np.ndarray) -> StoredTensor:

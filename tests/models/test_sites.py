@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from jaxinterp.core.errors import UserError
-from jaxinterp.models.load import Subject
+from jaxinterp.models.load import Subject, load
 from jaxinterp.models.mlp import MLP
 from jaxinterp.models.rules import Rules
 from jaxinterp.models.sites import Add, SetTo, replace, run, select, sites

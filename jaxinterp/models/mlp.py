@@ -54,6 +54,21 @@ class MLP(eqx.Module):
         up = tap("up", project(self.up_proj, "up_proj", x, tap, rules))
         return tap("hidden", gate_product(activate(self.activation, pre, rules), up, rules))
 
+    @property
+    def gate(self) -> Linear | None:
+        """`gate_proj`, by its shorter name, which older scripts use."""
+        return self.gate_proj
+
+    @property
+    def up(self) -> Linear:
+        """`up_proj`, likewise."""
+        return self.up_proj
+
+    @property
+    def down(self) -> Linear:
+        """`down_proj`, likewise."""
+        return self.down_proj
+
     def projections(self) -> tuple[str, ...]:
         """The fields of its linear maps."""
         return ("up_proj", "down_proj") if self.gate_proj is None else ("gate_proj", "up_proj", "down_proj")

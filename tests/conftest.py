@@ -29,6 +29,8 @@ from tests.accounting import (  # noqa: E402, F401
     pytest_terminal_summary,
 )
 
+gc.set_threshold(50_000, 20, 20)  # tracing makes many objects that live: to look at them often took a tenth of a run
+
 hypothesis.settings.register_profile("suite", deadline=None)  # a busy machine is slow, and no test is timed
 hypothesis.settings.load_profile("suite")
 

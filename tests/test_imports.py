@@ -4,6 +4,7 @@ import ast
 import os
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -32,9 +33,12 @@ class Import(NamedTuple):
     bound: str
 
 
+parsed = cache(ast.parse)
+
+
 def imports(source):
     """Everything that a source imports, inside functions too."""
-    for node in ast.walk(ast.parse(source)):
+    for node in ast.walk(parsed(source)):
         if isinstance(node, ast.Import):
             for alias in node.names:
                 first = alias.name.partition(".")[0]
@@ -64,9 +68,14 @@ def arrows_back(sources):
     ]
 
 
+@cache
 def uses(source):
     """Every dotted name that a source imports or reads, as (full name, whether it is called)."""
-    tree, bound = ast.parse(source), {item.local: item.bound for item in imports(source)}
+    return tuple(_uses(source))
+
+
+def _uses(source):
+    tree, bound = parsed(source), {item.local: item.bound for item in imports(source)}
     called = {id(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)}
     for node in ast.walk(tree):
         attributes, inner = [], node

@@ -32,8 +32,12 @@ LEFT_ALONE = (-signal.SIGABRT, -signal.SIGTERM)
 def main(arguments: list[str]) -> int:
     """The exit code of the whole run."""
     if len(arguments) < 2 or not arguments[0].isdigit() or int(arguments[0]) < 1:
-        print(__doc__)
-        return 0 if arguments[:1] == ["--help"] else 2
+        if arguments[:1] in ([], ["--help"], ["-h"]):
+            print(__doc__)
+            return 0 if arguments else MISTAKE
+        said = f"launch takes a number of processes and a command, such as launch 2 transcoder, not {arguments[0]!r}"
+        print(f"error: {said}.", file=sys.stderr)
+        return MISTAKE
     count, command = int(arguments[0]), arguments[1:]
     folder = Path(tempfile.mkdtemp(prefix="jaxinterp-launch-"))
     address = f"localhost:{free_port()}"

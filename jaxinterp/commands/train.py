@@ -26,13 +26,17 @@ import grain
 import jax
 import jax.numpy as jnp
 import tyro
+from jaxtyping import PyTree
 
 from jaxinterp.commands.methods import SEVERAL, hyperparameters, make_method, read_settings
 from jaxinterp.commands.on_text import check_mlp, check_steps
 from jaxinterp.commands.presets import Plan, planned, preset_of
 from jaxinterp.commands.results import write_results
 from jaxinterp.commands.shell import check_folder, check_positive, folder_of_a_run, say
+from jaxinterp.core.batch import GRADIENT
 from jaxinterp.core.errors import UserError
+from jaxinterp.core.json_value import Json
+from jaxinterp.core.sites import as_needs
 from jaxinterp.data.activation_cache import harvested_once
 from jaxinterp.data.text.sources import load_corpus
 from jaxinterp.data.tokens import split
@@ -43,9 +47,10 @@ from jaxinterp.evaluation.listed_effects import EFFECTS
 from jaxinterp.methods import Method
 from jaxinterp.models.files.shapes import model_shapes
 from jaxinterp.models.load import Subject, load
+from jaxinterp.models.sites import check_site
 from jaxinterp.preflight.check import Setting, announce
 from jaxinterp.preflight.chips import find
-from jaxinterp.training.fit import check_sizes, fit
+from jaxinterp.training.fit import check_sizes, expand, fit
 from jaxinterp.training.hosts import join
 from jaxinterp.training.mesh import fetch, mesh_sizes, model_shardings, parse_mesh
 from jaxinterp.training.program import BUFFER_BATCHES, Activations, kept_in
@@ -130,14 +135,14 @@ NOT_KEPT = ("out", "resume", "hosts", "preflight")
 
 def default_of(model: str, method: Any) -> Config:
     """The configuration of a model and a method where nothing else is asked for, its values as --help shows them."""
-    plan: dict[str, Any] = {name: value or None for name, value in asdict(preset_of(model, method)).items()}
+    plan: dict[str, Json] = {name: value or None for name, value in asdict(preset_of(model, method)).items()}
     own = {name: one.default for name, one in hyperparameters(method).items() if name in ("activation", "l1", "auxk")}
     return Config(Path("runs") / method, model=model, method=method, **plan, **own)
 
 
 def method_of(config: Config, plan: Plan) -> Method:
     """The method with the hyperparameters that are asked for, and the preset's."""
-    usual: dict[str, Any] = {"features": plan.features, "k": plan.k, "learning_rate": plan.learning_rate}
+    usual: dict[str, Json] = {"features": plan.features, "k": plan.k, "learning_rate": plan.learning_rate}
     usual |= {"dead_after": config.dead_after, "moments": config.moments}
     asked = {name: getattr(config, name) for name in ("activation", "l1", "auxk")}
     given = {name: value for name, value in asked.items() if value is not None}
@@ -168,8 +173,9 @@ def main(config: Config) -> None:
     check_folder(config.out, settings, resume=config.resume)
     started = time.perf_counter()
 
-    subject = load(config.model, sharding=model_shardings(mesh))
-    check_leaf(config, subject.model, plan.site)
+    with waiting(f"loading {config.model}"):
+        subject = load(config.model, sharding=model_shardings(mesh))
+    check_leaf(config, method, subject.model, plan.site)
     check_effect(subject.model, EFFECTS[plan.effect])
     with waiting(f"reading {config.text}"):
         train, heldout, facts = text_windows(config, plan, subject)
@@ -205,10 +211,12 @@ def main(config: Config) -> None:
     say(f"{time.perf_counter() - started:.0f} s in all. Report: {path}")
 
 
-def check_leaf(config: Config, model: Any, site: str) -> None:
-    """Raises UserError where the site is no leaf that the method takes; the method itself says so of the others."""
+def check_leaf(config: Config, method: Method, model: PyTree, site: str) -> None:
+    """Raises UserError where the site is not a leaf that the method takes: before any text is read."""
     if config.method not in SEVERAL and config.method != "attention":
         check_mlp(model, site)
+    for name in as_needs(method.needs(expand(model, site))).names():
+        check_site(model, name.removesuffix(GRADIENT))
 
 
 def from_cache(
@@ -228,7 +236,7 @@ def preflight_of(config: Config, plan: Plan, method: Method, steps: int) -> int:
     """Print what the run would need on the devices that --preflight names; 0 where it fits, else 1."""
     target = find(config.preflight)
     dtype = jnp.float32 if target.devices[0].platform == "cpu" else jnp.bfloat16  # as `load` has it there
-    check_leaf(config, model_shapes(config.model, dtype=dtype), plan.site)
+    check_leaf(config, method, model_shapes(config.model, dtype=dtype), plan.site)
     return announce(
         method,
         lambda sharding: model_shapes(config.model, dtype=dtype, sharding=sharding),

@@ -76,12 +76,16 @@ def test_help_shows_the_values_that_a_run_would_take(capsys, words, site, rate):
         (["transcoder", "--out", "x", "--activation", "tokp"], "activation=tokp must be one of topk, .* Did you mean"),
         (["gated", "--out", "x", "--model", "tiny", "--set", "l1"], "write it as NAME=VALUE"),
         (["gated", "--out", "x", "--model", "tiny", "--set", "l1=few"], "l1=few must be of type float"),
+        (["attention", "--out", "x", "--model", "tiny", "--site", "blocks/1/mlp"], "is not an attention sublayer"),
+        (["cross_layer", "--out", "x", "--model", "tiny", "--site", "blocks/1/mpl"], "no site 'blocks/1/mpl"),
+        (["launch", "two", "transcoder"], "launch takes a number of processes and a command, .* not 'two'"),
         (["sweep", "--out", "x", "--method", "cross_layer"], "takes several layers, and a sweep one array"),
     ],
 )  # fmt: skip
 def test_a_mistake_is_one_line_with_the_way_out(capsys, tmp_path, monkeypatch, words, answer):
     monkeypatch.chdir(tmp_path)
-    code, _, error = said(capsys, *words)
+    code, out, error = said(capsys, *words)
+    assert "reading" not in out, "before any text is read"
     assert code == 2 and error.startswith("error: ") and error.count("\n") == 1
     assert re.search(answer, error), error
     assert not any(tmp_path.iterdir())

@@ -6,7 +6,7 @@ follows. A test compares the two lists.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
@@ -64,7 +64,7 @@ class Case:
       signs: whether directions are free in sign, so that squares are compared.
       text: whether `fit` takes text.
       kept: whether its decomposition is one that `save` takes.
-      fast: whether it is among those that every run of the suite asks: one for each lifter and kind of state.
+      fast: what every run of the suite asks of it; the rest are slow proofs. "all", "alone": what takes one device.
     """
 
     method: Any
@@ -76,7 +76,7 @@ class Case:
     signs: bool = False
     text: bool = True
     kept: bool = True
-    fast: bool = False
+    fast: Literal["all", "alone", ""] = ""
 
 
 SHARED = {"features": 24, "learning_rate": RATE, "dead_after": 100}
@@ -114,7 +114,7 @@ LISTED = {
         counts="tokens_since_fired",
         place="",
     ),
-    "hidden_experts": Case(HiddenExperts(experts=32, k=4, shared=4, rank=4, **FACTORS), fast=True),
+    "hidden_experts": Case(HiddenExperts(experts=32, k=4, shared=4, rank=4, **FACTORS), fast="alone"),
     "linear_transforms": Case(LinearTransformsMethod(ranks=(8, 4, 4), k=2, **FACTORS), kinds=(LinearTransforms,)),
     "mixture_of_decoders": Case(
         MixtureOfDecodersMethod(features=16, hidden=8, k=4, **FACTORS), kinds=(MixtureOfDecoders,)
@@ -124,8 +124,8 @@ LISTED = {
         kinds=(ProductKeyNeurons, DenseScores, KeyScores),
     ),
     "factor_analysers": Case(MixtureOfFactorAnalysers(regions=4, rank=2, **FACTORS)),
-    "interaction_basis": Case(LocalInteractionBasis(directions=6, probes=4), signs=True, fast=True),
-    "semi_nmf": Case(SemiNMF(features=8, sparsity=0.25), options={"rows": 128}, counts="coefficients", fast=True),
+    "interaction_basis": Case(LocalInteractionBasis(directions=6, probes=4), signs=True, fast="all"),
+    "semi_nmf": Case(SemiNMF(features=8, sparsity=0.25), options={"rows": 128}, counts="coefficients", fast="all"),
     "stochastic_parameters": Case(StochasticParameters(TARGET, parts=6, hidden=4, warmup=3, **FACTORS), **PARTS),
     "adversarial_parameters": Case(
         AdversarialParameters(TARGET, parts=6, hidden=4, warmup=3, ascents=1, faithful=1.0, **FACTORS),
@@ -163,8 +163,14 @@ BESIDES = {
 CASES = LISTED | BESIDES
 
 
-def names(wanted=lambda case: True):
-    """Names of cases for `parametrize`: all but the fast ones are slow proofs."""
+def names(wanted=lambda case: True, alone=True):
+    """Names of cases for `parametrize`; those that not every run asks are slow proofs.
+
+    alone: whether the question takes one device only.
+    """
+    fast = ("all", "alone") if alone else ("all",)
     return [
-        pytest.param(name, marks=() if case.fast else pytest.mark.slow) for name, case in CASES.items() if wanted(case)
+        pytest.param(name, marks=() if case.fast in fast else pytest.mark.slow)
+        for name, case in CASES.items()
+        if wanted(case)
     ]

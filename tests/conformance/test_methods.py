@@ -40,12 +40,12 @@ def test_the_list_is_that_of_the_package():
     assert all(type(LISTED[name].method) is METHODS[name].method for name in METHODS)
 
 
-@pytest.mark.parametrize("name", names())
+@pytest.mark.parametrize("name", names(alone=False))
 def test_a_mesh_changes_nothing(of, name):
     checks.same_on_a_mesh(of(name))
 
 
-@pytest.mark.parametrize("name", names())
+@pytest.mark.parametrize("name", names(alone=False))
 def test_a_stopped_run_goes_on_as_if_it_had_not_been(of, name):
     checks.learns(of(name))
     checks.resumes_bit_for_bit(of(name))
@@ -53,7 +53,7 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_been(of, name):
 
 @pytest.mark.parametrize("name", names(kept))
 def test_it_comes_back_from_disk(of, name, tmp_path):
-    checks.comes_back_from_disk(of(name).whole.decomposition, tmp_path / "d", CASES[name].kinds)
+    checks.comes_back_from_disk(of(name).one.decomposition, tmp_path / "d", CASES[name].kinds)
 
 
 @pytest.mark.parametrize("name", names(replaces))

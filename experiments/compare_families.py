@@ -26,7 +26,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from experiments.every_family import Family, Shape, families, uses
 from jaxinterp.commands.on_text import OnText, Prepared, prepared
@@ -63,24 +63,35 @@ DEFAULT = (
 )  # fmt: skip
 
 
+class Plan(NamedTuple):
+    """The sizes of a table."""
+
+    features: int
+    ks: tuple[int, ...]
+    tokens: int
+    batch_size: int
+    heldout_tokens: int
+    ce_tokens: int
+
+
+FULL = Plan(4608, (8, 32, 128), 901_120, 2048, 32_768, 8_192)
+QUICK = Plan(2304, (32,), 300_032, 1024, 16_384, 4_096)
+
+
 @dataclass(frozen=True)
 class Config(OnText):
-    """The defaults are the full table; --quick has its own sizes."""
+    """Where a size is None, it is that of the plan."""
 
     quick: bool = False
-    """One k, half the features, fewer tokens: under 25 minutes on two cores."""
-    features: int = 4608
-    """Of the autoencoder, whose parameters the others match; --quick: half."""
-    ks: tuple[int, ...] = (8, 32, 128)
-    """Active components per token; --quick: the middle one."""
-    tokens: int = 901_120
-    """Training tokens; --quick: a third."""
-    batch_size: int = 2048
-    """Tokens a step; --quick: half."""
-    heldout_tokens: int = 32_768
-    """Held-out tokens; --quick: half."""
-    ce_tokens: int = 8_192
-    """Tokens for cross-entropies; --quick: half."""
+    """The sizes of QUICK in place of those of FULL: under 25 minutes on two cores."""
+    features: int | None = None  # type: ignore[assignment]
+    """Of the autoencoder, whose parameters the others match."""
+    ks: tuple[int, ...] | None = None
+    """Active components per token."""
+    tokens: int | None = None  # type: ignore[assignment]
+    batch_size: int | None = None  # type: ignore[assignment]
+    heldout_tokens: int | None = None  # type: ignore[assignment]
+    ce_tokens: int | None = None  # type: ignore[assignment]
     families: tuple[str, ...] = DEFAULT
     """Which families."""
     most_seconds: float | None = None
@@ -90,70 +101,63 @@ class Config(OnText):
 def main(config: Config) -> None:
     """Harvest once; then a row at a time, the page after each."""
     clock = time.perf_counter()
-    config = sized(config)
+    config, sizes = sized(config)
     ready = prepared(config)
     mlp = select(ready.subject.model, config.site).get()
     if not isinstance(mlp, MLP):
         raise UserError(f"site={config.site!r} is a {type(mlp).__name__}: name the MLP of a model of ours.")
-    plan = planned(config, mlp)
+    plan = planned(config, sizes, mlp)
     with folder_of_a_run(ready.out, ready.record) as out:
         rows = [read_json(path) for path in sorted(out.glob("rows/*.json"))]
         missing = {name: made for name, made in plan.items() if name not in {row["method"] for row in rows}}
         if missing:
-            rows += compute(config, ready, mlp, missing, len(rows), clock, out)
+            rows += compute(config, sizes, ready, missing, len(rows), clock, out)
     left = len(plan) - len(rows)
-    print_table(COLUMNS, marked(rows, config))
-    say(measured_on(rows), *(sentences := answers(rows, config)))
-    say(f"{time.perf_counter() - clock:.0f} s. Page: {page(config, ready, rows, sentences)}")
+    print_table(COLUMNS, marked(rows))
+    say(measured_on(rows), *(sentences := answers(rows, sizes)))
+    say(f"{time.perf_counter() - clock:.0f} s. Page: {page(config, sizes, ready, rows, sentences)}")
     if left:
         say(f"{left} of {len(plan)} rows are missing: continue with --resume.")
 
 
-def sized(config: Config) -> Config:
-    """The configuration with the sizes of --quick where that is asked for.
+def sized(config: Config) -> tuple[Config, Plan]:
+    """The configuration with the plan's sizes where none was asked for, and the sizes.
 
     Raises:
-      UserError: a family is unknown, named twice, or there is no k.
+      UserError: a family or a k is named twice, or there is no k.
     """
+    plan = QUICK if config.quick else FULL
+    asked = {name: getattr(config, name) for name in Plan._fields}
+    plan = plan._replace(**{name: value for name, value in asked.items() if value is not None})
     check_distinct("families", config.families)
-    check_distinct("ks", config.ks)
-    if not config.ks:
+    check_distinct("ks", plan.ks)
+    if not plan.ks:
         raise UserError("ks is empty: give at least one number of active components.")
-    if not config.quick:
-        return config
-    return replace(
-        config,
-        features=config.features // 2,
-        ks=(sorted(config.ks)[len(config.ks) // 2],),
-        tokens=config.tokens // 3 // config.batch_size * config.batch_size,
-        batch_size=config.batch_size // 2,
-        heldout_tokens=config.heldout_tokens // 2,
-        ce_tokens=config.ce_tokens // 2,
-    )
+    return replace(config, **plan._asdict()), plan
 
 
-def planned(config: Config, mlp: MLP) -> dict[str, tuple[str, int, Family | None]]:
+def planned(config: Config, sizes: Plan, mlp: MLP) -> dict[str, tuple[str, int, Family | None]]:
     """(family, k, how) for every row, by its name; how is None for what needs no training."""
     d, neurons = mlp.up_proj.weight.shape
     shape = Shape(d, neurons, len(mlp.projections()))
     found: dict[str, tuple[str, int, Family | None]] = {}
-    for k in config.ks:
+    for k in sizes.ks:
         known: dict[str, Family | None] = dict.fromkeys(FREE)
         known |= families(
-            config.site, shape, features=config.features, k=k, rate=config.learning_rate, tokens=config.tokens,
-            batch_size=config.batch_size,
+            config.site, shape, features=sizes.features, k=k, rate=config.learning_rate, tokens=sizes.tokens,
+            batch_size=sizes.batch_size,
         )  # fmt: skip
         for name in config.families:
             if name not in known:
                 raise UserError(f"families: {name!r} must be one of {', '.join(known)}.{suggest(name, known)}")
-            found[name if len(config.ks) == 1 else f"{name}, k {k}"] = (name, k, known[name])
+            found[name if len(sizes.ks) == 1 else f"{name}, k {k}"] = (name, k, known[name])
     return found
 
 
 def compute(
     config: Config,
+    sizes: Plan,
     ready: Prepared,
-    mlp: MLP,
     missing: Mapping[str, tuple[str, int, Family | None]],
     before: int,
     clock: float,
@@ -161,16 +165,16 @@ def compute(
 ) -> list[Row]:
     """The rows that are not there, each written as it comes."""
     names = tuple(f"{config.site}/{port}" for port in ("in", "hidden", "out"))
-    count = min(len(ready.train), -(-config.tokens // config.seq))
+    count = min(len(ready.train), -(-sizes.tokens // config.seq))
     say(f"harvesting {count * config.seq:,} tokens once ...")
     cache_activations(ready.subject, ready.train[:count], names, out / "activations", dtype="bfloat16")
     windows = cached_windows(out / "activations")
-    options = {"tokens": min(config.tokens, 16_384), "seed": config.seed, "features": max(config.ks)}
-    free = {k: baselines(ready.subject, ready.train, config.site, k=k, **options) for k in config.ks}
+    options = {"tokens": min(sizes.tokens, 16_384), "seed": config.seed, "features": max(sizes.ks)}
+    free = {k: baselines(ready.subject, ready.train, config.site, k=k, **options) for k in sizes.ks}
     mean = next(iter(free.values()))["neurons"].target_mean
     held = hold(
         ready.subject, ready.heldout, config.site, mean,
-        tokens=config.heldout_tokens, ce_tokens=config.ce_tokens, seed=config.seed,
+        tokens=sizes.heldout_tokens, ce_tokens=sizes.ce_tokens, seed=config.seed,
     )  # fmt: skip
     say(f"{time.perf_counter() - clock:.0f} s so far")
     rows: list[Row] = []
@@ -238,10 +242,10 @@ def status(row: Row, k: int) -> str:
         return "reference"
     if row.get("falls", 0.0) > STILL_FALLS:
         return "undertrained"
-    return "" if equal_l0(row["active"], k) else "other L0"
+    return "" if equal_l0(row["active"], float(k)) else "other L0"
 
 
-def marked(rows: Sequence[Row], config: Config) -> list[Row]:
+def marked(rows: Sequence[Row]) -> list[Row]:
     """The rows with their status and, among those that are ranked and read the same, their rank by FVU."""
     told = [dict(row) | {"status": status(row, row["k"])} for row in rows]
     for row in told:
@@ -265,11 +269,11 @@ COLUMNS: Columns = {
 }
 
 
-def answers(rows: Sequence[Row], config: Config) -> list[str]:
+def answers(rows: Sequence[Row], sizes: Plan) -> list[str]:
     """What the numbers say."""
     said = []
-    for k in config.ks:
-        own = [row for row in marked(rows, config) if row["k"] == k]
+    for k in sizes.ks:
+        own = [row for row in marked(rows) if row["k"] == k]
         for reads in ("in", "out"):
             ranked = sorted((r for r in own if " of " in r["status"] and r["reads"] == reads), key=lambda r: r["fvu"])
             if ranked:
@@ -282,7 +286,7 @@ def answers(rows: Sequence[Row], config: Config) -> list[str]:
     return [*said, "One seed, one layer, one learning rate for all that is trained by gradient: an order, no verdict."]
 
 
-def page(config: Config, ready: Prepared, rows: Sequence[Row], sentences: Sequence[str]) -> Path:
+def page(config: Config, sizes: Plan, ready: Prepared, rows: Sequence[Row], sentences: Sequence[str]) -> Path:
     """The table, the chart of FVU against active parameters, and the losses."""
     by_family: dict[str, list[Row]] = {}
     for row in rows:
@@ -293,23 +297,23 @@ def page(config: Config, ready: Prepared, rows: Sequence[Row], sentences: Sequen
     ]
     chart = xy_chart(
         lines, x_label="active parameters per token, log scale", y_label="FVU", log_x=True, height=460,
-        title="Unexplained variance against active parameters",
+        width=900, title="Unexplained variance against active parameters",
     )  # fmt: skip
     sections = [
-        Section("At equal active components", tuple(sentences), tuple(_shown(row) for row in marked(rows, config))),
+        Section("At equal active components", tuple(sentences), tuple(_shown(row) for row in marked(rows))),
         Section(
             "FVU against active parameters",
             charts=(Chart("Unexplained variance", "FVU of the MLP's output on held-out text, lower is better", chart),),
             wide=True,
         ),
     ]
-    if len(config.ks) > 1:
+    if len(sizes.ks) > 1:
         sections.append(Section("At equal active parameters", (_AT,), at_equal(by_family)))
     sections.append(Section("What the numbers mean", (measured_on(rows), *_NOTES)))
     return write_page(
         ready.out / "report.html",
         title=f"{config.model}: {config.site}, every family",
-        subtitle=f"{len(rows)} rows; sizes are free where a family allows it, and match {config.features:,} features",
+        subtitle=f"{len(rows)} rows; sizes are free where a family allows it, and match {sizes.features:,} features",
         summary=sentences[0],
         sections=sections,
         facts=ready.facts,

@@ -68,7 +68,8 @@ def families(
     part = d + shape.neurons + 3 * 16 + 1
     low = max(2, (budget - rank * d - 2 * d * half) // (2 * d + rank + 2))
     full = max(2, (budget - 2 * d * half) // (3 * d + 2))
-    keys = max(2, round((features / 4) ** 0.5))
+    of_keys = lambda n: 8 * d * n**2 + 128 * (d + 8 * n)  # four pools of n^2 neurons, and their router
+    keys = max(n for n in range(2, 4 + int((features / 4) ** 0.5)) if n == 2 or of_keys(n) <= 1.05 * budget)
 
     def streamed(method: Method) -> Family:
         return Family(method, steps, batch_size)

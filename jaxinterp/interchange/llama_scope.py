@@ -71,6 +71,8 @@ def read_llama_scope(folder: Path) -> Contents:
     reads, writes = fields.get("hook_point_in"), fields.get("hook_point_out") or fields.get("hook_point_in")
     norms = {name.removeprefix(f"{NORMS}."): float(tensor.read(slice(None), None)) for name, tensor in held.items()}
     given = fields.get(NORMS) or {"in": norms.get(str(reads)), "out": norms.get(str(writes))}
+    if not isinstance(given, dict):
+        raise UserError(f"{where}: config field {NORMS}={shown(given)} should be an object.")
     scales = _scales(fields, given, width, where)
     hooks, no_site = _hooks(reads, writes, where)
     contents = Contents(

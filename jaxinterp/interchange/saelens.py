@@ -63,8 +63,8 @@ def read_saelens(folder: Path, overrides: Mapping[str, Json] | None = None) -> C
     """
     where = folder / CONFIG
     fields = current(read_config(where) | dict(overrides or {}), where)
-    if fields.get("architecture") in REFUSED:
-        name = fields["architecture"]
+    name = fields.get("architecture")
+    if isinstance(name, str) and name in REFUSED:
         raise UserError(f"{where}: config field architecture={name!r} is not supported: {REFUSED[name]}.")
     name = one_of(fields, "architecture", where, ARCHITECTURES)
     architecture = ARCHITECTURES[name]

@@ -149,7 +149,7 @@ def main(config: Config) -> None:
         known = scores(model, leaves, stats, config)
         last = [name for name in known if name.startswith("fixed") or name == "CoreInfer"]
         others = [name for name in known if name not in last]
-        names = chosen(config.only, [*others, "pruning", "budgets", "CETT", *last], ";")
+        names = chosen(config.only, [*others, "pruning", "CETT", "budgets", *last], ";")
         try:
             rows_of(names, known, model, leaves, stats, results, config)
         except OutOfTime:
@@ -170,14 +170,13 @@ def rows_of(
     for name in names:
         for share in config.sparsity if name in known else ():
             results.row(name, share, model, partial(known[name], share))
-    if "pruning" in names:
-        pruning(model, leaves, stats, results)
-    if "budgets" in names:
-        results.also("budgets", lambda: budgets(model, leaves, stats, results, config))
-    for percent in config.percents if "CETT" in names else ():
-        results.also(
-            f"CETT-PPL-{percent:g}%", partial(cett_ppl, model, leaves, stats, results, config.dense_before, percent)
-        )
+        if name == "pruning":
+            pruning(model, leaves, stats, results)
+        if name == "budgets":
+            results.also("budgets", lambda: budgets(model, leaves, stats, results, config))
+        for percent in config.percents if name == "CETT" else ():
+            solve = partial(cett_ppl, model, leaves, stats, results, config.dense_before, percent)
+            results.also(f"CETT-PPL-{percent:g}%", solve)
 
 
 class Measure:

@@ -20,7 +20,7 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, PyTree
 
 from jaxinterp.causal.measure import Metric
 from jaxinterp.core.errors import UserError
@@ -39,8 +39,8 @@ class Layers(eqx.Module):
       ends: the model without blocks.
     """
 
-    arrays: Any
-    rest: Any
+    arrays: PyTree
+    rest: PyTree
     ends: Transformer
     count: int = eqx.field(static=True)
 
@@ -102,7 +102,7 @@ def layer_arrays(
       UserError: a block has no such array.
     """
 
-    def step(x: Array, arrays: Any) -> tuple[Array, dict[str, Array]]:
+    def step(x: Array, arrays: PyTree) -> tuple[Array, dict[str, Array]]:
         look = _Look(names)
         x = eqx.combine(arrays, layers.rest)(x, tap=look)
         for name in names:

@@ -173,3 +173,21 @@ def layer_patch_effects(
         return jax.lax.map(lambda x: layers.metric(metric, x), rows).T - base[:, None]
 
     return {name: jax.lax.map(functools.partial(after, name), jnp.arange(layers.count)) for name in fills}
+
+
+@eqx.filter_jit
+def layer_set_metric(
+    layers: Layers,
+    tokens: Int[Array, "batch seq"],
+    metric: Metric,
+    name: str,
+    layer: Int[Array, ""],
+    value: Float[Array, "batch seq ..."],
+) -> Float[Array, " batch"]:
+    """The metric of the run in which the array `name` of one block is `value`; one program for all layers."""
+
+    def through(index: Array, x: Array) -> Array:
+        put = lambda own, found: jnp.where(index == layer, value, found) if own == name else found
+        return layers.block(index)(x, tap=_Look(edit=put))
+
+    return layers.metric(metric, jax.lax.fori_loop(0, layers.count, through, layers.ends.embedding(tokens)))

@@ -18,6 +18,7 @@ from jaxinterp.core.protocols import Method, Recipe
 from jaxinterp.core.sites import GRADIENT, Needs, as_needs
 from jaxinterp.data.activations import WINDOW, Rows
 from jaxinterp.data.windows import batches, fingerprint, some_places
+from jaxinterp.models.dialects import understood
 from jaxinterp.models.ids import check_rows, token_rows
 from jaxinterp.models.load import Subject
 from jaxinterp.models.sites import LEAVES, PROJECTIONS, check_site, sites
@@ -368,6 +369,7 @@ def expand(model: Any, site: str) -> str | tuple[str, ...]:
     Raises:
       UserError: there is none, or it is a projection.
     """
+    site = understood(model, site, sites(model))
     if "*" not in site:
         if check_site(model, site).endswith(PROJECTIONS):
             leaf = site.rpartition("/")[0]

@@ -103,7 +103,7 @@ def trained(config: Config, ready: Prepared, array: Literal["z", "out"]) -> Any:
     """The dictionary of one array: the one that the folder holds, or a new one, which is kept there."""
     with folder_of_a_run(ready.out, ready.record) as out:
         folder = out / array
-        if not (folder / "dictionary.json").exists():
+        if not (folder / "decomposition.json").exists():
             say(f"{config.site}/{array}: {config.steps} steps")
             found = fit(
                 method_of(config, array),

@@ -24,7 +24,8 @@ from typing import Any, Literal, get_args
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Int, PyTree
 
 from jaxinterp.causal.measure import Metric
 from jaxinterp.causal.patch import array_shapes
@@ -40,7 +41,7 @@ Arrays = dict[str, Array]
 
 
 def attribute(
-    model: Any,
+    model: PyTree,
     tokens: Int[Array, "batch seq"],
     metric: Metric,
     fills: Mapping[str, Array],
@@ -85,7 +86,7 @@ def attribute(
 
 @eqx.filter_jit
 def _attribute(
-    model: Any,
+    model: PyTree,
     tokens: Array,
     metric: Metric,
     fills: Arrays,
@@ -118,7 +119,7 @@ def summed(estimates: Mapping[str, Array], keep: tuple[int, ...] = (0, 1)) -> Ar
 
 
 def coefficients(
-    model: Any,
+    model: PyTree,
     tokens: Int[Array, "batch seq"],
     metric: Metric,
     names: Sequence[str],
@@ -137,7 +138,7 @@ def coefficients(
 
 
 def integrated(
-    model: Any,
+    model: PyTree,
     tokens: Int[Array, "batch seq"],
     metric: Metric,
     changes: Mapping[str, Array],
@@ -168,7 +169,7 @@ def integrated(
 
 
 def integrated_inputs(
-    model: Any,
+    model: PyTree,
     tokens: Int[Array, "batch seq"],
     metric: Metric,
     names: Sequence[str],
@@ -190,7 +191,7 @@ def integrated_inputs(
 
 
 def check_metric(
-    model: Any, tokens: Int[Array, "batch seq"], metric: Metric, *, edits: Mapping[str, Edit] | None = None
+    model: PyTree, tokens: Int[Array, "batch seq"], metric: Metric, *, edits: Mapping[str, Edit] | None = None
 ) -> None:
     """Raises UserError if the metric's derivative by what it reads vanishes at this run, for some prompt.
 
@@ -208,11 +209,11 @@ def check_metric(
 
 
 @eqx.filter_jit
-def _slopes(model: Any, tokens: Array, metric: Metric, edits: dict[str, Edit]) -> tuple[Array, Array]:
+def _slopes(model: PyTree, tokens: Array, metric: Metric, edits: dict[str, Edit]) -> tuple[Array, Array]:
     trace = run(model, tokens, edits=edits)
     key = jax.random.key(0)
 
-    def shifted(value: Any) -> Any:
+    def shifted(value: Any) -> PyTree:
         if not eqx.is_inexact_array(value):
             return value
         noise = jax.random.normal(jax.random.fold_in(key, value.size), value.shape, value.dtype)
@@ -240,16 +241,16 @@ class Then(eqx.Module):
         return x
 
 
-def _zeros(model: Any, tokens: Array, names: Sequence[str], edits: Mapping[str, Edit]) -> Arrays:
+def _zeros(model: PyTree, tokens: Array, names: Sequence[str], edits: Mapping[str, Edit]) -> Arrays:
     shapes = eqx.filter_eval_shape(lambda model, tokens: run(model, tokens, edits=edits).arrays, model, tokens)
     return {name: jnp.zeros(shapes[name].shape, shapes[name].dtype) for name in names}
 
 
-def _alphas(steps: int, points: str, dtype: Any) -> Float[Array, " steps"]:
+def _alphas(steps: int, points: str, dtype: DTypeLike) -> Float[Array, " steps"]:
     return ((jnp.arange(steps) + (0.5 if points == "midpoint" else 0.0)) / steps).astype(dtype)
 
 
-def _mean_over(gradient: Any, xs: Any, zeros: Arrays, steps: int) -> Arrays:
+def _mean_over(gradient: PyTree, xs: PyTree, zeros: Arrays, steps: int) -> Arrays:
     """The sum of gradient(x) over the rows of xs, divided by `steps`; one at a time, to save memory."""
 
     def add(total: Arrays, x: Any) -> tuple[Arrays, None]:

@@ -17,12 +17,12 @@ Source: Marks et al. 2024, arXiv 2403.19647, sections 3 and 4.
 """
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from jaxinterp.causal.measure import Metric
 from jaxinterp.causal.patch import Patch, array_shapes
@@ -52,7 +52,9 @@ def node_effects(
     return found
 
 
-def select_nodes(effects: Mapping[str, Any], *, threshold: float | None = None, top: int | None = None) -> Circuit:
+def select_nodes(
+    effects: Mapping[str, Array | np.ndarray], *, threshold: float | None = None, top: int | None = None
+) -> Circuit:
     """The circuit of the nodes whose mean effect over prompts is large: |mean| >= threshold, or the `top` largest.
 
     Args:
@@ -92,7 +94,7 @@ def random_circuit(circuit: Circuit, seed: int) -> Circuit:
 
 
 def circuit_metric(
-    model: Any,
+    model: PyTree,
     tokens: Int[Array, "batch seq"],
     metric: Metric,
     circuit: Circuit,
@@ -123,7 +125,7 @@ def circuit_metric(
 
 @eqx.filter_jit
 def _circuit_metric(
-    model: Any,
+    model: PyTree,
     tokens: Array,
     metric: Metric,
     circuit: Circuit,
@@ -166,7 +168,7 @@ class Faithfulness(NamedTuple):
 
 
 def faithfulness(
-    model: Any,
+    model: PyTree,
     tokens: Int[Array, "batch seq"],
     metric: Metric,
     circuit: Circuit,
@@ -209,7 +211,7 @@ def overlap(a: Circuit, b: Circuit) -> dict[str, float]:
 
 
 def stability(
-    effects: Mapping[str, Any],
+    effects: Mapping[str, Array | np.ndarray],
     *,
     threshold: float | None = None,
     top: int | None = None,

@@ -17,7 +17,7 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, PyTree
 
 from jaxinterp.causal.attribute import coefficients
 from jaxinterp.causal.measure import Metric
@@ -38,7 +38,7 @@ class Edges(eqx.Module):
 
 
 def edge_scores(
-    model: Any,
+    model: PyTree,
     tokens: Int[Array, "batch seq"],
     fill_tokens: Int[Array, "batch seq"],
     metric: Metric,

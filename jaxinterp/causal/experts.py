@@ -16,7 +16,7 @@ from typing import Any, Literal, get_args
 
 import equinox as eqx
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PyTree
 
 from jaxinterp.core.errors import UserError, suggest
 from jaxinterp.models.layers import Tap, no_tap
@@ -69,14 +69,14 @@ class _Switch:
 
 
 def switch_experts(
-    model: Any,
+    model: PyTree,
     leaf: str,
     *,
     off: tuple[int, ...] = (),
     on: tuple[int, ...] = (),
     mode: str = "renormalise",
     margin: float = 1.0,
-) -> Any:
+) -> PyTree:
     """A new model with experts of the mixture at `leaf` (`blocks/3/mlp`) switched off and on.
 
     Args:

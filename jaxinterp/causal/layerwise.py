@@ -20,7 +20,7 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, PyTree
 
 from jaxinterp.causal.measure import Metric
 from jaxinterp.core.errors import UserError
@@ -39,8 +39,8 @@ class Layers(eqx.Module):
       ends: the model without blocks.
     """
 
-    arrays: Any
-    rest: Any
+    arrays: PyTree
+    rest: PyTree
     ends: Transformer
     count: int = eqx.field(static=True)
 
@@ -102,7 +102,7 @@ def layer_arrays(
       UserError: a block has no such array.
     """
 
-    def step(x: Array, arrays: Any) -> tuple[Array, dict[str, Array]]:
+    def step(x: Array, arrays: PyTree) -> tuple[Array, dict[str, Array]]:
         look = _Look(names)
         x = eqx.combine(arrays, layers.rest)(x, tap=look)
         for name in names:
@@ -173,3 +173,21 @@ def layer_patch_effects(
         return jax.lax.map(lambda x: layers.metric(metric, x), rows).T - base[:, None]
 
     return {name: jax.lax.map(functools.partial(after, name), jnp.arange(layers.count)) for name in fills}
+
+
+@eqx.filter_jit
+def layer_set_metric(
+    layers: Layers,
+    tokens: Int[Array, "batch seq"],
+    metric: Metric,
+    name: str,
+    layer: Int[Array, ""],
+    value: Float[Array, "batch seq ..."],
+) -> Float[Array, " batch"]:
+    """The metric of the run in which the array `name` of one block is `value`; one program for all layers."""
+
+    def through(index: Array, x: Array) -> Array:
+        put = lambda own, found: jnp.where(index == layer, value, found) if own == name else found
+        return layers.block(index)(x, tap=_Look(edit=put))
+
+    return layers.metric(metric, jax.lax.fori_loop(0, layers.count, through, layers.ends.embedding(tokens)))

@@ -18,13 +18,12 @@ arXiv 2309.16042 (fills).
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
 
 from jaxinterp.causal.measure import Metric
 from jaxinterp.core.errors import UserError, suggest
@@ -83,7 +82,7 @@ def resample_fill(array: Float[Array, "batch ..."], key: PRNGKeyArray) -> Float[
 
 
 def patch_effects(
-    model: Any,
+    model: PyTree,
     tokens: Int[Array, "batch seq"],
     metric: Metric,
     fills: Mapping[str, Array],
@@ -136,7 +135,7 @@ def patch_effects(
 
 @eqx.filter_jit
 def _effects(
-    model: Any,
+    model: PyTree,
     tokens: Array,
     metric: Metric,
     names: tuple[str, ...],
@@ -173,7 +172,7 @@ def _effects(
 
 
 def path_effect(
-    model: Any,
+    model: PyTree,
     clean: Int[Array, "batch seq"],
     metric: Metric,
     senders: Mapping[str, Patch],
@@ -202,7 +201,7 @@ def path_effect(
 
 @eqx.filter_jit
 def _path_effect(
-    model: Any,
+    model: PyTree,
     clean: Array,
     metric: Metric,
     senders: dict[str, Patch],
@@ -222,14 +221,16 @@ def _path_effect(
 
 
 def array_shapes(
-    model: Any, tokens: Int[Array, "batch seq"], names: Mapping[str, Any] | Sequence[str]
+    model: PyTree, tokens: Int[Array, "batch seq"], names: Mapping[str, PyTree] | Sequence[str]
 ) -> dict[str, tuple[int, ...]]:
     """The shapes of the named arrays, without running the model.
 
     Raises:
       UserError: an unknown name.
     """
-    found: dict[str, Any] = eqx.filter_eval_shape(lambda model, tokens: run(model, tokens).arrays, model, tokens)
+    found: dict[str, jax.ShapeDtypeStruct] = eqx.filter_eval_shape(
+        lambda model, tokens: run(model, tokens).arrays, model, tokens
+    )
     for name in names:
         if name not in found:
             raise UserError(f"no array {name!r} in this model.{suggest(name, found)}")

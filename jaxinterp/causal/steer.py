@@ -14,15 +14,16 @@ Sources: matched KL, Rimsky et al.-style comparisons in arXiv 2506.10920 (SNMF);
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from jaxinterp.core.errors import UserError
+from jaxinterp.core.json_value import Json
 from jaxinterp.models.files.subject import Subject
 from jaxinterp.models.generate import generate
 from jaxinterp.models.sites import Add, Edit, check_site, run
@@ -105,7 +106,7 @@ class Outcome(NamedTuple):
 
 
 def next_token_outcome(
-    model: Any,
+    model: PyTree,
     tokens: Int[Array, "contexts seq"],
     edits: Mapping[str, Edit],
     concept: Int[Array, " words"],
@@ -131,7 +132,7 @@ def next_token_outcome(
 
 
 def matched_strength(
-    model: Any,
+    model: PyTree,
     tokens: Int[Array, "contexts seq"],
     site: str,
     direction: Float[Array, " d"],
@@ -156,7 +157,7 @@ def matched_strength(
 
 
 def matched_steering(
-    model: Any,
+    model: PyTree,
     tokens: Int[Array, "contexts seq"],
     steering: Steering,
     target: float,
@@ -180,7 +181,7 @@ def matched_steering(
 
 @eqx.filter_jit
 def _matched(
-    model: Any,
+    model: PyTree,
     tokens: Array,
     steering: Steering,
     mask: Array | None,
@@ -200,7 +201,7 @@ def _matched(
 
 
 def perplexity(
-    model: Any, rows: Sequence[Sequence[int]], prompts: Sequence[Sequence[int]]
+    model: PyTree, rows: Sequence[Sequence[int]], prompts: Sequence[Sequence[int]]
 ) -> Float[np.ndarray, " rows"]:
     """exp of the mean negative log-likelihood of each row behind its prompt, under the model as it is."""
     found = []
@@ -221,7 +222,7 @@ def steering_rows(
     high: float = 100.0,
     steps: int = 20,
     words: int = 0,
-) -> list[dict[str, Any]]:
+) -> list[dict[str, Json]]:
     """A row for every (site, direction), target and context: the table that a claim about steering needs.
 
     Args:
@@ -241,7 +242,7 @@ def steering_rows(
     tokens, mask = padded([subject.ids(text) for text in contexts])
     wanted = jnp.asarray(concept, jnp.int32)
     outcome = eqx.filter_jit(next_token_outcome)
-    rows: list[dict[str, Any]] = []
+    rows: list[dict[str, Json]] = []
     for (site, name), given in directions.items():
         if isinstance(given, jax.Array):
             check_site(subject.model, site)
@@ -250,7 +251,7 @@ def steering_rows(
             found = matched_steering(subject.model, tokens, steering, target, mask=mask, high=high, steps=steps)
             edits = dict(steering(found.value))
             columns = outcome(subject.model, tokens, edits, wanted, mask)
-            extra: list[dict[str, Any]] = [{} for _ in contexts]
+            extra: list[dict[str, Json]] = [{} for _ in contexts]
             if words:
                 out = generate(subject, list(contexts), max_tokens=words, edits=edits)
                 fluent = perplexity(subject.model, out.tokens, out.prompts)
@@ -272,7 +273,7 @@ def steering_rows(
     return rows
 
 
-def fragility(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def fragility(rows: Sequence[Mapping[str, Json]]) -> list[dict[str, Json]]:
     """By direction: over all cells, the gain in concept mass: mean, lowest, highest, share of cells where it is > 0."""
     names = dict.fromkeys(row["direction"] for row in rows)
     summary = []

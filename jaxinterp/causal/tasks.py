@@ -28,7 +28,7 @@ from typing import Any, NamedTuple
 import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array
+from jaxtyping import Array, PyTree
 
 from jaxinterp.causal.measure import LogitDifference, ProbabilityDifference
 from jaxinterp.causal.task_words import (
@@ -223,7 +223,7 @@ class TaskScore(NamedTuple):
         )
 
 
-def task_score(model: Any, task: Task, *, chunk: int = 16) -> TaskScore:
+def task_score(model: PyTree, task: Task, *, chunk: int = 16) -> TaskScore:
     """Run a task, clean and corrupted, `chunk` prompts at once."""
     clean, top1, corrupted = [], [], []
     for start in range(0, len(task), chunk):
@@ -254,7 +254,7 @@ def require_able(score: TaskScore) -> None:
 
 
 @eqx.filter_jit
-def _answers(model: Any, tokens: Array, metric: LogitDifference) -> tuple[Array, Array]:
+def _answers(model: PyTree, tokens: Array, metric: LogitDifference) -> tuple[Array, Array]:
     trace = run(model, tokens)
     return metric(trace), jnp.argmax(trace.logits[:, -1], axis=-1) == metric.answer
 

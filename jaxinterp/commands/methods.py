@@ -9,6 +9,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass, fields
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
+from jaxtyping import PyTree
+
 from jaxinterp.core.errors import UserError, suggest
 from jaxinterp.methods import Method, PerLayerTranscoders, Transcoder
 from jaxinterp.methods.documented import meanings
@@ -35,7 +37,7 @@ class Hyper:
     meaning: str
     words: tuple[str, ...] = ()
 
-    def read(self, name: str, text: str) -> Any:
+    def read(self, name: str, text: str) -> PyTree:
         """A value of it.
 
         Raises:
@@ -80,7 +82,7 @@ def class_of(method: str) -> type:
     return CLASSES[method]
 
 
-def make_method(method: str, usual: Mapping[str, Any], asked: Mapping[str, Any]) -> Method:
+def make_method(method: str, usual: Mapping[str, PyTree], asked: Mapping[str, PyTree]) -> Method:
     """The method with these hyperparameters.
 
     Args:
@@ -100,7 +102,7 @@ def make_method(method: str, usual: Mapping[str, Any], asked: Mapping[str, Any])
     return PerLayerTranscoders(kind(**values)) if method == PER_LAYER else kind(**values)
 
 
-def read_settings(method: str, settings: tuple[str, ...]) -> dict[str, Any]:
+def read_settings(method: str, settings: tuple[str, ...]) -> dict[str, PyTree]:
     """The hyperparameters that `--set NAME=VALUE` names.
 
     Raises:

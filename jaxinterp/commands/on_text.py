@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import grain
+from jaxtyping import PyTree
 
 from jaxinterp.commands.shell import check_folder, check_positive, folder_of_a_run, settings_of
 from jaxinterp.core.errors import UserError
+from jaxinterp.core.json_value import Json
 from jaxinterp.data.text.load_text import load_text
 from jaxinterp.evaluation.effects import check_effect
 from jaxinterp.evaluation.next_token import NEXT_TOKEN
@@ -66,7 +68,7 @@ class Prepared(NamedTuple):
     train: grain.MapDataset
     heldout: grain.MapDataset
     out: Path
-    record: dict[str, Any]
+    record: dict[str, Json]
 
     @property
     def facts(self) -> dict[str, str]:
@@ -89,7 +91,7 @@ def check_steps(tokens: int, batch_size: int) -> int:
     return tokens // max(batch_size, 1)
 
 
-def check_mlp(model: Any, site: str) -> str:
+def check_mlp(model: PyTree, site: str) -> str:
     """`site`, if it is the leaf of an MLP.
 
     Raises:

@@ -8,6 +8,8 @@ from typing import Any
 import grain
 
 from jaxinterp.commands.shell import print_scoreboard, write_json
+from jaxinterp.core.json_value import Json
+from jaxinterp.decompositions.base import Decomposition
 from jaxinterp.evaluation.baselines import baselines
 from jaxinterp.evaluation.effects import Row
 from jaxinterp.evaluation.listed_effects import EFFECTS
@@ -25,11 +27,11 @@ from jaxinterp.training.tracking import read_rows
 def write_results(
     config: Any,
     plan: Any,
-    decomposition: Any,
+    decomposition: Decomposition,
     subject: Subject,
     train: grain.MapDataset,
     heldout: grain.MapDataset,
-    settings: Mapping[str, Any],
+    settings: Mapping[str, Json],
     facts: Mapping[str, str],
     seconds: float,
 ) -> Path:
@@ -42,7 +44,7 @@ def write_results(
         return _several(config, plan, rows, facts)
     name = config.method.replace("_", " ")
     times, clock = {name: seconds}, time.perf_counter()
-    rivals: dict[str, Any] = {}
+    rivals: dict[str, Decomposition] = {}
     if decomposition.sites.writes == f"{plan.site}/out" and plan.site.endswith("/mlp"):
         with waiting("solving the baselines"):
             rivals = baselines(subject, train, plan.site, k=plan.k, features=plan.features, seed=config.seed)

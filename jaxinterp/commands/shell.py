@@ -16,11 +16,13 @@ from typing import Any, NoReturn, TypeVar, get_args, get_type_hints
 import jax
 import tyro
 from jax.experimental import multihost_utils
+from jaxtyping import PyTree
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
 from jaxinterp.core.errors import UserError, cause, suggest
+from jaxinterp.core.json_value import Json
 from jaxinterp.core.trees import first_difference
 from jaxinterp.evaluation.columns import RECONSTRUCTION
 from jaxinterp.evaluation.effects import Effect
@@ -181,7 +183,7 @@ def check_positive(config: Any, *names: str) -> None:
             raise UserError(f"{name}={getattr(config, name)} must be at least 1.")
 
 
-def check_folder(folder: Path, settings: Mapping[str, Any], *, resume: bool) -> None:
+def check_folder(folder: Path, settings: Mapping[str, Json], *, resume: bool) -> None:
     """Refuse an output folder that cannot be used; nothing is written.
 
     Raises:
@@ -205,7 +207,7 @@ def check_folder(folder: Path, settings: Mapping[str, Any], *, resume: bool) -> 
         raise UserError(f"{folder} was run with {field}={then!r}, not {asked!r}: resume with the same value.")
 
 
-def open_folder(folder: Path, settings: Mapping[str, Any]) -> Path:
+def open_folder(folder: Path, settings: Mapping[str, Json]) -> Path:
     """Make the output folder and keep the settings of the run in it; of several processes, the first one alone.
 
     All must come here: none writes before each has looked at the folder.
@@ -228,7 +230,7 @@ def check_unlocked(folder: Path) -> None:
 
 
 @contextmanager
-def folder_of_a_run(folder: Path, settings: Mapping[str, Any]) -> Iterator[Path]:
+def folder_of_a_run(folder: Path, settings: Mapping[str, Json]) -> Iterator[Path]:
     """`open_folder`, undone where the run is refused before it kept anything, so that it blocks no other run."""
     fresh = not folder.exists() or not any(folder.iterdir())
     try:
@@ -245,22 +247,22 @@ def _kept_something(folder: Path) -> bool:
         check_unlocked(folder)
     except UserError:
         return True
-    kept = ("checkpoints/[0-9]*", "*/dictionary.json", "refused_batch*")
+    kept = ("checkpoints/[0-9]*", "*/decomposition.json", "*/dictionary.json", "refused_batch*")
     return any(next(folder.glob(pattern), None) for pattern in kept)
 
 
-def settings_of(config: Any, *without: str) -> dict[str, Any]:
+def settings_of(config: Any, *without: str) -> dict[str, Json]:
     """What a run is known by: the fields of its configuration as JSON has them, without `out`, `resume`, `without`."""
     fields = {name: value for name, value in vars(config).items() if name not in ("out", "resume", *without)}
     return {name: list(value) if isinstance(value, tuple) else value for name, value in fields.items()}
 
 
-def write_json(path: Path, value: Any) -> None:
+def write_json(path: Path, value: object) -> None:
     """Write a file in one step, null for what is undefined: a run that is killed leaves the old one or the new one."""
     write_text(path, json_text(value, indent=2) + "\n")
 
 
-def read_json(path: Path) -> Any:
+def read_json(path: Path) -> PyTree:
     """What a file of an earlier run holds.
 
     Raises:
@@ -278,7 +280,7 @@ def say(*lines: str) -> None:
         Console().print(line, markup=False, highlight=False, soft_wrap=True)
 
 
-def print_table(columns: Columns, rows: Iterable[Mapping[str, Any]]) -> None:
+def print_table(columns: Columns, rows: Iterable[Mapping[str, Json]]) -> None:
     """A table that fits a terminal of 80 columns: words to the left, numbers to the right, nothing for None."""
     cells = [[_cell(row.get(key), form) for key, form in columns.values()] for row in rows]
     widths = [max(map(len, column)) for column in zip(list(columns), *cells, strict=True)]
@@ -297,7 +299,7 @@ def _cell(value: Any, form: str) -> str:
     return "nan" if isinstance(value, float) and math.isnan(value) else form.format(value)
 
 
-def print_scoreboard(rows: Sequence[Mapping[str, Any]], effect: Effect | None = None) -> None:
+def print_scoreboard(rows: Sequence[Mapping[str, Json]], effect: Effect | None = None) -> None:
     """The scoreboard with the columns of the effect that it was measured with; None: the listed one."""
     first, effect = rows[0], effect or effect_of(rows)
     columns = [column for column in (*RECONSTRUCTION, *effect.columns) if column.short]
@@ -314,7 +316,7 @@ def print_scoreboard(rows: Sequence[Mapping[str, Any]], effect: Effect | None = 
     say(*lines)
 
 
-def measured_on(rows: Sequence[Mapping[str, Any]], effect: Effect | None = None) -> str:
+def measured_on(rows: Sequence[Mapping[str, Json]], effect: Effect | None = None) -> str:
     """How much text the numbers of a scoreboard rest on: where a text is short it is less than was asked for."""
     first, words = rows[0], (effect or effect_of(rows)).answer
     known = words is not None and words.counted_key in first

@@ -22,11 +22,13 @@ from typing import Annotated, Any
 import jax
 import numpy as np
 import tyro
+from jaxtyping import PyTree
 
 from jaxinterp.commands.methods import SEVERAL, Hyper, hyperparameters, make_method
 from jaxinterp.commands.on_text import OnText, Prepared, prepared, train_together
 from jaxinterp.commands.shell import Columns, check_distinct, measured_on, print_table, say, write_json
 from jaxinterp.core.errors import UserError, suggest
+from jaxinterp.core.json_value import Json
 from jaxinterp.decompositions.files import save_dictionary
 from jaxinterp.evaluation.scoreboard import scoreboard
 from jaxinterp.evaluation.stability import compare_seeds
@@ -95,7 +97,7 @@ COLUMNS: Columns = {
 }
 
 
-def combinations(config: Config) -> dict[str, dict[str, Any]]:
+def combinations(config: Config) -> dict[str, dict[str, Json]]:
     """The settings by the name of their run, `k=16, seed=0`.
 
     Raises:
@@ -147,7 +149,7 @@ def parsed(name: str, values: str, config: Config) -> list[Any]:
 
 def method_of(config: Config, setting: Setting) -> Method:
     """The method at a setting, started from the setting's seed."""
-    plain: dict[str, Any] = {
+    plain: dict[str, Json] = {
         "features": config.features,
         "learning_rate": config.learning_rate,
         "dead_after": max(1, config.tokens // 5),
@@ -161,7 +163,7 @@ def without_seed(setting: Setting) -> str:
     return ", ".join(f"{name}={value}" for name, value in setting.items() if name != SEED)
 
 
-def stability(settings: Mapping[str, Setting], found: Mapping[str, Any], *, dead_after: int) -> dict[str, float]:
+def stability(settings: Mapping[str, Setting], found: Mapping[str, PyTree], *, dead_after: int) -> dict[str, float]:
     """The mean matched cosine of live write vectors over seeds, by setting; only where there are two seeds."""
     alike: dict[str, list[Any]] = defaultdict(list)
     for name, dictionary in found.items():

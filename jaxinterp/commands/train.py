@@ -26,6 +26,7 @@ import grain
 import jax
 import jax.numpy as jnp
 import tyro
+from jaxtyping import PyTree
 
 from jaxinterp.commands.methods import SEVERAL, hyperparameters, make_method, read_settings
 from jaxinterp.commands.on_text import check_mlp, check_steps
@@ -34,6 +35,7 @@ from jaxinterp.commands.results import write_results
 from jaxinterp.commands.shell import check_folder, check_positive, folder_of_a_run, say
 from jaxinterp.core.batch import GRADIENT
 from jaxinterp.core.errors import UserError
+from jaxinterp.core.json_value import Json
 from jaxinterp.core.sites import as_needs
 from jaxinterp.data.activation_cache import harvested_once
 from jaxinterp.data.text.sources import load_corpus
@@ -133,14 +135,14 @@ NOT_KEPT = ("out", "resume", "hosts", "preflight")
 
 def default_of(model: str, method: Any) -> Config:
     """The configuration of a model and a method where nothing else is asked for, its values as --help shows them."""
-    plan: dict[str, Any] = {name: value or None for name, value in asdict(preset_of(model, method)).items()}
+    plan: dict[str, Json] = {name: value or None for name, value in asdict(preset_of(model, method)).items()}
     own = {name: one.default for name, one in hyperparameters(method).items() if name in ("activation", "l1", "auxk")}
     return Config(Path("runs") / method, model=model, method=method, **plan, **own)
 
 
 def method_of(config: Config, plan: Plan) -> Method:
     """The method with the hyperparameters that are asked for, and the preset's."""
-    usual: dict[str, Any] = {"features": plan.features, "k": plan.k, "learning_rate": plan.learning_rate}
+    usual: dict[str, Json] = {"features": plan.features, "k": plan.k, "learning_rate": plan.learning_rate}
     usual |= {"dead_after": config.dead_after, "moments": config.moments}
     asked = {name: getattr(config, name) for name in ("activation", "l1", "auxk")}
     given = {name: value for name, value in asked.items() if value is not None}
@@ -209,7 +211,7 @@ def main(config: Config) -> None:
     say(f"{time.perf_counter() - started:.0f} s in all. Report: {path}")
 
 
-def check_leaf(config: Config, method: Method, model: Any, site: str) -> None:
+def check_leaf(config: Config, method: Method, model: PyTree, site: str) -> None:
     """Raises UserError where the site is not a leaf that the method takes: before any text is read."""
     if config.method not in SEVERAL and config.method != "attention":
         check_mlp(model, site)

@@ -2,10 +2,9 @@
 
 import inspect
 from collections.abc import Callable
-from typing import Any
 
 
-def takes(function: Callable[..., Any], name: str) -> bool:
+def takes(function: Callable[..., object], name: str) -> bool:
     """Whether the callable has a parameter of this name that can be given by keyword.
 
     An edit that takes `positions` gets them from `run`, a leaf that takes `tap` offers arrays of its own:

@@ -5,25 +5,26 @@ the framework prints, accepts or writes to disk is made here.
 """
 
 from collections.abc import Mapping
-from typing import Any
 
 import jax
+from jaxtyping import PyTree
 
 from jaxinterp.core.errors import UserError, suggest
+from jaxinterp.core.json_value import Json
 
 
-def path_name(path: tuple[Any, ...]) -> str:
+def path_name(path: tuple[PyTree, ...]) -> str:
     """The name of a key path: its attribute names, keys and indices joined by `/`."""
     return "/".join(str(getattr(key, "name", getattr(key, "key", getattr(key, "idx", key)))) for key in path)
 
 
-def named_leaves(tree: Any) -> dict[str, Any]:
+def named_leaves(tree: PyTree) -> dict[str, PyTree]:
     """Every leaf of `tree` by its name, in tree order."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
     return {path_name(path): leaf for path, leaf in leaves}
 
 
-def fill_leaves(tree: Any, leaves: Mapping[str, Any]) -> Any:
+def fill_leaves(tree: PyTree, leaves: Mapping[str, PyTree]) -> PyTree:
     """A copy of `tree` with every leaf taken from `leaves` by its name.
 
     Raises:
@@ -41,7 +42,7 @@ def fill_leaves(tree: Any, leaves: Mapping[str, Any]) -> Any:
     return jax.tree_util.tree_unflatten(structure, [leaves[name] for name in names])
 
 
-def first_difference(saved: Any, asked: Any, field: str = "") -> tuple[str, Any, Any] | None:
+def first_difference(saved: Json, asked: Json, field: str = "") -> tuple[str, Json, Json] | None:
     """The first field in which two JSON values differ: (dotted name, saved value, asked value), or None."""
     if isinstance(saved, Mapping) and isinstance(asked, Mapping):
         for key in [*saved, *(key for key in asked if key not in saved)]:

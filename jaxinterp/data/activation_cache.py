@@ -25,9 +25,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
+from jaxtyping import PyTree
 
 from jaxinterp.core.batch import GRADIENT
 from jaxinterp.core.errors import UserError
+from jaxinterp.core.json_value import Json
 from jaxinterp.data.activations import WINDOW, Harvest, check_finite
 from jaxinterp.data.windows import fingerprint, some_places
 from jaxinterp.models.load import Subject
@@ -194,7 +196,7 @@ class CachedWindows:
             ) from error
 
 
-def _harvested(take: Harvest, model: Any, windows: Any, places: range) -> list[dict[str, np.ndarray]]:
+def _harvested(take: Harvest, model: PyTree, windows: Any, places: range) -> list[dict[str, np.ndarray]]:
     """Windows and their activations; the forward pass always has the same shape but for the last one."""
     elements = [windows[place] for place in places]
     stacked = {name: np.stack([element[name] for element in elements]) for name in WINDOW}
@@ -209,7 +211,7 @@ def _packed(element: Mapping[str, np.ndarray]) -> bytes:
     return zlib.crc32(body).to_bytes(CHECKSUM, "little") + body
 
 
-def unpacked(record: bytes, arrays: Mapping[str, Any]) -> dict[str, np.ndarray]:
+def unpacked(record: bytes, arrays: Mapping[str, PyTree]) -> dict[str, np.ndarray]:
     """The arrays of a record; `arrays`: name -> (shape, dtype), in their order.
 
     Raises:
@@ -228,7 +230,7 @@ def unpacked(record: bytes, arrays: Mapping[str, Any]) -> dict[str, np.ndarray]:
     return found
 
 
-def _open(folder: Path, settings: dict[str, Any]) -> None:
+def _open(folder: Path, settings: dict[str, Json]) -> None:
     """Make the folder, or see that it holds the same activations."""
     if (folder / SETTINGS).exists():
         kept = _settings(folder)
@@ -246,7 +248,7 @@ def _open(folder: Path, settings: dict[str, Any]) -> None:
     _write(folder / SETTINGS, settings)
 
 
-def _settings(folder: Path) -> dict[str, Any]:
+def _settings(folder: Path) -> dict[str, Json]:
     if not (folder / SETTINGS).is_file():
         raise UserError(f"{folder} holds no activations: there is no {SETTINGS} in it.")
     settings = _read(folder / SETTINGS)
@@ -256,7 +258,7 @@ def _settings(folder: Path) -> dict[str, Any]:
     return settings
 
 
-def _shards(settings: Mapping[str, Any]) -> int:
+def _shards(settings: Mapping[str, Json]) -> int:
     return -(-settings["windows"] // settings["windows_per_shard"])
 
 
@@ -268,7 +270,7 @@ def _done(folder: Path, shard: int) -> Path:
     return folder / f"{shard:05}.json"
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read(path: Path) -> dict[str, Json]:
     try:
         content = json.loads(path.read_text())
     except (OSError, ValueError) as error:
@@ -276,7 +278,7 @@ def _read(path: Path) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
-def _write(path: Path, content: Mapping[str, Any]) -> None:
+def _write(path: Path, content: Mapping[str, Json]) -> None:
     half = path.with_suffix(f".{os.getpid()}.part")
     with told(path):
         half.write_text(json.dumps(content, indent=1) + "\n")

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 from jaxinterp.core.batch import GRADIENT, Names
 from jaxinterp.core.errors import UserError
@@ -58,7 +58,7 @@ class Harvest:
     parts: int = 1
     shards: int = 1
 
-    def __call__(self, model: Any, windows: Mapping[str, Any]) -> Rows:
+    def __call__(self, model: PyTree, windows: Mapping[str, PyTree]) -> Rows:
         """The named arrays of a batch of windows, `[batch, seq, d]`; axes behind `seq` are flattened into d.
 
         Args:
@@ -74,7 +74,7 @@ class Harvest:
         return self._rows(jax.tree.map(self._join, one_by_one), asked["weight"])
 
     @ordinary()
-    def jitted(self, model: Any, windows: Mapping[str, Any]) -> Rows:
+    def jitted(self, model: PyTree, windows: Mapping[str, PyTree]) -> Rows:
         """The same as a program of its own, compiled once for each model structure and shape.
 
         Raises:
@@ -83,7 +83,7 @@ class Harvest:
         check_ids(model, windows["tokens"], "text")
         return _take_jit(self, model, windows)
 
-    def _arrays(self, model: Any, windows: Mapping[str, Any]) -> dict[str, Array]:
+    def _arrays(self, model: PyTree, windows: Mapping[str, PyTree]) -> dict[str, Array]:
         names = tuple(dict.fromkeys((*self.names, *self._routed())))
         found = _traced(model, windows, names)
         return {name: found[name].astype(self.dtype).reshape(*windows["tokens"].shape, -1) for name in names}
@@ -93,7 +93,7 @@ class Harvest:
         experts = [EXPERT.fullmatch(name) for name in self.names]
         return sorted({f"{found[1]}/routed" for found in experts if found})
 
-    def _rows(self, arrays: dict[str, Array], weight: Array) -> Rows:
+    def _rows(self, arrays: dict[str, Array], weight: Any) -> Rows:
         """The rows; tokens that an expert does not have count nothing."""
         for name in self._routed():
             weight = weight * arrays[name][..., 0].astype(weight.dtype)
@@ -111,16 +111,16 @@ class Harvest:
 
 
 @eqx.filter_jit
-def _take_jit(take: Harvest, model: Any, windows: Mapping[str, Any]) -> Rows:
+def _take_jit(take: Harvest, model: PyTree, windows: Mapping[str, PyTree]) -> Rows:
     return take(model, windows)
 
 
-def harvest(model: Any, windows: Mapping[str, Any], names: tuple[str, ...]) -> Rows:
+def harvest(model: PyTree, windows: Mapping[str, PyTree], names: tuple[str, ...]) -> Rows:
     """`Harvest(names)(model, windows)`: the named arrays in float32, from one forward pass."""
     return Harvest(names)(model, windows)
 
 
-def _traced(model: Any, windows: Mapping[str, Any], names: tuple[str, ...]) -> dict[str, Array]:
+def _traced(model: PyTree, windows: Mapping[str, PyTree], names: tuple[str, ...]) -> dict[str, Array]:
     tokens = windows["tokens"]
     trace = run(model, tokens)
     found = {name: trace[name] for name in names if not name.endswith(GRADIENT)}
@@ -132,7 +132,7 @@ def _traced(model: Any, windows: Mapping[str, Any], names: tuple[str, ...]) -> d
     return found
 
 
-def counted(windows: Mapping[str, Any]) -> Float[Array, "batch next"]:
+def counted(windows: Mapping[str, PyTree]) -> Float[Array, "batch next"]:
     """1 where a next token counts: it and the token before it have weight and belong to one document.
 
     Without "document" among the windows each of them is taken to be one document.
@@ -144,7 +144,7 @@ def counted(windows: Mapping[str, Any]) -> Float[Array, "batch next"]:
     return counts
 
 
-def harvest_jit(model: Any, windows: Mapping[str, Any], names: tuple[str, ...]) -> Rows:
+def harvest_jit(model: PyTree, windows: Mapping[str, PyTree], names: tuple[str, ...]) -> Rows:
     """`harvest` as a program of its own, compiled once for each model structure, shape and set of names.
 
     Raises:
@@ -210,7 +210,7 @@ def shuffle_in(buffer: Rows, new: Rows, key: PRNGKeyArray) -> tuple[Rows, Rows]:
     return jax.tree.map(lambda stored, rows: put(stored, chosen, rows), buffer, new), out
 
 
-def _next_token_loss(deltas: dict[str, Array], model: Any, tokens: Array, counts: Array) -> Array:
+def _next_token_loss(deltas: dict[str, Array], model: PyTree, tokens: Array, counts: Array) -> Array:
     """The summed cross-entropy of the next tokens that count, with `deltas` added by name."""
     logits = run(model, tokens, edits={name: Add(delta) for name, delta in deltas.items()}).logits
     nll = -jnp.take_along_axis(jax.nn.log_softmax(logits[:, :-1]), tokens[:, 1:, None], axis=-1)[..., 0]

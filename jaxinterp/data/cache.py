@@ -20,11 +20,12 @@ import uuid
 import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
 from jaxinterp.core.errors import UserError, cause
+from jaxinterp.core.json_value import Json
 from jaxinterp.data.text.documents import Document, TokenRow
 from jaxinterp.data.token_files import stored_as
 from jaxinterp.data.tokens import TextTokenizer, TokenCorpus, corpus_of, encoded, ids_below
@@ -137,7 +138,7 @@ def _read(folder: Path, tokenizer: TextTokenizer | None, name: str) -> TokenCorp
     Raises:
       ValueError, OSError, KeyError, TypeError: a file is missing or not as it was written.
     """
-    description: dict[str, Any] = json.loads((folder / DESCRIPTION).read_text())
+    description: dict[str, Json] = json.loads((folder / DESCRIPTION).read_text())
     for file in FILES:
         if _sha256(folder / file) != description["sha256"][file]:
             raise ValueError(f"{file} is not as it was written")

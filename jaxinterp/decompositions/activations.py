@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from jaxinterp.core.errors import UserError
+from jaxinterp.core.metrics import Metrics
 from jaxinterp.decompositions.base import STATE
 from jaxinterp.decompositions.codes import Codes, DenseCodes, SparseCodes
 from jaxinterp.kernels import as_products, encode_ranked, encode_topk, keep_largest, rank, select_topk
@@ -38,7 +39,7 @@ class Activation(Protocol):
         """The codes of x. `k`: how many to keep, at most the activation's own; `weight`: which tokens count."""
         ...
 
-    def after_step(self, metrics: Any, step: Int[Array, ""]) -> "Activation":
+    def after_step(self, metrics: Metrics, step: Int[Array, ""]) -> "Activation":
         """The activation after a training step; its untrained leaves may change."""
         ...
 
@@ -81,7 +82,16 @@ def above(
 class ReLU(eqx.Module):
     """z = max(a, 0). Sparsity comes from a penalty on z."""
 
-    def codes(self, x: Array, rows: Array, bias: Array, *, k: Any, weight: Any, training: bool) -> DenseCodes:
+    def codes(
+        self,
+        x: Array,
+        rows: Array,
+        bias: Array,
+        *,
+        k: Int[Array, ""] | None,
+        weight: Array | None,
+        training: bool,
+    ) -> DenseCodes:
         return DenseCodes(jax.nn.relu(x @ rows.T + bias))
 
     def pre(self, x: Array, rows: Array, bias: Array) -> dict[str, Array]:
@@ -92,7 +102,7 @@ class ReLU(eqx.Module):
         """The codes of a."""
         return DenseCodes(jax.nn.relu(pre["codes_pre"]))
 
-    def after_step(self, metrics: Any, step: Array) -> "ReLU":
+    def after_step(self, metrics: Metrics, step: Array) -> "ReLU":
         return self
 
 
@@ -105,7 +115,16 @@ class TopK(eqx.Module):
         """Raises UserError if k is not a positive number."""
         check_k(self.k)
 
-    def codes(self, x: Array, rows: Array, bias: Array, *, k: Any, weight: Any, training: bool) -> SparseCodes:
+    def codes(
+        self,
+        x: Array,
+        rows: Array,
+        bias: Array,
+        *,
+        k: Int[Array, ""] | None,
+        weight: Array | None,
+        training: bool,
+    ) -> SparseCodes:
         values, indices = encode_topk(x, rows, bias, k=self.k, keep=k)
         return SparseCodes(jax.nn.relu(values), indices, rows.shape[0])
 
@@ -118,7 +137,7 @@ class TopK(eqx.Module):
         values, indices = select_topk(pre["codes_pre"], k=self.k)
         return SparseCodes(jax.nn.relu(values), indices, pre["codes_pre"].shape[-1])
 
-    def after_step(self, metrics: Any, step: Array) -> "TopK":
+    def after_step(self, metrics: Metrics, step: Array) -> "TopK":
         return self
 
 
@@ -140,7 +159,16 @@ class BatchTopK(eqx.Module):
         """Raises UserError if k is not a positive number."""
         check_k(self.k)
 
-    def codes(self, x: Array, rows: Array, bias: Array, *, k: Any, weight: Any, training: bool) -> Codes:
+    def codes(
+        self,
+        x: Array,
+        rows: Array,
+        bias: Array,
+        *,
+        k: Int[Array, ""] | None,
+        weight: Array | None,
+        training: bool,
+    ) -> Codes:
         features = rows.shape[0]
         cap = min(self.CAP * self.k, features)
         if not training:
@@ -165,7 +193,7 @@ class BatchTopK(eqx.Module):
         kept = jnp.where(values > jnp.maximum(self.threshold, 0.0), values, 0.0)
         return SparseCodes(jax.nn.relu(kept), indices, a.shape[-1], capped=True)
 
-    def after_step(self, metrics: Any, step: Array) -> "BatchTopK":
+    def after_step(self, metrics: Metrics, step: Array) -> "BatchTopK":
         if "smallest_code" not in metrics:
             raise UserError(
                 "BatchTopK needs the metric 'smallest_code', which its threshold follows: let the objective return the "
@@ -182,7 +210,7 @@ def check_k(k: int) -> None:
         raise UserError(f"k={k} must be at least 1.")
 
 
-def check_schedule(activation: Any, k: Any) -> None:
+def check_schedule(activation: Any, k: Int[Array, ""] | None) -> None:
     """Raises UserError if a number of active features is asked for, and the activation knows none."""
     if k is not None and not hasattr(activation, "k"):
         name = type(activation).__name__

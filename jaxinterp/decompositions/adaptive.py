@@ -13,9 +13,10 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from jaxinterp.core.errors import UserError
+from jaxinterp.core.metrics import Metrics
 from jaxinterp.decompositions.activations import above, check_k, pre_activations
 from jaxinterp.decompositions.base import PARAMETER_ROWS, STATE, STATE_ROWS
 from jaxinterp.decompositions.codes import Codes, DenseCodes, SparseCodes
@@ -45,7 +46,16 @@ class TopAFA(eqx.Module):
         if self.cap is not None:
             check_k(self.cap)
 
-    def codes(self, x: Array, rows: Array, bias: Array, *, k: Any, weight: Any, training: bool) -> Codes:
+    def codes(
+        self,
+        x: Array,
+        rows: Array,
+        bias: Array,
+        *,
+        k: Int[Array, ""] | None,
+        weight: Array | None,
+        training: bool,
+    ) -> Codes:
         norm = jnp.linalg.norm(x.astype(jnp.float32), axis=-1)
         if self.cap is None:
             return DenseCodes(nearest_norm(jax.nn.relu(x @ rows.T + bias), norm))
@@ -67,7 +77,7 @@ class TopAFA(eqx.Module):
         kept = nearest_norm(jax.nn.relu(values), norm)
         return SparseCodes(kept[..., : self.cap], indices[..., : self.cap], a.shape[-1], capped=True)
 
-    def after_step(self, metrics: Any, step: Array) -> "TopAFA":
+    def after_step(self, metrics: Metrics, step: Array) -> "TopAFA":
         return self
 
 
@@ -184,7 +194,16 @@ class GroupBias(eqx.Module):
         frequencies = jnp.geomspace(self.highest, self.lowest, self.groups, dtype=jnp.float32)
         return jnp.repeat(frequencies, self.gain.shape[0] // self.groups)
 
-    def codes(self, x: Array, rows: Array, bias: Array, *, k: Any, weight: Any, training: bool) -> DenseCodes:
+    def codes(
+        self,
+        x: Array,
+        rows: Array,
+        bias: Array,
+        *,
+        k: Int[Array, ""] | None,
+        weight: Array | None,
+        training: bool,
+    ) -> DenseCodes:
         pre = x @ rows.T + bias
         return DenseCodes(above(pre + self.adapted_bias, 0.0, self.gain * pre))
 
@@ -197,7 +216,7 @@ class GroupBias(eqx.Module):
         a = pre["codes_pre"]
         return DenseCodes(above(a + self.adapted_bias, 0.0, self.gain * a))
 
-    def after_step(self, metrics: Any, step: Array) -> "GroupBias":
+    def after_step(self, metrics: Metrics, step: Array) -> "GroupBias":
         if not {"fired", "largest"} <= set(metrics):
             raise UserError(
                 "GroupBias needs the metrics 'fired' and 'largest': add largest() to the objective's terms."

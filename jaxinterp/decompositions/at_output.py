@@ -10,7 +10,7 @@ numbers as what reads the input and writes the output: FVU of the output, cross-
 from typing import Any, Literal
 
 import equinox as eqx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PyTree
 
 from jaxinterp.core.batch import Sites
 from jaxinterp.core.errors import UserError
@@ -23,7 +23,7 @@ class AtOutput(eqx.Module):
     """The decomposition of the module's equation. `target_mean` is that of the output."""
 
     inner: Any = eqx.field(metadata=PARAMETER)
-    mlp: Any = eqx.field(metadata=STATE)
+    mlp: PyTree = eqx.field(metadata=STATE)
     target_mean: Float[Array, " d_out"] = eqx.field(metadata=STATE)
     port: Literal["in", "hidden"] = eqx.field(static=True)
     sites: Sites = eqx.field(static=True)

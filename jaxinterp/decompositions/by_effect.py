@@ -16,12 +16,11 @@ public): `own` = 0 is the pure attribution score, `own` = 1 the mixture.
 """
 
 from collections.abc import Mapping
-from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from jaxinterp.core.batch import Sites
 from jaxinterp.core.errors import UserError
@@ -54,7 +53,7 @@ class EffectDictionary(eqx.Module):
         x: Pair | Float[Array, "*axes d_in"],
         *,
         k: Int[Array, ""] | None = None,
-        weight: Any = None,
+        weight: Array | None = None,
         training: bool = False,
     ) -> Codes:
         """The codes of (x, gradient), or those of plain TopK where x is alone."""
@@ -72,11 +71,11 @@ class EffectDictionary(eqx.Module):
         values, indices, _ = encode_ranked(own.normalise(x), own.encoder, own.encoder_bias, by, k=activation.k, keep=k)
         return SparseCodes(jax.nn.relu(values), indices, own.features)
 
-    def decode(self, codes: Codes, x: Any) -> Float[Array, "*axes d_out"]:
+    def decode(self, codes: Codes, x: PyTree) -> Float[Array, "*axes d_out"]:
         """The dictionary's own: what the codes say the target is."""
         return self.dictionary.decode(codes, x[0] if isinstance(x, tuple) else x)
 
-    def encode_among(self, x: Any, allowed: Bool[Array, " features"], k: int) -> SparseCodes:
+    def encode_among(self, x: PyTree, allowed: Bool[Array, " features"], k: int) -> SparseCodes:
         """The k largest positive codes among the allowed features, whatever their effect."""
         return self.dictionary.encode_among(x[0] if isinstance(x, tuple) else x, allowed, k)
 
@@ -89,11 +88,11 @@ class EffectDictionary(eqx.Module):
     ) -> Float[Array, "*axes d_out"]:
         return self.dictionary(x, tap=tap, rules=rules)
 
-    def pre(self, x: Any) -> dict[str, Float[Array, "*axes features"]]:
+    def pre(self, x: PyTree) -> dict[str, Float[Array, "*axes features"]]:
         """The dictionary's own pre-activations."""
         return self.dictionary.pre(x[0] if isinstance(x, tuple) else x)
 
-    def from_pre(self, pre: Mapping[str, Array], x: Any) -> Codes:
+    def from_pre(self, pre: Mapping[str, Array], x: PyTree) -> Codes:
         """The codes of plain TopK."""
         return self.dictionary.from_pre(pre, x[0] if isinstance(x, tuple) else x)
 
@@ -103,36 +102,36 @@ class EffectDictionary(eqx.Module):
         return self.dictionary.features
 
     @property
-    def encoder(self) -> Any:
+    def encoder(self) -> PyTree:
         """Read vectors."""
         return self.dictionary.encoder
 
     @property
-    def decoder(self) -> Any:
+    def decoder(self) -> PyTree:
         """Write vectors."""
         return self.dictionary.decoder
 
     @property
-    def activation(self) -> Any:
+    def activation(self) -> PyTree:
         """TopK."""
         return self.dictionary.activation
 
     @property
-    def tokens_since_fired(self) -> Any:
+    def tokens_since_fired(self) -> PyTree:
         """Tokens since each feature fired."""
         return self.dictionary.tokens_since_fired
 
     @property
-    def output_scale(self) -> Any:
+    def output_scale(self) -> PyTree:
         """The scale of the target."""
         return self.dictionary.output_scale
 
     @property
-    def target_mean(self) -> Any:
+    def target_mean(self) -> PyTree:
         """The mean of the target over the training sample."""
         return self.dictionary.target_mean
 
     @property
-    def target_variance(self) -> Any:
+    def target_variance(self) -> PyTree:
         """The variance of the target over the training sample."""
         return self.dictionary.target_variance

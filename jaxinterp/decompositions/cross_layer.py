@@ -21,7 +21,7 @@ from typing import Any
 
 import equinox as eqx
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, PyTree
 
 from jaxinterp.core.batch import Sites
 from jaxinterp.core.errors import UserError
@@ -101,7 +101,12 @@ class Layer(eqx.Module):
         return as_products((wide - self.input_mean) / self.input_scale, x)
 
     def encode(
-        self, x: Float[Array, "*axes d_in"], *, k: Any = None, weight: Any = None, training: bool = False
+        self,
+        x: Float[Array, "*axes d_in"],
+        *,
+        k: Int[Array, ""] | None = None,
+        weight: Array | None = None,
+        training: bool = False,
     ) -> Codes:
         """z^s of the module's equation; options as in a dictionary."""
         check_schedule(self.activation, k)
@@ -155,7 +160,13 @@ class CrossLayer(eqx.Module):
         return tuple(layer.target_mean for layer in self.layers)
 
     def encode_layer(
-        self, layer: int, x: Float[Array, "*axes d_in"], *, k: Any = None, weight: Any = None, training: bool = False
+        self,
+        layer: int,
+        x: Float[Array, "*axes d_in"],
+        *,
+        k: Int[Array, ""] | None = None,
+        weight: Array | None = None,
+        training: bool = False,
     ) -> Codes:
         """The codes of one layer's features."""
         return self.layers[layer].encode(x, k=k, weight=weight, training=training)
@@ -165,11 +176,18 @@ class CrossLayer(eqx.Module):
         return self.layers[layer]
 
     def encode(
-        self, x: tuple[Float[Array, "..."], ...], *, k: Any = None, weight: Any = None, training: bool = False
+        self,
+        x: tuple[Float[Array, "..."], ...],
+        *,
+        k: Int[Array, ""] | None = None,
+        weight: Array | None = None,
+        training: bool = False,
     ) -> LayerCodes:
         """The codes of every layer; k and weight as in a dictionary."""
-        options = {"k": k, "weight": weight, "training": training}
-        return LayerCodes(tuple(self.encode_layer(number, array, **options) for number, array in enumerate(x)))
+        layers = enumerate(x)
+        return LayerCodes(
+            tuple(self.encode_layer(n, array, k=k, weight=weight, training=training) for n, array in layers)
+        )
 
     def combine(self, codes: LayerCodes) -> tuple[Float[Array, "*axes d_out"], ...]:
         """sum_{s <= l} z^s D_{s->l} for every l, in normalised units."""
@@ -224,7 +242,7 @@ class PerLayer(eqx.Module):
         """The codes of one part."""
         return self.parts[layer].encode(x, **options)
 
-    def reader(self, layer: int) -> Any:
+    def reader(self, layer: int) -> PyTree:
         """The part that reads a layer."""
         return self.parts[layer]
 
@@ -258,7 +276,7 @@ def fold_layers(cross: CrossLayer) -> CrossLayer:
     def folded(source: int, layer: Layer) -> Layer:
         encoder = layer.encoder / layer.input_scale
         scales = jnp.stack([target.output_scale for target in cross.layers[source : source + layer.decoder.shape[1]]])
-        changes: dict[str, Any] = {
+        changes: dict[str, PyTree] = {
             "encoder": encoder,
             "encoder_bias": layer.encoder_bias - encoder @ layer.input_mean,
             "decoder": layer.decoder * scales,

@@ -1,35 +1,30 @@
-"""A cross-layer transcoder on disk: `cross_layer.json` (what is static) beside `cross_layer.safetensors` (the arrays).
-
-As with dictionaries: every array by its leaf name, no code loaded by name. A `PerLayer` is saved part by part, each
-with `save_dictionary`.
+"""A cross-layer transcoder on disk, in the form of `codec`; and in that of older versions, which is read and no longer
+written: `cross_layer.json` (what is static) beside `cross_layer.safetensors` (the arrays).
 """
 
 from collections.abc import Sequence
 from pathlib import Path
 
 from jaxinterp.core.errors import UserError
+from jaxinterp.decompositions import codec
 from jaxinterp.decompositions.activations import Activation
 from jaxinterp.decompositions.cross_layer import CrossLayer, Layer
 from jaxinterp.decompositions.on_disk import (
     KNOWN,
     check_arrays,
     damage,
-    describe_activation,
-    describe_sites,
     make_activation,
     make_sites,
     read,
     take,
-    write,
 )
 
 NAME = "cross_layer"
 
 
 def save_cross_layer(cross: CrossLayer, folder: str | Path) -> Path:
-    """Write a cross-layer transcoder into a folder, which is made if it is not there."""
-    activations = [describe_activation(layer.activation) for layer in cross.layers]
-    return write(folder, NAME, {"sites": describe_sites(cross.sites), "activations": activations}, cross)
+    """Write a cross-layer transcoder into a folder, in the one form of all decompositions."""
+    return codec.write_tree(cross, Path(folder))
 
 
 def load_cross_layer(folder: str | Path, *, activations: Sequence[type[Activation]] = KNOWN) -> CrossLayer:
@@ -42,6 +37,10 @@ def load_cross_layer(folder: str | Path, *, activations: Sequence[type[Activatio
         an activation is unknown.
     """
     folder = Path(folder)
+    if (folder / f"{codec.NAME}.json").is_file():
+        found = codec.read_tree(folder, (CrossLayer, Layer, *activations))
+        assert isinstance(found, CrossLayer)
+        return found
     with damage(folder):
         static, arrays = read(folder, NAME)
         layers = []

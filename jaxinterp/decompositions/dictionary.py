@@ -11,12 +11,11 @@ means are leaves: normalisation is part of the decomposition, and `fold` takes i
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from jaxinterp.core.batch import Sites
 from jaxinterp.core.errors import UserError
@@ -142,7 +141,7 @@ def fold(dictionary: Dictionary) -> Dictionary:
     if skip is not None:
         skip = dictionary.output_scale * skip / dictionary.input_scale
         decoder_bias = decoder_bias - dictionary.input_mean @ skip
-    changes: dict[str, Any] = {
+    changes: dict[str, PyTree] = {
         "encoder": encoder,
         "encoder_bias": dictionary.encoder_bias - encoder @ dictionary.input_mean,
         "decoder": dictionary.output_scale * dictionary.decoder,

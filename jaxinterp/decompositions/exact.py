@@ -6,10 +6,8 @@ Nothing is lost: FVU 0, and the model's logits with it in the MLP's place are th
 measurement of a replaced model is tested on, and the truth that a learned transcoder of a planted MLP is held against.
 """
 
-from typing import Any
-
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PyTree
 
 from jaxinterp.core.batch import Sites
 from jaxinterp.core.errors import UserError
@@ -19,7 +17,7 @@ from jaxinterp.models.mlp import MLP
 
 
 def exact_transcoder(
-    mlp: Any, site: str = "blocks/0/mlp", *, target_mean: Float[Array, " d_model"] | None = None
+    mlp: PyTree, site: str = "blocks/0/mlp", *, target_mean: Float[Array, " d_model"] | None = None
 ) -> Dictionary:
     """The dictionary that is this MLP.
 

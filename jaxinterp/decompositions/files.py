@@ -1,4 +1,5 @@
-"""A dictionary on disk: `dictionary.json` (what is static) beside `dictionary.safetensors` (every leaf by its name).
+"""A dictionary on disk, in the form of `codec`; and in that of older versions, which is read and no longer written:
+`dictionary.json` (what is static) beside `dictionary.safetensors` (every leaf by its name).
 
 Activation, k and sites are saved with the arrays, because a dictionary loaded with another activation or at another
 site gives wrong numbers without an error. So is how it chooses its features, where that is by their effect.
@@ -7,7 +8,8 @@ site gives wrong numbers without an error. So is how it chooses its features, wh
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+
+from jaxtyping import PyTree
 
 from jaxinterp.core.errors import UserError
 from jaxinterp.decompositions import codec
@@ -18,30 +20,18 @@ from jaxinterp.decompositions.on_disk import (
     KNOWN,
     check_arrays,
     damage,
-    describe_activation,
-    describe_sites,
     make_activation,
     make_sites,
     read,
     take,
-    write,
 )
 
 NAME = "dictionary"
 
 
 def save_dictionary(dictionary: Dictionary | EffectDictionary, folder: str | Path) -> Path:
-    """Write a dictionary into a folder, which is made if it is not there."""
-    by_effect: dict[str, Any] = {}
-    if isinstance(dictionary, EffectDictionary):
-        settings = {name: getattr(dictionary, name) for name in ("own", "strength")}
-        by_effect = {"by_effect": settings | {"sites": describe_sites(dictionary.sites)}}
-        dictionary = dictionary.dictionary
-    static = {
-        "activation": describe_activation(dictionary.activation),
-        "sites": describe_sites(dictionary.sites),
-    }
-    return write(folder, NAME, static | by_effect, dictionary)
+    """Write a dictionary into a folder, which is made if it is not there, in the one form of all decompositions."""
+    return codec.write_tree(dictionary, Path(folder))
 
 
 def load_dictionary(
@@ -68,7 +58,8 @@ def load_dictionary(
             different = sorted(set(arrays) ^ expected - {"skip"})
             raise UserError(f"the decomposition in {folder} is damaged: arrays {different} are missing or unknown.")
         sites = make_sites(static["sites"])
-        dictionary = Dictionary(**{"skip": None, **arrays}, activation=activation, sites=sites)
+        filled: dict[str, PyTree] = {"skip": None, **arrays}
+        dictionary = Dictionary(**filled, activation=activation, sites=sites)
         check_arrays((dictionary, activation), folder)
         by_effect = static.get("by_effect")
         if by_effect is None:

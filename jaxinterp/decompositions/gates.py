@@ -12,7 +12,7 @@ Sources: Rajamanoharan et al. 2024, arXiv 2404.16014 (Gated) and arXiv 2407.1443
 
 from collections.abc import Mapping
 from functools import partial
-from typing import Any, Literal
+from typing import Literal
 
 import equinox as eqx
 import jax
@@ -20,6 +20,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from jaxinterp.core.errors import UserError
+from jaxinterp.core.metrics import Metrics
 from jaxinterp.decompositions.activations import above, pre_activations
 from jaxinterp.decompositions.base import PARAMETER_ROWS
 from jaxinterp.decompositions.codes import DenseCodes
@@ -44,7 +45,16 @@ class Gated(eqx.Module):
         """All zero: gate and size agree, and the codes are those of a ReLU."""
         return cls(*(jnp.zeros(features, jnp.float32) for _ in range(3)))
 
-    def codes(self, x: Array, rows: Array, bias: Array, *, k: Any, weight: Any, training: bool) -> DenseCodes:
+    def codes(
+        self,
+        x: Array,
+        rows: Array,
+        bias: Array,
+        *,
+        k: Int[Array, ""] | None,
+        weight: Array | None,
+        training: bool,
+    ) -> DenseCodes:
         e = x @ rows.T + jax.lax.stop_gradient(bias)
         gate = e + self.gate_bias
         size = jax.nn.relu(jnp.exp(self.log_scale) * e + self.size_bias)
@@ -60,7 +70,7 @@ class Gated(eqx.Module):
         gate = pre["gate_pre"]
         return DenseCodes(above(gate, 0.0, jax.nn.relu(pre["codes_pre"])), gate)
 
-    def after_step(self, metrics: Any, step: Int[Array, ""]) -> "Gated":
+    def after_step(self, metrics: Metrics, step: Int[Array, ""]) -> "Gated":
         return self
 
 
@@ -107,7 +117,16 @@ class JumpReLU(eqx.Module):
         # The gradient passes at 0 too, so that a threshold that came there can leave.
         return stored + jax.lax.stop_gradient(jnp.maximum(stored, 0) - stored)
 
-    def codes(self, x: Array, rows: Array, bias: Array, *, k: Any, weight: Any, training: bool) -> DenseCodes:
+    def codes(
+        self,
+        x: Array,
+        rows: Array,
+        bias: Array,
+        *,
+        k: Int[Array, ""] | None,
+        weight: Array | None,
+        training: bool,
+    ) -> DenseCodes:
         a = x @ rows.T + bias
         return DenseCodes(jump(a, self.threshold, self.bandwidth), a)
 
@@ -120,7 +139,7 @@ class JumpReLU(eqx.Module):
         a = pre["codes_pre"]
         return DenseCodes(jump(a, self.threshold, self.bandwidth), a)
 
-    def after_step(self, metrics: Any, step: Int[Array, ""]) -> "JumpReLU":
+    def after_step(self, metrics: Metrics, step: Int[Array, ""]) -> "JumpReLU":
         if self.parametrisation == "log":
             return self
         return JumpReLU(jnp.maximum(self.threshold_parameter, 0), self.parametrisation, self.bandwidth)

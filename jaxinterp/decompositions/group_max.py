@@ -7,14 +7,14 @@ without a sort. Source: EleutherAI's sparsify 1.3.3 (fused_encoder.py, `activati
 """
 
 from collections.abc import Mapping
-from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array
+from jaxtyping import Array, Int
 
 from jaxinterp.core.errors import UserError
+from jaxinterp.core.metrics import Metrics
 from jaxinterp.decompositions.activations import pre_activations
 from jaxinterp.decompositions.codes import SparseCodes
 
@@ -29,7 +29,16 @@ class GroupMax(eqx.Module):
         if self.k < 1:
             raise UserError(f"k={self.k} must be at least 1.")
 
-    def codes(self, x: Array, rows: Array, bias: Array, *, k: Any, weight: Any, training: bool) -> SparseCodes:
+    def codes(
+        self,
+        x: Array,
+        rows: Array,
+        bias: Array,
+        *,
+        k: Int[Array, ""] | int | None,
+        weight: Array | None,
+        training: bool,
+    ) -> SparseCodes:
         """The codes of x.
 
         Raises:
@@ -47,7 +56,7 @@ class GroupMax(eqx.Module):
         """The codes of a."""
         return self._of(pre["codes_pre"])
 
-    def after_step(self, metrics: Any, step: Array) -> "GroupMax":
+    def after_step(self, metrics: Metrics, step: Array) -> "GroupMax":
         return self
 
     def _of(self, a: Array) -> SparseCodes:

@@ -10,7 +10,7 @@ of `offered`.
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, PyTree
 
 from jaxinterp.core.batch import several
 from jaxinterp.decompositions.codes import Codes
@@ -25,12 +25,12 @@ from jaxinterp.models.sites import Edit, Trace
 class HasReaders(Protocol):
     """A decomposition of several layers that gives what reads each of them, for pre-activations (`FromPre`)."""
 
-    def reader(self, layer: int) -> Any: ...
+    def reader(self, layer: int) -> PyTree: ...
 
 
 def run_with(
     decomposition: Any,
-    model: Any,
+    model: PyTree,
     tokens: object,
     *,
     edits: Mapping[str, Edit] | None = None,

@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import equinox as eqx
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PyTree
 
 from jaxinterp.core.batch import Sites
 from jaxinterp.decompositions.base import PARAMETER, STATE
@@ -26,7 +26,7 @@ from jaxinterp.models.rules import activate
 MaskKind = Literal["importance", "rounded"]
 
 
-def mlp_linear(mlp: Any, name: str) -> Linear:
+def mlp_linear(mlp: PyTree, name: str) -> Linear:
     """A projection of an MLP by the name of its field."""
     found = {"up_proj": mlp.up_proj, "down_proj": mlp.down_proj, "gate_proj": mlp.gate_proj}[name]
     assert isinstance(found, Linear)
@@ -34,7 +34,7 @@ def mlp_linear(mlp: Any, name: str) -> Linear:
 
 
 def mlp_with(
-    mlp: Any, x: Float[Array, "*axes d_in"], linear: Callable[[str, Array], Array]
+    mlp: PyTree, x: Float[Array, "*axes d_in"], linear: Callable[[str, Array], Array]
 ) -> Float[Array, "*axes d_out"]:
     """The MLP with `linear(name, what it reads)` in the place of every projection."""
     if mlp.gate_proj is None:
@@ -53,7 +53,7 @@ class MLPParts(eqx.Module):
     importance: Any = eqx.field(metadata=PARAMETER)
     read: dict[str, Float[Array, "parts _in"]] = eqx.field(metadata=PARAMETER)
     write: dict[str, Float[Array, "parts _out"]] = eqx.field(metadata=PARAMETER)
-    mlp: Any = eqx.field(metadata=STATE)
+    mlp: PyTree = eqx.field(metadata=STATE)
     target_mean: Float[Array, " d_out"] = eqx.field(metadata=STATE)
     mask: MaskKind = eqx.field(static=True)
     sites: Sites = eqx.field(static=True)

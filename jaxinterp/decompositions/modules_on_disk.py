@@ -1,5 +1,5 @@
-"""Decompositions that are plain modules, on disk: `module.json` (classes and what is static) beside
-`module.safetensors` (every array by its name).
+"""Decompositions that are plain modules, on disk, in the form of `codec`; and in that of older versions, which is read
+and no longer written: `module.json` (classes and what is static) beside `module.safetensors` (every array by its name).
 
 Classes come from a list that the reader gives: a file names them and runs no code.
 """
@@ -10,13 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import equinox as eqx
+from jaxtyping import PyTree
 
-from jaxinterp.core.batch import Sites
 from jaxinterp.core.errors import UserError, suggest
+from jaxinterp.core.json_value import Json
+from jaxinterp.decompositions import codec
 from jaxinterp.decompositions.directions import Directions
 from jaxinterp.decompositions.experts import DenseNeurons, DenseStudent, Experts, Router, Scaling
 from jaxinterp.decompositions.factor_analysers import FactorAnalysers
-from jaxinterp.decompositions.on_disk import check_arrays, damage, describe_sites, make_sites, read, write
+from jaxinterp.decompositions.on_disk import check_arrays, damage, make_sites, read
 from jaxinterp.decompositions.parts import NonnegativeParts
 
 MODULES: tuple[type[eqx.Module], ...] = (
@@ -28,17 +30,17 @@ NAME = "module"
 
 
 def save_module(decomposition: eqx.Module, folder: str | Path) -> Path:
-    """Write a module of arrays, numbers, words, sites and other such modules into a folder.
+    """Write a module of arrays, numbers, words, sites and other such modules, in the one form of all decompositions.
 
     Raises:
       UserError: a field holds something else.
     """
-    return write(folder, NAME, {"module": _described(decomposition)}, decomposition)
+    return codec.write_tree(decomposition, Path(folder))
 
 
 def load_module(
     folder: str | Path, *, classes: Sequence[type[eqx.Module]] = MODULES, activations: Sequence[Any] = ()
-) -> Any:
+) -> PyTree:
     """Read back what `save_module` wrote.
 
     Args:
@@ -49,6 +51,8 @@ def load_module(
         class is unknown.
     """
     folder = Path(folder)
+    if (folder / f"{codec.NAME}.json").is_file():
+        return codec.read_tree(folder, tuple(classes))
     with damage(folder):
         static, arrays = read(folder, NAME)
         left = dict(arrays)
@@ -58,36 +62,13 @@ def load_module(
         return made
 
 
-def _described(module: eqx.Module) -> dict[str, Any]:
-    static: dict[str, Any] = {}
-    parts: dict[str, Any] = {}
-    absent: list[str] = []
-    for field in fields(module):
-        value = module.__dict__[field.name]
-        if value is None:
-            absent.append(field.name)
-        elif isinstance(value, Sites):
-            static[field.name] = {"sites": describe_sites(value)}
-        elif isinstance(value, eqx.Module):
-            parts[field.name] = _described(value)
-        elif isinstance(value, tuple) and all(isinstance(each, int | float | str) for each in value):
-            static[field.name] = {"tuple": list(value)}
-        elif isinstance(value, bool | int | float | str):
-            static[field.name] = value
-        elif not eqx.is_array(value):
-            raise UserError(
-                f"{type(module).__name__}.{field.name} is a {type(value).__name__}: it has no form on disk."
-            )
-    return {"class": type(module).__name__, "static": static, "parts": parts, "absent": absent}
-
-
 def _made(
-    described: Mapping[str, Any], arrays: dict[str, Any], prefix: str, known: Mapping[str, type], folder: Path
-) -> Any:
+    described: Mapping[str, Json], arrays: dict[str, PyTree], prefix: str, known: Mapping[str, type], folder: Path
+) -> PyTree:
     name = described["class"]
     if name not in known:
         raise UserError(f"class {name!r} in {folder} is unknown: pass it in classes.{suggest(name, known)}")
-    values: dict[str, Any] = dict.fromkeys(described["absent"])
+    values: dict[str, PyTree] = dict.fromkeys(described["absent"])
     for field, value in described["static"].items():
         values[field] = value
         if isinstance(value, Mapping):

@@ -20,7 +20,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Protocol, runtime_checkable
 
 import equinox as eqx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PyTree
 
 from jaxinterp.core.errors import UserError
 from jaxinterp.decompositions.codes import Codes, DenseCodes
@@ -36,11 +36,11 @@ class FromPre(Protocol):
     somebody looks at one of these arrays.
     """
 
-    def pre(self, x: Any) -> Mapping[str, Array]: ...
-    def from_pre(self, pre: Mapping[str, Array], x: Any) -> Codes: ...
+    def pre(self, x: PyTree) -> Mapping[str, Array]: ...
+    def from_pre(self, pre: Mapping[str, Array], x: PyTree) -> Codes: ...
 
 
-def offered(encode: Callable[[Any], Codes], x: Any, tap: Tap, source: object = None) -> tuple[Codes, Codes]:
+def offered(encode: Callable[[Any], Codes], x: PyTree, tap: Tap, source: object = None) -> tuple[Codes, Codes]:
     """The codes of x, and those that flow on after the edits at `codes_pre`, `gate_pre` and `codes`.
 
     Args:
@@ -65,7 +65,7 @@ def offered(encode: Callable[[Any], Codes], x: Any, tap: Tap, source: object = N
 
 
 def with_error(
-    decode: Callable[[Any], Array], y: Float[Array, "*axes d"], codes: Any, flowing: Any, tap: Tap
+    decode: Callable[[Any], Array], y: Float[Array, "*axes d"], codes: PyTree, flowing: PyTree, tap: Tap
 ) -> Float[Array, "*axes d"]:
     """What replaces y where the error is kept: the module's equations.
 
@@ -84,7 +84,7 @@ def with_error(
     return (y + (decode(flowing) - decode(codes))).astype(y.dtype)
 
 
-def replaced(decomposition: Any, x: Any, tap: Tap) -> Array:
+def replaced(decomposition: Any, x: PyTree, tap: Tap) -> Array:
     """decode(c') in the dtype of x: what a decomposition is in the place of its leaf."""
     _, flowing = offered(decomposition.encode, x, tap, decomposition)
     return decomposition.decode(flowing, x).astype(x.dtype)

@@ -7,24 +7,22 @@ loaded by name. Arrays must have the dtypes and the common shapes that the annot
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, fields
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, get_args
 
 import jax.numpy as jnp
-import numpy as np
-from jaxtyping import AbstractArray, jaxtyped
+from jaxtyping import AbstractArray, Array, PyTree, jaxtyped
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from jaxinterp.core.batch import Sites
 from jaxinterp.core.errors import UserError, suggest
-from jaxinterp.core.trees import named_leaves
+from jaxinterp.core.json_value import Json
 from jaxinterp.decompositions.activations import Activation, BatchTopK, ReLU, TopK
 from jaxinterp.decompositions.adaptive import GroupBias, TopAFA
 from jaxinterp.decompositions.gates import Gated, JumpReLU
 from jaxinterp.decompositions.group_max import GroupMax
-from jaxinterp.storage.files import write_arrays, write_text
 
 KNOWN: tuple[type[Activation], ...] = (ReLU, TopK, BatchTopK, Gated, JumpReLU, TopAFA, GroupBias, GroupMax)
 """The activations that a file may name without being told of them."""
@@ -33,16 +31,7 @@ FORMAT = 1
 """Raised when older readers could no longer understand what is written."""
 
 
-def write(folder: str | Path, name: str, static: Mapping[str, Any], tree: Any) -> Path:
-    """Write `<name>.json` and `<name>.safetensors` into a folder, which is made if it is not there."""
-    folder = Path(folder)
-    arrays = {leaf_name: np.asarray(leaf) for leaf_name, leaf in named_leaves(tree).items()}
-    write_arrays(folder / f"{name}.safetensors", arrays)
-    write_text(folder / f"{name}.json", json.dumps({"format": FORMAT, **static}, indent=2) + "\n")
-    return folder
-
-
-def read(folder: Path, name: str, form: int = FORMAT) -> tuple[dict[str, Any], dict[str, Any]]:
+def read(folder: Path, name: str, form: int = FORMAT) -> tuple[dict[str, Json], dict[str, Array]]:
     """(what is static, the arrays by leaf name) of what `write` wrote; to be called inside `damage`.
 
     Raises:
@@ -72,20 +61,14 @@ def damage(folder: Path) -> Iterator[None]:
         raise UserError(f"the decomposition in {folder} is damaged: {type(error).__name__}: {error}") from error
 
 
-def take(arrays: dict[str, Any], prefix: str) -> dict[str, Any]:
+def take(arrays: dict[str, PyTree], prefix: str) -> dict[str, Array]:
     """The arrays below a prefix, taken out."""
     return {name.removeprefix(prefix): arrays.pop(name) for name in list(arrays) if name.startswith(prefix)}
 
 
-def describe_activation(activation: Any) -> dict[str, Any]:
-    """The class of an activation, and what is static of it."""
-    static = [field.name for field in fields(activation) if field.metadata.get("static", False)]
-    return {"kind": type(activation).__name__} | {name: getattr(activation, name) for name in static}
-
-
 def make_activation(
-    settings: Mapping[str, Any], arrays: Mapping[str, Any], folder: Path, activations: Sequence[type[Activation]]
-) -> Any:
+    settings: Mapping[str, Json], arrays: Mapping[str, PyTree], folder: Path, activations: Sequence[type[Activation]]
+) -> PyTree:
     """The activation that `describe_activation` described, with its arrays.
 
     Raises:
@@ -100,12 +83,7 @@ def make_activation(
     return known[kind](**{name: value for name, value in settings.items() if name != "kind"}, **arrays)
 
 
-def describe_sites(sites: Sites) -> dict[str, Any]:
-    """As JSON has it."""
-    return asdict(sites)
-
-
-def make_sites(names: Mapping[str, Any]) -> Sites:
+def make_sites(names: Mapping[str, Json]) -> Sites:
     """What `describe_sites` described; JSON knows no tuples."""
     return Sites(**{port: tuple(name) if isinstance(name, list) else name for port, name in names.items()})
 

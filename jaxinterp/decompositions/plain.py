@@ -5,11 +5,9 @@ principal components  y ≈ mean + (y - mean) V^T V, the k directions of largest
 linear map            y ≈ mean_out + (x - mean_in) A
 """
 
-from typing import Any
-
 import equinox as eqx
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int, PyTree
 
 from jaxinterp.core.batch import Sites
 from jaxinterp.decompositions.base import STATE
@@ -26,14 +24,19 @@ class Neurons(eqx.Module):
     a = the hidden activations, w_j = row j of the down projection. Write vectors are the MLP's own.
     """
 
-    mlp: Any = eqx.field(metadata=STATE)
+    mlp: PyTree = eqx.field(metadata=STATE)
     hidden_mean: Float[Array, " d_mlp"] = eqx.field(metadata=STATE)
     target_mean: Float[Array, " d_out"] = eqx.field(metadata=STATE)
     k: int = eqx.field(static=True)
     sites: Sites = eqx.field(static=True)
 
     def encode(
-        self, x: Float[Array, "*axes d_in"], *, k: Any = None, weight: Any = None, training: bool = False
+        self,
+        x: Float[Array, "*axes d_in"],
+        *,
+        k: Int[Array, ""] | None = None,
+        weight: Array | None = None,
+        training: bool = False,
     ) -> SparseCodes:
         """The k neurons that matter most for each token, as differences from their mean."""
         difference = self.mlp.hidden(x).astype(jnp.float32) - self.hidden_mean
@@ -60,7 +63,12 @@ class PrincipalComponents(eqx.Module):
     sites: Sites = eqx.field(static=True)
 
     def encode(
-        self, x: Float[Array, "*axes d_out"], *, k: Any = None, weight: Any = None, training: bool = False
+        self,
+        x: Float[Array, "*axes d_out"],
+        *,
+        k: Int[Array, ""] | None = None,
+        weight: Array | None = None,
+        training: bool = False,
     ) -> DenseCodes:
         """Coordinates along the directions."""
         return DenseCodes((x.astype(jnp.float32) - self.target_mean) @ self.directions.T)
@@ -84,7 +92,12 @@ class LinearMap(eqx.Module):
     sites: Sites = eqx.field(static=True)
 
     def encode(
-        self, x: Float[Array, "*axes d_in"], *, k: Any = None, weight: Any = None, training: bool = False
+        self,
+        x: Float[Array, "*axes d_in"],
+        *,
+        k: Int[Array, ""] | None = None,
+        weight: Array | None = None,
+        training: bool = False,
     ) -> DenseCodes:
         """x about its mean."""
         return DenseCodes(x.astype(jnp.float32) - self.input_mean)

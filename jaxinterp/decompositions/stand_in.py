@@ -3,7 +3,7 @@
 from typing import Any
 
 import equinox as eqx
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from jaxinterp.core.batch import Sites
 from jaxinterp.core.errors import UserError
@@ -26,7 +26,7 @@ class StandIn(eqx.Module):
         run(model, tokens, edits={f"{leaf}/codes": edit})
     """
 
-    mlp: Any
+    mlp: PyTree
     decomposition: Any
     keep_error: bool = eqx.field(static=True, default=False)
 
@@ -50,7 +50,7 @@ class StandIn(eqx.Module):
         for name in (own.reads, own.writes):
             if not isinstance(name, str) or _port(name) not in ("in", "hidden", "out"):
                 raise UserError(f"site {name!r} cannot be reached from an MLP's input: in, hidden and out can.")
-        given: dict[str, Any] = {"rules": rules, "real": real, "positions": positions}
+        given: dict[str, PyTree] = {"rules": rules, "real": real, "positions": positions}
         value = self._reach(_port(own.reads), x, given)
         codes, flowing = offered(self.decomposition.encode, value, tap, self.decomposition)
         decode = lambda codes: self.decomposition.decode(codes, value)
@@ -63,7 +63,7 @@ class StandIn(eqx.Module):
             return written
         return self.mlp.write(written) if _port(own.writes) == "hidden" else call_leaf(self.mlp, written, **given)
 
-    def _reach(self, port: str, x: Array, given: dict[str, Any]) -> Array:
+    def _reach(self, port: str, x: Array, given: dict[str, PyTree]) -> Array:
         """An array of the leaf, from its input."""
         if port == "in":
             return x

@@ -11,7 +11,6 @@ in float64.
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import equinox as eqx
 import grain
@@ -20,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 import scipy.linalg
 import scipy.sparse
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from jaxinterp.core.batch import Sites, make_batch
 from jaxinterp.core.errors import UserError
@@ -31,6 +30,7 @@ from jaxinterp.decompositions.codes import SparseCodes
 from jaxinterp.decompositions.dictionary import Dictionary
 from jaxinterp.decompositions.plain import LinearMap, Neurons, PrincipalComponents
 from jaxinterp.methods.sparse.sparse_autoencoder import SparseAutoencoder
+from jaxinterp.models.load import Subject
 from jaxinterp.models.mlp import MLP
 from jaxinterp.models.sites import select
 
@@ -72,8 +72,8 @@ class CodeMoments:
 
 @ordinary()
 def baselines(
-    subject: Any, train: grain.MapDataset, site: str, *, k: int, features: int, tokens: int = 131_072, seed: int = 0
-) -> dict[str, Any]:
+    subject: Subject, train: grain.MapDataset, site: str, *, k: int, features: int, tokens: int = 131_072, seed: int = 0
+) -> dict[str, PyTree]:
     """The four baselines for the MLP at `site`, by name.
 
     Args:

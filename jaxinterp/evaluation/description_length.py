@@ -18,7 +18,7 @@ for the precision is this project's.
 """
 
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -26,6 +26,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from jaxinterp.core.errors import UserError
+from jaxinterp.decompositions.base import Decomposition
 from jaxinterp.decompositions.codes import Codes, SparseCodes
 
 COARSEST, FINEST = 4.0, 2.0**-12
@@ -41,7 +42,7 @@ class DescriptionLength(NamedTuple):
 
 
 def description_length(
-    decomposition: Any,
+    decomposition: Decomposition,
     x: Float[Array, "tokens d_in"],
     variance: float,
     *,
@@ -120,10 +121,10 @@ def _whole_numbers(codes: Codes, sizes: Array, step: float) -> tuple[np.ndarray,
 
 
 @eqx.filter_jit
-def _encode(decomposition: Any, x: Array) -> Codes:
+def _encode(decomposition: Decomposition, x: Array) -> Codes:
     return decomposition.encode(x)
 
 
 @eqx.filter_jit
-def _decode(decomposition: Any, codes: Codes, x: Array) -> Array:
+def _decode(decomposition: Decomposition, codes: Codes, x: Array) -> Array:
     return decomposition.decode(codes, x)

@@ -30,7 +30,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Int
+from jaxtyping import Array, Int, PyTree
 
 from jaxinterp.data.activations import CONSTANT
 from jaxinterp.evaluation.columns import Answer, Column
@@ -53,7 +53,7 @@ class Table:
     def __init__(self) -> None:
         self.parts: dict[str, list[np.ndarray]] = {}
 
-    def add(self, **columns: Any) -> None:
+    def add(self, **columns: PyTree) -> None:
         for name, column in columns.items():
             self.parts.setdefault(name, []).append(np.asarray(column, np.float64).reshape(-1))
 
@@ -122,14 +122,14 @@ class Effect:
     answer: Answer | None = None
 
 
-def check_effect(model: Any, effect: Effect) -> None:
+def check_effect(model: PyTree, effect: Effect) -> None:
     """Raises UserError, before compute, where the model does not give the answer that the effect reads."""
     tokens = jax.ShapeDtypeStruct((1, 1), jnp.int32)
     eqx.filter_eval_shape(lambda model, tokens: effect.read(run(model, tokens)), model, tokens)
 
 
 @eqx.filter_jit
-def answer_with(effect: Effect, model: Any, tokens: Int[Array, "batch seq"], site: str, value: Array) -> Array:
+def answer_with(effect: Effect, model: PyTree, tokens: Int[Array, "batch seq"], site: str, value: Array) -> Array:
     """One program for every decomposition: what the model answers with `value` at `site`."""
     return effect.read(run(model, tokens, edits={site: SetTo(value)}))
 

@@ -3,10 +3,10 @@
 import math
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from typing import Any
 
 from scipy.stats import spearmanr
 
+from jaxinterp.core.json_value import Json
 from jaxinterp.evaluation.effects import Row
 
 METRICS = ("fvu", "ce_replaced", "ce_recovered_zero", "ce_recovered_mean", "kl", "top1_agreement", "dead_fraction")
@@ -50,7 +50,7 @@ def ahead(rows: Sequence[Row], key: str) -> list[Row]:
     return sorted(rows, key=lambda row: (math.isnan(row[key]), row[key]))
 
 
-def order(one: Mapping[str, Any], other: Mapping[str, Any], key: str = "ce_replaced") -> str:
+def order(one: Mapping[str, Json], other: Mapping[str, Json], key: str = "ce_replaced") -> str:
     """Whether `one` is "lower" or "higher" than `other`, or "level": their 95 % intervals overlap."""
     (low, high), (other_low, other_high) = one[f"{key}_interval"], other[f"{key}_interval"]
     return "lower" if high < other_low else "higher" if low > other_high else "level"

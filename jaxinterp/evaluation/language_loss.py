@@ -12,7 +12,7 @@ import equinox as eqx
 import grain
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PyTree
 
 from jaxinterp.core.errors import UserError
 from jaxinterp.core.promotion import ordinary
@@ -22,7 +22,7 @@ from jaxinterp.models.ids import check_ids
 
 
 @ordinary()
-def language_loss(model: Any, text: grain.MapDataset, *, rows: int = 8) -> dict[str, float]:
+def language_loss(model: PyTree, text: grain.MapDataset, *, rows: int = 8) -> dict[str, float]:
     """`ce`, in nats per token, and `tokens`, over how many next tokens, of all windows of a text.
 
     Args:
@@ -46,6 +46,6 @@ def language_loss(model: Any, text: grain.MapDataset, *, rows: int = 8) -> dict[
 
 
 @eqx.filter_jit
-def _summed(model: Any, batch: Any) -> tuple[Float[Array, ""], Float[Array, ""]]:
+def _summed(model: PyTree, batch: Any) -> tuple[Float[Array, ""], Float[Array, ""]]:
     counts = counted(batch)
     return jnp.sum(next_token_nll(model, batch["tokens"]) * counts), jnp.sum(counts)

@@ -14,13 +14,14 @@ Sources: Bushnaq, Braun, Sharkey 2025 (arXiv 2506.20790); the evaluation's adver
 """
 
 from collections.abc import Mapping
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from jaxinterp.core.batch import Batch
+from jaxinterp.core.json_value import Json
 from jaxinterp.data.activations import counted
 from jaxinterp.methods.factor import parameters as spd
 from jaxinterp.methods.factor import vpd
@@ -35,14 +36,14 @@ MASKS: tuple[MaskName, ...] = get_args(MaskName)
 def mask_table(
     target: ProjectionTarget,
     learned: ParameterParts,
-    model: Any,
+    model: PyTree,
     batch: Batch,
     key: PRNGKeyArray,
     *,
     names: tuple[MaskName, ...] = MASKS,
     ascents: int = 20,
     rate: float = 0.1,
-) -> list[dict[str, Any]]:
+) -> list[dict[str, Json]]:
     """A row for every kind of mask: `mask`, `ce` and `kl` in nats a token, `l0` open parts a token in all matrices.
 
     Args:
@@ -75,7 +76,7 @@ def mask_table(
         "adversarial": adversary,
         "none": lambda: {n: spd.Mask(jnp.zeros_like(g.lower)) for n, g in importances.items()},
     }
-    rows: list[dict[str, Any]] = [{"mask": "clean", "ce": _cross_entropy(clean.output, text), "kl": 0.0, "l0": None}]
+    rows: list[dict[str, Json]] = [{"mask": "clean", "ce": _cross_entropy(clean.output, text), "kl": 0.0, "l0": None}]
     for name in names:
         masks = makers[name]()
         logits = answer(learned.parts, masks)

@@ -14,6 +14,7 @@ import numpy as np
 
 from jaxinterp.core.batch import Sites
 from jaxinterp.core.errors import UserError
+from jaxinterp.core.json_value import Json
 from jaxinterp.interchange.contents import Contents, Target
 from jaxinterp.interchange.fields import shown
 from jaxinterp.interchange.names import Hooks
@@ -27,7 +28,7 @@ LARGEST = float(np.finfo(np.float32).max)
 
 def write_beside(folder: Path, contents: Contents, sites: Sites) -> None:
     """Write the file."""
-    entry: dict[str, Any] = {"reads": sites.reads, "writes": sites.writes}
+    entry: dict[str, Json] = {"reads": sites.reads, "writes": sites.writes}
     if contents.target is not None:
         entry |= {"target_mean": contents.target.mean.tolist(), "target_variance": contents.target.variance}
     write_text(folder / NAME, json.dumps(entry, indent=2) + "\n")
@@ -58,7 +59,7 @@ def read_beside(folder: Path, theirs: Hooks | None, width: int) -> tuple[Hooks |
     )
 
 
-def _target(entry: Mapping[str, Any], where: Path, width: int) -> Target | None:
+def _target(entry: Mapping[str, Json], where: Path, width: int) -> Target | None:
     """The target's moments: both, or none."""
     if not {"target_mean", "target_variance"} & set(entry):
         return None

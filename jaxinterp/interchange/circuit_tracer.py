@@ -27,6 +27,7 @@ from jaxtyping import Float, Int
 
 from jaxinterp.core.batch import Sites
 from jaxinterp.core.errors import UserError
+from jaxinterp.core.json_value import Json
 from jaxinterp.decompositions.activations import Activation, ReLU
 from jaxinterp.decompositions.cross_layer import CrossLayer, PerLayer, fold_layers
 from jaxinterp.decompositions.dictionary import Dictionary
@@ -226,7 +227,7 @@ def _hooks(folder: Path, layer: int) -> tuple[Hooks | None, str, str | None]:
     return hooks, "", model if isinstance(model, str) else None
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
+def read_yaml(path: Path) -> dict[str, Json]:
     """The mapping in a YAML file, without any object.
 
     Raises:

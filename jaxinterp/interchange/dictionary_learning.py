@@ -18,12 +18,12 @@ Source: dictionary_learning 0.1.0 (dictionary.py, trainers/*.py, utils.py).
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
 from jaxinterp.core.errors import UserError
+from jaxinterp.core.json_value import Json
 from jaxinterp.decompositions.activations import Activation, ReLU, TopK
 from jaxinterp.decompositions.gates import Gated, JumpReLU
 from jaxinterp.interchange.arrays import AxesByName, check_names, integer, read_checked
@@ -135,19 +135,19 @@ def read_dictionary_learning(path: Path) -> Contents:
     )
 
 
-def _section(config: Mapping[str, Any], name: str, where: Path) -> dict[str, Any]:
+def _section(config: Mapping[str, Json], name: str, where: Path) -> dict[str, Json]:
     section = config.get(name) or {}
     if not isinstance(section, dict):
         raise UserError(f"{where}: config field {name} should be an object.")
     return section
 
 
-def _sizes(trainer: Mapping[str, Any]) -> dict[str, int]:
+def _sizes(trainer: Mapping[str, Json]) -> dict[str, int]:
     named = {"d": trainer.get("activation_dim"), "features": trainer.get("dict_size")}
     return {axis: value for axis, value in named.items() if type(value) is int}
 
 
-def _hooks(trainer: Mapping[str, Any], buffer: Mapping[str, Any], where: Path) -> tuple[Hooks | None, str]:
+def _hooks(trainer: Mapping[str, Json], buffer: Mapping[str, Json], where: Path) -> tuple[Hooks | None, str]:
     """Where it was trained; None, and why not, where that cannot be told."""
     if buffer.get("io", "out") != "out":
         return None, f"{where}: buffer.io={shown(buffer['io'])}: it was trained on more than what a module returns"

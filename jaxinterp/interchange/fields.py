@@ -5,12 +5,13 @@ from pathlib import Path
 from typing import Any
 
 from jaxinterp.core.errors import UserError, suggest
+from jaxinterp.core.json_value import Json
 from jaxinterp.models.files.tokenizer import read_json
 
 LARGEST_SIZE = 2**40
 
 
-def read_config(path: Path) -> dict[str, Any]:
+def read_config(path: Path) -> dict[str, Json]:
     """The object in a JSON file.
 
     Raises:
@@ -28,7 +29,7 @@ def shown(value: Any) -> str:
     return repr(value)[:60]
 
 
-def size(fields: Mapping[str, Any], name: str, where: Path) -> int:
+def size(fields: Mapping[str, Json], name: str, where: Path) -> int:
     """The value of a field that must be a positive whole number.
 
     Raises:
@@ -40,7 +41,7 @@ def size(fields: Mapping[str, Any], name: str, where: Path) -> int:
     return value
 
 
-def flag(fields: Mapping[str, Any], name: str, where: Path, *, default: bool | None = None) -> bool:
+def flag(fields: Mapping[str, Json], name: str, where: Path, *, default: bool | None = None) -> bool:
     """The value of a field that must be true or false.
 
     Raises:
@@ -52,7 +53,7 @@ def flag(fields: Mapping[str, Any], name: str, where: Path, *, default: bool | N
     return value
 
 
-def one_of(fields: Mapping[str, Any], name: str, where: Path, allowed: Collection[Any], *, why: str = "") -> Any:
+def one_of(fields: Mapping[str, Json], name: str, where: Path, allowed: Collection[Any], *, why: str = "") -> Any:
     """The value of a field, null where it is missing, if it is among those allowed.
 
     Raises:
@@ -65,7 +66,7 @@ def one_of(fields: Mapping[str, Any], name: str, where: Path, allowed: Collectio
     return value
 
 
-def check_known(fields: Mapping[str, Any], known: Collection[str], where: Path, *, hint: str = "") -> None:
+def check_known(fields: Mapping[str, Json], known: Collection[str], where: Path, *, hint: str = "") -> None:
     """Raises UserError if a field is unknown: one that changes the computation must not be ignored."""
     for name, value in fields.items():
         if name not in known:

@@ -13,6 +13,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from jaxinterp.core.errors import UserError
+from jaxinterp.core.json_value import Json
 from jaxinterp.decompositions.saved import save
 from jaxinterp.interchange import circuit_tracer, llama_scope
 from jaxinterp.interchange.readers import READERS
@@ -69,7 +70,7 @@ def _companions(file: str, names: list[str]) -> list[str]:
 
 
 def card(
-    decomposition: Any, *, row: Mapping[str, Any] | None, config: Mapping[str, Any] | None, command: str | None
+    decomposition: Any, *, row: Mapping[str, Json] | None, config: Mapping[str, Json] | None, command: str | None
 ) -> str:
     """The README.md of a repository: what it is, how it scored, how it was made, how to load it."""
     kind = type(decomposition).__name__
@@ -97,8 +98,8 @@ def push(
     decomposition: Any,
     repository: str,
     *,
-    row: Mapping[str, Any] | None = None,
-    config: Mapping[str, Any] | None = None,
+    row: Mapping[str, Json] | None = None,
+    config: Mapping[str, Json] | None = None,
     command: str | None = None,
     token: str | None = None,
     private: bool = False,

@@ -23,6 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxinterp.core.errors import UserError
+from jaxinterp.core.json_value import Json
 from jaxinterp.decompositions.activations import Activation, ReLU, TopK
 from jaxinterp.decompositions.gates import JumpReLU
 from jaxinterp.interchange.arrays import AxesByName, read_checked
@@ -70,6 +71,8 @@ def read_llama_scope(folder: Path) -> Contents:
     reads, writes = fields.get("hook_point_in"), fields.get("hook_point_out") or fields.get("hook_point_in")
     norms = {name.removeprefix(f"{NORMS}."): float(tensor.read(slice(None), None)) for name, tensor in held.items()}
     given = fields.get(NORMS) or {"in": norms.get(str(reads)), "out": norms.get(str(writes))}
+    if not isinstance(given, dict):
+        raise UserError(f"{where}: config field {NORMS}={shown(given)} should be an object.")
     scales = _scales(fields, given, width, where)
     hooks, no_site = _hooks(reads, writes, where)
     contents = Contents(
@@ -94,7 +97,7 @@ def _in_their_units(
     scales: tuple[float, float] | None,
     subtracts: bool,
     by_length: bool,
-    fields: Mapping[str, Any],
+    fields: Mapping[str, Json],
     arrays: Mapping[str, np.ndarray],
     where: Path,
 ) -> Contents:
@@ -125,7 +128,7 @@ def _in_their_units(
     )
 
 
-def _activation(fields: Mapping[str, Any], arrays: Mapping[str, np.ndarray], features: int, where: Path) -> Activation:
+def _activation(fields: Mapping[str, Json], arrays: Mapping[str, np.ndarray], features: int, where: Path) -> Activation:
     """JumpReLU with the file's threshold; TopK that was given one is JumpReLU, too."""
     name = one_of(fields, "act_fn", where, ("relu", "topk", "jumprelu"))
     if "log_jumprelu_threshold" in arrays:
@@ -140,7 +143,9 @@ def _activation(fields: Mapping[str, Any], arrays: Mapping[str, np.ndarray], fea
     return JumpReLU(jnp.full(features, threshold, jnp.float32), "raw", BANDWIDTH)
 
 
-def _scales(fields: Mapping[str, Any], norms: Mapping[str, Any], width: int, where: Path) -> tuple[float, float] | None:
+def _scales(
+    fields: Mapping[str, Json], norms: Mapping[str, Json], width: int, where: Path
+) -> tuple[float, float] | None:
     """(s_in, s_out); None where the file says that there were some and not which."""
     kind = one_of(fields, "norm_activation", where, ("dataset-wise", "inference"), why="; of each token or batch")
     if kind == "inference":

@@ -19,12 +19,14 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, PyTree
 
 from jaxinterp.core.errors import UserError
+from jaxinterp.core.json_value import Json
 from jaxinterp.core.promotion import ordinary
 from jaxinterp.evaluation.features.peaks import batches, chosen_codes, collect
 from jaxinterp.evaluation.features.vectors import direct_logits
+from jaxinterp.models.load import Subject
 from jaxinterp.storage.files import check_empty, write_text
 
 INTERVALS, BARS, LOGITS, NEURONS = 5, 50, 10, 3
@@ -35,7 +37,7 @@ Feature = dict[str, Any]
 @ordinary()
 def write_neuronpedia(
     decomposition: Any,
-    subject: Any,
+    subject: Subject,
     heldout: Any,
     folder: str | Path,
     *,
@@ -104,7 +106,7 @@ def write_neuronpedia(
 
 
 def _codes(
-    decomposition: Any, model: Any, windows: Sequence[Any], chosen: Int[np.ndarray, " chosen"]
+    decomposition: Any, model: PyTree, windows: Sequence[Any], chosen: Int[np.ndarray, " chosen"]
 ) -> Float[np.ndarray, "windows seq chosen"]:
     """The codes of the chosen features at every token."""
     parts = [
@@ -171,7 +173,7 @@ def _activations(
     piece: Callable[[int], str],
     top: int,
     examples: int,
-) -> list[dict[str, Any]]:
+) -> list[dict[str, Json]]:
     """Windows of the highest activations, then of each interval, from the highest down; each window once a group."""
     counted = np.where(weight, codes, 0.0)
     maximum = float(counted.max(initial=0.0))

@@ -28,7 +28,7 @@ import equinox as eqx
 import grain
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PyTree
 
 from jaxinterp.core.errors import UserError
 from jaxinterp.core.promotion import ordinary
@@ -271,7 +271,7 @@ def _elsewhere(dictionary: Dictionary, rows: dict[str, Rows], around: list[tuple
             yield _Reading(f"at {place}: the site looks wrong, pass site=", dictionary, x, y)
 
 
-def _around(model: Any, reads: str, writes: str) -> list[tuple[str, str]]:
+def _around(model: PyTree, reads: str, writes: str) -> list[tuple[str, str]]:
     """Pairs to try: the same ports in other layers, other ports in the same layer."""
     known = set(sites_of(model))
     pattern = re.compile(r"blocks/(\d+)/(.+)")
@@ -293,7 +293,7 @@ def _names(dictionary: Dictionary | PerToken) -> tuple[str, str]:
     return str(dictionary.sites.reads), str(dictionary.sites.writes)
 
 
-def _harvest(model: Any, tokens: grain.MapDataset, names: tuple[str, ...], count: int) -> dict[str, Rows]:
+def _harvest(model: PyTree, tokens: grain.MapDataset, names: tuple[str, ...], count: int) -> dict[str, Rows]:
     """Rows of tokens that have weight, by site name."""
     parts: dict[str, list[np.ndarray]] = {name: [] for name in names}
     for batch in take(tokens, count):

@@ -7,6 +7,7 @@ kind of them: what `count` loads, with random weights, to say that a model can b
 from collections.abc import Mapping
 from typing import Any
 
+from jaxinterp.core.json_value import Json
 from jaxinterp.models.files.shapes import PUBLISHED
 
 Fields = dict[str, Any]
@@ -166,7 +167,7 @@ LAYERS = 8
 """Layers of a shrunken model: a whole period of windows and kinds of attention."""
 
 
-def shrunken(fields: Mapping[str, Any]) -> Fields:
+def shrunken(fields: Mapping[str, Json]) -> Fields:
     """The same kind of model, small: sizes alone change, and the number of layers."""
     small: Fields = {}
     for name, value in fields.items():

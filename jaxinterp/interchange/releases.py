@@ -21,6 +21,7 @@ from typing import Any
 import yaml
 
 from jaxinterp.core.errors import UserError, suggest
+from jaxinterp.core.json_value import Json
 from jaxinterp.interchange.readers import Format
 from jaxinterp.interchange.saelens_fields import REFUSED
 
@@ -72,7 +73,7 @@ class Release:
     repository: str
     model: str
     loader: str
-    overrides: Mapping[str, Any] = field(default_factory=dict)
+    overrides: Mapping[str, Json] = field(default_factory=dict)
     entries: Mapping[str, Entry] = field(default_factory=dict)
 
 
@@ -95,7 +96,7 @@ class Place:
     site: str | None
     scaling_factor: float | None
     centred: bool | None
-    overrides: Mapping[str, Any]
+    overrides: Mapping[str, Json]
 
 
 @cache
@@ -123,7 +124,7 @@ def _from_yaml(path: Path) -> dict[str, Release]:
     return {name: release_of(name, fields) for name, fields in found.items()}
 
 
-def release_of(name: str, fields: Mapping[str, Any]) -> Release:
+def release_of(name: str, fields: Mapping[str, Json]) -> Release:
     """A release of SAELens's YAML."""
     entries = {
         str(each["id"]): Entry(str(each["id"]), str(each["path"]), each.get("norm_scaling_factor"))
@@ -134,7 +135,7 @@ def release_of(name: str, fields: Mapping[str, Any]) -> Release:
     return Release(name, fields["repo_id"], fields["model"], loader, overrides, entries)
 
 
-def _from_snapshot(found: Mapping[str, Any]) -> dict[str, Release]:
+def _from_snapshot(found: Mapping[str, Json]) -> dict[str, Release]:
     releases = {}
     for name, fields in found.items():
         entries = {row[0]: Entry(row[0], row[1] or row[0], *row[2:]) for row in fields["entries"]}

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from jaxinterp.core.errors import UserError
+from jaxinterp.core.json_value import Json
 from jaxinterp.decompositions.activations import TopK
 from jaxinterp.decompositions.dictionary import Dictionary
 from jaxinterp.decompositions.gates import Gated, JumpReLU
@@ -51,7 +52,7 @@ CHANGED = ("fold_ln", "fold_value_biases")
 """Options of TransformerLens under which its activations are not those of the model as it was published."""
 
 
-def read_saelens(folder: Path, overrides: Mapping[str, Any] | None = None) -> Contents:
+def read_saelens(folder: Path, overrides: Mapping[str, Json] | None = None) -> Contents:
     """What a SAELens folder says.
 
     Args:
@@ -62,8 +63,8 @@ def read_saelens(folder: Path, overrides: Mapping[str, Any] | None = None) -> Co
     """
     where = folder / CONFIG
     fields = current(read_config(where) | dict(overrides or {}), where)
-    if fields.get("architecture") in REFUSED:
-        name = fields["architecture"]
+    name = fields.get("architecture")
+    if isinstance(name, str) and name in REFUSED:
         raise UserError(f"{where}: config field architecture={name!r} is not supported: {REFUSED[name]}.")
     name = one_of(fields, "architecture", where, ARCHITECTURES)
     architecture = ARCHITECTURES[name]
@@ -140,9 +141,9 @@ def write_saelens(dictionary: Dictionary, folder: Path) -> Path:
             f"has no such {what}; it has {', '.join(ARCHITECTURES)} (format='sparsify' has TopK transcoders)."
         )
     reads, writes = str(dictionary.sites.reads), str(dictionary.sites.writes)
-    metadata: dict[str, Any] = {"sae_lens_version": VERSION, "hook_name": to_hook(reads)}
+    metadata: dict[str, Json] = {"sae_lens_version": VERSION, "hook_name": to_hook(reads)}
     metadata |= {"hook_name_out": to_hook(writes)} if contents.transcoder else {}
-    config: dict[str, Any] = {
+    config: dict[str, Json] = {
         "architecture": name,
         "d_in": contents.encoder.shape[1],
         "d_sae": contents.encoder.shape[0],
@@ -217,7 +218,7 @@ def _factor(folder: Path, scaling: str | None) -> float | None:
     return float(factor)
 
 
-def _centred(fields: Mapping[str, Any]) -> bool | None:
+def _centred(fields: Mapping[str, Json]) -> bool | None:
     """Whether streams were centred; None: the file says neither that nor which version wrote it."""
     metadata = fields.get("metadata") or {}
     options = metadata.get("model_from_pretrained_kwargs")
@@ -227,12 +228,12 @@ def _centred(fields: Mapping[str, Any]) -> bool | None:
     return False if any(said.get(name) for said in (fields, metadata) for name in versions) else None
 
 
-def _model_name(fields: Mapping[str, Any]) -> str | None:
+def _model_name(fields: Mapping[str, Json]) -> str | None:
     name = (fields.get("metadata") or {}).get("model_name")
     return name if isinstance(name, str) else None
 
 
-def _finetuned(arrays: Mapping[str, np.ndarray], fields: Mapping[str, Any], where: Path) -> np.ndarray | np.float32:
+def _finetuned(arrays: Mapping[str, np.ndarray], fields: Mapping[str, Json], where: Path) -> np.ndarray | np.float32:
     """The finetuned scale of every write vector, 1 where the file has none."""
     factors, named = arrays.get("scaling_factor"), bool(fields.get("finetuning_scaling_factor"))
     if factors is None and named:
@@ -261,7 +262,7 @@ def _rescaled(contents: Contents) -> Contents:
     )
 
 
-def _head(fields: Mapping[str, Any], transcoder: bool, where: Path) -> int | None:
+def _head(fields: Mapping[str, Json], transcoder: bool, where: Path) -> int | None:
     """The head that it was trained on, of those beside each other in `attn/z`; None: all.
 
     Raises:
@@ -282,7 +283,7 @@ def _head(fields: Mapping[str, Any], transcoder: bool, where: Path) -> int | Non
     return head
 
 
-def _hooks(fields: Mapping[str, Any], where: Path, transcoder: bool) -> tuple[Hooks | None, str]:
+def _hooks(fields: Mapping[str, Json], where: Path, transcoder: bool) -> tuple[Hooks | None, str]:
     """Where it was trained; None, and why not, where that cannot be told."""
     metadata = fields.get("metadata") or {}
     shape = one_of(fields, "reshape_activations", where, ("none", "hook_z", None))

@@ -21,8 +21,10 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import PyTree
 
 from jaxinterp.core.errors import UserError
+from jaxinterp.core.json_value import Json
 from jaxinterp.decompositions.activations import Activation, ReLU, TopK
 from jaxinterp.decompositions.gates import Gated, JumpReLU
 from jaxinterp.interchange.arrays import AxesByName
@@ -133,7 +135,7 @@ METADATA = (
 NORMALISED = {True: "expected_average_only_in", False: "none", None: "none"}
 
 
-def current(config: Mapping[str, Any], where: Path) -> dict[str, Any]:
+def current(config: Mapping[str, Json], where: Path) -> dict[str, Json]:
     """The fields as version 6 has them.
 
     Older files hold the configuration of the whole run; what it says beside the known fields is ignored, as SAELens
@@ -172,7 +174,7 @@ def _major(version: Any, where: Path) -> int:
         raise UserError(f"{where}: config field sae_lens_version={shown(version)} should be like '6.0.0'.") from error
 
 
-def _check_old(config: Mapping[str, Any], where: Path) -> None:
+def _check_old(config: Mapping[str, Json], where: Path) -> None:
     """Raises UserError if nothing says that it is SAELens's: what it leaves out would have SAELens's defaults."""
     foreign = [name for name in NOT_OURS if name in config]
     if foreign:
@@ -187,7 +189,7 @@ def _check_old(config: Mapping[str, Any], where: Path) -> None:
         )
 
 
-def arrays_hint(name: str, arrays: Mapping[str, Any]) -> str:
+def arrays_hint(name: str, arrays: Mapping[str, PyTree]) -> str:
     """Which architectures have these arrays, where the named one has not."""
     like = [other for other, kind in ARCHITECTURES.items() if set(kind.tensors) == set(arrays) - {"scaling_factor"}]
     if not like or name in like:

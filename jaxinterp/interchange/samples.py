@@ -11,11 +11,11 @@ import struct
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from safetensors.numpy import save_file
 
+from jaxinterp.core.json_value import Json
 from jaxinterp.interchange.releases import Entry, Release
 
 D, FEATURES = 32, 128
@@ -92,7 +92,7 @@ def _saelens(release: Release, entry: Entry, root: Path) -> Path:
     folder.mkdir(parents=True)
     arrays = {"W_enc": draw(D, FEATURES), "W_dec": draw(FEATURES, D), "b_enc": draw(FEATURES), "b_dec": draw(D)}
     hook = re.findall(r"blocks\.\d+\.hook_[a-z_]+", entry.name)[0].rstrip("_")
-    fields: dict[str, Any] = {"d_in": D, "d_sae": FEATURES, "dtype": "torch.float32", "hook_point": hook}
+    fields: dict[str, Json] = {"d_in": D, "d_sae": FEATURES, "dtype": "torch.float32", "hook_point": hook}
     fields |= {"hook_point_layer": int(hook.split(".")[1]), "hook_point_head_index": None, "model_name": release.model}
     if "v5" in release.name:
         fields |= {"activation_fn_str": "topk", "activation_fn_kwargs": {"k": 4}, "normalize_activations": "layer_norm"}
@@ -136,7 +136,7 @@ def _llama_scope(release: Release, entry: Entry, root: Path) -> Path:
     arrays |= {"decoder.weight": draw(D, FEATURES), "decoder.bias": draw(D)}
     kinds = {"A": "hook_attn_out", "M": "hook_mlp_out", "R": "hook_resid_post"}
     layer, kind = re.findall(r"L(\d+)([AMR])", entry.path)[0]
-    fields: dict[str, Any] = {"hook_point_in": f"blocks.{layer}.{kinds[kind]}", "d_model": D, "d_sae": FEATURES}
+    fields: dict[str, Json] = {"hook_point_in": f"blocks.{layer}.{kinds[kind]}", "d_model": D, "d_sae": FEATURES}
     fields |= {"hook_point_out": fields["hook_point_in"], "act_fn": "jumprelu", "norm_activation": "dataset-wise"}
     fields |= {"use_decoder_bias": True, "sparsity_include_decoder_norm": True}
     if release.loader == "llama_scope":

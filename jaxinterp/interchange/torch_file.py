@@ -24,6 +24,7 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
+from jaxtyping import PyTree
 
 from jaxinterp.core.errors import UserError
 from jaxinterp.interchange.zip_file import members, read_member
@@ -84,7 +85,7 @@ def open_torch(path: Path) -> dict[str, StoredTensor]:
     return tensors
 
 
-def open_torch_with_settings(path: Path) -> tuple[dict[str, StoredTensor], dict[str, Any]]:
+def open_torch_with_settings(path: Path) -> tuple[dict[str, StoredTensor], dict[str, PyTree]]:
     """Every tensor of a state dict, and its entries that are text, numbers, truth values, null or dictionaries of such.
 
     Raises:
@@ -93,7 +94,7 @@ def open_torch_with_settings(path: Path) -> tuple[dict[str, StoredTensor], dict[
     return _opened(path)
 
 
-def _opened(path: Path) -> tuple[dict[str, StoredTensor], dict[str, Any]]:
+def _opened(path: Path) -> tuple[dict[str, StoredTensor], dict[str, PyTree]]:
     archive = members(path, compressed=False)
     pickles = [name for name in archive if name.endswith("/data.pkl") and name.count("/") == 1]
     if len(pickles) != 1:
@@ -123,7 +124,7 @@ def _setting(name: str, value: Any, path: Path) -> Any:
     raise UserError(f"{path}: entry {name[:80]!r} is not a tensor.")
 
 
-def _run(program: bytes, path: Path) -> dict[str, Any]:
+def _run(program: bytes, path: Path) -> dict[str, PyTree]:
     """What the pickle describes, by the machine of the module's docstring."""
     try:
         result = _machine(program, path)

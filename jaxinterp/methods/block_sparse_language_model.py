@@ -22,13 +22,13 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
 
 from jaxinterp.core.batch import Batch
 from jaxinterp.core.errors import UserError
 from jaxinterp.core.metrics import Metrics, Ratio
 from jaxinterp.core.protocols import MethodState, Recipe
-from jaxinterp.core.sites import Needs
+from jaxinterp.core.sites import Needs, Site
 from jaxinterp.methods.checks import check_not_negative, check_positive, check_whole
 from jaxinterp.methods.language_model import next_token
 from jaxinterp.methods.recipes import warmup_linear
@@ -90,7 +90,7 @@ class BlockSparseLanguageModel:
             if vars(self)[name] > 1:
                 raise UserError(f"{name}={vars(self)[name]} is a share: at most 1.")
 
-    def needs(self, site: Any = None) -> Needs:
+    def needs(self, site: Site = None) -> Needs:
         """No array of the subject: the windows are the batch.
 
         Raises:
@@ -111,12 +111,14 @@ class BlockSparseLanguageModel:
         ramp = max(1, round(self.ramp * steps))
         block = (self.block, self.block)
 
-        def start(key: PRNGKeyArray, sample: Batch, model: Any = None, previous: Any = None) -> MethodState:
+        def start(key: PRNGKeyArray, sample: Batch, model: PyTree = None, previous: PyTree = None) -> MethodState:
             wide = jax.tree.map(lambda leaf: leaf.astype(jnp.float32) if eqx.is_inexact_array(leaf) else leaf, model)
             masks = [jnp.ones(block_norms(weight, block).shape, bool) for weight in mlp_matrices(wide)]
             return MethodState(wide, optimizer.init(eqx.filter(wide, eqx.is_inexact_array)), masks)
 
-        def step(state: MethodState, batch: Batch, key: PRNGKeyArray, model: Any = None) -> tuple[MethodState, Metrics]:
+        def step(
+            state: MethodState, batch: Batch, key: PRNGKeyArray, model: PyTree = None
+        ) -> tuple[MethodState, Metrics]:
             leaves, fixed = eqx.partition(state.decomposition, eqx.is_inexact_array)
             loss = lambda leaves: next_token(eqx.combine(leaves, fixed), batch, key, model=model)
             gradient, metrics = jax.grad(loss, has_aux=True)(leaves)
@@ -135,7 +137,7 @@ class BlockSparseLanguageModel:
         return Recipe(start, step, lambda state: state.decomposition)
 
 
-def mlp_matrices(model: Any) -> list[Any]:
+def mlp_matrices(model: PyTree) -> list[Any]:
     """The weights of every MLP's projections, layer by layer."""
     found = []
     for block in model.blocks:
@@ -144,7 +146,7 @@ def mlp_matrices(model: Any) -> list[Any]:
     return found
 
 
-def masked(model: Any, masks: list[Bool[Array, "_rows _columns"]], block: tuple[int, int]) -> Any:
+def masked(model: PyTree, masks: list[Bool[Array, "_rows _columns"]], block: tuple[int, int]) -> PyTree:
     """The model (or its gradient) with the weights of MLPs set to zero in blocks that are not kept."""
     weights = [
         jnp.where(spread_blocks(mask, block), weight, 0)

@@ -12,16 +12,16 @@ AdamW: Loshchilov and Hutter 2019, arXiv 1711.05101; weight decay on matrices on
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 from jaxinterp.core.batch import Batch, Sites
 from jaxinterp.core.errors import UserError
+from jaxinterp.core.sites import Site
 from jaxinterp.data.activations import counted
 from jaxinterp.methods.base import Recipe, gradient_method, warmup_linear
 from jaxinterp.methods.checks import check_not_negative, check_positive
@@ -51,7 +51,7 @@ class LanguageModel:
             if vars(self)[name] > 1:
                 raise UserError(f"{name}={vars(self)[name]} is a share of the steps: at most 1.")
 
-    def needs(self, site: Any = None) -> Sites:
+    def needs(self, site: Site = None) -> Sites:
         """No array of the subject: the windows are the batch.
 
         Raises:
@@ -72,7 +72,7 @@ class LanguageModel:
 
 
 def next_token(
-    decomposition: Any, batch: Batch, key: PRNGKeyArray, *, model: Any = None
+    decomposition: PyTree, batch: Batch, key: PRNGKeyArray, *, model: PyTree = None
 ) -> tuple[Float[Array, ""], Metrics]:
     """The objective. `decomposition` is the model that is trained; `model`, where it started, is not used.
 
@@ -90,21 +90,21 @@ def next_token(
     return trained_on.value(), jax.lax.stop_gradient(metrics)
 
 
-def next_token_nll(model: Any, tokens: Int[Array, "batch seq"]) -> Float[Array, "batch next"]:
+def next_token_nll(model: PyTree, tokens: Int[Array, "batch seq"]) -> Float[Array, "batch next"]:
     """-log p of every next token, in nats."""
     log_p = jax.nn.log_softmax(run(model, tokens).logits[:, :-1])
     return -jnp.take_along_axis(log_p, tokens[:, 1:, None], axis=-1)[..., 0]
 
 
-def every_number(model: Any) -> Any:
+def every_number(model: PyTree) -> PyTree:
     """True at every array of floating-point numbers."""
     return jax.tree.map(eqx.is_inexact_array, model)
 
 
-def matrices(parameters: Any) -> Any:
+def matrices(parameters: PyTree) -> PyTree:
     """True at arrays with two axes or more: what weight decay shrinks. Gains of norms and biases stay as they are."""
     return jax.tree.map(lambda leaf: leaf.ndim > 1, parameters)
 
 
-def _start(key: PRNGKeyArray, sample: Batch, model: Any) -> Any:
+def _start(key: PRNGKeyArray, sample: Batch, model: PyTree) -> PyTree:
     return jax.tree.map(lambda leaf: leaf.astype(jnp.float32) if eqx.is_inexact_array(leaf) else leaf, model)

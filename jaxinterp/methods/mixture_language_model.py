@@ -11,19 +11,18 @@ Sources: as the layers. Coefficients: 0.01 (Fedus et al. 2021), 0.001 each (Park
 """
 
 from dataclasses import dataclass, replace
-from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from jaxinterp.core.batch import Batch
 from jaxinterp.core.errors import UserError
 from jaxinterp.core.metrics import Metrics, Ratio
 from jaxinterp.core.protocols import MethodState, Recipe
-from jaxinterp.core.sites import Needs
+from jaxinterp.core.sites import Needs, Site
 from jaxinterp.core.trees import path_name
 from jaxinterp.data.activations import counted
 from jaxinterp.methods.checks import check_not_negative, check_positive
@@ -64,7 +63,7 @@ class MixtureLanguageModel:
         check_positive(self, "learning_rate", "gradient_norm")
         check_not_negative(self, "weight_decay", "warmup", "decay", "balance", "uniformity", "ambiguity")
 
-    def needs(self, site: Any = None) -> Needs:
+    def needs(self, site: Site = None) -> Needs:
         """No array of the subject: the windows are the batch.
 
         Raises:
@@ -82,12 +81,14 @@ class MixtureLanguageModel:
             optax.adamw(rate, b2=0.95, weight_decay=self.weight_decay, mask=_decayed),
         )
 
-        def start(key: PRNGKeyArray, sample: Batch, model: Any = None, previous: Any = None) -> MethodState:
+        def start(key: PRNGKeyArray, sample: Batch, model: PyTree = None, previous: PyTree = None) -> MethodState:
             wide = jax.tree.map(lambda leaf: leaf.astype(jnp.float32) if eqx.is_inexact_array(leaf) else leaf, model)
             training = set_training(wide, True)
             return MethodState(training, optimizer.init(eqx.filter(training, trained(training))))
 
-        def step(state: MethodState, batch: Batch, key: PRNGKeyArray, model: Any = None) -> tuple[MethodState, Metrics]:
+        def step(
+            state: MethodState, batch: Batch, key: PRNGKeyArray, model: PyTree = None
+        ) -> tuple[MethodState, Metrics]:
             leaves, fixed = eqx.partition(state.decomposition, trained(state.decomposition))
             loss = lambda leaves: self._loss(eqx.combine(leaves, fixed), batch)
             gradient, (metrics, statistics) = jax.grad(loss, has_aux=True)(leaves)
@@ -97,7 +98,7 @@ class MixtureLanguageModel:
 
         return Recipe(start, step, lambda state: set_training(state.decomposition, False))
 
-    def _loss(self, model: Any, batch: Batch) -> tuple[Float[Array, ""], tuple[Metrics, dict[str, Statistics]]]:
+    def _loss(self, model: PyTree, batch: Batch) -> tuple[Float[Array, ""], tuple[Metrics, dict[str, Statistics]]]:
         if batch.windows is None:
             raise UserError("a language model is trained on windows of text: train with fit(...), which gives them.")
         tokens, document = batch.windows["tokens"], batch.windows["document"]
@@ -119,7 +120,7 @@ class MixtureLanguageModel:
         return loss, jax.lax.stop_gradient((metrics, statistics))
 
 
-def mixtures(model: Any) -> dict[str, Any]:
+def mixtures(model: PyTree) -> dict[str, PyTree]:
     """The MLPs that are mixtures with a router of their own, by name."""
     return {
         f"blocks/{index}/mlp": block.mlp
@@ -128,7 +129,7 @@ def mixtures(model: Any) -> dict[str, Any]:
     }
 
 
-def auxiliary(model: Any, trace: Trace) -> dict[str, Float[Array, ""]]:
+def auxiliary(model: PyTree, trace: Trace) -> dict[str, Float[Array, ""]]:
     """The means over layers of the auxiliary losses that its layers have."""
     found: dict[str, list[Array]] = {}
     for name, mlp in mixtures(model).items():
@@ -142,7 +143,7 @@ def auxiliary(model: Any, trace: Trace) -> dict[str, Float[Array, ""]]:
     return {name: jnp.mean(jnp.stack(values)) for name, values in found.items()}
 
 
-def trained(model: Any) -> Any:
+def trained(model: PyTree) -> PyTree:
     """True at every floating-point array but Monet's running statistics."""
     marks = jax.tree.map(eqx.is_inexact_array, model)
     paths, structure = jax.tree_util.tree_flatten_with_path(marks)
@@ -150,7 +151,7 @@ def trained(model: Any) -> Any:
     return jax.tree_util.tree_unflatten(structure, [mark and path_name(path) not in state for path, mark in paths])
 
 
-def set_training(model: Any, training: bool) -> Any:
+def set_training(model: PyTree, training: bool) -> PyTree:
     """The model with every Monet layer normalising by the batch, or by its running statistics."""
     return eqx.tree_at(
         lambda model: [block.mlp for block in model.blocks],
@@ -162,7 +163,7 @@ def set_training(model: Any, training: bool) -> Any:
     )
 
 
-def followed(model: Any, statistics: dict[str, Statistics], batch: Batch) -> Any:
+def followed(model: PyTree, statistics: dict[str, Statistics], batch: Batch) -> PyTree:
     """The model with running statistics that follow those of a batch."""
     for name, new in statistics.items():
         mlp = model.blocks[int(name.split("/")[1])].mlp
@@ -172,7 +173,7 @@ def followed(model: Any, statistics: dict[str, Statistics], batch: Batch) -> Any
     return model
 
 
-def _decayed(parameters: Any) -> Any:
+def _decayed(parameters: PyTree) -> PyTree:
     """True at arrays with two axes or more that are not biases."""
     paths, structure = jax.tree_util.tree_flatten_with_path(parameters)
     marks = [leaf.ndim > 1 and not jax.tree_util.keystr(path).endswith("bias") for path, leaf in paths]

@@ -29,13 +29,13 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 from jaxinterp.core.batch import Batch
 from jaxinterp.core.errors import UserError
 from jaxinterp.core.metrics import Metrics, Ratio
 from jaxinterp.core.protocols import Recipe
-from jaxinterp.core.sites import Needs
+from jaxinterp.core.sites import Needs, Site
 from jaxinterp.data.activations import counted
 from jaxinterp.methods.checks import check_not_negative, check_one_of, check_positive
 from jaxinterp.methods.recipes import gradient_method, warmup_linear
@@ -111,7 +111,7 @@ class SparseLanguageModel:
         if self.stages:
             staged(self.start, self.stages)
 
-    def needs(self, site: Any = None) -> Needs:
+    def needs(self, site: Site = None) -> Needs:
         """No array of the subject: the windows are the batch.
 
         Raises:
@@ -132,7 +132,7 @@ class SparseLanguageModel:
         trained = lambda model: jax.tree.map(eqx.is_inexact_array, model)
         return gradient_method(self._start, self.objective, optimizer, trained=trained)
 
-    def _start(self, key: PRNGKeyArray, sample: Batch, model: Any) -> Any:
+    def _start(self, key: PRNGKeyArray, sample: Batch, model: PyTree) -> PyTree:
         wide = jax.tree.map(lambda leaf: leaf.astype(jnp.float32) if eqx.is_inexact_array(leaf) else leaf, model)
         return wide if self.activation is None else with_activation(wide, self.activation)
 
@@ -142,7 +142,7 @@ class SparseLanguageModel:
         return staged(self.start, stages)(step)
 
     def objective(
-        self, decomposition: Any, batch: Batch, key: PRNGKeyArray, *, model: Any = None
+        self, decomposition: PyTree, batch: Batch, key: PRNGKeyArray, *, model: PyTree = None
     ) -> tuple[Float[Array, ""], Metrics]:
         """The loss. `decomposition` is the model that is trained; `model`, where it started, is not used.
 
@@ -178,7 +178,7 @@ class SparseLanguageModel:
         return loss, jax.lax.stop_gradient(metrics)
 
 
-def with_activation(model: Any, activation: Activation) -> Any:
+def with_activation(model: PyTree, activation: Activation) -> PyTree:
     """The model with another activation in every MLP, in `config` too.
 
     Raises:

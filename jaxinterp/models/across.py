@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
-from jaxtyping import Array
+from jaxtyping import Array, PyTree
 
 from jaxinterp.core.callables import takes
 from jaxinterp.core.errors import UserError
@@ -29,7 +29,7 @@ replaces the array."""
 
 
 def run_across(
-    model: Any,
+    model: PyTree,
     tokens: object,
     reads: Sequence[str],
     writes: Sequence[str],

@@ -10,12 +10,11 @@ the token in each slot, -1 for padding and for slots that are still empty.
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, PyTree
 
 from jaxinterp.models.attention import Attention
 from jaxinterp.models.layers import Tap, no_tap
@@ -60,7 +59,7 @@ class Cached(eqx.Module):
         return self.attention.write(z, tap=tap, rules=rules)
 
 
-def can_cache(model: Any) -> str:
+def can_cache(model: PyTree) -> str:
     """Why the model cannot run with a cache, in words; "" where it can."""
     if not isinstance(model, Transformer):
         return f"a {type(model).__name__} has no cache"

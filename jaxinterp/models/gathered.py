@@ -12,12 +12,10 @@ with more tokens the same function is computed by a mask. It is what the edit `L
 W_up is kept transposed, so that a neuron is a row. Its `sites` are `in` and `out`; the inside is not offered to `tap`.
 """
 
-from typing import Any
-
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PyTree
 
 from jaxinterp.core.errors import UserError
 from jaxinterp.models.layers import Linear
@@ -73,7 +71,7 @@ class GatheredMLP(eqx.Module):
         return jnp.where(mask, s * up, 0) @ self.down_rows
 
 
-def gathered(mlp: Any, keep: int, *, scale: Float[Array, " d_mlp"] | None = None, block: int = 1) -> GatheredMLP:
+def gathered(mlp: PyTree, keep: int, *, scale: Float[Array, " d_mlp"] | None = None, block: int = 1) -> GatheredMLP:
     """The MLP with `keep` neurons a token.
 
     Args:

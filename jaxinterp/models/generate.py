@@ -15,13 +15,13 @@ lies behind the newest token does not matter. Models that were adapted from othe
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
 
 from jaxinterp.core.callables import takes
 from jaxinterp.core.errors import UserError
@@ -176,7 +176,7 @@ def generate(
     return _finish(subject, state, prompts, first, max_tokens, ids, texts)
 
 
-def check_context(model: Any, prompt: int, new: int) -> None:
+def check_context(model: PyTree, prompt: int, new: int) -> None:
     """Raises UserError if prompt and new tokens are longer than the model's context."""
     if isinstance(model, Transformer) and prompt + new > model.config.context:
         raise UserError(
@@ -220,7 +220,7 @@ def _start(prompts: Sequence[Sequence[int]], max_tokens: int, multiple: int) -> 
 
 @eqx.filter_jit
 def prefill(
-    model: Any,
+    model: PyTree,
     state: State,
     edits: Mapping[str, Edit],
     sampling: Sampling,
@@ -242,7 +242,7 @@ def prefill(
 
 @eqx.filter_jit
 def decode(
-    model: Any,
+    model: PyTree,
     state: State,
     edits: Mapping[str, Edit],
     sampling: Sampling,
@@ -268,7 +268,7 @@ def decode(
     return jax.lax.while_loop(goes_on, step, state)
 
 
-def _all_anew(model: Any, state: State, edits: Mapping[str, Edit]) -> Float[Array, "batch vocab"]:
+def _all_anew(model: PyTree, state: State, edits: Mapping[str, Edit]) -> Float[Array, "batch vocab"]:
     """The logits behind the newest token from a pass over all slots; those behind it are padding."""
     if not isinstance(model, Transformer) and not takes(model, "mask"):
         trace = run(model, state.tokens, edits=edits, keep=())

@@ -6,20 +6,18 @@ An index outside an array is clamped or wrapped by JAX without a word: id 61 of 
 of id 60. Where ids are values, `check_ids` raises; inside `jit`, where they are not, their rows are NaN.
 """
 
-from typing import Any
-
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Int
+from jaxtyping import Array, Int, PyTree
 
 from jaxinterp.core.errors import UserError
 from jaxinterp.models.rules import EXACT
 from jaxinterp.models.transformer import Transformer
 
 
-def token_rows(model: Any) -> int | None:
+def token_rows(model: PyTree) -> int | None:
     """Rows of the model's embedding; of an adapted model, its number of logits. None: it has neither."""
     if isinstance(model, Transformer):
         return model.embedding.token.shape[0]
@@ -30,7 +28,7 @@ def token_rows(model: Any) -> int | None:
     return None if logits is None else int(logits.shape[-1])
 
 
-def check_ids(model: Any, tokens: Int[Array | np.ndarray, "..."], where: str = "tokens") -> None:
+def check_ids(model: PyTree, tokens: Int[Array | np.ndarray, "..."], where: str = "tokens") -> None:
     """Every token id has a row in the model's embedding. Tracers and arrays of other processes pass unseen.
 
     Args:

@@ -10,7 +10,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 from jaxinterp.core.callables import takes
 from jaxinterp.core.trees import path_name
@@ -20,7 +20,7 @@ Tap = Callable[[str, Any], Any]
 """Called with the name and the value of every named array; what it returns flows on."""
 
 
-def no_tap(name: str, value: Any) -> Any:
+def no_tap(name: str, value: PyTree) -> PyTree:
     """The tap that only looks away: every value flows on as it is."""
     return value
 
@@ -32,7 +32,7 @@ class ChoosyTap(Protocol):
     `wants(name)` is False where `tap(name, value)` would give the value back and keep nothing.
     """
 
-    def __call__(self, name: str, value: Any) -> Any: ...
+    def __call__(self, name: str, value: PyTree) -> PyTree: ...
     def wants(self, name: str) -> bool: ...
 
 
@@ -48,7 +48,7 @@ class Below:
     tap: Tap
     prefix: str
 
-    def __call__(self, name: str, value: Any) -> Any:
+    def __call__(self, name: str, value: PyTree) -> PyTree:
         return self.tap(f"{self.prefix}/{name}", value)
 
     def wants(self, name: str) -> bool:
@@ -77,15 +77,15 @@ class Tapped(Protocol):
     with x alone (`call_leaf`).
     """
 
-    def __call__(self, x: Any, *, tap: Tap, rules: Rules) -> Any: ...
+    def __call__(self, x: PyTree, *, tap: Tap, rules: Rules) -> PyTree: ...
 
 
-def project(linear: Callable[..., Any], name: str, x: Any, tap: Tap, rules: Rules) -> Any:
+def project(linear: Callable[..., Any], name: str, x: PyTree, tap: Tap, rules: Rules) -> PyTree:
     """What a projection makes of x; arrays of its own are below its name."""
     return call_leaf(linear, x, tap=under(tap, name), rules=rules)
 
 
-def call_leaf(leaf: Callable[..., Any], x: Any, *, tap: Tap = no_tap, rules: Rules = EXACT, **others: Any) -> Any:
+def call_leaf(leaf: Callable[..., Any], x: PyTree, *, tap: Tap = no_tap, rules: Rules = EXACT, **others: Any) -> PyTree:
     """The leaf of x: with those of `tap`, `rules` and the others that it takes."""
     given = {"tap": tap, "rules": rules, **others}
     return leaf(x, **{name: value for name, value in given.items() if takes(leaf, name)})
@@ -116,11 +116,11 @@ class HasProjections(Protocol):
 class HasExperts(Protocol):
     """A sublayer whose experts can be opened and replaced one by one; each gives a new sublayer."""
 
-    def opening(self, *numbers: int) -> Any: ...
-    def with_expert(self, number: int, leaf: Callable[..., Any]) -> Any: ...
+    def opening(self, *numbers: int) -> PyTree: ...
+    def with_expert(self, number: int, leaf: Callable[..., Any]) -> PyTree: ...
 
 
-def cut_axes(model: Any) -> dict[str, int | None]:
+def cut_axes(model: PyTree) -> dict[str, int | None]:
     """By name, the axis along which each matrix of a model is cut; without arrays of modules that are not Cuttable."""
     axes: dict[str, int | None] = {}
     for path, node in jax.tree_util.tree_flatten_with_path(model, is_leaf=lambda node: isinstance(node, Cuttable))[0]:

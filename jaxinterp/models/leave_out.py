@@ -25,7 +25,7 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from jaxinterp.core.errors import UserError
 from jaxinterp.models import selection
@@ -183,7 +183,7 @@ class FATReLU(eqx.Module):
         return jnp.where(x >= self.threshold, x, 0).astype(x.dtype)
 
 
-def every(model: Any, array: str, make: Callable[[str], Any]) -> dict[str, Any]:
+def every(model: PyTree, array: str, make: Callable[[str], Any]) -> dict[str, PyTree]:
     """`make(leaf)` as the edit at `<leaf>/<array>` of every MLP: `every(model, "hidden", lambda leaf: ...)`.
 
     Raises:

@@ -21,6 +21,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
+from jaxtyping import PyTree
 
 from jaxinterp.core.errors import UserError, suggest
 from jaxinterp.core.promotion import ordinary
@@ -58,7 +60,7 @@ KNOWN = (*WHEELS, TINY, BILINEAR)
 def load(
     source: str | Path,
     *,
-    dtype: Any = None,
+    dtype: DTypeLike | None = None,
     sharding: Shardings = None,
     families: Mapping[str, Family] | None = None,
     revision: str | None = None,
@@ -136,7 +138,7 @@ def _load_huggingface(
     directory: Path,
     name: str,
     checkpoint: str,
-    dtype: Any,
+    dtype: DTypeLike,
     sharding: Shardings,
     families: Mapping[str, Family] | None = None,
 ) -> Subject:
@@ -204,7 +206,7 @@ def _check_tied(tensors: dict[str, StoredTensor], embedding: str, head: str, whe
         )
 
 
-def _load_gguf(path: Path, name: str, checkpoint: str, dtype: Any, sharding: Shardings) -> Subject:
+def _load_gguf(path: Path, name: str, checkpoint: str, dtype: DTypeLike, sharding: Shardings) -> Subject:
     if not path.is_file():
         raise UserError(f"no GGUF file {path}.")
     reader, tensors = open_gguf(path)
@@ -237,7 +239,7 @@ def _gguf_tokenizer(reader: Any, path: Path) -> Tokenizer | None:
     return None
 
 
-def _load_tiny(dtype: Any, sharding: Shardings) -> Subject:
+def _load_tiny(dtype: DTypeLike, sharding: Shardings) -> Subject:
     subject = tiny_subject()
     placed = shardings_of(subject.model, sharding)
     leaves = {
@@ -246,7 +248,7 @@ def _load_tiny(dtype: Any, sharding: Shardings) -> Subject:
     return Subject(fill_leaves(subject.model, leaves), subject.tokenizer, TINY, "planted, random weights")
 
 
-def _checked_dtype(dtype: Any) -> Any:
+def _checked_dtype(dtype: DTypeLike) -> PyTree:
     try:
         checked = jnp.dtype(dtype)
     except TypeError as error:

@@ -17,7 +17,7 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from jaxinterp.core.errors import UserError
 from jaxinterp.core.trees import named_leaves
@@ -26,7 +26,7 @@ from jaxinterp.models.mlp import MLP
 from jaxinterp.models.sites import replace, select, sites
 
 
-def task_arithmetic(base: Any, tuned: Sequence[Any], weights: Sequence[float]) -> Any:
+def task_arithmetic(base: Any, tuned: Sequence[Any], weights: Sequence[float]) -> PyTree:
     """θ_0 + sum_i λ_i (θ_i - θ_0) for every array.
 
     Raises:
@@ -44,7 +44,7 @@ def task_arithmetic(base: Any, tuned: Sequence[Any], weights: Sequence[float]) -
     return eqx.combine(merged, rest)
 
 
-def check_alike(base: Any, model: Any, name: str) -> None:
+def check_alike(base: Any, model: PyTree, name: str) -> None:
     """Raises UserError if two models have other arrays."""
     first, second = named_leaves(base), named_leaves(model)
     for leaf in sorted({*first, *second}):
@@ -80,7 +80,7 @@ class WeightEnsemble(eqx.Module):
 
 def ensemble(
     base: Any, tuned: Sequence[Any], key: PRNGKeyArray, *, start: float = 0.3, width: int | None = None
-) -> Any:
+) -> PyTree:
     """The base with every MLP a `WeightEnsemble` of the tuned ones; all else by task arithmetic with λ = `start`.
 
     Args:

@@ -8,10 +8,10 @@ Its named arrays, below the leaf's own name: `pre` (what enters f), `up` (the ot
 (what the down projection reads). The block around it names `in`, `out` and `added`.
 """
 
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import equinox as eqx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PyTree
 
 from jaxinterp.models.layers import Linear, Tap, no_tap, project
 from jaxinterp.models.rules import EXACT, Activation, Rules, activate, gate_product
@@ -25,9 +25,9 @@ class MLPLeaf(Protocol):
     offers what it wants to; of others the trace has `in`, `out` and `added` only, and their derivative is their own.
     """
 
-    def __call__(self, x: Any, *, tap: Tap = no_tap, rules: Rules = EXACT) -> Any: ...
-    def hidden(self, x: Any, *, tap: Tap = no_tap, rules: Rules = EXACT) -> Any: ...
-    def write(self, hidden: Any) -> Any: ...
+    def __call__(self, x: PyTree, *, tap: Tap = no_tap, rules: Rules = EXACT) -> PyTree: ...
+    def hidden(self, x: PyTree, *, tap: Tap = no_tap, rules: Rules = EXACT) -> PyTree: ...
+    def write(self, hidden: PyTree) -> PyTree: ...
 
 
 class MLP(eqx.Module):
@@ -53,6 +53,21 @@ class MLP(eqx.Module):
         pre = tap("pre", project(self.gate_proj, "gate_proj", x, tap, rules))
         up = tap("up", project(self.up_proj, "up_proj", x, tap, rules))
         return tap("hidden", gate_product(activate(self.activation, pre, rules), up, rules))
+
+    @property
+    def gate(self) -> Linear | None:
+        """`gate_proj`, by its shorter name, which older scripts use."""
+        return self.gate_proj
+
+    @property
+    def up(self) -> Linear:
+        """`up_proj`, likewise."""
+        return self.up_proj
+
+    @property
+    def down(self) -> Linear:
+        """`down_proj`, likewise."""
+        return self.down_proj
 
     def projections(self) -> tuple[str, ...]:
         """The fields of its linear maps."""

@@ -15,7 +15,7 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, PyTree
 from scipy.optimize import linear_sum_assignment
 
 from jaxinterp.core.errors import UserError
@@ -24,7 +24,7 @@ from jaxinterp.models.pruning import keep_neurons
 from jaxinterp.models.sites import select, sites
 
 
-def neuron_vectors(mlp: Any) -> Float[Array, "neurons size"]:
+def neuron_vectors(mlp: PyTree) -> Float[Array, "neurons size"]:
     """One row a neuron: what it reads by each matrix (with its bias), and what it writes.
 
     Raises:
@@ -71,7 +71,7 @@ def match_neurons(
     return place, likeness[np.arange(len(place)), place] / np.maximum(sizes, 1e-300)
 
 
-def align(model: Any, reference: Any) -> tuple[Any, dict[str, float]]:
+def align(model: PyTree, reference: Any) -> tuple[Any, dict[str, float]]:
     """The model with its MLPs' neurons in the order of the reference's, and the mean cosine of each layer's matches.
 
     Raises:
@@ -87,5 +87,5 @@ def align(model: Any, reference: Any) -> tuple[Any, dict[str, float]]:
     return keep_neurons(model, orders), cosines
 
 
-def _balanced(mlp: Any) -> Any:
+def _balanced(mlp: PyTree) -> PyTree:
     return balanced(mlp) if isinstance(mlp, MLP) else mlp

@@ -1,17 +1,18 @@
 """What people give as a prompt, as rows of token ids; and generated ids as text."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
+from jaxtyping import PyTree
 
 from jaxinterp.core.errors import UserError
+from jaxinterp.core.json_value import Json
 from jaxinterp.models.files.chat import render_chat
 from jaxinterp.models.files.subject import Subject
 from jaxinterp.models.files.tokenizer import Tokenizer
 
 
-def as_prompts(subject: Subject, prompt: Any, chat: bool = False) -> list[list[int]]:
+def as_prompts(subject: Subject, prompt: PyTree, chat: bool = False) -> list[list[int]]:
     """Rows of token ids from a text, texts, ids, or conversations; see `generate`.
 
     Raises:
@@ -26,7 +27,7 @@ def as_prompts(subject: Subject, prompt: Any, chat: bool = False) -> list[list[i
     return rows
 
 
-def _rows(subject: Subject, prompt: Any, chat: bool) -> list[list[int]]:
+def _rows(subject: Subject, prompt: PyTree, chat: bool) -> list[list[int]]:
     if chat:
         return [_conversation(subject, messages) for messages in _conversations(prompt)]
     if isinstance(prompt, str):
@@ -49,7 +50,7 @@ def _ids(row: np.ndarray) -> list[int]:
     return [int(id) for id in row]
 
 
-def _conversations(prompt: Any) -> list[list[Mapping[str, Any]]]:
+def _conversations(prompt: PyTree) -> list[list[Mapping[str, Json]]]:
     if isinstance(prompt, str):
         return [[{"role": "user", "content": prompt}]]
     if isinstance(prompt, Sequence) and prompt:
@@ -59,7 +60,7 @@ def _conversations(prompt: Any) -> list[list[Mapping[str, Any]]]:
     raise UserError(f"chat=True: prompt is a {type(prompt).__name__}: give a text or a list of messages.")
 
 
-def _conversation(subject: Subject, messages: Sequence[Mapping[str, Any]]) -> list[int]:
+def _conversation(subject: Subject, messages: Sequence[Mapping[str, Json]]) -> list[int]:
     tokenizer = _tokenizer(subject)
     return tokenizer.encode(render_chat(tokenizer, messages))
 

@@ -17,7 +17,7 @@ from typing import Any, Literal
 import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, PyTree
 
 from jaxinterp.core.errors import UserError
 from jaxinterp.models.attention import Attention
@@ -63,7 +63,7 @@ def weight_mask(
     return mask.T if within == "output" else mask
 
 
-def mask_weights(model: Any, masks: Mapping[str, Bool[Array | np.ndarray, "_in _out"]]) -> Any:
+def mask_weights(model: PyTree, masks: Mapping[str, Bool[Array | np.ndarray, "_in _out"]]) -> PyTree:
     """A new model with the weights of projections set to zero where their mask is False.
 
     Raises:
@@ -80,7 +80,7 @@ def mask_weights(model: Any, masks: Mapping[str, Bool[Array | np.ndarray, "_in _
     return replace(model, pruned)
 
 
-def keep_neurons(model: Any, kept: Choice) -> Any:
+def keep_neurons(model: PyTree, kept: Choice) -> PyTree:
     """A new model whose MLPs have only the neurons named, in the order given.
 
     `config.d_mlp` follows where every layer keeps equally many; otherwise it stays, and the model cannot be saved.
@@ -101,7 +101,7 @@ def keep_neurons(model: Any, kept: Choice) -> Any:
     return _with_config(pruned, d_mlp=sizes.pop()) if len(sizes) == 1 else pruned
 
 
-def keep_heads(model: Any, kept: Choice) -> Any:
+def keep_heads(model: PyTree, kept: Choice) -> PyTree:
     """A new model whose attention has only the key/value heads named, each with the query heads that read it.
 
     Without grouped queries a key/value head is a head. `config` follows where every layer keeps equally many.
@@ -139,7 +139,7 @@ def keep_heads(model: Any, kept: Choice) -> Any:
     return _with_config(pruned, heads=heads_left, kv_heads=kv_left)
 
 
-def keep_experts(model: Any, kept: Choice) -> Any:
+def keep_experts(model: PyTree, kept: Choice) -> PyTree:
     """A new model whose mixtures (Switch, MoE-X) have only the experts named; `config` follows where all keep equally
     many.
 

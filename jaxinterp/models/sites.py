@@ -19,7 +19,8 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Int, PyTree
 from penzai import pz
 
 from jaxinterp.core.callables import takes
@@ -69,7 +70,7 @@ class LanguageModel(Protocol):
     prompts.
     """
 
-    def __call__(self, tokens: Any, *, tap: Any, rules: Rules) -> Any: ...
+    def __call__(self, tokens: PyTree, *, tap: Any, rules: Rules) -> PyTree: ...
 
 
 def _as_array(value: object) -> object:
@@ -218,7 +219,7 @@ class Tapping:
     def _edit(self, name: str, value: Array) -> Array:
         edit = self.edits[name]
         self.edited.add(name)
-        given: dict[str, Any] = {}
+        given: dict[str, PyTree] = {}
         if takes(edit, "positions"):
             given["positions"] = self.positions()
         if takes(edit, "tap"):
@@ -238,7 +239,7 @@ class Tapping:
 
 @ordinary()
 def run(
-    model: Any,
+    model: PyTree,
     tokens: object,
     *,
     edits: Mapping[str, Edit] | None = None,
@@ -314,7 +315,7 @@ def check_tokens(tokens: object) -> Int[Array, "batch seq"]:
     return jnp.asarray(tokens)
 
 
-def _rows(name: str, value: object, tokens: Array, dtype: Any) -> Array:
+def _rows(name: str, value: object, tokens: Array, dtype: DTypeLike) -> Array:
     """One number a token, [batch, seq]."""
     if not isinstance(value, jax.Array | np.ndarray) or value.shape != tokens.shape:
         given = value.shape if isinstance(value, jax.Array | np.ndarray) else type(value).__name__
@@ -330,7 +331,7 @@ def keeps(keep: tuple[str, ...] | None, name: str) -> bool:
 
 
 @ordinary()
-def sites(model: Any, pattern: str = "**") -> list[str]:
+def sites(model: PyTree, pattern: str = "**") -> list[str]:
     """Every site of the model in the order of the flow: leaves (each before its projections) and arrays.
 
     Args:
@@ -358,7 +359,7 @@ def sites(model: Any, pattern: str = "**") -> list[str]:
 
 
 @lru_cache(maxsize=64)
-def _arrays(structure: Any, leaves: tuple[Any, ...]) -> tuple[str, ...]:
+def _arrays(structure: PyTree, leaves: tuple[Any, ...]) -> tuple[str, ...]:
     """The names that a model of this structure and these shapes offers, in order: of a forward pass over one token."""
     arrays: list[str] = []
 
@@ -371,7 +372,7 @@ def _arrays(structure: Any, leaves: tuple[Any, ...]) -> tuple[str, ...]:
     return tuple(arrays)
 
 
-def _projections(model: Any) -> dict[str, list[str]]:
+def _projections(model: PyTree) -> dict[str, list[str]]:
     """The names of the projections inside each leaf that shows them."""
     shows = lambda node: isinstance(node, HasProjections)
     nodes = jax.tree_util.tree_flatten_with_path(model, is_leaf=shows)[0]
@@ -380,8 +381,13 @@ def _projections(model: Any) -> dict[str, list[str]]:
 
 
 @ordinary()
+<<<<<<< HEAD
 def check_site(model: Any, name: str) -> str:
     """Our name of a site of the model; `name` may be of any dialect (`jaxinterp.models.dialects`).
+=======
+def check_site(model: PyTree, name: str) -> str:
+    """`name`, if it is a site of the model.
+>>>>>>> main
 
     Raises:
       UserError: it is not; the message suggests the nearest names or says why it is missing.
@@ -393,7 +399,7 @@ def check_site(model: Any, name: str) -> str:
     return name
 
 
-def select(model: Any, pattern: str) -> Any:
+def select(model: PyTree, pattern: str) -> PyTree:
     """Penzai's selection of the subtrees whose name matches a glob: `select(model, "blocks/*/mlp").get_sequence()`.
 
     Raises:
@@ -410,7 +416,7 @@ def select(model: Any, pattern: str) -> Any:
     return selection
 
 
-def replace(model: Any, leaves: Mapping[str, Any]) -> Any:
+def replace(model: PyTree, leaves: Mapping[str, PyTree]) -> PyTree:
     """A new model with other callables at the named leaves: `replace(model, {"blocks/3/mlp": transcoder})`.
 
     A projection is replaced in the same way: `replace(model, {"blocks/3/mlp/up_proj": linear})`.
@@ -455,7 +461,7 @@ def replace(model: Any, leaves: Mapping[str, Any]) -> Any:
 
 
 @ordinary()
-def open_experts(model: Any, site: str, *numbers: int) -> Any:
+def open_experts(model: PyTree, site: str, *numbers: int) -> PyTree:
     """A new model in which some experts of the mixture at `site` are sites of their own.
 
     `open_experts(model, "blocks/3/mlp", 5)` has `blocks/3/mlp/experts/5`, a leaf that reads and writes
@@ -482,7 +488,7 @@ def _why_not_a_leaf(name: str, known: list[str], every: list[str]) -> str:
     return f"{name!r} is not a leaf of this model.{suggest(name, known)}"
 
 
-def _check_projection(name: str, linear: Any, replacement: Any) -> None:
+def _check_projection(name: str, linear: PyTree, replacement: PyTree) -> None:
     """Raises UserError if the replacement of a linear map has another output shape."""
     if not isinstance(linear, Linear):
         return

@@ -1,12 +1,11 @@
 """Whether an edit may run with a cache: one token at a time it must give what it gives on a whole sequence."""
 
 from collections.abc import Mapping
-from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, PyTree
 
 from jaxinterp.core.callables import takes
 from jaxinterp.core.errors import UserError
@@ -17,7 +16,7 @@ MOST = 64
 """Positions that are tried."""
 
 
-def check_tokenwise(model: Any, edits: Mapping[str, Edit], places: Int[Array, "batch slots"], width: int) -> None:
+def check_tokenwise(model: PyTree, edits: Mapping[str, Edit], places: Int[Array, "batch slots"], width: int) -> None:
     """Raises UserError if an edit gives something else one token at a time, tried on random arrays.
 
     Args:
@@ -33,7 +32,7 @@ def check_tokenwise(model: Any, edits: Mapping[str, Edit], places: Int[Array, "b
     full = jnp.where(count < width, places, count - width + 1 + jnp.max(places, axis=1, keepdims=True))
     tried = jnp.concatenate([full[:, :1], full[:, max(1, full.shape[1] - MOST + 1) :]], axis=1)
     shape = jax.ShapeDtypeStruct(tried.shape, jnp.int32)
-    arrays: dict[str, Any] = eqx.filter_eval_shape(
+    arrays: dict[str, PyTree] = eqx.filter_eval_shape(
         lambda model, tokens: run(model, tokens, edits=_shapes_only(edits)).arrays, model, shape
     )
     for name, edit in edits.items():

@@ -23,7 +23,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
 
 from jaxinterp.core.errors import UserError
 from jaxinterp.models.attention import Attention, Temperature
@@ -182,7 +182,7 @@ class Block(eqx.Module):
     attn_post_norm: Norm | None
     attn_sum_norm: Norm | None
     mlp_norm: Norm | None
-    mlp: Any
+    mlp: PyTree
     mlp_post_norm: Norm | None
     mlp_sum_norm: Norm | None
     parallel: bool = eqx.field(static=True)
@@ -334,7 +334,7 @@ def initialise(config: TransformerConfig, key: PRNGKeyArray) -> Transformer:
             interleaved=config.rotary_interleaved,
         )
 
-    def mlp(layer: int) -> Any:
+    def mlp(layer: int) -> PyTree:
         if config.routed is not None and layer not in config.dense_layers:
             return random_routed(next(keys), config.d_model, config.routed)
         if config.mixture is not None:

@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import treescope
+from jaxtyping import PyTree
 from treescope import rendering_parts
 
 from jaxinterp.core.trees import named_leaves, path_name
@@ -13,7 +14,7 @@ from jaxinterp.models.files.subject import Subject
 from jaxinterp.models.sites import LEAVES, PROJECTIONS, sites
 
 
-def show(model: Any) -> None:
+def show(model: PyTree) -> None:
     """Display the model's tree with the site names: in a notebook treescope's foldable tree, in a shell `tree_text`.
 
     Args:
@@ -41,7 +42,7 @@ def _in_notebook() -> bool:
     return shell is not None and type(shell).__name__ == "ZMQInteractiveShell"
 
 
-def tree_text(model: Any) -> str:
+def tree_text(model: PyTree) -> str:
     """One line for every array of the tree, those of all blocks together, and the sites.
 
     `blocks/*/mlp/up_proj/weight   float32 [64, 128]   x 4`
@@ -58,7 +59,7 @@ def tree_text(model: Any) -> str:
     return "\n".join([type(model).__name__, *lines, "sites", *_site_lines(model)])
 
 
-def _site_lines(model: Any) -> Iterator[str]:
+def _site_lines(model: PyTree) -> Iterator[str]:
     """The site names, those of all blocks together."""
     counts: dict[str, int] = {}
     for name in sites(model):
@@ -68,7 +69,7 @@ def _site_lines(model: Any) -> Iterator[str]:
         yield f"  {name}" + (f"  x {count}" if count > 1 else "")
 
 
-def tree_html(model: Any) -> str:
+def tree_html(model: PyTree) -> str:
     """HTML of the model's tree, each leaf, projection and array marked with its name."""
     leaves = {name for name in sites(model) if name.endswith((*LEAVES, *PROJECTIONS))}
     names: dict[str, str] = {}
@@ -78,7 +79,7 @@ def tree_html(model: Any) -> str:
             if path_name(path[:length]) in leaves:
                 names[jax.tree_util.keystr(path[:length])] = f"{path_name(path[:length])}  (site)"
 
-    def name_beside(*, node: Any, path: str | None, node_renderer: Any) -> Any:
+    def name_beside(*, node: Any, path: str | None, node_renderer: Any) -> PyTree:
         if path not in names:
             return NotImplemented
         rendered = node_renderer(node, path=path)

@@ -10,13 +10,15 @@ the step with shapes alone before it harvests or compiles, so that a mistake cos
 import inspect
 import traceback
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import PRNGKeyArray, PyTree
 
+from jaxinterp.core.batch import Batch
 from jaxinterp.core.errors import UserError, first_line
-from jaxinterp.core.metrics import Ratio
+from jaxinterp.core.metrics import Metrics, Ratio
+from jaxinterp.core.protocols import Forward, Objective, Term
 
 RETURN = 'return loss, {"name": ratio(values, batch.weight)}'
 BRANCHES = (
@@ -29,43 +31,45 @@ NUMBERS = (
 )
 
 
-def checked(objective: Any) -> Callable[..., Any]:
+def checked(objective: object) -> Objective:
     """The objective, refused in one line where it makes one of the usual mistakes.
 
     Raises:
       UserError: at once where it is a term, a list or no function; when it is traced where it does not return (loss,
         metrics) with one loss and metrics that are sums and counts, or uses an array as a Python number.
     """
-    name = _check_function(objective, "objective", ("decomposition", "batch", "key"), keyword="model")
+    name, function = _check_function(objective, "objective", ("decomposition", "batch", "key"), keyword="model")
 
-    def call(decomposition: Any, batch: Any, key: Any, *, model: Any = None) -> tuple[Any, Any]:
-        result = _explained(name, objective, lambda: objective(decomposition, batch, key, model=model))
+    def call(decomposition: PyTree, batch: Batch, key: PRNGKeyArray, *, model: PyTree = None) -> tuple[PyTree, Metrics]:
+        result = _explained(name, lambda: function(decomposition, batch, key, model=model))
         return _check_result(name, result, "loss")
 
     return call
 
 
-def check_term(term: Any) -> str:
+def check_term(term: object) -> str:
     """What messages call a term.
 
     Raises:
       UserError: it is an objective, a list or no function of (decomposition, batch, forward).
     """
-    return _check_function(term, "term", ("decomposition", "batch", "forward"))
+    return _check_function(term, "term", ("decomposition", "batch", "forward"))[0]
 
 
-def apply_term(term: Any, decomposition: Any, batch: Any, forward: Any) -> tuple[Any, Any]:
+def apply_term(term: Term, decomposition: PyTree, batch: Batch, forward: Forward) -> tuple[PyTree, Metrics]:
     """(value, metrics) of a term.
 
     Raises:
       UserError: as `checked`, with "value" for the loss.
     """
     name = check_term(term)
-    return _check_result(name, _explained(name, term, lambda: term(decomposition, batch, forward)), "value")
+    return _check_result(name, _explained(name, lambda: term(decomposition, batch, forward)), "value")
 
 
-def _check_function(function: Any, what: str, names: tuple[str, ...], keyword: str | None = None) -> str:
-    """The function's name for messages, once it is seen to take these arguments."""
+def _check_function(
+    function: object, what: str, names: tuple[str, ...], keyword: str | None = None
+) -> tuple[str, Callable[..., object]]:
+    """Its name for messages, and the function, once it is seen to take these arguments."""
     plain = getattr(function, "__qualname__", type(function).__name__)  # a callable object has no name of its own
     name = f"{what} {plain.replace('.<locals>', '')!r}"
     if isinstance(function, list | tuple):
@@ -76,15 +80,15 @@ def _check_function(function: Any, what: str, names: tuple[str, ...], keyword: s
     try:
         signature = inspect.signature(function)
     except (TypeError, ValueError):  # of what is not written in Python
-        return name
+        return name, function
     if what == "term" and {"key", "model"} <= set(signature.parameters):
         raise UserError(f"{name} is an objective already: pass it as objective=, not inside total(...).")
     if _binds(signature, len(names), keyword):
-        return name
+        return name, function
     if not signature.parameters:
-        raise UserError(f"{name} takes no arguments: call it, {function.__name__}(), and pass what it returns.")
+        raise UserError(f"{name} takes no arguments: call it, {plain.rpartition('.')[2]}(), and pass what it returns.")
     if keyword and _binds(signature, 3, None) and "key" not in signature.parameters:
-        raise UserError(f"{name} is a term: write objective=total({function.__qualname__.split('.')[0]}(...)).")
+        raise UserError(f"{name} is a term: write objective=total({plain.split('.')[0]}(...)).")
     wanted = ", ".join([*names, *([f"*, {keyword}=None"] if keyword else [])])
     raise UserError(f"{name} takes {signature}: it must take ({wanted}).")
 
@@ -97,7 +101,7 @@ def _binds(signature: inspect.Signature, positional: int, keyword: str | None) -
     return True
 
 
-def _explained(name: str, function: Any, call: Callable[[], Any]) -> Any:
+def _explained(name: str, call: Callable[[], object]) -> object:
     """What `call` returns; an error that JAX raises for a usual mistake is raised with the line that makes it."""
     try:
         return call()
@@ -128,7 +132,7 @@ def _line(error: Exception) -> str:
     return f" ({last.filename.rpartition('/')[2]}, line {last.lineno}: `{last.line}`)"
 
 
-def _check_result(name: str, result: Any, value_name: str) -> tuple[Any, Any]:
+def _check_result(name: str, result: object, value_name: str) -> tuple[PyTree, Metrics]:
     """(value, metrics), if that is what was returned."""
     if not isinstance(result, tuple) or len(result) != 2:
         raise UserError(f"{name} returned {_described(result)} instead of two things: {RETURN}.")
@@ -150,7 +154,7 @@ def _check_result(name: str, result: Any, value_name: str) -> tuple[Any, Any]:
     return value, metrics
 
 
-def _check_metric(name: str, key: Any, metric: Any) -> None:
+def _check_metric(name: str, key: object, metric: object) -> None:
     if not isinstance(key, str):
         raise UserError(f"{name}: metric {key!r} must have a string for a name.")
     if not isinstance(metric, Ratio):
@@ -170,7 +174,7 @@ def _check_metric(name: str, key: Any, metric: Any) -> None:
         )
 
 
-def _described(value: Any) -> str:
+def _described(value: object) -> str:
     if isinstance(value, jax.Array):
         return f"an array of shape {list(value.shape)}"
     if value is None:

@@ -16,16 +16,15 @@ stream behind each block is all that is kept for the backward pass, and the rest
 Sources: Braun et al. 2024, arXiv 2405.12241 (KL; recalled); cross-entropy and KL as in EleutherAI's sparsify.
 """
 
-from typing import Any
-
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, PyTree
 
 from jaxinterp.core.batch import Batch
 from jaxinterp.core.errors import UserError
 from jaxinterp.data.activations import counted
+from jaxinterp.decompositions.base import Decomposition
 from jaxinterp.decompositions.in_model import run_with
 from jaxinterp.models.sites import run
 from jaxinterp.models.transformer import RESIDUAL
@@ -33,8 +32,8 @@ from jaxinterp.objectives.compose import Forward, Metrics, Ratio, Term
 
 
 def spliced(
-    decomposition: Any,
-    model: Any,
+    decomposition: Decomposition,
+    model: PyTree,
     tokens: Int[Array, "batch seq"],
     weight: Float[Array, "batch seq"] | None = None,
     *,
@@ -55,7 +54,7 @@ def spliced(
 def cross_entropy(*, remat: bool = False) -> Term:
     """Cross-entropy of the next token with the decomposition in place; metric `ce`, in nats."""
 
-    def term(decomposition: Any, batch: Batch, forward: Forward) -> tuple[Array, Metrics]:
+    def term(decomposition: Decomposition, batch: Batch, forward: Forward) -> tuple[Array, Metrics]:
         log_p, windows = _predict(decomposition, batch, forward, remat)
         nll = -jnp.take_along_axis(log_p, windows["tokens"][:, 1:, None], axis=-1)[..., 0]
         ce = _mean(nll, windows)
@@ -67,7 +66,7 @@ def cross_entropy(*, remat: bool = False) -> Term:
 def divergence(*, remat: bool = False) -> Term:
     """KL(model || model with the decomposition in place) of the next token; metric `kl`, in nats."""
 
-    def term(decomposition: Any, batch: Batch, forward: Forward) -> tuple[Array, Metrics]:
+    def term(decomposition: Decomposition, batch: Batch, forward: Forward) -> tuple[Array, Metrics]:
         log_p, windows = _predict(decomposition, batch, forward, remat)
         clean = jax.nn.log_softmax(run(forward.model, windows["tokens"]).logits[:, :-1])
         kl = _mean(jnp.sum(jnp.exp(clean) * (clean - log_p), axis=-1), windows)
@@ -76,13 +75,15 @@ def divergence(*, remat: bool = False) -> Term:
     return term
 
 
-def _predict(decomposition: Any, batch: Batch, forward: Forward, remat: bool) -> tuple[Array, dict[str, Array]]:
+def _predict(
+    decomposition: Decomposition, batch: Batch, forward: Forward, remat: bool
+) -> tuple[Array, dict[str, Array]]:
     windows = batch.windows
     if forward.model is None or windows is None:
         raise UserError("an end-to-end term needs the model and its windows: train with fit(...), which gives both.")
     tokens, weight = windows["tokens"], windows["weight"]
 
-    def predicted(decomposition: Any) -> Array:
+    def predicted(decomposition: Decomposition) -> Array:
         return spliced(decomposition, forward.model, tokens, weight, k=batch.k, training=True)
 
     if remat:

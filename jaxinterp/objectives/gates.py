@@ -15,15 +15,14 @@ dictionary_learning. That code takes the step of z, not of a: features just belo
 which is half of the estimator. Here it is the step of a, as in the paper.
 """
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array
+from jaxtyping import Array, PyTree
 
 from jaxinterp.core.batch import Batch
 from jaxinterp.core.errors import UserError
 from jaxinterp.decompositions.activations import HasActivation
+from jaxinterp.decompositions.base import Vectors
 from jaxinterp.decompositions.codes import DenseCodes
 from jaxinterp.decompositions.gates import Gated, JumpReLU, step
 from jaxinterp.objectives.compose import Forward, Metrics, Ratio, Term, ratio
@@ -32,7 +31,7 @@ from jaxinterp.objectives.compose import Forward, Metrics, Ratio, Term, ratio
 def gate_l1() -> Term:
     """The sum of open gates, each times the length of its write vector; metric `gate_l1`."""
 
-    def term(decomposition: Any, batch: Batch, forward: Forward) -> tuple[Array, Metrics]:
+    def term(decomposition: Vectors, batch: Batch, forward: Forward) -> tuple[Array, Metrics]:
         lengths = jnp.sqrt(jnp.sum(decomposition.decoder**2, axis=1) + 1e-12)  # as in `l1`
         mass = ratio(_open(decomposition, forward).weighted(lengths), batch.weight)
         return mass.value(), {"gate_l1": mass}
@@ -43,7 +42,7 @@ def gate_l1() -> Term:
 def gate_auxiliary() -> Term:
     """Open gates must reconstruct the target by themselves, through a constant decoder; metric `gate_fvu`."""
 
-    def term(decomposition: Any, batch: Batch, forward: Forward) -> tuple[Array, Metrics]:
+    def term(decomposition: PyTree, batch: Batch, forward: Forward) -> tuple[Array, Metrics]:
         constant = jax.lax.stop_gradient(decomposition)
         output = constant.decode(_open(decomposition, forward), batch.inputs)
         error = jnp.sum((batch.targets - output) ** 2, axis=-1) / decomposition.target_variance
@@ -56,7 +55,7 @@ def gate_auxiliary() -> Term:
 def l0() -> Term:
     """The number of active features per token, differentiable by the thresholds; `total` has its metric."""
 
-    def term(decomposition: Any, batch: Batch, forward: Forward) -> tuple[Array, Metrics]:
+    def term(decomposition: PyTree, batch: Batch, forward: Forward) -> tuple[Array, Metrics]:
         return _active(decomposition, batch, forward).value(), {}
 
     return term
@@ -71,23 +70,23 @@ def l0_to_target(target: float) -> Term:
     if not target > 0:
         raise UserError(f"target={target} must be positive.")
 
-    def term(decomposition: Any, batch: Batch, forward: Forward) -> tuple[Array, Metrics]:
+    def term(decomposition: PyTree, batch: Batch, forward: Forward) -> tuple[Array, Metrics]:
         return (_active(decomposition, batch, forward).value() / target - 1) ** 2, {}
 
     return term
 
 
-def _open(decomposition: Any, forward: Forward) -> DenseCodes:
+def _open(decomposition: PyTree, forward: Forward) -> DenseCodes:
     return DenseCodes(jax.nn.relu(_decided_by(decomposition, forward, Gated)))
 
 
-def _active(decomposition: Any, batch: Batch, forward: Forward) -> Ratio:
+def _active(decomposition: PyTree, batch: Batch, forward: Forward) -> Ratio:
     a = jax.lax.stop_gradient(_decided_by(decomposition, forward, JumpReLU))
     activation = decomposition.activation
     return ratio(jnp.sum(step(a, activation.threshold, activation.bandwidth), axis=-1), batch.weight)
 
 
-def _decided_by(decomposition: Any, forward: Forward, wanted: type) -> Array:
+def _decided_by(decomposition: PyTree, forward: Forward, wanted: type) -> Array:
     activation = decomposition.activation if isinstance(decomposition, HasActivation) else None
     if not isinstance(activation, wanted) or not isinstance(forward.codes, DenseCodes) or forward.codes.pre is None:
         raise UserError(f"activation={type(activation).__name__}: this term is for {wanted.__name__}.")

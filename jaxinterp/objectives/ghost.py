@@ -20,13 +20,12 @@ Chlenski, Nanda 2024 (arXiv 2406.11944); theirs compares with x - ŷ even where 
 rescales element by element.
 """
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
 from jaxinterp.core.batch import Batch
+from jaxinterp.decompositions.base import Normalised
 from jaxinterp.objectives.compose import Forward, Metrics, Ratio, Term, ratio
 
 
@@ -38,13 +37,13 @@ def ghost(coefficient: float = 1.0, *, dead_after: int = 10_000_000) -> Term:
       dead_after: a feature is dead when it has not fired for this many tokens.
     """
 
-    def term(decomposition: Any, batch: Batch, forward: Forward) -> tuple[Array, Metrics]:
+    def term(decomposition: Normalised, batch: Batch, forward: Forward) -> tuple[Array, Metrics]:
         dead = decomposition.tokens_since_fired > dead_after
         residual = jax.lax.stop_gradient((batch.targets - forward.output) / decomposition.output_scale)
         squares = jnp.sum(residual**2, axis=-1)
         fvu = ratio(squares * decomposition.output_scale**2 / decomposition.target_variance, batch.weight).value()
 
-        def of_dead(decomposition: Any) -> Array:
+        def of_dead(decomposition: Normalised) -> Array:
             a = decomposition.normalise(batch.inputs) @ decomposition.encoder.T + decomposition.encoder_bias
             a = jnp.where(dead, a, -jnp.inf)
             a = a - jax.lax.stop_gradient(jnp.max(a, axis=-1, keepdims=True))

@@ -11,13 +11,13 @@ those of other groups set to 0, which costs g - 1 decodings more.
 """
 
 from itertools import pairwise
-from typing import Any
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxinterp.core.batch import Batch
 from jaxinterp.core.errors import UserError
+from jaxinterp.decompositions.base import Features, Revivable
 from jaxinterp.decompositions.codes import Codes, SparseCodes
 from jaxinterp.objectives.compose import Forward, Metrics, Ratio, Term, ratio
 
@@ -34,7 +34,7 @@ def prefixes(*sizes: int) -> Term:
     """
     check_sizes(sizes)
 
-    def term(decomposition: Any, batch: Batch, forward: Forward) -> tuple[Array, Metrics]:
+    def term(decomposition: Revivable, batch: Batch, forward: Forward) -> tuple[Array, Metrics]:
         if sizes[-1] != decomposition.features:
             raise UserError(f"prefixes={sizes} must end with features={decomposition.features}.")
         value, metrics = jnp.zeros((), jnp.float32), {}
@@ -53,7 +53,7 @@ def prefixes(*sizes: int) -> Term:
     return term
 
 
-def group_sum(decomposition: Any, codes: Codes, low: int, high: int) -> Float[Array, "tokens d_out"]:
+def group_sum(decomposition: Features, codes: Codes, low: int, high: int) -> Float[Array, "tokens d_out"]:
     """What features low <= j < high write, in normalised units: sum_j z_j D_j."""
     if isinstance(codes, SparseCodes):
         inside = (codes.indices >= low) & (codes.indices < high)

@@ -14,20 +14,19 @@ the bias twice nor starves the encoder: the residual is a constant, no bias is d
 rows, live features get none.
 """
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
 from jaxinterp.core.batch import Batch
+from jaxinterp.decompositions.base import Revivable, Target, Vectors
 from jaxinterp.objectives.compose import Forward, Metrics, Ratio, Term, ratio
 
 
 def reconstruction() -> Term:
     """Squared error per token over the target's variance; metric `fvu`."""
 
-    def term(decomposition: Any, batch: Batch, forward: Forward) -> tuple[Array, Metrics]:
+    def term(decomposition: Target, batch: Batch, forward: Forward) -> tuple[Array, Metrics]:
         error = jnp.sum((batch.targets - forward.output) ** 2, axis=-1) / decomposition.target_variance
         fvu = ratio(error, batch.weight)
         return fvu.value(), {"fvu": fvu}
@@ -38,7 +37,7 @@ def reconstruction() -> Term:
 def l1() -> Term:
     """The sum of codes, each times the length of its write vector; metric `l1`."""
 
-    def term(decomposition: Any, batch: Batch, forward: Forward) -> tuple[Array, Metrics]:
+    def term(decomposition: Vectors, batch: Batch, forward: Forward) -> tuple[Array, Metrics]:
         # Not `linalg.norm`, whose gradient at a write vector of zeros (a transcoder's start) is NaN.
         lengths = jnp.sqrt(jnp.sum(decomposition.decoder**2, axis=1) + 1e-12)
         mass = ratio(forward.codes.weighted(lengths), batch.weight)
@@ -55,13 +54,13 @@ def auxk(coefficient: float = 1 / 32, *, k: int | None = None, dead_after: int =
       dead_after: a feature is dead when it has not fired for this many tokens.
     """
 
-    def term(decomposition: Any, batch: Batch, forward: Forward) -> tuple[Array, Metrics]:
+    def term(decomposition: Revivable, batch: Batch, forward: Forward) -> tuple[Array, Metrics]:
         dead = decomposition.tokens_since_fired > dead_after
         k_aux = min(k or max(batch.targets.shape[1] // 2, 1), decomposition.features)
         residual = jax.lax.stop_gradient((batch.targets - forward.output) / decomposition.output_scale)
         weight = batch.weight[:, None]
 
-        def of_dead(decomposition: Any) -> Array:
+        def of_dead(decomposition: Revivable) -> Array:
             helped = decomposition.combine(decomposition.encode_among(batch.inputs, dead, k_aux))
             error = jnp.sum(weight * (helped - residual) ** 2) / (jnp.sum(weight * residual**2) + 1e-12)
             share = jnp.minimum(jnp.sum(dead).astype(jnp.float32) / k_aux, 1.0)

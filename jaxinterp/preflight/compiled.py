@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
-from jaxtyping import Array
+from jaxtyping import Array, PyTree
 
 from jaxinterp.core.trees import named_leaves
 from jaxinterp.data.activations import Rows
@@ -34,7 +34,7 @@ class Program:
 
 
 def read(
-    compiled: Any, model: Any, state: Any, count: Callable[[], dict[str, float]], rows: Rows | None = None
+    compiled: Any, model: PyTree, state: PyTree, count: Callable[[], dict[str, float]], rows: Rows | None = None
 ) -> Program:
     """The numbers of a compiled step ((model, windows), state); `count` where the compiler counts no operations."""
     analysis = compiled.memory_analysis()
@@ -51,7 +51,7 @@ def read(
     return Program(memory, flops, accessed, *read_work(compiled.as_text()))
 
 
-def held(model: Any, state: Any, rows: Rows | None = None) -> dict[str, int]:
+def held(model: PyTree, state: PyTree, rows: Rows | None = None) -> dict[str, int]:
     """Bytes that a device holds between steps, by what they are; from shapes and shardings alone.
 
     Args:
@@ -69,8 +69,8 @@ def held(model: Any, state: Any, rows: Rows | None = None) -> dict[str, int]:
     } | {name: size for name, size in besides.items() if size}
 
 
-def _bytes_on_a_device(tree: Any) -> int:
-    def size(leaf: Any) -> int:
+def _bytes_on_a_device(tree: PyTree) -> int:
+    def size(leaf: PyTree) -> int:
         dtype = leaf.dtype
         if jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key):
             return 8

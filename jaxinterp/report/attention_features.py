@@ -1,14 +1,14 @@
 """Features of an attention dictionary with their contexts: where each fires most, and what its first peak read."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import equinox as eqx
 import grain
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array
+from jaxtyping import Array, PyTree
 
+from jaxinterp.core.json_value import Json
 from jaxinterp.decompositions.dictionary import Dictionary
 from jaxinterp.evaluation.attention.attribution import by_source, reading
 from jaxinterp.evaluation.attention.features import SHARES
@@ -34,7 +34,7 @@ def feature_examples(
     examples: int,
     tokens: int,
     seed: int = 0,
-) -> list[dict[str, Any]]:
+) -> list[dict[str, Json]]:
     """Some features, drawn evenly by how often they fire: their highest peaks, and what the highest one read.
 
     Args:
@@ -51,7 +51,7 @@ def feature_examples(
     values, where, places = (np.asarray(part) for part in (peaks.values, peaks.windows, peaks.places))
     rows = []
     for j in choose(densities, examples, seed):
-        row: dict[str, Any] = {"feature": f"{j}", "density": float(densities[j])}
+        row: dict[str, Json] = {"feature": f"{j}", "density": float(densities[j])}
         row |= {"head": f"{shares[j].argmax()}", "its share": float(shares[j].max())}
         row |= {name: float(table[name][j]) if table["fired"][j] else None for name in ("distance", *SHARES)}
         found = np.flatnonzero(values[j])
@@ -72,7 +72,7 @@ def feature_examples(
 
 @eqx.filter_jit
 def _sources(
-    dictionary: Dictionary, attention: Attention, model: Any, tokens: Array, site: str, feature: Array, place: Array
+    dictionary: Dictionary, attention: Attention, model: PyTree, tokens: Array, site: str, feature: Array, place: Array
 ) -> Array:
     """The part of every position of one window in a feature's pre-activation at `place`."""
     trace = run(model, tokens)

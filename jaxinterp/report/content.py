@@ -6,12 +6,12 @@ or an accelerator at hand.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from jaxtyping import Float
 
 from jaxinterp.core.errors import UserError
+from jaxinterp.core.json_value import Json
 from jaxinterp.evaluation.effects import Effect
 
 
@@ -94,8 +94,8 @@ class Report:
     title: str
     subtitle: str
     facts: Mapping[str, str]
-    scoreboard: Sequence[Mapping[str, Any]]
-    curves: Sequence[Mapping[str, Any]]
+    scoreboard: Sequence[Mapping[str, Json]]
+    curves: Sequence[Mapping[str, Json]]
     densities: Float[np.ndarray, " features"]
     features: tuple[FeaturePage, ...]
     effect: Effect | None = None

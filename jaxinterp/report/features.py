@@ -8,9 +8,8 @@ the highest peaks; the second one brings the chosen features' columns of one bat
 weight 0 (attention sinks, special tokens) count nowhere and are shown as silent.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -19,8 +18,11 @@ from jaxtyping import Float, Int
 from jaxinterp.core.errors import UserError
 from jaxinterp.core.promotion import ordinary
 from jaxinterp.core.sites import several
+from jaxinterp.decompositions.base import Decomposition, Revivable, Shown
 from jaxinterp.evaluation.features.peaks import Peaks, Window, batches, chosen_codes, collect, measure
 from jaxinterp.evaluation.features.vectors import direct_logits, neuron_cosines, row_cosines
+from jaxinterp.models.files.tokenizer import Tokenizer
+from jaxinterp.models.load import Subject
 from jaxinterp.report.content import FeaturePage, NeuronMatch, TokenContext
 
 AROUND = 20  # tokens shown on either side of a peak
@@ -40,9 +42,9 @@ class Text:
 
 @ordinary()
 def feature_pages(
-    decomposition: Any,
-    subject: Any,
-    dataset: Iterable[Mapping[str, Any]],
+    decomposition: Decomposition,
+    subject: Subject,
+    dataset: Iterable[Window],
     *,
     features: int | Sequence[int] = 64,
     contexts: int = 8,
@@ -81,7 +83,7 @@ def feature_pages(
     for name, value in counts.items():
         if value < 1:
             raise UserError(f"{name}={value} must be at least 1.")
-    if not hasattr(decomposition, "encoder") or not hasattr(decomposition, "decoder"):
+    if not isinstance(decomposition, Shown):
         raise UserError(
             f"decomposition={type(decomposition).__name__} has no encoder and decoder rows: feature pages show "
             "dictionaries (transcoder, skip_transcoder, sparse_autoencoder)."
@@ -119,15 +121,24 @@ def choose(densities: Float[np.ndarray, " features"], count: int, seed: int = 0)
 
 
 def _pages(
-    decomposition: Any, subject: Any, windows: Sequence[Window], peaks: Peaks, densities: np.ndarray, chosen: np.ndarray
+    decomposition: Shown,
+    subject: Subject,
+    windows: Sequence[Window],
+    peaks: Peaks,
+    densities: np.ndarray,
+    chosen: np.ndarray,
 ) -> tuple[FeaturePage, ...]:
     """The second pass, and what the vectors say, put together."""
     values = np.asarray(peaks.values)[chosen]
     text = _read_text(decomposition, subject, windows, peaks, chosen)
-    reads, writes = several(decomposition.sites.reads)[0], decomposition.sites.writes
+    (reads, *_), (writes, *_) = several(decomposition.sites.reads), several(decomposition.sites.writes)
     encoder = np.asarray(decomposition.encoder, np.float32)[chosen]
     decoder = np.asarray(decomposition.decoder, np.float32)[chosen]
-    logits = direct_logits(subject.model, writes, decoder * float(getattr(decomposition, "output_scale", 1.0)))
+    logits = direct_logits(
+        subject.model,
+        writes,
+        decoder * (float(decomposition.output_scale) if isinstance(decomposition, Revivable) else 1.0),
+    )
     write_cosines = neuron_cosines(subject.model, writes, decoder)
     read_cosines = neuron_cosines(subject.model, reads, encoder)
     own = row_cosines(encoder, decoder)
@@ -154,7 +165,9 @@ def _pages(
     return tuple(pages)
 
 
-def _read_text(decomposition: Any, subject: Any, windows: Sequence[Window], peaks: Peaks, chosen: np.ndarray) -> Text:
+def _read_text(
+    decomposition: Shown, subject: Subject, windows: Sequence[Window], peaks: Peaks, chosen: np.ndarray
+) -> Text:
     """The second pass: histograms of the chosen features, and their activations around their peaks."""
     values, where, places = (np.asarray(part)[chosen] for part in (peaks.values, peaks.windows, peaks.places))
     # Codes are positive in most decompositions; where they are not, the range takes in both signs.
@@ -184,7 +197,9 @@ def _read_text(decomposition: Any, subject: Any, windows: Sequence[Window], peak
     )
 
 
-def _context(tokenizer: Any, window: Window, activations: Float[np.ndarray, " seq"], place: int) -> TokenContext:
+def _context(
+    tokenizer: Tokenizer | None, window: Window, activations: Float[np.ndarray, " seq"], place: int
+) -> TokenContext:
     """The tokens around a peak, within its document."""
     low, high = max(0, place - AROUND), min(len(activations), place + AROUND + 1)
     document = np.asarray(window.get("document", np.zeros(len(activations))))
@@ -196,7 +211,7 @@ def _context(tokenizer: Any, window: Window, activations: Float[np.ndarray, " se
     )
 
 
-def token_text(tokenizer: Any, token: int) -> str:
+def token_text(tokenizer: Tokenizer | None, token: int) -> str:
     """Readable text of a token; its id in brackets where the tokenizer has no such token, or there is no tokenizer."""
     try:
         return f"[{token}]" if tokenizer is None else tokenizer.token_text(token)
@@ -204,7 +219,9 @@ def token_text(tokenizer: Any, token: int) -> str:
         return f"[{token}]"
 
 
-def _extremes(tokenizer: Any, logits: Float[np.ndarray, " vocab"]) -> tuple[tuple[tuple[str, float], ...], ...]:
+def _extremes(
+    tokenizer: Tokenizer | None, logits: Float[np.ndarray, " vocab"]
+) -> tuple[tuple[tuple[str, float], ...], ...]:
     """The tokens with the highest and with the lowest logits, strongest first."""
     order = np.argsort(logits, kind="stable")
     raised, lowered = order[::-1][:LOGITS], order[:LOGITS]

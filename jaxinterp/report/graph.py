@@ -8,7 +8,6 @@ below the graph.
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from markupsafe import Markup
@@ -18,6 +17,7 @@ from jaxinterp.causal.graphs.graph import Graph
 from jaxinterp.causal.graphs.influence import completeness_score, replacement_score
 from jaxinterp.causal.graphs.prune import Pruned, cumulative_shares, edge_scores
 from jaxinterp.causal.graphs.schema import check_graph_json, node_id
+from jaxinterp.core.json_value import Json
 from jaxinterp.report.style import asset
 from jaxinterp.report.templates import render
 from jaxinterp.storage.files import write_text
@@ -26,7 +26,7 @@ from jaxinterp.storage.files import write_text
 def write_graph_page(
     graph: Graph,
     kept: Pruned,
-    document: Mapping[str, Any],
+    document: Mapping[str, Json],
     path: str | Path,
     *,
     token_text: Callable[[int], str],
@@ -52,7 +52,7 @@ def write_graph_page(
     return write_text(path, _page(document, extra, _scores(graph), facts or {}))
 
 
-def link_shares(graph: Graph, kept: Pruned, document: Mapping[str, Any]) -> list[float]:
+def link_shares(graph: Graph, kept: Pruned, document: Mapping[str, Json]) -> list[float]:
     """For every link of the document: which share of all kept edges' scores it and the larger ones make up."""
     scores = edge_scores(np.where(kept.edges, graph.adjacency, 0), graph.weights())
     targets, sources = np.nonzero(kept.edges)
@@ -72,7 +72,7 @@ def _bias(graph: Graph, kept: Pruned) -> dict[str, float]:
     }
 
 
-def _about(own: About, token_text: Callable[[int], str]) -> dict[str, Any]:
+def _about(own: About, token_text: Callable[[int], str]) -> dict[str, Json]:
     return {
         "density": own.density,
         "raised": [[token_text(id), round(value, 4)] for id, value in own.raised],
@@ -95,7 +95,7 @@ def _scores(graph: Graph) -> str:
     )
 
 
-def _page(document: Mapping[str, Any], extra: Mapping[str, Any], scores: str, facts: Mapping[str, str]) -> str:
+def _page(document: Mapping[str, Json], extra: Mapping[str, Json], scores: str, facts: Mapping[str, str]) -> str:
     metadata = document["metadata"]
     # "</" would end the element that holds the data.
     data = json.dumps({"graph": document, "extra": extra}, allow_nan=False).replace("</", "<\\/")

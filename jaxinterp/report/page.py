@@ -4,12 +4,12 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from jaxtyping import Float
 from markupsafe import Markup
 
+from jaxinterp.core.json_value import Json
 from jaxinterp.report import templates
 from jaxinterp.report.columns import answer_of
 from jaxinterp.report.content import Report
@@ -193,7 +193,7 @@ def density_histogram(
     return tuple(map(float, edges)), tuple(map(int, counts)), dead
 
 
-def _column(rows: Sequence[Mapping[str, Any]], key: str) -> list[Number | None]:
+def _column(rows: Sequence[Mapping[str, Json]], key: str) -> list[Number | None]:
     return [float(row[key]) if finite(row.get(key)) else None for row in rows]
 
 

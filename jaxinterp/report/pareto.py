@@ -1,7 +1,6 @@
 """Pareto charts: FVU and added cross-entropy against the number of active features."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
 
 from jaxinterp.evaluation.effects import Row
 from jaxinterp.report.scatter import Series, xy_chart
@@ -13,7 +12,7 @@ def pareto(rows: Mapping[str, Sequence[Row]], *, emphasis: str = "") -> tuple[Ch
     silent = [name for name, own in rows.items() if any(row["l0"] <= 0 for row in own)]
     absent = f"; settings without an active feature are not drawn ({', '.join(silent)})" if silent else ""
 
-    def chart(title: str, note: str, value: Any) -> Chart:
+    def chart(title: str, note: str, value: Callable[[Row], float]) -> Chart:
         lines = [
             Series(name, tuple(sorted((row["l0"], value(row)) for row in own)), line=True, emphasis=name == emphasis)
             for name, own in rows.items()

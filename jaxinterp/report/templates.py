@@ -19,7 +19,7 @@ def rate(density: Number) -> str:
     return number(100 * density, 2) + "\u202f%" if finite(density) else number(density)
 
 
-def shown(value: Any) -> str:
+def shown(value: object) -> str:
     """A value of a table: words, a whole number, or three digits; an en dash where there is none."""
     if isinstance(value, bool):
         return "yes" if value else "no"

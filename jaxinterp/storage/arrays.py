@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, UInt32
+from jaxtyping import Array, PyTree, UInt32
 from orbax.checkpoint import v1 as ocp
 
 from jaxinterp.core.errors import UserError, first_line
@@ -41,7 +41,7 @@ def read_arrays(folder: str | Path) -> Any:
 
     sizes: list[int] = []
 
-    def empty(leaf: Any) -> Any:
+    def empty(leaf: PyTree) -> Any:
         if not hasattr(leaf, "shape"):
             return leaf
         sizes.append(math.prod(leaf.shape) * np.dtype(leaf.dtype).itemsize)
@@ -60,7 +60,7 @@ def read_arrays(folder: str | Path) -> Any:
         raise UserError(f"the arrays of checkpoint {folder} cannot be read: {first_line(error)}") from error
 
 
-def stored(leaves: Mapping[str, Any]) -> dict[str, Any]:
+def stored(leaves: Mapping[str, PyTree]) -> dict[str, PyTree]:
     """The arrays under names that Orbax can write: it takes `/` for a folder."""
     return {
         file_name(name): leaf for name, leaf in leaves.items() if isinstance(leaf, jax.Array | jax.ShapeDtypeStruct)
@@ -72,7 +72,7 @@ def file_name(name: str) -> str:
     return name.replace("/", ".")
 
 
-def weights_hash(tree: Any) -> str:
+def weights_hash(tree: PyTree) -> str:
     """A short hash of a tree's arrays: names, shapes, dtypes and checksums; the same on every mesh."""
     arrays = {name: leaf for name, leaf in named_leaves(tree).items() if isinstance(leaf, jax.Array | np.ndarray)}
     sums = jax.device_get(checksums(arrays))

@@ -12,14 +12,17 @@ import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import TracebackType
 from typing import Any, Literal
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
+from jaxtyping import PyTree
 from orbax.checkpoint import v1 as ocp
 
 from jaxinterp.core.errors import UserError, cause, first_line
+from jaxinterp.core.json_value import Json
 from jaxinterp.core.trees import fill_leaves, first_difference, named_leaves
 from jaxinterp.storage.arrays import checksums, file_name, stored
 from jaxinterp.storage.lock import lock, unlock
@@ -43,7 +46,7 @@ class Checkpoints:
     def __init__(
         self,
         folder: str | Path,
-        config: Mapping[str, Any],
+        config: Mapping[str, Json],
         *,
         resume: bool,
         keep: int = 2,
@@ -74,7 +77,7 @@ class Checkpoints:
             cleanup_tmp_directories=True,
         )
 
-    def _check(self, config: Mapping[str, Any], resume: bool) -> None:
+    def _check(self, config: Mapping[str, Json], resume: bool) -> None:
         if self.latest is None:
             return
         if not resume:
@@ -91,14 +94,14 @@ class Checkpoints:
                 "value, or choose another folder."
             )
 
-    def _saved_config(self) -> dict[str, Any] | None:
+    def _saved_config(self) -> dict[str, Json] | None:
         """Of the newest checkpoint that still tells it; None where none does: `restore` looks into damage."""
         for checkpoint in reversed(self._orbax.checkpoints):
             with contextlib.suppress(Exception):  # whatever Orbax makes of damaged files
                 return self._notes(checkpoint.step)["config"]
         return None
 
-    def _notes(self, step: int) -> dict[str, Any]:
+    def _notes(self, step: int) -> dict[str, Json]:
         """What is kept beside the arrays: "config", "checksums", "losses", "history"."""
         return self._orbax.metadata(step).custom_metadata or {}
 
@@ -110,10 +113,10 @@ class Checkpoints:
     def save(
         self,
         step: int,
-        state: Any,
+        state: PyTree,
         position: Position,
         losses: Sequence[float] = (),
-        history: Sequence[Mapping[str, Any]] = (),
+        history: Sequence[Mapping[str, Json]] = (),
     ) -> Callable[[], int | None]:
         """Write the state and the position in the data; returns when the copy off the devices is done.
 
@@ -144,11 +147,11 @@ class Checkpoints:
         """The recent losses that were saved with a checkpoint."""
         return self._notes(step).get("losses", [])
 
-    def history(self, step: int) -> list[dict[str, Any]]:
+    def history(self, step: int) -> list[dict[str, Json]]:
         """The rows logged until a checkpoint, as they were saved with it; none in those of older versions."""
         return [dict(row) for row in self._notes(step).get("history", [])]
 
-    def restore(self, template: Any) -> tuple[Any, Position]:
+    def restore(self, template: PyTree) -> tuple[Any, Position]:
         """The newest state that is whole, in the shapes and shardings of `template`, and its position in the data.
 
         Newer checkpoints that are damaged are reported, and moved aside once an older one has been read. What one
@@ -182,7 +185,7 @@ class Checkpoints:
             f"{first_line(first)}"
         ) from first
 
-    def _load(self, step: int, shapes: Mapping[str, Any]) -> tuple[Any, Exception | None]:
+    def _load(self, step: int, shapes: Mapping[str, PyTree]) -> tuple[Any, Exception | None]:
         """What a checkpoint holds, and what is wrong with it: the same verdict in every process."""
         loaded: Any = None
         expected: dict[str, int] = {}
@@ -208,7 +211,7 @@ class Checkpoints:
                 return None, ValueError(f"array {name.replace('.', '/')} differs from what was saved")
         return loaded, None
 
-    def _read(self, step: int, shapes: Mapping[str, Any]) -> Any:
+    def _read(self, step: int, shapes: Mapping[str, PyTree]) -> Any:
         """What the files hold for this process, which reads alone: nobody waits for one that cannot read its part."""
         own, alone = jax.process_index(), ocp.Context()
         alone.multiprocessing.primary_host = own
@@ -217,7 +220,7 @@ class Checkpoints:
         with alone:
             return ocp.load_checkpointables(self.folder / str(step), {"state": shapes, "data": None})
 
-    def _check_layout(self, step: int, held: Mapping[str, Any], shapes: Mapping[str, Any]) -> None:
+    def _check_layout(self, step: int, held: Mapping[str, PyTree], shapes: Mapping[str, PyTree]) -> None:
         place = f"the checkpoint of step {step} in {self.folder}"
         for name in sorted(held.keys() ^ shapes.keys()):
             which = "which this run has not" if name in held else "which this run needs"
@@ -270,7 +273,9 @@ class Checkpoints:
     def __enter__(self) -> "Checkpoints":
         return self
 
-    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         try:
             if error is None:
                 self.settle()

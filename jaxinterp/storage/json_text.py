@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 
 
-def json_text(value: Any, *, indent: int | None = None) -> str:
+def json_text(value: object, *, indent: int | None = None) -> str:
     """A value as JSON that every reader takes; numbers of NumPy are numbers."""
     return json.dumps(_plain(value), indent=indent, allow_nan=False)
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> Any:
     if isinstance(value, Mapping):
         return {key: _plain(entry) for key, entry in value.items()}
     if isinstance(value, list | tuple):

@@ -1,33 +1,37 @@
 """`fit`: one for every method, on one core or a mesh."""
 
 import warnings
-import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import grain
 import jax
+import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Array
+from jaxtyping import PyTree
 
 from jaxinterp.core.errors import UserError, suggest
+from jaxinterp.core.json_value import Json
 from jaxinterp.core.promotion import ordinary
 from jaxinterp.core.protocols import Method, Recipe
 from jaxinterp.core.sites import GRADIENT, Needs, as_needs
+<<<<<<< HEAD
 from jaxinterp.data.activations import WINDOW, Rows
 from jaxinterp.data.windows import batches, fingerprint, some_places
 from jaxinterp.models.dialects import understood
+=======
+from jaxinterp.data.activations import WINDOW
+from jaxinterp.data.windows import fingerprint, some_places
+>>>>>>> main
 from jaxinterp.models.ids import check_rows, token_rows
 from jaxinterp.models.load import Subject
 from jaxinterp.models.sites import LEAVES, PROJECTIONS, check_site, sites
-from jaxinterp.storage.arrays import weights_hash
-from jaxinterp.storage.checkpoints import Checkpoints
-from jaxinterp.training.guard import Losses, Preemption
 from jaxinterp.training.hosts import check_agreement
-from jaxinterp.training.loop import Run, Tracker
-from jaxinterp.training.mesh import check_spread, data_places, make_mesh, place_model, spread_over_data
+from jaxinterp.training.loop import Tracker
+from jaxinterp.training.mesh import check_spread, make_mesh, place_model
+from jaxinterp.training.passes import Passes, Text
 from jaxinterp.training.program import Activations, Program, kept_in
 from jaxinterp.training.progress import progress_of
 from jaxinterp.training.record import brings_code, describe
@@ -47,8 +51,8 @@ class Fit:
       (64, True)
     """
 
-    decomposition: Any
-    history: list[dict[str, Any]]
+    decomposition: PyTree
+    history: list[dict[str, Json]]
     state: TrainState
 
     def __repr__(self) -> str:
@@ -137,20 +141,19 @@ def fit(
         check_site(subject.model, name.removesuffix(GRADIENT))
     recipes = _passes(method, steps)
     check_kept(needed, rows, tokens is not None)
-    first: Any = None if tokens is None else tokens[0]
-    seq = 1 if first is None else len(first["tokens"])
-    if rows is not None:
-        buffer_batches = -(-rows // batch_size)
-    if tokens is None:
-        batch_size = seq * mesh.shape["data"]
-    sizes = {"steps": steps or 0, "batch_size": batch_size, "buffer_batches": buffer_batches}
+    first: dict[str, np.ndarray] = {} if tokens is None else tokens[0]  # type: ignore[assignment]
+    seq = len(first["tokens"]) if first else 1
+    sizes = {
+        "steps": steps or 0,
+        "batch_size": seq * mesh.shape["data"] if tokens is None else batch_size,
+        "buffer_batches": buffer_batches if rows is None else -(-rows // batch_size),
+    }
+    rhythm: dict[str, PyTree] = {"log_every": log_every, "save_every": save_every, "stop_after": stop_after}
     check_sizes(
         **sizes | {"steps": 1 if steps is None else steps},
+        **rhythm,
         seq=seq,
         mesh=mesh,
-        save_every=save_every,
-        log_every=log_every,
-        stop_after=stop_after,
         harvest_parts=harvest_parts,
         spike=spike,
     )
@@ -159,7 +162,7 @@ def fit(
     if resume and checkpoint is None:
         raise UserError("resume=True needs the folder of the checkpoints: give checkpoint=.")
 
-    order: dict[str, Any] = {"seed": seed, "shuffle_within": shuffle_within}
+    order: dict[str, Json] = {"seed": seed, "shuffle_within": shuffle_within}
     config = {
         "method": describe(method),
         **sizes,
@@ -172,169 +175,51 @@ def fit(
         "activations": kept_in(activations, mesh.devices.flat[0].platform),
     } | ({} if rows is None else {"rows": rows})
     if jax.process_count() > 1:
-        rhythm = {"log_every": log_every, "save_every": save_every, "stop_after": stop_after, "resume": resume}
-        check_agreement(config | rhythm | {"mesh": dict(mesh.shape), "harvest_parts": harvest_parts, "spike": spike})
-
+        others = {"resume": resume, "mesh": dict(mesh.shape), "harvest_parts": harvest_parts, "spike": spike}
+        check_agreement(config | rhythm | others)
     ids = token_rows(subject.model)
     if tokens is not None:
-        for place in some_places(len(tokens)):
-            window: Any = tokens[place]
-            check_rows(ids, window["tokens"], f"text, window {place}")
-        check_text(len(tokens), batch_size, seq)
-    model = place_model(subject.model, mesh)
-    folder = None if checkpoint is None else Path(checkpoint)
-    text = Text(tokens, ids, batch_size, seq, order, mesh)
-    preemption = Preemption()
+        _check_tokens(tokens, ids, sizes["batch_size"], seq)
+
     lasts = [0 if recipe.step is None else recipe.steps or steps or 0 for recipe in recipes]
     shown = progress_of(sum(lasts), shown=progress and jax.process_index() == 0)
-    history: list[dict[str, Any]] = []
-    answer: Any = None
-    state: TrainState | None = None
-    before = 0
-    with jax.set_mesh(mesh), shown, preemption:  # from here on SIGTERM saves, also where it comes before the first step
-        for number, recipe in enumerate(recipes):
-            program = Program(
-                recipe,
-                needed,
-                mesh,
-                batch_size,
-                seq,
-                buffer_batches,
-                seed,
-                schedules,
-                activations,
-                harvest_parts,
-                {} if first is None else {n: (a.shape, a.dtype) for n, a in first.items() if n not in WINDOW},
-            )
-            if recipe.step is not None and recipe.init_on == "device" and brings_code(method):
-                program.check(model, answer)
-            last = lasts[number]
-            left = last if stop_after is None else min(last, max(0, stop_after - before))
-            run = Run(
-                None if recipe.step is None else program.jit_step(),
-                model,
-                dict,
-                left,
-                log_every,
-                save_every,
-                (*track, shown) if jax.process_index() == 0 else (),
-                Losses(spike, None if folder is None else folder.parent, buffer_batches),
-                preemption=preemption,
-                history=history,
-                before=before,
-            )
-            own = folder if folder is None or len(recipes) == 1 else folder / f"pass{number}"
-            state = _one_pass(
-                run,
-                program,
-                text,
-                answer,
-                None if own is None or recipe.step is None else own,
-                config,
-                resume=resume,
-                on_failed_save=on_failed_save,
-            )
-            before += int(state.step)
-            if left < last and not run.ended:
-                answer = recipe.finish(state.method)
-                break
-            answer = recipe.finish(state.method)
-    assert state is not None  # `_passes` gives at least one
-    return Fit(answer, history, state)
+    program = Program(
+        recipes[0],
+        needed,
+        mesh,
+        sizes["batch_size"],
+        seq,
+        sizes["buffer_batches"],
+        seed,
+        schedules,
+        activations,
+        harvest_parts,
+        {name: (array.shape, array.dtype) for name, array in first.items() if name not in WINDOW},
+    )
+    passes = Passes(
+        program,
+        place_model(subject.model, mesh),
+        Text(tokens, ids, sizes["batch_size"], seq, order, mesh),
+        None if checkpoint is None else Path(checkpoint),
+        config,
+        checked_first=brings_code(method),
+        **rhythm,
+        resume=resume,
+        spike=spike,
+        on_failed_save=on_failed_save,
+        track=(*track, shown) if jax.process_index() == 0 else (),
+    )
+    with jax.set_mesh(mesh), shown, passes.preemption:  # from here on SIGTERM saves, also before the first step
+        answer, state = passes.run(recipes, lasts)
+    return Fit(answer, passes.history, state)
 
 
-@dataclass
-class Text:
-    """Batches of windows for every pass, each from the beginning, or none at all."""
-
-    windows: grain.MapDataset | None
-    ids: int | None
-    batch_size: int
-    seq: int
-    order: dict[str, Any]
-    mesh: Mesh
-
-    def read(self) -> tuple[Any, Callable[[], dict[str, Array]]]:
-        """An iterator, whose position can be saved, and the function that gives the next batch on the mesh."""
-        if self.windows is None:
-            return None, dict
-        places, count = data_places(self.mesh, jax.process_index()), self.batch_size // self.seq
-        data = iter(batches(self.windows, count, **self.order, host_index=places, host_count=self.mesh.shape["data"]))
-
-        def next_windows() -> dict[str, Array]:
-            batch = next(data)
-            check_rows(self.ids, batch["tokens"], "text")
-            return spread_over_data(batch, places, count, self.mesh)
-
-        return data, next_windows
-
-
-def _one_pass(
-    run: Run,
-    program: Program,
-    text: Text,
-    previous: Any,
-    folder: Path | None,
-    config: dict[str, Any],
-    *,
-    resume: bool,
-    on_failed_save: Literal["stop", "continue"],
-) -> TrainState:
-    """Start or resume one pass, and step to its end."""
-    data, next_windows = text.read()
-    kept: Rows | None = None
-    hashed: dict[str, int] = {}
-    run.next_windows = next_windows
-    if program.rows == "kept":
-        noted, sums = _noting(next_windows)
-        kept = program.harvested(run.model, noted)
-        hashed = {"kept": zlib.crc32("".join(sums).encode())}
-        data, run.next_windows = None, lambda: kept
-
-    def first_state() -> TrainState:
-        if kept is not None:
-            return program.start(run.model, kept, previous)
-        return program.first_state(run.model, iter(next_windows, None), *(() if previous is None else (previous,)))
-
-    if folder is None:
-        return run.from_state(first_state())
-    described = config | {"weights": weights_hash(run.model)}
-    with Checkpoints(folder, described, resume=resume, on_failed_save=on_failed_save) as checkpoints:
-
-        def save(state: TrainState) -> Callable[[], int | None]:
-            position = {} if data is None else data.get_state()
-            notes = {"ended": int(run.ended)} | hashed
-            return checkpoints.save(int(state.step), state, position | notes, run.losses.recent, run.history)
-
-        run.save = save
-        if checkpoints.latest is None:
-            return run.from_state(first_state())
-        state, position = checkpoints.restore(program.abstract_state(run.model, previous))
-        ended, saved_rows = position.pop("ended", 0), position.pop("kept", None)
-        if saved_rows is not None and hashed != {"kept": saved_rows}:
-            raise UserError(
-                f"the rows kept for the checkpoint in {folder} came from other text: resume with the "
-                "text, seed and rows that it was made with."
-            )
-        if data is not None:
-            data.set_state(position)
-        run.saved, run.ended = int(state.step), bool(ended)
-        run.losses.recent.extend(checkpoints.losses(run.saved))
-        run.history[:] = checkpoints.history(run.saved)
-        return state if ended else run.from_state(state)
-
-
-def _noting(next_windows: Callable[[], dict[str, Array]]) -> tuple[Iterator[dict[str, Array]], list[str]]:
-    """The windows, and a list that fills with a hash of each batch while they are read."""
-    sums: list[str] = []
-
-    def read() -> Iterator[dict[str, Array]]:
-        while True:
-            windows = next_windows()
-            sums.append(weights_hash({"tokens": windows["tokens"]}))
-            yield windows
-
-    return read(), sums
+def _check_tokens(tokens: grain.MapDataset, ids: int | None, batch_size: int, seq: int) -> None:
+    """Raises UserError if a token is not one of the model's, at some places of the text, or the text is too short."""
+    for place in some_places(len(tokens)):
+        window: dict[str, np.ndarray] = tokens[place]  # type: ignore[assignment]
+        check_rows(ids, window["tokens"], f"text, window {place}")
+    check_text(len(tokens), batch_size, seq)
 
 
 def _passes(method: Method, steps: int | None) -> tuple[Recipe, ...]:
@@ -363,7 +248,7 @@ def check_kept(needed: Needs, rows: int | None, text: bool) -> None:
         raise UserError("tokens=None: this method reads text: give windows, as from load_text(...).")
 
 
-def expand(model: Any, site: str) -> str | tuple[str, ...]:
+def expand(model: PyTree, site: str) -> str | tuple[str, ...]:
     """The leaf or array of this name; or all leaves that a glob matches, all arrays where it matches no leaf.
 
     Raises:

@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
+from jaxtyping import Array, PyTree
 
 from jaxinterp.core.errors import UserError
 from jaxinterp.data.activations import WINDOW
@@ -57,7 +58,7 @@ class Preemption:
             self._before = {number: signal.signal(number, self._ask) for number in self.SIGNALS}
         return self
 
-    def __exit__(self, kind: Any, *_: Any) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         for number, before in self._before.items():
             if before is not None:  # None: what listened was not set from Python
                 signal.signal(number, before)
@@ -99,11 +100,11 @@ class Losses:
 
     def __init__(self, spike: float | None, folder: Path | None, buffer_batches: int = 8, recent: Iterable[float] = ()):
         self._spike, self._folder = spike, folder
-        self._steps: list[tuple[int, Ratio, Mapping[str, Any]]] = []
-        self._read: deque[tuple[int, Mapping[str, Any]]] = deque(maxlen=buffer_batches + 1)
+        self._steps: list[tuple[int, Ratio, Mapping[str, PyTree]]] = []
+        self._read: deque[tuple[int, Mapping[str, PyTree]]] = deque(maxlen=buffer_batches + 1)
         self.recent: deque[float] = deque(recent, maxlen=100)
 
-    def add(self, step: int, loss: Ratio, windows: Mapping[str, Any]) -> None:
+    def add(self, step: int, loss: Ratio, windows: Mapping[str, Array | np.ndarray]) -> None:
         """Note a step's loss, which is still on the device, and the text that was read at it."""
         self._steps.append((step, loss, {name: windows[name] for name in WINDOW if name in windows}))
 
@@ -136,11 +137,11 @@ class Losses:
             raise UserError(f"loss={loss:.3g} at step {step} {why}; {kept()}{where}.")
 
 
-def _keep(folder: Path, step: int, loss: float, read: Iterable[tuple[int, Mapping[str, Any]]]) -> Path:
+def _keep(folder: Path, step: int, loss: float, read: Iterable[tuple[int, Mapping[str, PyTree]]]) -> Path:
     """The text of the last steps as a file, `[steps, batch, seq]`: this process's rows."""
     path = folder / f"refused_batch_step{step}_process{jax.process_index()}.npz"
     texts = [{name: _here(array) for name, array in windows.items()} for _, windows in read]
-    arrays: dict[str, Any] = {name: np.stack([text[name] for text in texts]) for name in texts[0]}
+    arrays: dict[str, PyTree] = {name: np.stack([text[name] for text in texts]) for name in texts[0]}
     folder.mkdir(parents=True, exist_ok=True)
     np.savez(path, step=step, loss=loss, steps=np.array([read_at for read_at, _ in read]), **arrays)
     return path

@@ -11,18 +11,18 @@ import os
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
 from jaxinterp.core.errors import UserError
+from jaxinterp.core.json_value import Json
 
 HEARTBEAT = 30
 """Seconds without a sign of life after which a process counts as lost."""
 
-TIMEOUTS: dict[str, Any] = {"heartbeat_timeout_seconds": HEARTBEAT, "shutdown_timeout_seconds": 24 * 3600}
+TIMEOUTS: dict[str, Json] = {"heartbeat_timeout_seconds": HEARTBEAT, "shutdown_timeout_seconds": 24 * 3600}
 """At the end, the others wait for the first process, which scores and writes the report."""
 
 VARIABLE = "JAXINTERP_HOSTS"
@@ -53,7 +53,7 @@ def join(hosts: str = "auto") -> None:
         raise UserError(f"hosts={hosts}: the processes of this run did not find each other: {error}") from error
 
 
-def check_agreement(settings: Mapping[str, Any]) -> None:
+def check_agreement(settings: Mapping[str, Json]) -> None:
     """To be called by all processes of a run; `settings` are plain JSON values.
 
     Raises:

@@ -7,8 +7,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import PyTree
 
 from jaxinterp.core.errors import UserError
+from jaxinterp.core.json_value import Json
 from jaxinterp.core.metrics import Metrics
 from jaxinterp.data.activations import Rows
 from jaxinterp.training.guard import Losses, Preempted, Preemption
@@ -31,7 +33,7 @@ class Run:
     """
 
     step: Any
-    model: Any
+    model: PyTree
     next_windows: Callable[[], Given]
     last: int
     log_every: int
@@ -42,7 +44,7 @@ class Run:
     saved: int | None = None
     settle: Callable[[], int | None] | None = None
     preemption: Preemption = field(default_factory=Preemption)
-    history: list[dict[str, Any]] = field(default_factory=list)
+    history: list[dict[str, Json]] = field(default_factory=list)
     before: int = 0
     ended: bool = False
 
@@ -129,10 +131,10 @@ def _tokens(given: Given) -> int:
     return given["tokens"].size if "tokens" in given else 0
 
 
-def _row(step: int, tokens: int, window: Metrics | None) -> dict[str, Any]:
+def _row(step: int, tokens: int, window: Metrics | None) -> dict[str, Json]:
     """Plain numbers for one logging interval; `dead_fraction` counts features that fired on none of its tokens."""
     values = {name: metric.value() for name, metric in (window or {}).items()}
-    row: dict[str, Any] = {"step": step, "tokens": tokens}
+    row: dict[str, Json] = {"step": step, "tokens": tokens}
     row |= {name: float(value) for name, value in values.items() if value.ndim == 0}
     if "fired" in values:
         row["dead_fraction"] = float(jnp.mean(values["fired"] == 0))

@@ -20,6 +20,7 @@ import numpy as np
 from jax.experimental import mesh_utils, multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
+from jaxtyping import PyTree
 
 from jaxinterp.core.errors import UserError
 from jaxinterp.core.fields import like_parameters, per_feature, per_token
@@ -132,7 +133,7 @@ def check_spread(field: str, value: int, pieces: int, mesh: Mesh, axis: str) -> 
         )
 
 
-def state_shardings(state: Any, mesh: Mesh) -> Any:
+def state_shardings(state: PyTree, mesh: Mesh) -> PyTree:
     """Where each leaf of a `TrainState` lies.
 
     Arrays of one row a feature lie over `feature`, the buffer's lanes and arrays of one row a token over `data`, the
@@ -144,24 +145,24 @@ def state_shardings(state: Any, mesh: Mesh) -> Any:
       UserError: the dictionary's rows, or the kept rows, cannot be spread evenly.
     """
 
-    def rows(leaf: Any, field: str, axis: str) -> NamedSharding:
+    def rows(leaf: PyTree, field: str, axis: str) -> NamedSharding:
         check_spread(field, leaf.shape[0], leaf.shape[0], mesh, axis)
         return NamedSharding(mesh, P(axis))
 
-    def by_marks(tree: Any) -> Any:
-        def place(leaf: Any, of_feature: bool, of_token: bool) -> NamedSharding:
+    def by_marks(tree: PyTree) -> PyTree:
+        def place(leaf: PyTree, of_feature: bool, of_token: bool) -> NamedSharding:
             if of_feature:
                 return rows(leaf, "features", "feature")
             return rows(leaf, "rows", "data") if of_token else replicated(mesh)
 
         return jax.tree.map(place, tree, per_feature(tree), per_token(tree))
 
-    def moment(leaf: Any, parameter: Any, of_feature: bool) -> NamedSharding:
+    def moment(leaf: PyTree, parameter: PyTree, of_feature: bool) -> NamedSharding:
         if not of_feature or leaf.shape != parameter.shape:
             return replicated(mesh)
         return NamedSharding(mesh, SPREAD) if spread_evenly(leaf.shape[0], mesh) else rows(leaf, "features", "feature")
 
-    def of_method(part: Any) -> Any:
+    def of_method(part: PyTree) -> PyTree:
         if not isinstance(part, MethodState):
             return by_marks(part)
         moments = like_parameters(part.optimizer, part.decomposition, moment, replicated(mesh))
@@ -185,7 +186,7 @@ class ModelShardings:
 
     mesh: Mesh
 
-    def of(self, model: Any) -> dict[str, NamedSharding]:
+    def of(self, model: PyTree) -> dict[str, NamedSharding]:
         """The sharding of every array (or `jax.ShapeDtypeStruct`) of the model, by name."""
         axes = cut_axes(model)
         places = {}
@@ -207,11 +208,11 @@ def model_shardings(mesh: Mesh) -> ModelShardings:
     return ModelShardings(mesh)
 
 
-def place_model(model: Any, mesh: Mesh) -> Any:
+def place_model(model: PyTree, mesh: Mesh) -> PyTree:
     """The model on the mesh: leaves that lie on it already stay where they are, the others go where they belong."""
     wanted = model_shardings(mesh).of(model)
 
-    def place(path: tuple[Any, ...], leaf: Any) -> Any:
+    def place(path: tuple[PyTree, ...], leaf: PyTree) -> PyTree:
         if not eqx.is_array(leaf):
             return leaf
         lies = isinstance(leaf, jax.Array) and isinstance(leaf.sharding, NamedSharding) and leaf.sharding.mesh == mesh
@@ -220,11 +221,11 @@ def place_model(model: Any, mesh: Mesh) -> Any:
     return jax.tree_util.tree_map_with_path(place, model)
 
 
-def fetch(tree: Any) -> Any:
+def fetch(tree: PyTree) -> PyTree:
     """Every array of the tree whole and on this process's first device; all processes must call it together."""
     here = jax.local_devices()[0]
 
-    def whole(leaf: Any) -> Any:
+    def whole(leaf: PyTree) -> PyTree:
         if not isinstance(leaf, jax.Array):
             return leaf
         if leaf.is_fully_addressable:

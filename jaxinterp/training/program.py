@@ -11,7 +11,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
-from jaxtyping import Array
+from jaxtyping import Array, PyTree
 
 from jaxinterp.core.batch import GRADIENT, several
 from jaxinterp.core.protocols import Recipe
@@ -60,25 +60,25 @@ class Program:
         dtype = kept_in(self.activations, self.mesh.devices.flat[0].platform)
         return Harvest(self.needs.names(), dtype, self.harvest_parts, self.mesh.shape["data"])
 
-    def jit_step(self) -> Any:
+    def jit_step(self) -> PyTree:
         """The training step as a program that takes over the state that it is given."""
         step = make_step(self.recipe, self.needs, self.mesh, self.schedules, self.take)
         return eqx.filter_jit(step, donate="all-except-first")
 
-    def compile(self, model: Any, platform: str) -> Any:
+    def compile(self, model: PyTree, platform: str) -> PyTree:
         """The training step compiled for the mesh's devices, present or described, from shapes alone."""
         lowered = self.lower(model, platform)
         with jax.set_mesh(self.mesh):
             return lowered.compile()
 
-    def lower(self, model: Any, platform: str) -> Any:
+    def lower(self, model: PyTree, platform: str) -> PyTree:
         """The training step as the compiler gets it, from shapes alone."""
         step = make_step(self.recipe, self.needs, self.mesh, self.schedules, self.take)
         with jax.set_mesh(self.mesh):
             arguments = (model, self.abstract_given(model)), self.abstract_state(model)
             return jax.jit(step, donate_argnums=1).trace(*arguments).lower(lowering_platforms=(platform,))
 
-    def check(self, model: Any, previous: Any = None) -> None:
+    def check(self, model: PyTree, previous: PyTree = None) -> None:
         """Trace one step from shapes alone: a mistake in an objective is found before anything is compiled.
 
         Raises:
@@ -92,7 +92,7 @@ class Program:
         """Whether rows are streamed, kept or not taken at all."""
         return as_needs(self.needs).rows
 
-    def harvested(self, model: Any, windows: Iterable[Mapping[str, Array]]) -> Rows:
+    def harvested(self, model: PyTree, windows: Iterable[Mapping[str, Array]]) -> Rows:
         """The rows of the next `buffer_batches` batches of windows, `[lanes, capacity, d]`.
 
         Raises:
@@ -106,7 +106,7 @@ class Program:
         check_varies(rows, tuple(name for name in written if not name.endswith(GRADIENT)))
         return rows
 
-    def first_state(self, model: Any, windows: Iterable[Mapping[str, Array]], previous: Any = None) -> TrainState:
+    def first_state(self, model: PyTree, windows: Iterable[Mapping[str, Array]], previous: PyTree = None) -> TrainState:
         """The state before the first step, of a method that reads a stream: the shuffle buffer is filled.
 
         Raises:
@@ -114,13 +114,13 @@ class Program:
         """
         return self.start(model, self.harvested(model, windows) if self.rows != "none" else None, previous)
 
-    def start(self, model: Any, rows: Rows | None, previous: Any = None) -> TrainState:
+    def start(self, model: PyTree, rows: Rows | None, previous: PyTree = None) -> TrainState:
         """The state before the first step, from the full shuffle buffer or from all kept rows."""
         if self.recipe.init_on == "host":
             return self._start(model, rows, previous)
         return eqx.filter_jit(self._start)(model, rows, previous)
 
-    def _start(self, model: Any, rows: Rows | None, previous: Any = None) -> TrainState:
+    def _start(self, model: PyTree, rows: Rows | None, previous: PyTree = None) -> TrainState:
         windows = self._empty_windows() if rows is None and as_needs(self.needs).windows else None
         return start_state(self.recipe, self.needs, self.mesh, model, rows, self.seed, previous, windows)
 
@@ -137,7 +137,7 @@ class Program:
             for name, (of_window, dtype) in self.cached.items()
         }
 
-    def abstract_given(self, model: Any) -> Any:
+    def abstract_given(self, model: PyTree) -> PyTree:
         """Shapes and shardings of what a step gets: a batch of windows, or all kept rows."""
         if self.rows != "kept":
             return self.abstract_windows()
@@ -145,16 +145,16 @@ class Program:
         place = lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=lies)
         return jax.tree.map(place, self.abstract_rows(model))
 
-    def abstract_rows(self, model: Any) -> Rows:
+    def abstract_rows(self, model: PyTree) -> Rows:
         """Shapes of the full shuffle buffer, or of all kept rows."""
 
-        def filled(shape: Any) -> Any:
+        def filled(shape: Any) -> PyTree:
             return jax.ShapeDtypeStruct((shape.shape[0], self.buffer_batches * self.seq, *shape.shape[2:]), shape.dtype)
 
         rows: Rows = jax.tree.map(filled, eqx.filter_eval_shape(self.take, model, self.abstract_windows()))
         return rows
 
-    def abstract_state(self, model: Any, previous: Any = None) -> TrainState:
+    def abstract_state(self, model: PyTree, previous: PyTree = None) -> TrainState:
         """Shapes and shardings of the whole state."""
         buffer = None if self.rows == "none" else self.abstract_rows(model)
         state = eqx.filter_eval_shape(self._start, model, buffer, previous)

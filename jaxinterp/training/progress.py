@@ -8,11 +8,15 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
+from types import TracebackType
 from typing import Any, Protocol, runtime_checkable
 
+from jaxtyping import PyTree
 from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.text import Text
+
+from jaxinterp.core.json_value import Json
 
 EVERY = 10.0
 """Seconds between two lines where there is no terminal."""
@@ -22,9 +26,11 @@ EVERY = 10.0
 class Shown(Protocol):
     """Shows a run while it is open; called with a row of plain numbers at every logged step."""
 
-    def __enter__(self) -> Any: ...
-    def __exit__(self, kind: Any, error: Any, trace: Any) -> None: ...
-    def __call__(self, row: Mapping[str, Any]) -> None: ...
+    def __enter__(self) -> PyTree: ...
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+    def __call__(self, row: Mapping[str, Json]) -> None: ...
 
 
 def progress_of(steps: int, description: str = "training", *, shown: bool = True, every: float = EVERY) -> Shown:
@@ -50,9 +56,11 @@ class _Silent:
     def __enter__(self) -> "_Silent":
         return self
 
-    def __exit__(self, kind: Any, error: Any, trace: Any) -> None: ...
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
 
-    def __call__(self, row: Mapping[str, Any]) -> None: ...
+    def __call__(self, row: Mapping[str, Json]) -> None: ...
 
 
 class ProgressLines:
@@ -60,7 +68,7 @@ class ProgressLines:
 
     def __init__(self, steps: int, description: str = "training", *, every: float = EVERY):
         self._steps, self._description = steps, description
-        self._row: Mapping[str, Any] | None = None
+        self._row: Mapping[str, Json] | None = None
         self._clock = time.perf_counter()
         self._beat = _Beat(every, self._line)
         self._first: tuple[float, int] | None = None
@@ -70,12 +78,14 @@ class ProgressLines:
         self._beat.__enter__()
         return self
 
-    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._beat.__exit__(kind, error, trace)
         if self._beat.beats and error is None and self._row is not None:
             print(self._line(), flush=True)
 
-    def __call__(self, row: Mapping[str, Any]) -> None:
+    def __call__(self, row: Mapping[str, Json]) -> None:
         self._row = dict(row)
         self._first = self._first or (time.perf_counter(), int(row["step"]))
 
@@ -102,13 +112,15 @@ class ProgressBar:
         self._progress.start()
         return self
 
-    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         task = self._progress.tasks[0]
         if error is None and not task.fields.get("row"):  # a finished run was resumed
             self._progress.update(self._task, completed=task.total, row={}, description="already trained")
         self._progress.stop()
 
-    def __call__(self, row: Mapping[str, Any]) -> None:
+    def __call__(self, row: Mapping[str, Json]) -> None:
         self._progress.update(self._task, completed=row["step"], row=dict(row))
 
 
@@ -122,7 +134,7 @@ class _Numbers(ProgressColumn):
         return Text(in_words(row))
 
 
-def in_words(row: Mapping[str, Any]) -> str:
+def in_words(row: Mapping[str, Json]) -> str:
     """`410k tokens  2,512/s  FVU 0.181  L0 32.0  dead 0.2%`: of the numbers of a row, those that it has."""
     parts = [f"{row['tokens'] / 1e3:,.0f}k tokens", f"{row['tokens_per_second']:,.0f}/s"]
     parts += [f"{label} {row[name]:.3f}" for label, name in (("FVU", "fvu"), ("loss", "loss")) if name in row][:1]
@@ -148,7 +160,9 @@ class _Beat:
         self._thread.start()
         return self
 
-    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._over.set()
         self._thread.join()
 

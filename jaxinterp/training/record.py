@@ -9,9 +9,10 @@ from typing import Any
 
 import jax
 import numpy as np
+from jaxtyping import PyTree
 
 
-def describe(value: Any) -> Any:
+def describe(value: object) -> PyTree:
     """A JSON value that is the same for the same hyperparameters.
 
     Dataclasses and modules by class name and fields; functions by name, by the numbers in their code and by what they
@@ -38,7 +39,7 @@ def describe(value: Any) -> Any:
     return getattr(value, "__qualname__", type(value).__qualname__)  # a class, a built-in, or anything else
 
 
-def brings_code(value: Any) -> bool:
+def brings_code(value: object) -> bool:
     """Whether a class or function among these hyperparameters is the user's own, and so may have mistakes in it."""
     if isinstance(value, Mapping):
         return any(map(brings_code, value.values()))

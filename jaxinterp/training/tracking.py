@@ -14,7 +14,10 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from jaxtyping import PyTree
+
 from jaxinterp.core.errors import UserError, cause, suggest
+from jaxinterp.core.json_value import Json
 from jaxinterp.storage.files import told
 from jaxinterp.storage.json_text import json_text
 
@@ -33,7 +36,7 @@ class JsonLines:
     def __init__(self, path: str | Path, *, resume: bool = False):
         self.path = Path(path)
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._earlier: list[dict[str, Any]] | None = read_rows(self.path) if resume else None
+        self._earlier: list[dict[str, Json]] | None = read_rows(self.path) if resume else None
         self._told = False
         for number, row in enumerate(self._earlier or [], 1):
             if not isinstance(row.get("step"), int):
@@ -42,7 +45,7 @@ class JsonLines:
             with told(self.path):
                 self.path.write_text("")
 
-    def __call__(self, row: Mapping[str, Any]) -> None:
+    def __call__(self, row: Mapping[str, Json]) -> None:
         try:
             if self._earlier is not None:
                 self._keep_before(row["step"], self._earlier)
@@ -53,7 +56,7 @@ class JsonLines:
                 warnings.warn(f"{self.path} could not be written ({cause(error)}): rows are missing.", stacklevel=2)
             self._told = True
 
-    def _keep_before(self, step: int, rows: list[dict[str, Any]]) -> None:
+    def _keep_before(self, step: int, rows: list[dict[str, Json]]) -> None:
         """Replace the file in one step by its rows before `step`."""
         unfinished = self.path.with_name(f".{self.path.name}.unfinished")
         unfinished.write_text("".join(json_text(row) + "\n" for row in rows if row["step"] < step))
@@ -68,14 +71,14 @@ class JsonLines:
                 raise OSError("there is no room for a whole row")
 
 
-def read_rows(path: str | Path) -> list[dict[str, Any]]:
+def read_rows(path: str | Path) -> list[dict[str, Json]]:
     """The rows of a .jsonl file; none where the file is absent. A last line that a kill cut short is left out.
 
     Raises:
       UserError: a line holds something else than a JSON object.
     """
     file = Path(path)
-    rows: list[dict[str, Any]] = []
+    rows: list[dict[str, Json]] = []
     for number, line in enumerate(file.read_text().splitlines() if file.exists() else [], 1):
         try:
             row = json.loads(line)
@@ -87,7 +90,7 @@ def read_rows(path: str | Path) -> list[dict[str, Any]]:
     return rows
 
 
-def training_seconds(rows: Iterable[Mapping[str, Any]]) -> float:
+def training_seconds(rows: Iterable[Mapping[str, Json]]) -> float:
     """How long the logged steps took, over all parts of a resumed run."""
     seconds, before = 0.0, 0
     for row in rows:
@@ -108,7 +111,7 @@ class TensorBoard:
       UserError: tensorboardX is not installed, or the folder holds event files and `resume` is False.
     """
 
-    def __init__(self, folder: str | Path, *, resume: bool = False, config: Mapping[str, Any] | None = None):
+    def __init__(self, folder: str | Path, *, resume: bool = False, config: Mapping[str, Json] | None = None):
         try:
             from tensorboardX import SummaryWriter
         except ImportError as error:
@@ -120,7 +123,7 @@ class TensorBoard:
         self._make: Any = SummaryWriter
         self._writer: Any = None
 
-    def __call__(self, row: Mapping[str, Any]) -> None:
+    def __call__(self, row: Mapping[str, Json]) -> None:
         step = int(row["step"])
         if self._writer is None:
             self._writer = self._make(str(self.folder), purge_step=step if self._resume else None)
@@ -144,7 +147,7 @@ class WeightsAndBiases:
       UserError: wandb is not installed, or `where` is not of this form.
     """
 
-    def __init__(self, where: str, *, resume: bool = False, config: Mapping[str, Any] | None = None):
+    def __init__(self, where: str, *, resume: bool = False, config: Mapping[str, Json] | None = None):
         project, _, run = where.rpartition("/")
         if not project or not run or "/" in project:
             raise UserError(f"wandb:{where}: write it as wandb:project/run.")
@@ -156,7 +159,7 @@ class WeightsAndBiases:
             project=project, name=run, id=run, config=dict(config or {}), resume="must" if resume else "never"
         )
 
-    def __call__(self, row: Mapping[str, Any]) -> None:
+    def __call__(self, row: Mapping[str, Json]) -> None:
         self._run.log({name: value for name, value in row.items() if name != "step"}, step=int(row["step"]))
 
     def close(self) -> None:
@@ -167,7 +170,7 @@ class WeightsAndBiases:
 SERVICES: Mapping[str, Callable[..., Any]] = {"tensorboard": TensorBoard, "wandb": WeightsAndBiases}
 
 
-def tracker(where: str, *, resume: bool = False, config: Mapping[str, Any] | None = None) -> Any:
+def tracker(where: str, *, resume: bool = False, config: Mapping[str, Json] | None = None) -> PyTree:
     """The tracker that a short text names: `tensorboard:FOLDER`, `wandb:PROJECT/RUN`, or a .jsonl file.
 
     Args:

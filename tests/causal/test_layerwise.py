@@ -9,12 +9,18 @@ import numpy as np
 import pytest
 
 from jaxinterp.causal.attribute import attribute, summed
-from jaxinterp.causal.layerwise import layer_arrays, layer_attributions, layer_patch_effects, stack_layers
+from jaxinterp.causal.layerwise import (
+    layer_arrays,
+    layer_attributions,
+    layer_patch_effects,
+    layer_set_metric,
+    stack_layers,
+)
 from jaxinterp.causal.measure import LogitDifference
 from jaxinterp.causal.patch import patch_effects
 from jaxinterp.core.errors import UserError
 from jaxinterp.models.rules import RELEVANCE
-from jaxinterp.models.sites import run
+from jaxinterp.models.sites import SetTo, run
 from tests.causal.toys import small_transformer
 
 KINDS = ("mlp/out", "resid/post")
@@ -43,6 +49,17 @@ def test_stacked_layers_give_the_numbers_of_the_whole_model():
     assert heads["attn/z"].shape == (2, 2, 4, 4)
     np.testing.assert_allclose(heads["attn/z"].sum(axis=-1), heads["attn/out"], atol=2e-5)
     assert float(jnp.abs(found["mlp/out"] - relevance["mlp/out"][..., 1:]).max()) > 1e-3, "an estimate, not the effect"
+
+
+def test_one_array_of_one_layer_is_set():
+    model, tokens = small_transformer(), jnp.asarray([[1, 2, 3]])
+    layers, metric = stack_layers(model), LogitDifference(jnp.asarray([10]), jnp.asarray([12]))
+    value = jnp.asarray(np.random.default_rng(0).normal(size=(1, 3, 24)), jnp.float32)
+    for layer in range(2):
+        found = layer_set_metric(layers, tokens, metric, "mlp/hidden", jnp.asarray(layer), value)
+        there = metric(run(model, tokens, edits={f"blocks/{layer}/mlp/hidden": SetTo(value)}))
+        np.testing.assert_allclose(found, there, atol=1e-5)
+        assert abs(float(found[0] - metric(run(model, tokens))[0])) > 1e-3
 
 
 def test_blocks_that_differ_are_refused():

@@ -16,11 +16,12 @@ from jaxinterp.decompositions.adaptive import GroupBias, TopAFA
 from jaxinterp.decompositions.base import trainable
 from jaxinterp.decompositions.codes import DenseCodes, SparseCodes
 from jaxinterp.decompositions.cross_layer import CrossLayer, Layer, LayerCodes, fold_layers
-from jaxinterp.decompositions.cross_layer_files import load_cross_layer, save_cross_layer
+from jaxinterp.decompositions.cross_layer_files import load_cross_layer
 from jaxinterp.decompositions.gates import Gated, JumpReLU
 from jaxinterp.methods.sparse.cross_layer_transcoder import CrossLayerTranscoder
 from jaxinterp.objectives import Forward, total
 from jaxinterp.objectives.cross_layer import auxk_of_layers, pre_activation, standardised_error, tanh_penalty
+from tests.decompositions.older import save_cross_layer
 
 
 def random_cross_layer(activations, features=12, d=6, reach=3):

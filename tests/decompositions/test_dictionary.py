@@ -19,13 +19,14 @@ from jaxinterp.decompositions.adaptive import TopAFA
 from jaxinterp.decompositions.base import per_feature, trainable
 from jaxinterp.decompositions.codes import DenseCodes, SparseCodes
 from jaxinterp.decompositions.dictionary import Dictionary, fold
-from jaxinterp.decompositions.files import load_dictionary, save_dictionary
+from jaxinterp.decompositions.files import load_dictionary
 from jaxinterp.decompositions.gates import JumpReLU
 from jaxinterp.decompositions.on_disk import check_arrays
 from jaxinterp.decompositions.stand_in import StandIn
 from jaxinterp.models.sites import replace, run
 from jaxinterp.models.tiny import planted_transformer
 from jaxinterp.objectives import Ratio, reconstruction, total
+from tests.decompositions.older import save_dictionary
 
 SITES = Sites("blocks/1/mlp/in", "blocks/1/mlp/out")
 

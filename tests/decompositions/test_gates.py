@@ -18,10 +18,11 @@ from jaxinterp.decompositions.activations import ReLU
 from jaxinterp.decompositions.adaptive import GroupBias
 from jaxinterp.decompositions.base import per_feature, trainable
 from jaxinterp.decompositions.dictionary import fold
-from jaxinterp.decompositions.files import load_dictionary, save_dictionary
+from jaxinterp.decompositions.files import load_dictionary
 from jaxinterp.decompositions.gates import Gated, JumpReLU, jump, step
 from jaxinterp.objectives import reconstruction, total
 from jaxinterp.objectives.gates import gate_auxiliary, gate_l1, l0, l0_to_target
+from tests.decompositions.older import save_dictionary
 from tests.decompositions.test_dictionary import SITES, random_dictionary
 
 KEY = jax.random.key(0)

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from functools import partial
 
 import equinox as eqx
 import jax
@@ -15,11 +16,13 @@ from jaxinterp.core.batch import Sites, make_batch
 from jaxinterp.core.errors import UserError
 from jaxinterp.core.trees import named_leaves
 from jaxinterp.decompositions.cross_layer import PerLayer
-from jaxinterp.decompositions.cross_layer_files import save_cross_layer
-from jaxinterp.decompositions.files import save_dictionary
+from jaxinterp.decompositions.cross_layer_files import load_cross_layer, save_cross_layer
+from jaxinterp.decompositions.files import load_dictionary, save_dictionary
+from jaxinterp.decompositions.modules_on_disk import load_module, save_module
 from jaxinterp.decompositions.plain import PrincipalComponents
 from jaxinterp.decompositions.saved import load_decomposition, save
 from jaxinterp.methods import CrossLayerTranscoder, JumpReLUSparseAutoencoder, SkipTranscoder
+from tests.decompositions import older
 
 
 class WithFunction(eqx.Module):
@@ -111,12 +114,12 @@ def test_damage_is_told(tmp_path, change, words):
 def test_what_older_versions_wrote_still_loads(tmp_path):
     skip, _, across, layers = kinds()
     folders = {
-        save_dictionary(skip, tmp_path / "dictionary"): skip,
-        save_cross_layer(across, tmp_path / "across"): across,
+        older.save_dictionary(skip, tmp_path / "dictionary"): skip,
+        older.save_cross_layer(across, tmp_path / "across"): across,
         tmp_path / "layers": layers,
     }
     for number, part in enumerate(layers.parts):
-        save_dictionary(part, tmp_path / "layers" / str(number))
+        older.save_dictionary(part, tmp_path / "layers" / str(number))
     (tmp_path / "layers" / "per_layer.json").write_text('{"format": 1, "parts": 2}')
     for folder, saved in folders.items():
         assert eqx.tree_equal(load_decomposition(folder), saved)
@@ -134,3 +137,24 @@ def test_what_is_no_decomposition_is_told_with_the_way_out(tmp_path):
     (tmp_path / "broken" / "per_layer.json").write_text("{}")
     with pytest.raises(UserError, match=r"per_layer.json is damaged"):
         load_decomposition(tmp_path / "broken")
+
+
+def test_every_writer_writes_the_one_form_and_every_reader_reads_it(tmp_path):
+    skip, _, across, _ = kinds()
+    directions = Prototype(ROWS[:3], 2)
+    written = [
+        (save_dictionary, load_dictionary, skip),
+        (save_cross_layer, load_cross_layer, across),
+        (save_module, partial(load_module, classes=(Prototype,)), directions),
+    ]
+    for write, read, saved in written:
+        folder = write(saved, tmp_path / write.__name__)
+        names = {path.name for path in folder.iterdir()}
+        assert names == {"decomposition.json", "decomposition.safetensors"}, write.__name__
+        assert eqx.tree_equal(read(folder), saved)
+    assert eqx.tree_equal(load_module(older.save_module(directions, tmp_path / "m"), classes=(Prototype,)), directions)
+
+
+class Prototype(eqx.Module):
+    rows: Float[Array, "features d"]
+    k: int = eqx.field(static=True)

@@ -66,7 +66,7 @@ def test_the_scoreboard_is_kept_where_nothing_fires_on_the_attributed_tokens(tmp
     with pytest.raises(UserError, match="no feature fires"):
         main(Config(out=tmp_path / "a", text=corpus, **SMALL | {"tokens": 2560}))
     assert json.loads((tmp_path / "a" / "results.json").read_text()) == {"scoreboard": board}
-    assert (tmp_path / "a" / "z" / "dictionary.json").exists(), "a resumed run need not train again"
+    assert (tmp_path / "a" / "z" / "decomposition.json").exists(), "a resumed run need not train again"
 
 
 def test_sentences_follow_the_numbers():

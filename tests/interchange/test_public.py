@@ -241,6 +241,20 @@ def test_what_is_not_a_dictionary_is_refused_with_the_reason(tmp_path: Path) -> 
         read(tmp_path / "t")
 
 
+def test_fields_of_other_kinds_are_refused(tmp_path: Path) -> None:
+    """What mutated files showed: a number for the norms, a list for the architecture."""
+    source = GOLDENS / "llama-scope" / "Llama3_1-8B-Base-LXM-8x" / "Llama3_1-8B-Base-L16M-8x"
+    shutil.copytree(source, tmp_path / "L16M")
+    shutil.copytree(Path(__file__).parent / "goldens" / "saelens-standard", tmp_path / "it")
+    for path, change, message in [
+        (tmp_path / "L16M" / "hyperparams.json", {"dataset_average_activation_norm": 2.5}, "should be an object"),
+        (tmp_path / "it" / "cfg.json", {"architecture": ["standard"]}, "architecture=a list is not supported"),
+    ]:
+        path.write_text(json.dumps(json.loads(path.read_text()) | change))
+        with pytest.raises(UserError, match=message):
+            read(path.parent)
+
+
 def test_qwen_scope_without_its_name_is_refused(tmp_path: Path) -> None:
     (path,) = (GOLDENS / "qwen-scope").rglob("*.pt")
     shutil.copy(path, tmp_path)

@@ -9,12 +9,13 @@ import numpy as np
 
 from jaxinterp.core.batch import Sites
 from jaxinterp.core.trees import named_leaves
-from jaxinterp.decompositions.files import load_dictionary, save_dictionary
+from jaxinterp.decompositions.files import load_dictionary
 from jaxinterp.evaluation.planted import laboratory
 from jaxinterp.evaluation.planted.recovery import mcc
 from jaxinterp.models.load import load
 from jaxinterp.models.tiny import unit_rows
 from jaxinterp.training.fit import fit
+from tests.decompositions.older import save_dictionary
 
 FEATURES, D, ACTIVE = 48, 32, 3
 SITE = "blocks/1/mlp"

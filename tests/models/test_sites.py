@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from jaxinterp.core.errors import UserError
-from jaxinterp.models.load import Subject
+from jaxinterp.models.load import Subject, load
 from jaxinterp.models.mlp import MLP
 from jaxinterp.models.rules import Rules
 from jaxinterp.models.sites import Add, SetTo, replace, run, select, sites
@@ -221,3 +221,10 @@ def test_a_shell_gets_a_short_table(model, capsys):
     assert repr(Subject(model, None, "tiny", "planted")) == (
         "Subject('tiny', Transformer of 4 blocks, 148,928 weights float32, no tokenizer, planted)"
     )
+
+
+def test_older_names_of_the_projections_still_lead_to_them():
+    mlp = load("tiny").model.blocks[1].mlp
+    assert mlp.down is mlp.down_proj and mlp.up is mlp.up_proj and mlp.gate is mlp.gate_proj
+    zeroed = eqx.tree_at(lambda mlp: mlp.down.weight, mlp, jnp.zeros_like(mlp.down.weight))
+    assert not zeroed.down_proj.weight.any()

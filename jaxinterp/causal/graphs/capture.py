@@ -14,7 +14,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from jaxinterp.causal.graphs.linear import Frozen, Sources, Writes, freeze
 from jaxinterp.causal.graphs.transcoders import Transcoders
@@ -100,7 +100,7 @@ def capture(
     """
     subject = subject_of(subject)
     tokens = prompt_tokens(subject, prompt)
-    model: Any = subject.model
+    model: PyTree = subject.model
     _check(model, tokens, transcoders, first)
     dtype = transcoders.readers[0].encoder.dtype
     model = jax.tree.map(lambda leaf: leaf.astype(dtype) if eqx.is_inexact_array(leaf) else leaf, model)

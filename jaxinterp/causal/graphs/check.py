@@ -15,9 +15,10 @@ from jaxinterp.causal.graphs.graph import Graph
 from jaxinterp.causal.graphs.influence import node_influence
 from jaxinterp.causal.graphs.intervene import MODES, Feature, intervene, total_effects
 from jaxinterp.causal.graphs.prune import Pruned
+from jaxinterp.core.json_value import Json
 
 
-def check_interventions(captured: Captured, graph: Graph, kept: Pruned, *, most: int = 12) -> dict[str, Any]:
+def check_interventions(captured: Captured, graph: Graph, kept: Pruned, *, most: int = 12) -> dict[str, Json]:
     """Predicted and measured changes, feature by feature, and how well they agree.
 
     Returns:
@@ -34,7 +35,7 @@ def check_interventions(captured: Captured, graph: Graph, kept: Pruned, *, most:
         layer, position, index = (int(each) for each in graph.features[node])
         feature: Feature = (layer, position, index)
         removed = {feature: -float(graph.activation[node])}
-        row: dict[str, Any] = {
+        row: dict[str, Json] = {
             "feature": list(feature),
             "adjacency": -float(graph.adjacency[first, node]),
             "predicted": float(total_effects(graph, removed)[first]),
@@ -57,7 +58,7 @@ def _first_target(captured: Captured, logits: Any, token: int) -> float:
     return float(last[token] - last.mean())
 
 
-def _correlation(rows: list[dict[str, Any]], mode: str) -> float:
+def _correlation(rows: list[dict[str, Json]], mode: str) -> float:
     if len(rows) < 2:
         return float("nan")
     predicted, measured = (np.array([row[name] for row in rows]) for name in ("predicted", mode))

@@ -7,13 +7,13 @@ train_token_ind}]}], top_logits, bottom_logits.
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 from jaxinterp.causal.graphs.contexts import About
 from jaxinterp.causal.graphs.schema import cantor
+from jaxinterp.core.json_value import Json
 
 
-def feature_file(layer: int, index: int, about: About, token_text: Callable[[int], str]) -> dict[str, Any]:
+def feature_file(layer: int, index: int, about: About, token_text: Callable[[int], str]) -> dict[str, Json]:
     """One feature in that form."""
     examples = [
         {

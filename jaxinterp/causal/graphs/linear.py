@@ -22,7 +22,7 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, PyTree
 
 from jaxinterp.causal.graphs.transcoders import Transcoders
 from jaxinterp.core.trees import path_name
@@ -52,7 +52,7 @@ class Sources(eqx.Module):
     """Rows of the embedding table."""
     written: Float[Array, "layers seq d"]
     """What every MLP writes, without its skip path."""
-    constants: Any
+    constants: PyTree
     """The model with nothing but its additive constants."""
 
 
@@ -66,7 +66,7 @@ class Reads(eqx.Module):
 class Frozen(eqx.Module):
     """The map of the module's equation: `Sources` to `Reads`; its derivative is the frozen one."""
 
-    model: Any
+    model: PyTree
     """The model without its MLPs, its additive constants and its token table."""
     skips: tuple[Float[Array, "d d"] | None, ...]
 
@@ -133,10 +133,10 @@ def freeze(
     return Frozen(rest, tuple(skips)), Sources(model.embedding.token[tokens], written, constants)
 
 
-def _additive(model: Any) -> Any:
+def _additive(model: PyTree) -> PyTree:
     """True at what is added and not multiplied: biases (not the unembedding's) and learned positions."""
 
-    def mark(path: tuple[Any, ...], leaf: Any) -> bool:
+    def mark(path: tuple[PyTree, ...], leaf: PyTree) -> bool:
         name = path_name(path)
         added = name.endswith("/bias") or name in ("embedding/position", "embedding/token_type")
         return added and not name.startswith("unembedding/")
@@ -178,7 +178,7 @@ def contract(gradient: Sources, sources: Sources, transcoders: Transcoders, writ
     """Effects of all nodes, given the gradients of some targets by the sources ([targets, ...] each)."""
     features = []
     for number, reader in enumerate(transcoders.readers):
-        felt: Any = 0.0
+        felt: PyTree = 0.0
         for step in range(reader.decoder.shape[1]):
             vectors = reader.decoder[writes.index[number], step]  # [seq, most, d]
             target = transcoders.layers[number + step]

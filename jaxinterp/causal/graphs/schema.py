@@ -13,11 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jaxtyping import PyTree
 
 from jaxinterp.causal.graphs.graph import Graph, Node
 from jaxinterp.causal.graphs.influence import completeness_score, replacement_score
 from jaxinterp.causal.graphs.prune import Pruned
 from jaxinterp.core.errors import UserError
+from jaxinterp.core.json_value import Json
 
 FEATURE, ERROR, TOKEN, LOGIT, BIAS = (
     "cross layer transcoder",
@@ -71,7 +73,7 @@ def graph_json(
     transcoders: Sequence[str] = (),
     pinned: Sequence[str] = (),
     supernodes: Sequence[Sequence[str]] = (),
-) -> dict[str, Any]:
+) -> dict[str, Json]:
     """The kept part of a graph as JSON.
 
     Args:
@@ -140,7 +142,7 @@ def graph_json(
 
 def _entry(
     node: Node, id: str, labels: Mapping[tuple[int, int], str], token_text: Callable[[int], str]
-) -> dict[str, Any]:
+) -> dict[str, Json]:
     common = {"node_id": id, "ctx_idx": node.position, "run_idx": 0, "reverse_ctx_idx": 0, "token_prob": 0.0}
     common["is_target_logit"] = False
     if node.kind == "feature":
@@ -172,14 +174,14 @@ def _entry(
     return common | own
 
 
-def _add_probability(entry: dict[str, Any], node: Node, probability: float, token_text: Callable[[int], str]) -> None:
+def _add_probability(entry: dict[str, Json], node: Node, probability: float, token_text: Callable[[int], str]) -> None:
     """Frontends read the probability from the label."""
     text = token_text(node.index) if node.index >= 0 else "vector"
     entry["token_prob"] = probability
     entry["clerp"] = f'Output "{text}" (p={probability:.3f})'
 
 
-def _bias_node() -> dict[str, Any]:
+def _bias_node() -> dict[str, Json]:
     return {
         "node_id": "bias",
         "feature": None,
@@ -225,7 +227,7 @@ def check_graph_json(document: Any) -> None:
             raise UserError(f"links[{number}].weight={weight} must be finite.")
 
 
-def _check_metadata(metadata: dict[str, Any]) -> None:
+def _check_metadata(metadata: dict[str, Json]) -> None:
     for name in ("slug", "scan", "prompt"):
         _need(metadata, name, str, "metadata")
     for name in ("slug", "scan"):
@@ -262,7 +264,7 @@ def _check_node(node: Any, where: str, seq: int) -> None:
         raise UserError(f"{where}.influence={node['influence']} must be finite or null.")
 
 
-def _need(holder: Any, name: str, kind: Any, where: str) -> Any:
+def _need(holder: Any, name: str, kind: Any, where: str) -> PyTree:
     if not isinstance(holder, dict) or name not in holder:
         raise UserError(f"{where} has no {name!r}.")
     value = holder[name]
@@ -272,7 +274,7 @@ def _need(holder: Any, name: str, kind: Any, where: str) -> Any:
     return value
 
 
-def write_graph_json(document: dict[str, Any], path: str | Path) -> Path:
+def write_graph_json(document: dict[str, Json], path: str | Path) -> Path:
     """Write a checked graph, and `graph-metadata.json` beside it, which circuit-tracer's local server lists.
 
     Raises:

@@ -15,7 +15,8 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, PyTree
 
 from jaxinterp.core.batch import several
 from jaxinterp.core.errors import UserError
@@ -81,7 +82,7 @@ def from_arrays(
     thresholds: Sequence[Any] | None = None,
     k: int | Sequence[int | None] | None = None,
     layers: Sequence[int] | None = None,
-    dtype: Any = None,
+    dtype: DTypeLike | None = None,
 ) -> Transcoders:
     """Transcoders from given weights, one entry a layer.
 
@@ -145,7 +146,7 @@ def from_arrays(
     )
 
 
-def transcoders_of(decomposition: Any, *, dtype: Any = jnp.float32) -> Transcoders:
+def transcoders_of(decomposition: PyTree, *, dtype: DTypeLike = jnp.float32) -> Transcoders:
     """Trained decompositions in the form of a graph, their normalisation folded into the weights.
 
     Args:
@@ -198,7 +199,7 @@ def _of_cross_layer(cross: CrossLayer) -> Transcoders:
     )
 
 
-def _limits(activation: Any, features: int, dtype: Any) -> tuple[Array, int | None]:
+def _limits(activation: Any, features: int, dtype: DTypeLike) -> tuple[Array, int | None]:
     """θ and k of an activation."""
     zero = jnp.zeros(features, dtype)
     if isinstance(activation, ReLU):

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from jaxinterp.core.errors import UserError
+from jaxinterp.core.json_value import Json
 from jaxinterp.data.text.example_record import example_features
 from jaxinterp.data.text.json_record import content_of_object
 
@@ -114,7 +115,7 @@ def _of_json(record: bytes, text_field: str, where: str) -> Content | None:
     return content_of_object(fields, text_field, where)
 
 
-def _object(record: bytes) -> dict[str, Any] | None:
+def _object(record: bytes) -> dict[str, Json] | None:
     """The JSON object that a record is, if it is one."""
     try:
         value = json.loads(record) if record.lstrip().startswith(b"{") else None

@@ -1,17 +1,17 @@
 """The text, or the row of token ids, in a JSON object: a line of a .jsonl file, or a record of Array Record."""
 
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 from jaxtyping import Int32
 
 from jaxinterp.core.errors import UserError
+from jaxinterp.core.json_value import Json
 from jaxinterp.data.text.id_rows import MASK, field_of, ids_of_row
 
 
 def content_of_object(
-    record: Mapping[str, Any], text_field: str, where: str
+    record: Mapping[str, Json], text_field: str, where: str
 ) -> str | Int32[np.ndarray, " length"] | None:
     """The text in a field of a JSON object, or the token ids; None where the field is null, as in Parquet files.
 

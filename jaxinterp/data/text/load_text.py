@@ -2,7 +2,6 @@
 
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import grain
 import numpy as np
@@ -51,7 +50,7 @@ def load_text(
 
 def take(dataset: grain.MapDataset, tokens: int, *, seed: int = 0, rows: int = 4) -> list[dict[str, np.ndarray]]:
     """A shuffled sample of about `tokens` tokens, each window at most once, in batches of `rows` windows."""
-    first: dict[str, Any] = dataset[0]
+    first: dict[str, np.ndarray] = dataset[0]
     rows = min(rows, len(dataset))
     count = max(1, min(tokens // (rows * len(first["tokens"])), len(dataset) // rows))
     return list(islice(batches(dataset, rows, seed=seed), count))

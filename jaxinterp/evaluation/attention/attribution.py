@@ -16,11 +16,11 @@ Weights alone give the share of each head in a write vector of z, |D_j[h]| / sum
 Source: Kissane et al. 2024, arXiv 2406.17759 (direct feature attribution, weight-based head attribution).
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, PyTree
 
 from jaxinterp.core.errors import UserError
 from jaxinterp.decompositions.dictionary import Dictionary
@@ -46,13 +46,13 @@ def head_shares(rows: Float[Array, "features d"], heads: int) -> Float[Array, "f
     return lengths / jnp.maximum(jnp.sum(lengths, axis=1, keepdims=True), 1e-12)
 
 
-def reading(dictionary: Dictionary, attention: Any) -> Reading:
+def reading(dictionary: Dictionary, attention: PyTree) -> Reading:
     """How a dictionary of this sublayer's z or out reads each head.
 
     Raises:
       UserError: it reads another array, or the attention sublayer was replaced by another callable.
     """
-    reads: Any = dictionary.sites.reads
+    reads: PyTree = dictionary.sites.reads
     if not isinstance(attention, Attention):
         raise UserError(f"a {type(attention).__name__} has no heads to attribute to: give the original Attention.")
     if not isinstance(reads, str) or not reads.endswith(("/attn/z", "/attn/out")):

@@ -10,16 +10,16 @@ Source: Kissane et al. 2024, arXiv 2406.17759 (direct feature attribution); the 
 """
 
 from collections.abc import Mapping
-from typing import Any
 
 import equinox as eqx
 import grain
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array
+from jaxtyping import Array, PyTree
 
 from jaxinterp.core.errors import UserError
+from jaxinterp.core.json_value import Json
 from jaxinterp.data.text.load_text import take
 from jaxinterp.decompositions.dictionary import Dictionary
 from jaxinterp.evaluation.attention.attribution import (
@@ -46,7 +46,7 @@ SHARES = ("itself", "token before", "far", "window start")
 def attribute(
     dictionary: Dictionary,
     attention: Attention,
-    model: Any,
+    model: PyTree,
     heldout: grain.MapDataset,
     site: str,
     *,
@@ -78,7 +78,7 @@ def attribute(
 
 @eqx.filter_jit
 def _attributed(
-    dictionary: Dictionary, attention: Attention, model: Any, inputs: Mapping[str, Array], site: str, k: int
+    dictionary: Dictionary, attention: Attention, model: PyTree, inputs: Mapping[str, Array], site: str, k: int
 ) -> tuple[dict[str, Array], Array]:
     trace = run(model, inputs["tokens"])
     z = trace[f"{site}/z"]
@@ -118,7 +118,7 @@ def chance_shares(dictionary: Dictionary, heads: int, seed: int) -> np.ndarray:
     )
 
 
-def summarise(table: Mapping[str, np.ndarray], shares: np.ndarray, chance: np.ndarray) -> dict[str, Any]:
+def summarise(table: Mapping[str, np.ndarray], shares: np.ndarray, chance: np.ndarray) -> dict[str, Json]:
     """Counts and means over the features that fire on the attributed tokens.
 
     Args:

@@ -12,11 +12,12 @@ from typing import Any
 import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, PyTree
 
 from jaxinterp.core.errors import UserError
 from jaxinterp.core.sites import several
 from jaxinterp.data.activations import harvest
+from jaxinterp.decompositions.base import Shown
 from jaxinterp.kernels import rank, select_topk
 
 MOST_CODES = 2**24  # entries of a batch's dense codes: 64 MiB
@@ -34,7 +35,7 @@ class Peaks(eqx.Module):
     places: Int[Array, "features n"]  # at which token of it
 
 
-def measure(decomposition: Any, model: Any, windows: Sequence[Window], count: int) -> Peaks:
+def measure(decomposition: Shown, model: PyTree, windows: Sequence[Window], count: int) -> Peaks:
     """The first pass: firing counts and the `count` highest peaks of every feature, at most one a window."""
     features = decomposition.decoder.shape[0]
     peaks = Peaks(
@@ -51,13 +52,13 @@ def measure(decomposition: Any, model: Any, windows: Sequence[Window], count: in
 
 @eqx.filter_jit
 def chosen_codes(
-    decomposition: Any, model: Any, batch: Mapping[str, Array], chosen: Int[Array, " chosen"]
+    decomposition: Shown, model: PyTree, batch: Mapping[str, Array], chosen: Int[Array, " chosen"]
 ) -> Float[Array, "batch seq chosen"]:
     """The codes of the chosen features at every token."""
     return token_codes(decomposition, model, batch)[..., chosen]
 
 
-def token_codes(decomposition: Any, model: Any, batch: Mapping[str, Array]) -> Float[Array, "batch seq features"]:
+def token_codes(decomposition: Shown, model: PyTree, batch: Mapping[str, Array]) -> Float[Array, "batch seq features"]:
     """The codes of every token, 0 where the token has no weight."""
     reads = decomposition.sites.reads
     rows = harvest(model, batch, several(reads))
@@ -66,7 +67,7 @@ def token_codes(decomposition: Any, model: Any, batch: Mapping[str, Array]) -> F
 
 
 @eqx.filter_jit
-def _update(peaks: Peaks, decomposition: Any, model: Any, batch: Mapping[str, Array], first: Array) -> Peaks:
+def _update(peaks: Peaks, decomposition: Shown, model: PyTree, batch: Mapping[str, Array], first: Array) -> Peaks:
     codes = token_codes(decomposition, model, batch)
     places = jnp.argmax(jnp.abs(codes), axis=1)  # [batch, features]
     values = jnp.take_along_axis(codes, places[:, None], axis=1)[:, 0]
@@ -87,7 +88,7 @@ def _update(peaks: Peaks, decomposition: Any, model: Any, batch: Mapping[str, Ar
     )
 
 
-def collect(dataset: Iterable[Mapping[str, Any]], tokens: int, seed: int) -> list[Window]:
+def collect(dataset: Iterable[Window], tokens: int, seed: int) -> list[Window]:
     """Windows of the dataset, until there are so many tokens; batches are taken apart."""
 
     def single() -> Iterator[Window]:
@@ -107,7 +108,7 @@ def collect(dataset: Iterable[Mapping[str, Any]], tokens: int, seed: int) -> lis
     return [first, *itertools.islice(windows, max(tokens // len(first["tokens"]), 1) - 1)]
 
 
-def _sample(dataset: Any, tokens: int, seed: int) -> Iterable[Mapping[str, Any]]:
+def _sample(dataset: Any, tokens: int, seed: int) -> Iterable[Window]:
     """A random sample of so many tokens, in the dataset's own order; the dataset itself where it has no length."""
     if not hasattr(dataset, "__len__") or not len(dataset):  # an iterator has no length
         return dataset

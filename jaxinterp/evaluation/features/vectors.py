@@ -14,14 +14,14 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, PyTree
 
 from jaxinterp.models.mlp import MLP
 from jaxinterp.models.transformer import Transformer
 
 
 def direct_logits(
-    model: Any, writes: str, vectors: Float[np.ndarray, "chosen d_out"]
+    model: PyTree, writes: str, vectors: Float[np.ndarray, "chosen d_out"]
 ) -> Float[np.ndarray, "chosen vocab"] | None:
     """The direct path of the module's equation; None without logits, or where the array is not added up to them.
 
@@ -55,7 +55,7 @@ def direct_logits(
 
 
 def neuron_cosines(
-    model: Any, site: str, vectors: Float[np.ndarray, "chosen d"]
+    model: PyTree, site: str, vectors: Float[np.ndarray, "chosen d"]
 ) -> Float[np.ndarray, "chosen d_mlp"] | None:
     """Cosines of vectors at a site of an MLP with what its neurons read or write there; None where there is nothing.
 
@@ -89,7 +89,7 @@ def unit(rows: Float[np.ndarray, "rows d"]) -> Float[np.ndarray, "rows d"]:
     return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
 
 
-def _block(model: Any, site: str) -> Any:
+def _block(model: PyTree, site: str) -> PyTree:
     """The block that `blocks/3/mlp/...` is in, None for a model or a site of another form."""
     parts = site.split("/")
     if not isinstance(model, Transformer) or len(parts) != 4 or parts[0] != "blocks":
@@ -97,7 +97,7 @@ def _block(model: Any, site: str) -> Any:
     return model.blocks[int(parts[1])]
 
 
-def _gain(norm: Any) -> np.ndarray:
+def _gain(norm: PyTree) -> np.ndarray:
     return _wide(norm.weight) + norm.offset
 
 

@@ -23,7 +23,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from jaxinterp.core.batch import Batch, Sites, make_batch
 from jaxinterp.core.errors import UserError
@@ -108,7 +108,7 @@ class Plant:
             chosen = jax.random.bernoulli(count_key, rate, score.shape)
         else:
             places = select_topk(score, k=max(self.active, self.also_active))[1]
-            inside: Any = True
+            inside: PyTree = True
             if self.also_active:
                 counts = jnp.where(jnp.arange(samples) % 2 == 1, self.also_active, self.active)
                 inside = jnp.arange(places.shape[1]) < counts[:, None]
@@ -145,13 +145,13 @@ def train(
     recipe = one_pass(method, steps)
 
     @jax.jit
-    def run(truth: Any, key: PRNGKeyArray) -> tuple[Any, Any]:
+    def run(truth: PyTree, key: PRNGKeyArray) -> tuple[PyTree, PyTree]:
         start_key, data_key = jax.random.split(key)
 
         def batch(step: Array, size: int) -> Batch:
             return make_batch(draw(truth, jax.random.fold_in(data_key, step), size), jnp.ones(size), sites, step=step)
 
-        def body(state: Any, step: Array) -> tuple[Any, Any]:
+        def body(state: PyTree, step: Array) -> tuple[PyTree, PyTree]:
             state, metrics = recipe.step(state, batch(step, batch_size), jax.random.fold_in(start_key, step), None)
             return state, {name: ratio.value() for name, ratio in metrics.items() if ratio.total.ndim == 0}
 

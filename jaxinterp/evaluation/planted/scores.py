@@ -9,13 +9,13 @@ Everything is measured on samples that the dictionary has not seen, in one encod
 """
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from jaxinterp.evaluation.planted.laboratory import CODES
 from jaxinterp.evaluation.planted.recovery import code_correlation, cosines, finite, frr, match, mcc, sign_errors
@@ -36,7 +36,7 @@ class PlantedScores(NamedTuple):
 
 
 def planted_scores(
-    dictionary: Any, planted: Float[Array | np.ndarray, "n d_out"], samples: Mapping[str, Float[Array, "samples _d"]]
+    dictionary: PyTree, planted: Float[Array | np.ndarray, "n d_out"], samples: Mapping[str, Float[Array, "samples _d"]]
 ) -> PlantedScores:
     """Score a trained dictionary on samples that it has not seen, as it is used: with inference thresholds.
 
@@ -63,14 +63,14 @@ def planted_scores(
 
 
 @eqx.filter_jit
-def _reconstructed(dictionary: Any, x: Array, y: Array) -> tuple[Array, Array, Array]:
+def _reconstructed(dictionary: PyTree, x: Array, y: Array) -> tuple[Array, Array, Array]:
     """Dense codes, the squared error and the squares about the mean."""
     codes = dictionary.encode(x)
     return codes.dense(), jnp.sum((y - dictionary.decode(codes, x)) ** 2), jnp.sum((y - jnp.mean(y, axis=0)) ** 2)
 
 
 def read_cosine(
-    read: Float[Array | np.ndarray, "n d_in"], planted: Float[Array | np.ndarray, "n d_out"], dictionary: Any
+    read: Float[Array | np.ndarray, "n d_in"], planted: Float[Array | np.ndarray, "n d_out"], dictionary: PyTree
 ) -> float:
     """The mean cosine of planted with learned read vectors, matched as the write vectors are."""
     if not finite(dictionary.encoder, dictionary.decoder):

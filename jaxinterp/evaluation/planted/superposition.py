@@ -9,13 +9,12 @@ Source: Elhage et al. 2022 (Toy Models of Superposition); sizes 5-2 and 40-10 as
 """
 
 from collections.abc import Callable
-from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from jaxinterp.core.batch import Batch, make_batch
 from jaxinterp.core.protocols import Method
@@ -101,7 +100,7 @@ def decompose(
     steps: int,
     batch_size: int,
     probability: float = 0.05,
-) -> tuple[Any, dict[str, float]]:
+) -> tuple[PyTree, dict[str, float]]:
     """Train a parameter decomposition of the model on fresh samples; one compiled scan.
 
     Returns:
@@ -111,12 +110,12 @@ def decompose(
     start_key, data_key = jax.random.split(key)
 
     @jax.jit
-    def run(model: Superposition, start_key: PRNGKeyArray, data_key: PRNGKeyArray) -> tuple[Any, Any]:
+    def run(model: Superposition, start_key: PRNGKeyArray, data_key: PRNGKeyArray) -> tuple[PyTree, PyTree]:
         def batch(step: Array) -> Batch:
             samples = draw_sparse(jax.random.fold_in(data_key, step), batch_size, model.bias.shape[0], probability)
             return make_batch({"x": samples}, jnp.ones(batch_size), sites, step=step)
 
-        def body(state: Any, step: Array) -> tuple[Any, Any]:
+        def body(state: PyTree, step: Array) -> tuple[PyTree, PyTree]:
             state, metrics = recipe.step(state, batch(step), jax.random.fold_in(start_key, step), model)
             return state, {name: ratio.value() for name, ratio in metrics.items()}
 
@@ -127,7 +126,7 @@ def decompose(
     return recipe.finish(state), late
 
 
-def probe(decomposition: Any, model: Superposition, size: float = 0.75) -> dict[str, Float[Array, "features parts"]]:
+def probe(decomposition: PyTree, model: Superposition, size: float = 0.75) -> dict[str, Float[Array, "features parts"]]:
     """The causal importances g of every part for inputs with a single active feature of that size, by matrix."""
     one_hot = size * jnp.eye(model.bias.shape[0])
     return {name: g.lower for name, g in decomposition.importances(model.reads(one_hot)).items()}

@@ -20,7 +20,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, PyTree
 
 from jaxinterp.core.errors import UserError
 from jaxinterp.core.promotion import ordinary
@@ -79,8 +79,8 @@ def summarise(
 
 @ordinary()
 def calibrate(
-    model: Any,
-    batches: Iterable[Mapping[str, Any]],
+    model: PyTree,
+    batches: Iterable[Mapping[str, Array | np.ndarray]],
     wanted: Mapping[str, tuple[str, Callable[[Any], Any]]],
     *,
     mesh: Any = None,
@@ -113,7 +113,7 @@ def calibrate(
 
 @eqx.filter_jit
 def _batch(
-    model: Any, batch: Mapping[str, Array], wanted: Mapping[str, tuple[str, Callable[[Any], Any]]]
+    model: PyTree, batch: Mapping[str, Array], wanted: Mapping[str, tuple[str, Callable[[Any], Any]]]
 ) -> dict[str, Summary]:
     trace = run(model, batch["tokens"], keep=tuple(name for name, _ in wanted.values()))
     return {key: summarise(trace[name], batch["weight"], score) for key, (name, score) in wanted.items()}

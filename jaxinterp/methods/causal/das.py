@@ -10,20 +10,19 @@ linearly to a tenth.
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PyTree
 
 from jaxinterp.core.batch import Batch
 from jaxinterp.core.errors import UserError
 from jaxinterp.core.fields import PARAMETER
 from jaxinterp.core.metrics import Metrics, Ratio
 from jaxinterp.core.protocols import Recipe
-from jaxinterp.core.sites import Needs
+from jaxinterp.core.sites import Needs, Site
 from jaxinterp.methods.causal.lineas import Rows
 from jaxinterp.methods.checks import check_positive, check_whole
 from jaxinterp.methods.recipes import gradient_method
@@ -67,7 +66,7 @@ class DAS:
         check_whole(self, k=1)
         check_positive(self, "rate")
 
-    def needs(self, site: Any = None) -> Needs:
+    def needs(self, site: Site = None) -> Needs:
         return Needs(rows="none")
 
     def recipe(self, steps: int) -> Recipe:
@@ -79,11 +78,13 @@ class DAS:
         base, source = jnp.asarray(self.base, jnp.int32), jnp.asarray(self.source, jnp.int32)
         answer = jnp.asarray(self.answer, jnp.int32)
 
-        def init(key: Array, sample: Any, model: Any) -> Rotation:
+        def init(key: Array, sample: Batch, model: PyTree) -> Rotation:
             width = jax.eval_shape(lambda: run(model, base, keep=self.site)[self.site]).shape[-1]
             return Rotation(jax.random.normal(key, (self.k, width), jnp.float32) / width**0.5, self.site)
 
-        def objective(decomposition: Any, batch: Batch, key: Array, *, model: Any = None) -> tuple[Array, Metrics]:
+        def objective(
+            decomposition: PyTree, batch: Batch, key: Array, *, model: PyTree = None
+        ) -> tuple[Array, Metrics]:
             there = jax.lax.stop_gradient(run(model, source, keep=self.site)[self.site])[:, self.position]
             basis = decomposition.basis()
 

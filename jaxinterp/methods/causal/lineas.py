@@ -23,14 +23,14 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PyTree
 
 from jaxinterp.core.batch import Batch
 from jaxinterp.core.errors import UserError
 from jaxinterp.core.fields import PARAMETER
 from jaxinterp.core.metrics import Metrics, number
 from jaxinterp.core.protocols import MethodState, Recipe
-from jaxinterp.core.sites import Needs
+from jaxinterp.core.sites import Needs, Site
 from jaxinterp.methods.checks import check_not_negative, check_positive, check_whole
 from jaxinterp.methods.recipes import gradient_method
 from jaxinterp.models.sites import Edit, run
@@ -103,7 +103,7 @@ class LinEAS:
         check_positive(self, "rate")
         check_not_negative(self, "gamma", "l1", "l2")
 
-    def needs(self, site: Any = None) -> Needs:
+    def needs(self, site: Site = None) -> Needs:
         return Needs(rows="none")
 
     def recipe(self, steps: int) -> Recipe:
@@ -111,12 +111,14 @@ class LinEAS:
             raise UserError(f"{len(self.source)} source and {len(self.target)} target prompts: give equally many.")
         schedule = optax.cosine_decay_schedule(self.rate, steps)
 
-        def init(key: Array, sample: Any, model: Any) -> Transport:
+        def init(key: Array, sample: Batch, model: PyTree) -> Transport:
             targets = pooled(model, self.target, self.sites, self.first)
             ones = tuple(jnp.ones(value.shape[1], jnp.float32) for value in targets)
             return Transport(ones, tuple(jnp.zeros_like(one) for one in ones), targets, self.sites)
 
-        def objective(decomposition: Any, batch: Batch, key: Array, *, model: Any = None) -> tuple[Array, Metrics]:
+        def objective(
+            decomposition: PyTree, batch: Batch, key: Array, *, model: PyTree = None
+        ) -> tuple[Array, Metrics]:
             moved = pooled(model, self.source, self.sites, self.first, decomposition.edits())
             distances = [transport_cost(u, v) for u, v in zip(moved, decomposition.targets, strict=True)]
             cost = sum(distances, jnp.zeros((), jnp.float32))
@@ -134,7 +136,7 @@ class LinEAS:
 
 
 def pooled(
-    model: Any, rows: Rows, names: tuple[str, ...], first: int = 1, edits: dict[str, Edit] | None = None
+    model: PyTree, rows: Rows, names: tuple[str, ...], first: int = 1, edits: dict[str, Edit] | None = None
 ) -> tuple[Float[Array, "_n _d"], ...]:
     """The mean over positions from `first` on of every named array, prompt by prompt, float32."""
     trace = run(model, jnp.asarray(rows, jnp.int32), edits=edits or {}, keep=names)

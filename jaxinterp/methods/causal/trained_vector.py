@@ -9,20 +9,19 @@ Source: Subramani et al. 2022, arXiv 2205.05124; bidirectional preference vector
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PyTree
 
 from jaxinterp.core.batch import Batch
 from jaxinterp.core.errors import UserError
 from jaxinterp.core.fields import PARAMETER
 from jaxinterp.core.metrics import Metrics, number
 from jaxinterp.core.protocols import Recipe
-from jaxinterp.core.sites import Needs
+from jaxinterp.core.sites import Needs, Site
 from jaxinterp.methods.causal.lineas import Rows
 from jaxinterp.methods.checks import check_not_negative, check_positive
 from jaxinterp.methods.recipes import gradient_method
@@ -57,7 +56,7 @@ class TrainedVector:
         check_positive(self, "rate")
         check_not_negative(self, "decay")
 
-    def needs(self, site: Any = None) -> Needs:
+    def needs(self, site: Site = None) -> Needs:
         return Needs(rows="none")
 
     def recipe(self, steps: int) -> Recipe:
@@ -65,11 +64,13 @@ class TrainedVector:
             raise UserError(f"{len(self.prompts)} prompts and {len(self.answer)} answers: give one for each.")
         tokens, answer = jnp.asarray(self.prompts, jnp.int32), jnp.asarray(self.answer, jnp.int32)
 
-        def init(key: Array, sample: Any, model: Any) -> Vector:
+        def init(key: Array, sample: Batch, model: PyTree) -> Vector:
             width = jax.eval_shape(lambda: run(model, tokens, keep=self.site)[self.site]).shape[-1]
             return Vector(jnp.zeros(width, jnp.float32), self.site)
 
-        def objective(decomposition: Any, batch: Batch, key: Array, *, model: Any = None) -> tuple[Array, Metrics]:
+        def objective(
+            decomposition: PyTree, batch: Batch, key: Array, *, model: PyTree = None
+        ) -> tuple[Array, Metrics]:
             logits = run(model, tokens, edits={self.site: Add(decomposition.delta)}, keep=()).logits[:, -1]
             log_p = jax.nn.log_softmax(logits)[jnp.arange(len(self.answer)), answer]
             nll = -jnp.mean(log_p)

@@ -12,10 +12,9 @@ Sources: as the method names them; the set of all layers' transcoders is what cr
 """
 
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import jax
-from jaxtyping import PRNGKeyArray
+from jaxtyping import PRNGKeyArray, PyTree
 
 from jaxinterp.core.batch import Batch
 from jaxinterp.core.errors import UserError
@@ -53,12 +52,14 @@ class PerLayerTranscoders:
         """The method's recipe for every leaf, with a key of its own."""
         one = one_pass(self.method, steps)
 
-        def start(key: PRNGKeyArray, sample: Batch, model: Any = None, previous: Any = None) -> tuple[Any, ...]:
+        def start(
+            key: PRNGKeyArray, sample: Batch, model: PyTree = None, previous: PyTree = None
+        ) -> tuple[PyTree, ...]:
             return tuple(one.init(own_key, rows, model) for own_key, rows in _by_layer(key, sample))
 
         def step(
-            states: tuple[Any, ...], batch: Batch, key: PRNGKeyArray, model: Any = None
-        ) -> tuple[tuple[Any, ...], Metrics]:
+            states: tuple[PyTree, ...], batch: Batch, key: PRNGKeyArray, model: PyTree = None
+        ) -> tuple[tuple[PyTree, ...], Metrics]:
             layers = zip(states, _by_layer(key, batch), strict=True)
             done = [one.step(state, rows, own_key, model) for state, (own_key, rows) in layers]
             return tuple(state for state, _ in done), _mean_of_layers([metrics for _, metrics in done])

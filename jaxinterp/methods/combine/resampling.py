@@ -22,12 +22,12 @@ attention-output-saes, whose draws come from 100 batches (here: one) and which r
 """
 
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Int, PRNGKeyArray
+from jaxtyping import Array, Bool, Int, PRNGKeyArray, PyTree
 
 from jaxinterp.core.batch import Batch
 from jaxinterp.core.errors import UserError
@@ -104,12 +104,12 @@ def with_resampling(
     if one_step is None:
         raise UserError("resampling is for a method that is trained step by step.")
 
-    def start(key: PRNGKeyArray, sample: Batch, model: Any = None, previous: Any = None) -> Any:
+    def start(key: PRNGKeyArray, sample: Batch, model: PyTree = None, previous: PyTree = None) -> PyTree:
         state = recipe.init(key, sample, model)
         check_resampled(state)
         return state
 
-    def step(state: Any, batch: Batch, key: PRNGKeyArray, model: Any = None) -> tuple[Any, Metrics]:
+    def step(state: PyTree, batch: Batch, key: PRNGKeyArray, model: PyTree = None) -> tuple[PyTree, Metrics]:
         state, metrics = one_step(state, batch, key, model)
         if "fired" not in metrics:
             raise UserError(
@@ -126,7 +126,7 @@ def with_resampling(
     return Recipe(start, step, recipe.finish)
 
 
-def check_resampled(state: Any) -> None:
+def check_resampled(state: PyTree) -> None:
     """Raises UserError if dead features of a method's state cannot start again."""
     trained = state.decomposition if isinstance(state, MethodState) else state
     if isinstance(trained, tuple | dict):
@@ -197,13 +197,13 @@ def draw(
     return order[rank % jnp.maximum(jnp.sum(batch.weight > 0), 1)]
 
 
-def forget(optimizer: Any, dictionary: Dictionary, dead: Bool[Array, " features"]) -> Any:
+def forget(optimizer: PyTree, dictionary: Dictionary, dead: Bool[Array, " features"]) -> PyTree:
     """The optimizer's state with the rows of dead features 0, where it belongs to a parameter with a row a feature."""
     marks = jax.tree.map(lambda a, b: a and b, per_feature(dictionary), trainable(dictionary))
     leaves = named_leaves(dictionary)
     rows = {name: leaves[name].shape for name, marked in named_leaves(marks).items() if marked}
 
-    def clear(path: tuple[Any, ...], leaf: Any) -> Any:
+    def clear(path: tuple[PyTree, ...], leaf: PyTree) -> PyTree:
         name = path_name(path)
         own = any(name.endswith(f"/{row}") and leaf.shape == shape for row, shape in rows.items())
         return jnp.where(_beside(dead, leaf), 0, leaf).astype(leaf.dtype) if own else leaf

@@ -14,10 +14,9 @@ Metrics are means over seeds; `fired` has seed after seed.
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 import jax
-from jaxtyping import PRNGKeyArray
+from jaxtyping import PRNGKeyArray, PyTree
 
 from jaxinterp.core.batch import Batch
 from jaxinterp.core.protocols import Method, Recipe
@@ -50,12 +49,14 @@ class Seeds:
         """The method's recipe for every seed, with a key of its own; `finish` gives a tuple of decompositions."""
         one = one_pass(self.method, steps)
 
-        def start(key: PRNGKeyArray, sample: Batch, model: Any = None, previous: Any = None) -> tuple[Any, ...]:
+        def start(
+            key: PRNGKeyArray, sample: Batch, model: PyTree = None, previous: PyTree = None
+        ) -> tuple[PyTree, ...]:
             return tuple(one.init(own, sample, model) for own in self._keys(key))
 
         def step(
-            states: tuple[Any, ...], batch: Batch, key: PRNGKeyArray, model: Any = None
-        ) -> tuple[tuple[Any, ...], Metrics]:
+            states: tuple[PyTree, ...], batch: Batch, key: PRNGKeyArray, model: PyTree = None
+        ) -> tuple[tuple[PyTree, ...], Metrics]:
             pairs = zip(states, self._keys(key), strict=True)
             done = [one.step(state, batch, own, model) for state, own in pairs]
             return tuple(state for state, _ in done), add_up([metrics for _, metrics in done])

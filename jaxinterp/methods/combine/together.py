@@ -11,10 +11,9 @@ glob as site, all methods must be such as take several leaves: `PerLayerTranscod
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
 
 import jax.numpy as jnp
-from jaxtyping import Array, PRNGKeyArray
+from jaxtyping import Array, PRNGKeyArray, PyTree
 
 from jaxinterp.core.batch import Batch
 from jaxinterp.core.errors import UserError
@@ -65,13 +64,13 @@ class Together:
         """The recipes of all methods, one after the other."""
         recipes = {name: one_pass(method, steps) for name, method in self.methods.items()}
 
-        def start(key: PRNGKeyArray, sample: Batch, model: Any = None, previous: Any = None) -> dict[str, Any]:
+        def start(key: PRNGKeyArray, sample: Batch, model: PyTree = None, previous: PyTree = None) -> dict[str, PyTree]:
             return {name: one.init(key, self._own(name, sample), model) for name, one in recipes.items()}
 
         def step(
-            states: dict[str, Any], batch: Batch, key: PRNGKeyArray, model: Any = None
-        ) -> tuple[dict[str, Any], Metrics]:
-            after: dict[str, Any] = {}
+            states: dict[str, PyTree], batch: Batch, key: PRNGKeyArray, model: PyTree = None
+        ) -> tuple[dict[str, PyTree], Metrics]:
+            after: dict[str, PyTree] = {}
             metrics: Metrics = {}
             losses: list[Array] = []
             for name, one in recipes.items():
@@ -82,7 +81,7 @@ class Together:
                 {"loss": Ratio(sum(losses, jnp.zeros((), jnp.float32)), jnp.ones((), jnp.float32))} if losses else {}
             )
 
-        def finish(states: dict[str, Any]) -> dict[str, Any]:
+        def finish(states: dict[str, PyTree]) -> dict[str, PyTree]:
             return {name: one.finish(states[name]) for name, one in recipes.items()}
 
         on_host = any(one.init_on == "host" for one in recipes.values())

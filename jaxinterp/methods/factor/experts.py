@@ -30,6 +30,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from jaxinterp.core.batch import Batch, Sites
 from jaxinterp.core.errors import UserError
+from jaxinterp.core.sites import Site
 from jaxinterp.decompositions.experts import DenseNeurons, DenseStudent, Experts, Router, Scaling
 from jaxinterp.methods.base import Recipe, gradient_method
 from jaxinterp.methods.checks import check_one_of, check_positive, check_whole, one_leaf
@@ -68,7 +69,7 @@ class HiddenExperts:
         if self.k > self.experts:
             raise UserError(f"k={self.k} must lie between 1 and experts={self.experts}.")
 
-    def needs(self, site: Any) -> Sites:
+    def needs(self, site: Site) -> Sites:
         """From the MLP's input to its output."""
         return Sites(f"{one_leaf(site)}/in", f"{site}/out")
 
@@ -95,7 +96,7 @@ class DenseRival:
         check_whole(self, neurons=1)
         check_positive(self, "learning_rate")
 
-    def needs(self, site: Any) -> Sites:
+    def needs(self, site: Site) -> Sites:
         """From the MLP's input to its output."""
         return Sites(f"{one_leaf(site)}/in", f"{site}/out")
 

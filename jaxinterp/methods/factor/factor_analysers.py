@@ -10,16 +10,16 @@ Source: Shafran et al. 2026 (arXiv 2602.02464).
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from jaxinterp.core.batch import Batch, Needs
 from jaxinterp.core.errors import UserError
 from jaxinterp.core.metrics import Metrics, ratio
+from jaxinterp.core.sites import Site
 from jaxinterp.decompositions.factor_analysers import FactorAnalysers
 from jaxinterp.methods.checks import check_positive, check_whole, one_leaf
 from jaxinterp.methods.recipes import Recipe, gradient_method
@@ -48,7 +48,7 @@ class MixtureOfFactorAnalysers:
         if self.port not in ("in", "hidden", "out"):
             raise UserError(f"port={self.port!r} must be one of in, hidden, out.")
 
-    def needs(self, site: Any) -> Needs:
+    def needs(self, site: Site) -> Needs:
         """One array of one leaf."""
         name = f"{one_leaf(site)}/{self.port}"
         return Needs(name, name)
@@ -60,7 +60,7 @@ class MixtureOfFactorAnalysers:
 
 
 def likelihood(
-    decomposition: FactorAnalysers, batch: Batch, key: PRNGKeyArray, *, model: Any = None
+    decomposition: FactorAnalysers, batch: Batch, key: PRNGKeyArray, *, model: PyTree = None
 ) -> tuple[Float[Array, ""], Metrics]:
     """The objective: nats per token and dimension."""
     loss = negative_log_likelihood(decomposition, batch.inputs, batch.weight) / batch.inputs.shape[1]

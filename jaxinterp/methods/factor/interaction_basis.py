@@ -20,16 +20,17 @@ Source: Bushnaq et al. 2024 (arXiv 2405.10928), `basis_formula="jacobian"` of it
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from jaxinterp.core.batch import Batch, Needs, Sites
 from jaxinterp.core.errors import UserError
+from jaxinterp.core.sites import Site
 from jaxinterp.decompositions.directions import Directions
 from jaxinterp.methods.checks import check_positive, check_whole, one_leaf
 from jaxinterp.methods.recipes import Recipe, streaming_method
@@ -59,7 +60,7 @@ class LocalInteractionBasis:
         check_whole(self, directions=1, probes=1)
         check_positive(self, "threshold")
 
-    def needs(self, site: Any) -> Needs:
+    def needs(self, site: Site) -> Needs:
         """The MLP's input; the output's derivative comes from the model."""
         return Needs(f"{one_leaf(site)}/in", f"{site}/in")
 
@@ -69,7 +70,7 @@ class LocalInteractionBasis:
             _no_moments, self._moments, self._solve, start=lambda key, sample, model: _Named(sample)
         )
 
-    def _moments(self, given: "_Named", batch: Batch, key: PRNGKeyArray, model: Any) -> dict[str, Array]:
+    def _moments(self, given: "_Named", batch: Batch, key: PRNGKeyArray, model: PyTree) -> dict[str, Array]:
         mlp = select(model, batch.sites.leaf).get()
         x, weight = batch.inputs.astype(jnp.float32), batch.weight
         signs = jax.random.rademacher(key, (self.probes, *jax.eval_shape(mlp, x).shape), jnp.float32)
@@ -81,7 +82,7 @@ class LocalInteractionBasis:
             "jacobian": moment * x.shape[0],
         }
 
-    def _solve(self, given: "_Named", sums: Any) -> Directions:
+    def _solve(self, given: "_Named", sums: PyTree) -> Directions:
         count = float(sums["count"])
         mean = sums["mean"] / count
         covariance = sums["gram"] / count - np.outer(mean, mean)

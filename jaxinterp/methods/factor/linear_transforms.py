@@ -25,12 +25,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 from jaxinterp.core.batch import Batch
 from jaxinterp.core.fields import PARAMETER, PARAMETER_ROWS, STATE
 from jaxinterp.core.protocols import Recipe
-from jaxinterp.core.sites import Sites
+from jaxinterp.core.sites import Site, Sites
 from jaxinterp.decompositions.codes import Codes, DenseCodes
 from jaxinterp.decompositions.scales import Scales, moments, scales_of
 from jaxinterp.methods.checks import check_not_negative, check_one_of, check_positive, check_whole, one_leaf
@@ -131,7 +131,7 @@ def halving_ranks(largest: int, smallest: int, count: int = 1) -> tuple[int, ...
 def tanh_sparsity() -> Term:
     """The mean over tokens of sum_t tanh(a_t |V_t^T U_t|); metric `tanh`."""
 
-    def term(decomposition: Any, batch: Batch, forward: Any) -> tuple[Array, Any]:
+    def term(decomposition: PyTree, batch: Batch, forward: PyTree) -> tuple[Array, Any]:
         norms = frobenius_norms(decomposition.read, decomposition.write, decomposition.ranks)
         mass = ratio(jnp.sum(jnp.tanh(forward.codes.dense() * norms), axis=-1), batch.weight)
         return mass.value(), {"tanh": mass}
@@ -161,7 +161,7 @@ class LinearTransformsMethod:
         check_not_negative(self, "sparsity")
         check_positive(self, "learning_rate")
 
-    def needs(self, site: Any) -> Sites:
+    def needs(self, site: Site) -> Sites:
         """From the MLP's input to its output."""
         return Sites(f"{one_leaf(site)}/in", f"{site}/out")
 

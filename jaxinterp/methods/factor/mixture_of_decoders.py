@@ -15,7 +15,6 @@ Source: Oldfield et al. 2025 (arXiv 2505.21364), section 3.
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 import equinox as eqx
 import jax
@@ -26,7 +25,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 from jaxinterp.core.batch import Batch
 from jaxinterp.core.fields import PARAMETER, PARAMETER_ROWS, STATE
 from jaxinterp.core.protocols import Recipe
-from jaxinterp.core.sites import Sites
+from jaxinterp.core.sites import Site, Sites
 from jaxinterp.decompositions.codes import Codes, SparseCodes
 from jaxinterp.decompositions.scales import Scales, moments, scales_of
 from jaxinterp.kernels import encode_topk, sparse_decode
@@ -134,7 +133,7 @@ class MixtureOfDecodersMethod:
         check_whole(self, features=1, hidden=1, k=1)
         check_positive(self, "learning_rate")
 
-    def needs(self, site: Any) -> Sites:
+    def needs(self, site: Site) -> Sites:
         """From the MLP's input to its output."""
         return Sites(f"{one_leaf(site)}/in", f"{site}/out")
 

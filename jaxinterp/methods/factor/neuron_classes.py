@@ -17,11 +17,11 @@ strengthening and "depletion" for weakening).
 """
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, PyTree
 from scipy.stats import beta
 
 from jaxinterp.core.errors import UserError
@@ -141,7 +141,7 @@ def mismatched_region(
     return float(low), float(high)
 
 
-def model_vectors(model: Any) -> Mapping[str, NeuronVectors]:
+def model_vectors(model: PyTree) -> Mapping[str, NeuronVectors]:
     """The vectors of every MLP of this package's models, by the name of its leaf, with the scale of its norm taken in.
 
     Raises:

@@ -14,14 +14,14 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from jaxinterp.core.batch import Batch
 from jaxinterp.core.errors import UserError
 from jaxinterp.core.fields import PARAMETER
 from jaxinterp.core.metrics import Metrics, Ratio
 from jaxinterp.core.protocols import MethodState, Recipe
-from jaxinterp.core.sites import Needs, Sites
+from jaxinterp.core.sites import Needs, Site, Sites
 from jaxinterp.decompositions.mlp_parts import MaskKind, MLPParts
 from jaxinterp.methods.checks import check_not_negative, check_one_of, check_positive, check_whole
 from jaxinterp.methods.factor import parameters as spd
@@ -70,7 +70,7 @@ class StochasticParameters:
         check_whole(self, parts=1, hidden=1, warmup=0)
         check_positive(self, "p", "learning_rate")
 
-    def needs(self, site: Any = None) -> Needs:
+    def needs(self, site: Site = None) -> Needs:
         """What the target needs: windows of text where the whole model is run, rows of one MLP.
 
         Raises:
@@ -82,7 +82,7 @@ class StochasticParameters:
         """Adam on the terms."""
 
         def objective(
-            decomposition: ParameterParts, batch: Batch, key: PRNGKeyArray, *, model: Any = None
+            decomposition: ParameterParts, batch: Batch, key: PRNGKeyArray, *, model: PyTree = None
         ) -> tuple[Float[Array, ""], Metrics]:
             clean = no_gradient(self.target.clean(model, batch))
             importances = decomposition.importances(clean.reads)
@@ -147,7 +147,7 @@ class AdversarialParameters:
         check_one_of(self, "activity", ("power", "smooth"))
         check_one_of(self, "scope", ("each", "shared"))
 
-    def needs(self, site: Any = None) -> Needs:
+    def needs(self, site: Site = None) -> Needs:
         """What the target needs: windows of text where the whole model is run, rows of one MLP.
 
         Raises:
@@ -168,7 +168,7 @@ class AdversarialParameters:
             clip_parts(self.clip), optax.adam(optax.cosine_decay_schedule(self.learning_rate, steps, alpha=0.1))
         )
 
-        def init(key: PRNGKeyArray, sample: Batch, model: Any = None, previous: Any = None) -> MethodState:
+        def init(key: PRNGKeyArray, sample: Batch, model: PyTree = None, previous: PyTree = None) -> MethodState:
             parts_key, adversary_key = jax.random.split(key)
             decomposition = start(self.target, parts_key, model, self.parts, self.hidden, self.warmup)
             axes = leading_axes(jax.eval_shape(self.target.clean, model, sample)) if self.scope == "each" else ()
@@ -176,7 +176,9 @@ class AdversarialParameters:
             adversary = vpd.start_adversary(adversary_key, counts, axes)
             return MethodState(decomposition, optimizer.init(decomposition), adversary)
 
-        def step(state: MethodState, batch: Batch, key: PRNGKeyArray, model: Any = None) -> tuple[MethodState, Metrics]:
+        def step(
+            state: MethodState, batch: Batch, key: PRNGKeyArray, model: PyTree = None
+        ) -> tuple[MethodState, Metrics]:
             clean = no_gradient(self.target.clean(model, batch))
             adversary = self._climb(state, clean, batch, model)
             loss = lambda learned, sources: self._loss(learned, sources, clean, batch, key, model, steps)
@@ -191,7 +193,7 @@ class AdversarialParameters:
 
         return Recipe(init, step, learned)
 
-    def _climb(self, state: MethodState, clean: Clean, batch: Batch, model: Any) -> vpd.Adversary:
+    def _climb(self, state: MethodState, clean: Clean, batch: Batch, model: PyTree) -> vpd.Adversary:
         """The adversary after its steps on this batch, against parts and importances that do not move."""
         if not self.adversarial:
             return state.aux
@@ -214,7 +216,7 @@ class AdversarialParameters:
         clean: Clean,
         batch: Batch,
         key: PRNGKeyArray,
-        model: Any,
+        model: PyTree,
         steps: int,
     ) -> tuple[Float[Array, ""], Metrics]:
         source_key, route_key = jax.random.split(key)
@@ -246,7 +248,7 @@ class AdversarialParameters:
         return loss, metrics | {"loss": Ratio(loss, jnp.ones((), jnp.float32))}
 
 
-def start(target: Target, key: PRNGKeyArray, model: Any, parts: int, hidden: int, warmup: int = 0) -> ParameterParts:
+def start(target: Target, key: PRNGKeyArray, model: PyTree, parts: int, hidden: int, warmup: int = 0) -> ParameterParts:
     """Random parts and gates; then `warmup` steps of AdamW (0.01, weight decay 0.1) on faithfulness alone."""
     weights = target.weights(model)
     made, gates = {}, {}
@@ -257,7 +259,7 @@ def start(target: Target, key: PRNGKeyArray, model: Any, parts: int, hidden: int
     if warmup:
         optimizer = optax.adamw(0.01, weight_decay=0.1)
 
-        def step(carry: tuple[Any, Any], _: None) -> tuple[tuple[Any, Any], None]:
+        def step(carry: tuple[Any, Any], _: None) -> tuple[tuple[PyTree, PyTree], None]:
             parts, state = carry
             gradient = jax.grad(lambda parts: spd.faithfulness(weights, parts))(parts)
             updates, state = optimizer.update(gradient, state, parts)
@@ -270,7 +272,7 @@ def start(target: Target, key: PRNGKeyArray, model: Any, parts: int, hidden: int
 def clip_parts(longest: float) -> optax.GradientTransformation:
     """The gradient of the parts cut to a length, all together; that of the gates as it is."""
 
-    def update(gradient: Any, state: Any, parameters: Any = None) -> tuple[Any, Any]:
+    def update(gradient: PyTree, state: PyTree, parameters: PyTree = None) -> tuple[PyTree, PyTree]:
         length = optax.global_norm(gradient.parts)
         scale = jnp.minimum(1.0, longest / (length + 1e-6))
         return eqx.tree_at(lambda g: g.parts, gradient, jax.tree.map(lambda leaf: leaf * scale, gradient.parts)), state
@@ -302,7 +304,12 @@ class Lower(eqx.Module):
 
 
 def as_decomposition(
-    learned: ParameterParts, model: Any, site: str, target_mean: Float[Array, " d_out"], *, mask: MaskKind = "rounded"
+    learned: ParameterParts,
+    model: PyTree,
+    site: str,
+    target_mean: Float[Array, " d_out"],
+    *,
+    mask: MaskKind = "rounded",
 ) -> MLPParts:
     """Parts of the projections of the MLP at `site` (learned with `LeafTarget`) as a decomposition of its output."""
     read = {name: own.read for name, own in learned.parts.items()}

@@ -13,7 +13,6 @@ Source: Schug 2026 (arXiv 2606.07414): 16 channels, 8 neurons each, d_key 128. H
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -24,7 +23,7 @@ from jaxinterp.core.batch import Batch
 from jaxinterp.core.errors import UserError
 from jaxinterp.core.fields import PARAMETER, PARAMETER_ROWS, STATE
 from jaxinterp.core.protocols import Recipe
-from jaxinterp.core.sites import Sites
+from jaxinterp.core.sites import Site, Sites
 from jaxinterp.decompositions.codes import Codes, SparseCodes
 from jaxinterp.decompositions.scales import Scales, moments, scales_of
 from jaxinterp.kernels import sparse_decode
@@ -114,7 +113,7 @@ class ProductKeyNeuronsMethod:
         if self.knn > self.n:
             raise UserError(f"knn={self.knn} must be at most n={self.n}, the keys on each side.")
 
-    def needs(self, site: Any) -> Sites:
+    def needs(self, site: Site) -> Sites:
         """From the MLP's input to its output."""
         return Sites(f"{one_leaf(site)}/in", f"{site}/out")
 

@@ -21,17 +21,18 @@ Source: Shafran, Geiger, Geva 2025 (arXiv 2506.10920); updates of Ding, Li, Jord
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
 
 from jaxinterp.core.batch import Batch, Needs
 from jaxinterp.core.errors import UserError
 from jaxinterp.core.fields import STATE, TOKEN_ROWS
 from jaxinterp.core.metrics import Metrics, Ratio, number
+from jaxinterp.core.sites import Site
 from jaxinterp.decompositions.parts import NonnegativeParts
 from jaxinterp.methods.checks import check_not_negative, check_one_of, check_whole, one_leaf
 from jaxinterp.methods.recipes import Recipe, alternating_method
@@ -70,7 +71,7 @@ class SemiNMF:
         check_not_negative(self, "tolerance")
         kept_entries(self.sparsity, 1)
 
-    def needs(self, site: Any) -> Needs:
+    def needs(self, site: Site) -> Needs:
         """The hidden activations of one leaf, kept."""
         hidden = f"{one_leaf(site)}/hidden"
         return Needs(hidden, hidden, rows="kept")
@@ -80,7 +81,7 @@ class SemiNMF:
         return alternating_method(lambda key, sample, model: begin(self, key, sample), self._sweep)
 
     def _sweep(
-        self, parts: NonnegativeParts, aux: "Sweeping", batch: Batch, key: PRNGKeyArray, model: Any
+        self, parts: NonnegativeParts, aux: "Sweeping", batch: Batch, key: PRNGKeyArray, model: PyTree
     ) -> tuple[NonnegativeParts, "Sweeping", Metrics]:
         kept = kept_entries(self.sparsity, batch.inputs.shape[1])
         swept = sweep(batch.inputs, aux.coefficients, aux.gram, aux.energy, kept)

@@ -12,15 +12,15 @@ of the whole model: a part that the output needs and the next token doesn't is i
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PyTree
 
 from jaxinterp.core.batch import Batch
 from jaxinterp.core.errors import UserError
-from jaxinterp.core.sites import Needs
+from jaxinterp.core.sites import Needs, Site
 from jaxinterp.decompositions.components import Components, Scale
 from jaxinterp.decompositions.mlp_parts import mlp_linear, mlp_with
 from jaxinterp.methods.factor.parameters import Distance, Mask, Parts, left_over, masked_linear
@@ -44,19 +44,19 @@ class Target(Protocol):
         """What outputs are compared by."""
         ...
 
-    def needs(self, site: Any = None) -> Needs:
+    def needs(self, site: Site = None) -> Needs:
         """Which arrays of the model, and whether windows of text."""
         ...
 
-    def weights(self, model: Any) -> dict[str, Float[Array, "_in _out"]]:
+    def weights(self, model: PyTree) -> dict[str, Float[Array, "_in _out"]]:
         """The matrices that are decomposed, by name."""
         ...
 
-    def clean(self, model: Any, batch: Batch) -> Clean:
+    def clean(self, model: PyTree, batch: Batch) -> Clean:
         """A forward pass of the unmasked model."""
         ...
 
-    def masked(self, model: Any, parts: Mapping[str, Parts], batch: Batch, masks: Mapping[str, Mask]) -> Array:
+    def masked(self, model: PyTree, parts: Mapping[str, Parts], batch: Batch, masks: Mapping[str, Mask]) -> Array:
         """The output with the named matrices masked and the others as they are."""
         ...
 
@@ -67,19 +67,19 @@ class ToyTarget:
 
     kind: Distance = "squares"
 
-    def needs(self, site: Any = None) -> Needs:
+    def needs(self, site: Site = None) -> Needs:
         """No array; rows are given by hand."""
         return no_site(site)
 
-    def weights(self, model: Any) -> dict[str, Float[Array, "_in _out"]]:
+    def weights(self, model: PyTree) -> dict[str, Float[Array, "_in _out"]]:
         """All matrices of the model."""
         return model.weights()
 
-    def clean(self, model: Any, batch: Batch) -> Clean:
+    def clean(self, model: PyTree, batch: Batch) -> Clean:
         """The model on the batch's inputs."""
         return Clean(model.reads(batch.inputs), model(batch.inputs), batch.weight)
 
-    def masked(self, model: Any, parts: Mapping[str, Parts], batch: Batch, masks: Mapping[str, Mask]) -> Array:
+    def masked(self, model: PyTree, parts: Mapping[str, Parts], batch: Batch, masks: Mapping[str, Mask]) -> Array:
         """The model with masked matrices."""
         weights = model.weights()
 
@@ -109,15 +109,15 @@ class ProjectionTarget:
             if field not in READS and field != "o_proj":
                 raise UserError(f"projections: {name!r} must end in one of {', '.join([*READS, 'o_proj'])}.")
 
-    def needs(self, site: Any = None) -> Needs:
+    def needs(self, site: Site = None) -> Needs:
         """Windows of text: the whole model is run."""
         return no_site(site)
 
-    def weights(self, model: Any) -> dict[str, Float[Array, "_in _out"]]:
+    def weights(self, model: PyTree) -> dict[str, Float[Array, "_in _out"]]:
         """Their matrices, in float32."""
         return {name: self._linear(model, name).weight.astype(jnp.float32) for name in self.projections}
 
-    def clean(self, model: Any, batch: Batch) -> Clean:
+    def clean(self, model: PyTree, batch: Batch) -> Clean:
         """The model on the windows."""
         windows = self._windows(batch)
         trace = run(model, windows["tokens"])
@@ -128,7 +128,7 @@ class ProjectionTarget:
             reads[name] = array.reshape(*array.shape[:2], -1).astype(jnp.float32)
         return Clean(reads, trace.logits.astype(jnp.float32), windows["weight"])
 
-    def masked(self, model: Any, parts: Mapping[str, Parts], batch: Batch, masks: Mapping[str, Mask]) -> Array:
+    def masked(self, model: PyTree, parts: Mapping[str, Parts], batch: Batch, masks: Mapping[str, Mask]) -> Array:
         """The logits with masked projections: `Components` in their places, masks as edits of what they offer."""
         replaced, edits = {}, {}
         for name, mask in masks.items():
@@ -142,7 +142,7 @@ class ProjectionTarget:
         tokens = self._windows(batch)["tokens"]
         return run(replace(model, replaced), tokens, edits=edits).logits.astype(jnp.float32)
 
-    def _linear(self, model: Any, name: str) -> Any:
+    def _linear(self, model: PyTree, name: str) -> PyTree:
         return select(model, name).get()
 
     def _windows(self, batch: Batch) -> dict[str, Array]:
@@ -161,7 +161,7 @@ class LeafTarget:
     site: str
     kind: Distance = "squares"
 
-    def needs(self, site: Any = None) -> Needs:
+    def needs(self, site: Site = None) -> Needs:
         """The MLP's input.
 
         Raises:
@@ -171,12 +171,12 @@ class LeafTarget:
             raise UserError(f"site={site!r}: the target is {self.site!r}; give the same name, or leave the site out.")
         return Needs(f"{self.site}/in", f"{self.site}/out")
 
-    def weights(self, model: Any) -> dict[str, Float[Array, "_in _out"]]:
+    def weights(self, model: PyTree) -> dict[str, Float[Array, "_in _out"]]:
         """Its matrices by the names of their fields, in float32."""
         mlp = select(model, self.site).get()
         return {name: mlp_linear(mlp, name).weight.astype(jnp.float32) for name in mlp.projections()}
 
-    def clean(self, model: Any, batch: Batch) -> Clean:
+    def clean(self, model: PyTree, batch: Batch) -> Clean:
         """The MLP on the batch's inputs."""
         mlp = select(model, self.site).get()
         x = batch.inputs.astype(jnp.float32)
@@ -184,7 +184,7 @@ class LeafTarget:
         reads = {name: hidden if name == "down_proj" else x for name in mlp.projections()}
         return Clean(reads, mlp.write(hidden) / self._unit(batch), batch.weight)
 
-    def masked(self, model: Any, parts: Mapping[str, Parts], batch: Batch, masks: Mapping[str, Mask]) -> Array:
+    def masked(self, model: PyTree, parts: Mapping[str, Parts], batch: Batch, masks: Mapping[str, Mask]) -> Array:
         """The MLP with masked projections."""
         mlp, weights = select(model, self.site).get(), self.weights(model)
 
@@ -200,7 +200,7 @@ class LeafTarget:
         return jnp.sqrt(jnp.maximum(jnp.mean(weight @ (y - weight @ y) ** 2), 1e-30))
 
 
-def no_site(site: Any) -> Needs:
+def no_site(site: Site) -> Needs:
     """Windows of text, and no arrays.
 
     Raises:

@@ -16,12 +16,12 @@ means the same) and AuxK as in Goreg12345/crosslayer-transcoder: JumpReLU with Î
 """
 
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, PRNGKeyArray
+from jaxtyping import Array, PRNGKeyArray, PyTree
 
 from jaxinterp.core.batch import Batch
 from jaxinterp.core.errors import UserError
@@ -98,7 +98,7 @@ class CrossLayerTranscoder:
             terms.append(scale(auxk_of_layers(self.dead_after), self.auxk))
         return total(*terms)
 
-    def start(self, key: PRNGKeyArray, sample: Batch, model: Any = None) -> CrossLayer:
+    def start(self, key: PRNGKeyArray, sample: Batch, model: PyTree = None) -> CrossLayer:
         """Standardisation from the sample, random encoders and decoders."""
         layers, keys = len(sample.inputs), jax.random.split(key, len(sample.inputs))
         pairs = enumerate(zip(sample.inputs, sample.targets, strict=True))

@@ -126,7 +126,7 @@ class FlaxModel(eqx.Module):
 
 
 def _leaf_hook(leaf: Any, tap: Tap, added: bool) -> Hook:
-    def hook(_: Any, x: Array, *rest: Any, **keywords: Any) -> Array:
+    def hook(_: object, x: Array, *rest: Any, **keywords: Any) -> Array:
         x = tap("in", x)
         y = tap("out", call_leaf(leaf, x, tap=tap))
         return tap("added", y) if added else y

@@ -5,8 +5,10 @@ Sources of the facts: the configuration and modelling files of Hugging Face tran
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
+from jaxtyping import PyTree
+
+from jaxinterp.core.json_value import Json
 from jaxinterp.models.families import fields as rules
 from jaxinterp.models.families.fields import Rule, flag, number
 from jaxinterp.models.files.weights import LeafTable
@@ -38,9 +40,9 @@ class Family:
     rules: tuple[Rule, ...]
     tensors: LeafTable
     parallel_tensors: LeafTable = field(default_factory=dict)
-    constants: Mapping[str, Any] = field(default_factory=dict)
-    defaults: Mapping[str, Any] = field(default_factory=dict)
-    required: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+    constants: Mapping[str, PyTree] = field(default_factory=dict)
+    defaults: Mapping[str, Json] = field(default_factory=dict)
+    required: Mapping[str, tuple[Json, ...]] = field(default_factory=dict)
     no_effect: tuple[str, ...] = ()
     prefix: str = "model."
     renamed: Mapping[str, str] = field(default_factory=dict)
@@ -109,7 +111,7 @@ SUMMARY = (
 def mlp_width(name: str, width: str) -> Rule:
     """The MLP's neurons: field `name`, or four times field `width` where it is null."""
 
-    def make(fields: rules.Fields) -> dict[str, Any]:
+    def make(fields: rules.Fields) -> dict[str, PyTree]:
         return {"d_mlp": 4 * number(fields, width) if fields.get(name) is None else number(fields, name)}
 
     return Rule((name,), make)
@@ -118,7 +120,7 @@ def mlp_width(name: str, width: str) -> Rule:
 def factor(name: str, ours: str, *, divides: bool = False) -> Rule:
     """A positive number that multiplies (or divides) as our field `ours`."""
 
-    def make(fields: rules.Fields) -> dict[str, Any]:
+    def make(fields: rules.Fields) -> dict[str, PyTree]:
         value = number(fields, name, float)
         return {ours: 1 / value if divides else value}
 

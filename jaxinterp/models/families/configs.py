@@ -12,6 +12,7 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from jaxinterp.core.errors import UserError, suggest
+from jaxinterp.core.json_value import Json
 from jaxinterp.models.families.base import Family
 from jaxinterp.models.families.fields import number, refused
 from jaxinterp.models.families.tables import FAMILIES
@@ -62,7 +63,7 @@ OWN_NULL = {
 }
 """Fields in which null is a value of its own (no window, no cap) and not the default."""
 
-REQUIRED: dict[str, tuple[Any, ...]] = {
+REQUIRED: dict[str, tuple[Json, ...]] = {
     "add_cross_attention": (False,),
     "auto_map": (None,),
     "cross_attention_hidden_size": (None,),
@@ -86,7 +87,7 @@ MOST_LAYERS = 10_000
 """More than any model has: a damaged file must not make lists of every layer's window that fill the memory."""
 
 
-def family_of(fields: Mapping[str, Any], families: Mapping[str, Family] | None = None) -> Family:
+def family_of(fields: Mapping[str, Json], families: Mapping[str, Family] | None = None) -> Family:
     """The family that a config.json names in `model_type` and `architectures`; of a wrapper, its text model's.
 
     Args:
@@ -114,7 +115,7 @@ def family_of(fields: Mapping[str, Any], families: Mapping[str, Family] | None =
     return family
 
 
-def family_config(family: Family, fields: Mapping[str, Any]) -> TransformerConfig:
+def family_config(family: Family, fields: Mapping[str, Json]) -> TransformerConfig:
     """The configuration that the fields of a config.json describe.
 
     Raises:
@@ -154,14 +155,14 @@ def family_config(family: Family, fields: Mapping[str, Any]) -> TransformerConfi
     return TransformerConfig(**ours)
 
 
-def is_tied(family: Family, fields: Mapping[str, Any]) -> bool:
+def is_tied(family: Family, fields: Mapping[str, Json]) -> bool:
     """Whether the file's head is its embedding, also where the head has a bias and so is a leaf of its own here."""
     fields = text_fields(fields, ANYWHERE)
     said = fields.get("tie_word_embeddings")
     return bool(dict(family.defaults).get("tie_word_embeddings") if said is None else said)
 
 
-def _without_nulls(family: Family, fields: Mapping[str, Any], known: Collection[str]) -> dict[str, Any]:
+def _without_nulls(family: Family, fields: Mapping[str, Json], known: Collection[str]) -> dict[str, Json]:
     """The fields but those whose null says nothing: the default is meant, or there is no such field here."""
 
     def says_nothing(name: str) -> bool:
@@ -172,9 +173,9 @@ def _without_nulls(family: Family, fields: Mapping[str, Any], known: Collection[
     return {name: value for name, value in fields.items() if value is not None or not says_nothing(name)}
 
 
-def _is_among(value: Any, allowed: tuple[Any, ...]) -> bool:
+def _is_among(value: Any, allowed: tuple[Json, ...]) -> bool:
     """Whether a value is allowed; where nothing is (null, false, an empty object), every form of nothing is."""
-    nothing: tuple[Any, ...] = (None, False, {}, [], "")
+    nothing: tuple[Json, ...] = (None, False, {}, [], "")
     switch = True in allowed  # null of a switch may mean either
     return value in allowed or (value in nothing and not switch and any(choice in nothing for choice in allowed))
 

@@ -8,7 +8,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from jaxtyping import PyTree
+
 from jaxinterp.core.errors import UserError
+from jaxinterp.core.json_value import Json
 from jaxinterp.models.rules import Activation
 
 Fields = Mapping[str, Any]
@@ -35,7 +38,7 @@ class Rule:
     """How fields of config.json become fields of `TransformerConfig`."""
 
     reads: tuple[str, ...]
-    make: Callable[[Fields], dict[str, Any]]
+    make: Callable[[Fields], dict[str, PyTree]]
 
 
 def number(fields: Fields, name: str, kind: type = int, limit: int = 2**40) -> Any:
@@ -54,12 +57,12 @@ def number(fields: Fields, name: str, kind: type = int, limit: int = 2**40) -> A
     return kind(value)
 
 
-def refused(name: str, value: Any, supported: str) -> UserError:
+def refused(name: str, value: object, supported: str) -> UserError:
     """The error for a value that is understood, but not computed here."""
     return UserError(f"config field {name}={value!r} is not supported; supported: {supported}.")
 
 
-def heads(fields: Fields) -> dict[str, Any]:
+def heads(fields: Fields) -> dict[str, PyTree]:
     """Head counts and sizes: as many keys as queries, and d_model split among the heads, unless the file says more."""
     count = number(fields, "num_attention_heads")
     kv_heads = count if fields.get("num_key_value_heads") is None else number(fields, "num_key_value_heads")
@@ -73,7 +76,7 @@ def heads(fields: Fields) -> dict[str, Any]:
 def activation(name: str) -> Rule:
     """The activation that field `name` names."""
 
-    def make(fields: Fields) -> dict[str, Any]:
+    def make(fields: Fields) -> dict[str, PyTree]:
         value = fields.get(name)
         if not isinstance(value, str) or value not in ACTIVATION_NAMES:
             raise refused(name, value, ", ".join(ACTIVATION_NAMES))
@@ -85,7 +88,7 @@ def activation(name: str) -> Rule:
 def flag(name: str, *ours: str) -> Rule:
     """A truth value that sets every field in `ours`."""
 
-    def make(fields: Fields) -> dict[str, Any]:
+    def make(fields: Fields) -> dict[str, PyTree]:
         if not isinstance(fields.get(name), bool):
             raise UserError(f"config field {name}={fields.get(name)!r} should be true or false.")
         return dict.fromkeys(ours, fields[name])
@@ -96,13 +99,13 @@ def flag(name: str, *ours: str) -> Rule:
 def optional(name: str, ours: str, convert: Callable[[float], float] = float) -> Rule:
     """A positive number or null."""
 
-    def make(fields: Fields) -> dict[str, Any]:
+    def make(fields: Fields) -> dict[str, PyTree]:
         return {ours: None if fields.get(name) is None else convert(number(fields, name, float))}
 
     return Rule((name,), make)
 
 
-def agreed(given: Mapping[str, Any], default: float) -> float:
+def agreed(given: Mapping[str, Json], default: float) -> float:
     """The one value that all fields which are given agree on."""
     said = {name: number(given, name, float) for name, value in given.items() if value is not None}
     if len(set(said.values())) > 1:
@@ -110,14 +113,14 @@ def agreed(given: Mapping[str, Any], default: float) -> float:
     return next(iter(said.values()), default)
 
 
-def window_everywhere(fields: Fields) -> dict[str, Any]:
+def window_everywhere(fields: Fields) -> dict[str, PyTree]:
     """Mistral: the same sliding window in every layer; null for none."""
     if fields.get("sliding_window") is None:
         return {"windows": ()}
     return {"windows": (number(fields, "sliding_window"),) * number(fields, "num_hidden_layers")}
 
 
-def window_in_upper_layers(fields: Fields) -> dict[str, Any]:
+def window_in_upper_layers(fields: Fields) -> dict[str, PyTree]:
     """Qwen: where `use_sliding_window`, the layers from `max_window_layers` on, unless `layer_types` says which."""
     sliding = fields["sliding_window"] if fields["use_sliding_window"] is True else None
     first = fields["max_window_layers"] if sliding is not None else number(fields, "num_hidden_layers")
@@ -134,12 +137,12 @@ def layers_of(fields: Fields, name: str, limit: int) -> tuple[int, ...]:
     return tuple(sorted({each for each in listed if 0 <= each < limit}))
 
 
-def window_in_every_other_layer(fields: Fields) -> dict[str, Any]:
+def window_in_every_other_layer(fields: Fields) -> dict[str, PyTree]:
     """Gemma 2: the first layer and every other one after it, unless `layer_types` says which."""
     return windows(fields, fields["sliding_window"], lambda layer: layer % 2 == 0)
 
 
-def window_in_all_but_every_nth_layer(fields: Fields) -> dict[str, Any]:
+def window_in_all_but_every_nth_layer(fields: Fields) -> dict[str, PyTree]:
     """Gemma 3: every sixth layer sees everything (`sliding_window_pattern`), unless `layer_types` says which."""
     names = ("sliding_window_pattern", "_sliding_window_pattern")
     said = {name: number(fields, name) for name in names if fields.get(name) is not None}
@@ -147,7 +150,7 @@ def window_in_all_but_every_nth_layer(fields: Fields) -> dict[str, Any]:
     return windows(fields, fields["sliding_window"], lambda layer: (layer + 1) % pattern != 0)
 
 
-def padding(fields: Fields) -> dict[str, Any]:
+def padding(fields: Fields) -> dict[str, PyTree]:
     """The token that fills short inputs up; null for none."""
     token = fields["pad_token_id"]
     if token is not None and (isinstance(token, bool) or not isinstance(token, int) or token < 0):
@@ -155,7 +158,7 @@ def padding(fields: Fields) -> dict[str, Any]:
     return {"padding": token}
 
 
-def windows(fields: Fields, window: int | None, slides: Callable[[int], bool]) -> dict[str, Any]:
+def windows(fields: Fields, window: int | None, slides: Callable[[int], bool]) -> dict[str, PyTree]:
     layers = number(fields, "num_hidden_layers")
     types = fields.get("layer_types")
     if types is None:

@@ -1,6 +1,6 @@
 """GPT-Neo: GPT-2's shape with windows in some layers and attention scores that are not scaled."""
 
-from typing import Any
+from jaxtyping import PyTree
 
 from jaxinterp.models.families.base import SUMMARY, Family, mlp_width
 from jaxinterp.models.families.fields import Fields, Rule, activation, heads, number, refused
@@ -8,7 +8,7 @@ from jaxinterp.models.families.tensors import block, linear
 from jaxinterp.models.files.weights import PLAIN, TRANSPOSED
 
 
-def _windows(fields: Fields) -> dict[str, Any]:
+def _windows(fields: Fields) -> dict[str, PyTree]:
     """`attention_types`: [[["global", "local"], 12]] repeats the kinds twelve times."""
     layers = number(fields, "num_layers")
     try:

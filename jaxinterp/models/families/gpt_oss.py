@@ -1,6 +1,6 @@
 """gpt-oss: attention sinks, windows in every other layer, biases everywhere, experts with a clipped gate."""
 
-from typing import Any
+from jaxtyping import PyTree
 
 from jaxinterp.models.families.base import ATTENTION_BIAS, HEADS, LLAMA_COPIED, LLAMA_DEFAULTS, Family
 from jaxinterp.models.families.fields import Fields, Rule, number, windows
@@ -14,7 +14,7 @@ YARN = {"rope_type": "yarn", "factor": 32.0, "beta_fast": 32.0, "beta_slow": 1.0
 YARN |= {"original_max_position_embeddings": 4096}
 
 
-def _routed(fields: Fields) -> dict[str, Any]:
+def _routed(fields: Fields) -> dict[str, PyTree]:
     config = RoutedConfig(
         experts_of(fields, 128),
         number(fields, "num_experts_per_tok"),

@@ -1,6 +1,6 @@
 """Llama 4's text model: attention in chunks, layers without rotary positions, a shared and one routed expert."""
 
-from typing import Any
+from jaxtyping import PyTree
 
 from jaxinterp.core.errors import UserError
 from jaxinterp.models.attention import Temperature
@@ -22,7 +22,7 @@ from jaxinterp.models.files.weights import PLAIN, TRANSPOSED
 from jaxinterp.models.mixtures.routed import RoutedConfig
 
 
-def _layers(fields: Fields) -> dict[str, Any]:
+def _layers(fields: Fields) -> dict[str, PyTree]:
     """Which layers are rotated, which attend within chunks, and how queries grow in those that are not rotated."""
     count = number(fields, "num_hidden_layers")
     without = unrotated({**fields, "no_rope_layers": fields.get("no_rope_layers") or None})["unrotated"]
@@ -42,7 +42,7 @@ def _layers(fields: Fields) -> dict[str, Any]:
     return {"unrotated": without, "chunks": chunks if any(chunks) else (), "temperature": tuned}
 
 
-def _routed(fields: Fields) -> dict[str, Any]:
+def _routed(fields: Fields) -> dict[str, PyTree]:
     count, hidden = number(fields, "num_hidden_layers"), number(fields, "intermediate_size")
     step = number(fields, "interleave_moe_layer_step")
     routed = tuple(range(step - 1, count, step))

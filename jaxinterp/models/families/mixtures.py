@@ -1,6 +1,6 @@
 """Mixtures of experts: Mixtral, OLMoE, Qwen 2 and 3. Files keep each expert's matrices, or one tensor of all."""
 
-from typing import Any
+from jaxtyping import PyTree
 
 from jaxinterp.core.errors import UserError
 from jaxinterp.models.families.base import (
@@ -41,7 +41,7 @@ def experts_of(fields: Fields, default: int) -> int:
 def routed(experts: int, hidden: str, *, shared: bool = False, renormalise: bool | None = None) -> Rule:
     """The mixture: `experts` if the file does not say how many, neurons in field `hidden`, perhaps a shared expert."""
 
-    def make(fields: Fields) -> dict[str, Any]:
+    def make(fields: Fields) -> dict[str, PyTree]:
         divided = fields.get("norm_topk_prob") if renormalise is None else renormalise
         if not isinstance(divided, bool):
             raise UserError(f"config field norm_topk_prob={divided!r} should be true or false.")
@@ -60,7 +60,7 @@ def routed(experts: int, hidden: str, *, shared: bool = False, renormalise: bool
     return Rule(("num_experts", "num_local_experts", "num_experts_per_tok", hidden, *sometimes), make)
 
 
-def dense_layers(fields: Fields) -> dict[str, Any]:
+def dense_layers(fields: Fields) -> dict[str, PyTree]:
     """Layers of `mlp_only_layers`, and those that `decoder_sparse_step` leaves out, have a plain MLP."""
     layers, step = number(fields, "num_hidden_layers"), number(fields, "decoder_sparse_step")
     listed = layers_of(fields, "mlp_only_layers", layers)
@@ -80,14 +80,14 @@ EXPERTS = experts_in("mlp", "gate_proj", "up_proj", "down_proj")
 SPARSE = Rule(("decoder_sparse_step", "mlp_only_layers"), dense_layers)
 
 
-def _qwen2_windows(fields: Fields) -> dict[str, Any]:
+def _qwen2_windows(fields: Fields) -> dict[str, PyTree]:
     """Every other one of the first `max_window_layers` layers."""
     slides, first = fields["use_sliding_window"] is True, fields["max_window_layers"]
     window = fields["sliding_window"] if slides else None
     return windows(fields, window, lambda layer: slides and layer % 2 == 0 and layer < first)
 
 
-def _qwen3_window(fields: Fields) -> dict[str, Any]:
+def _qwen3_window(fields: Fields) -> dict[str, PyTree]:
     return window_everywhere(fields) if fields["use_sliding_window"] is True else {"windows": ()}
 
 

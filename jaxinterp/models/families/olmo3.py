@@ -1,6 +1,6 @@
 """OLMo 3: OLMo 2's tensors; three layers in four have a window, and each type of layer its own rotary positions."""
 
-from typing import Any
+from jaxtyping import PyTree
 
 from jaxinterp.core.errors import UserError
 from jaxinterp.models.families.base import ATTENTION_BIAS, HEADS, LLAMA_COPIED, LLAMA_DEFAULTS, Family
@@ -11,7 +11,7 @@ from jaxinterp.models.families.tensors import OLMO2_TENSORS
 BASE = 500_000.0
 
 
-def _rotary(fields: Fields) -> dict[str, Any]:
+def _rotary(fields: Fields) -> dict[str, PyTree]:
     given = fields.get("rope_parameters")
     if given and not (isinstance(given, dict) and all(name in LAYER_TYPES for name in given)):
         raise UserError(f"config field rope_parameters={given!r} should have an object for each type of layer.")

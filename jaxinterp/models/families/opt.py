@@ -1,6 +1,6 @@
 """OPT: learned positions that begin at row 2 of the file; norms before the sublayers, or on the sums (OPT-350M)."""
 
-from typing import Any
+from jaxtyping import PyTree
 
 from jaxinterp.models.families.base import Family
 from jaxinterp.models.families.fields import Fields, Rule, activation, flag, heads, number
@@ -8,12 +8,12 @@ from jaxinterp.models.families.tensors import block, linear
 from jaxinterp.models.files.weights import PLAIN, TRANSPOSED, Layout
 
 
-def _norms(fields: Fields) -> dict[str, Any]:
+def _norms(fields: Fields) -> dict[str, PyTree]:
     before = fields["do_layer_norm_before"]
     return {"pre_norms": before, "sum_norms": not before, "final_norm": not fields["_remove_final_layer_norm"]}
 
 
-def _embedding(fields: Fields) -> dict[str, Any]:
+def _embedding(fields: Fields) -> dict[str, PyTree]:
     size = None if fields["word_embed_proj_dim"] is None else number(fields, "word_embed_proj_dim")
     return {"embedding_size": None if size == number(fields, "hidden_size") else size}
 

@@ -5,7 +5,8 @@ and precedence are those of `modeling_rope_utils.py` (transformers 5.24).
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any
+
+from jaxtyping import PyTree
 
 from jaxinterp.core.errors import UserError
 from jaxinterp.models.families.fields import Fields, Rule, agreed, heads, number, refused
@@ -33,10 +34,10 @@ ROPE_FIELDS = ("rope_theta", "rope_scaling", "rope_parameters")
 LAYER_TYPES = ("full_attention", "sliding_attention")
 
 
-def whole_rotary(base: float = ROPE_BASE) -> Callable[[Fields], dict[str, Any]]:
+def whole_rotary(base: float = ROPE_BASE) -> Callable[[Fields], dict[str, PyTree]]:
     """Whole heads are rotated; `base` where the file says none."""
 
-    def make(fields: Fields) -> dict[str, Any]:
+    def make(fields: Fields) -> dict[str, PyTree]:
         found, scaling, fraction = rope(fields, base=base)
         _check_whole(fraction)
         return {"rotary_dimensions": heads(fields)["head_dim"], "rotary_base": found, "rotary_scaling": scaling}
@@ -47,14 +48,14 @@ def whole_rotary(base: float = ROPE_BASE) -> Callable[[Fields], dict[str, Any]]:
 ROTARY = Rule(ROPE_FIELDS, whole_rotary())
 
 
-def partial_rotary(default: float, aliases: Mapping[str, str] | None = None) -> Callable[[Fields], dict[str, Any]]:
+def partial_rotary(default: float, aliases: Mapping[str, str] | None = None) -> Callable[[Fields], dict[str, PyTree]]:
     """The first part of every head is rotated: the fraction that the file says, or `default`.
 
     Args:
       aliases: names of rope types that mean another one here.
     """
 
-    def make(fields: Fields) -> dict[str, Any]:
+    def make(fields: Fields) -> dict[str, PyTree]:
         base, scaling, fraction = rope(fields, aliases=aliases or {})
         fraction = agreed(
             {name: fields.get(name) for name in ("rotary_pct", "partial_rotary_factor")}
@@ -67,14 +68,14 @@ def partial_rotary(default: float, aliases: Mapping[str, str] | None = None) -> 
     return make
 
 
-def rotary_by_layer_type(whole_base: float, local_base: float) -> Callable[[Fields], dict[str, Any]]:
+def rotary_by_layer_type(whole_base: float, local_base: float) -> Callable[[Fields], dict[str, PyTree]]:
     """Gemma 3, OLMo 3: layers with a window have a base and a scaling of their own.
 
     transformers 5 writes `rope_parameters` with a dictionary for each type of layer, 4 `rope_local_base_freq` beside
     the usual fields, which are those of the layers without a window.
     """
 
-    def make(fields: Fields) -> dict[str, Any]:
+    def make(fields: Fields) -> dict[str, PyTree]:
         given = fields.get("rope_parameters") or {}
         nested = isinstance(given, dict) and given and all(name in LAYER_TYPES for name in given)
         flat = {f"rope_parameters.{name}": given[name] for name in given} if nested else {"rope_parameters": given}

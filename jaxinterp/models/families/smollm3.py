@@ -1,6 +1,6 @@
 """SmolLM3: Llama's tensors; some layers have no rotary positions, and those may have a window."""
 
-from typing import Any
+from jaxtyping import PyTree
 
 from jaxinterp.core.errors import UserError
 from jaxinterp.models.families.base import ATTENTION_BIAS, HEADS, LLAMA_COPIED, LLAMA_DEFAULTS, Family
@@ -11,7 +11,7 @@ from jaxinterp.models.families.tensors import LLAMA_TENSORS
 UNROTATED_FIELDS = ("no_rope_layers", "no_rope_layer_interval", "num_hidden_layers")
 
 
-def unrotated(fields: Fields) -> dict[str, Any]:
+def unrotated(fields: Fields) -> dict[str, PyTree]:
     """Layers whose entry in `no_rope_layers` is 0, or every `no_rope_layer_interval`-th."""
     layers = number(fields, "num_hidden_layers")
     rotated = fields.get("no_rope_layers")
@@ -23,7 +23,7 @@ def unrotated(fields: Fields) -> dict[str, Any]:
     return {"unrotated": tuple(layer for layer, each in enumerate(rotated) if not each)}
 
 
-def _windows(fields: Fields) -> dict[str, Any]:
+def _windows(fields: Fields) -> dict[str, PyTree]:
     slides = fields["use_sliding_window"] is True and fields["sliding_window"] is not None
     without = unrotated(fields)["unrotated"]
     return windows(fields, fields["sliding_window"], lambda layer: slides and layer in without)

@@ -7,9 +7,9 @@ and the tensors of the parts that see.
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from jaxinterp.core.errors import UserError, suggest
+from jaxinterp.core.json_value import Json
 from jaxinterp.models.files.weights import StoredTensor
 
 
@@ -67,7 +67,7 @@ WRAPPERS: dict[str, Wrapper] = {
 }
 
 
-def text_fields(fields: Mapping[str, Any], known: frozenset[str]) -> Mapping[str, Any]:
+def text_fields(fields: Mapping[str, Json], known: frozenset[str]) -> Mapping[str, Json]:
     """The fields of the text model; all fields, where the model is not a wrapper.
 
     Args:
@@ -105,7 +105,9 @@ def text_fields(fields: Mapping[str, Any], known: frozenset[str]) -> Mapping[str
     return {**text, **others, "tie_word_embeddings": wrapper.tied if tied is None else tied}
 
 
-def text_tensors(fields: Mapping[str, Any], tensors: Mapping[str, StoredTensor]) -> tuple[dict[str, StoredTensor], str]:
+def text_tensors(
+    fields: Mapping[str, Json], tensors: Mapping[str, StoredTensor]
+) -> tuple[dict[str, StoredTensor], str]:
     """The tensors of the text model under its family's names, and what was left out, in words ("" for nothing).
 
     Raises:

@@ -12,6 +12,7 @@ from types import FrameType
 from typing import Any
 
 from jaxinterp.core.errors import UserError, first_line
+from jaxinterp.core.json_value import Json
 from jaxinterp.models.files.tokenizer import Tokenizer
 
 LONGEST_TEMPLATE = 65_536
@@ -68,7 +69,7 @@ def turn_ends(tokenizer: Tokenizer) -> list[int]:
     return [id for id in ids if id is not None and id in tokenizer.special]
 
 
-def render_chat(tokenizer: Tokenizer, messages: Sequence[Mapping[str, Any]], *, answer: bool = True) -> str:
+def render_chat(tokenizer: Tokenizer, messages: Sequence[Mapping[str, Json]], *, answer: bool = True) -> str:
     """The conversation as one text.
 
     Args:

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jaxtyping import PyTree
 
 from jaxinterp.core.errors import UserError
 from jaxinterp.models.families.tensors import QUERY_KEY_VALUE, block, linear, stacked
@@ -80,7 +81,7 @@ TENSORS = _blocks(**{"attn/q_proj": ("attn_q", PAIRS), "attn/k_proj": ("attn_k",
 """Of Llama files."""
 
 
-def _no_more(metadata: Metadata, config: dict[str, Any]) -> dict[str, Any]:
+def _no_more(metadata: Metadata, config: dict[str, PyTree]) -> dict[str, PyTree]:
     return {}
 
 
@@ -99,15 +100,15 @@ class Architecture:
     tensors: LeafTable
     fields: Mapping[str, str] = field(default_factory=dict)
     reads: tuple[str, ...] = ()
-    constants: Mapping[str, Any] = field(default_factory=dict)
-    more: Callable[[Metadata, dict[str, Any]], dict[str, Any]] = _no_more
+    constants: Mapping[str, PyTree] = field(default_factory=dict)
+    more: Callable[[Metadata, dict[str, PyTree]], dict[str, PyTree]] = _no_more
 
 
-def _embedding_scale(metadata: Metadata, config: dict[str, Any]) -> dict[str, Any]:
+def _embedding_scale(metadata: Metadata, config: dict[str, PyTree]) -> dict[str, PyTree]:
     return {"embedding_scale": config["d_model"] ** 0.5}
 
 
-def _windows(metadata: Metadata, config: dict[str, Any], slides: Callable[[int], bool]) -> dict[str, Any]:
+def _windows(metadata: Metadata, config: dict[str, PyTree], slides: Callable[[int], bool]) -> dict[str, PyTree]:
     """Windows of the layers that have one; none where the file names none."""
     window = metadata.get(WINDOW)
     if not window:
@@ -126,14 +127,14 @@ def _windows(metadata: Metadata, config: dict[str, Any], slides: Callable[[int],
     return {"windows": tuple(window if slides(layer) else None for layer in range(config["layers"]))}
 
 
-def _gemma2(metadata: Metadata, config: dict[str, Any]) -> dict[str, Any]:
+def _gemma2(metadata: Metadata, config: dict[str, PyTree]) -> dict[str, PyTree]:
     defaults = {"attention_cap": 50.0, "logit_cap": 30.0}  # as llama.cpp has them, where the file does not say
     caps = {ours: float(metadata[theirs]) for theirs, ours in CAPS.items() if metadata.get(theirs)}
     windows = _windows({WINDOW: 4096} | dict(metadata), config, lambda layer: layer % 2 == 0)
     return _embedding_scale(metadata, config) | defaults | caps | windows | _query_scale(config, layers=46)
 
 
-def _gemma3(metadata: Metadata, config: dict[str, Any]) -> dict[str, Any]:
+def _gemma3(metadata: Metadata, config: dict[str, PyTree]) -> dict[str, PyTree]:
     if not metadata.get(WINDOW):
         raise UserError(f"metadata {WINDOW} is missing: Gemma 3 has windows in five layers of six.")
     cap = metadata.get("final_logit_softcapping")
@@ -149,13 +150,13 @@ def _gemma3(metadata: Metadata, config: dict[str, Any]) -> dict[str, Any]:
     )
 
 
-def _query_scale(config: dict[str, Any], layers: int) -> dict[str, Any]:
+def _query_scale(config: dict[str, PyTree], layers: int) -> dict[str, PyTree]:
     """The 27B models, which llama.cpp knows by their number of layers, divide by d_model / heads."""
     divided = config["d_model"] / config["heads"] if config["layers"] == layers else config["head_dim"]
     return {"attention_scale": float(divided) ** -0.5}
 
 
-def _phi3(metadata: Metadata, config: dict[str, Any]) -> dict[str, Any]:
+def _phi3(metadata: Metadata, config: dict[str, PyTree]) -> dict[str, PyTree]:
     before = metadata.get("rope.scaling.original_context_length", config["context"])
     if before != config["context"] and config.get("rotary_scaling") is None:
         raise UserError(
@@ -165,7 +166,7 @@ def _phi3(metadata: Metadata, config: dict[str, Any]) -> dict[str, Any]:
     return _windows(metadata, config, lambda layer: True)
 
 
-def _olmo2(metadata: Metadata, config: dict[str, Any]) -> dict[str, Any]:
+def _olmo2(metadata: Metadata, config: dict[str, PyTree]) -> dict[str, PyTree]:
     return _windows(metadata, config, lambda layer: (layer + 1) % 4 != 0)
 
 
@@ -231,7 +232,7 @@ FACTORS = ("rope_freqs.weight", "rope_factors_short.weight", "rope_factors_long.
 
 
 def factors_of(
-    metadata: Metadata, tensors: Mapping[str, StoredTensor], config: Mapping[str, Any], where: Path
+    metadata: Metadata, tensors: Mapping[str, StoredTensor], config: Mapping[str, PyTree], where: Path
 ) -> RopeScaling | None:
     """The scaling that such tensors say; None without them.
 

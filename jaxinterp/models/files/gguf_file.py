@@ -16,6 +16,7 @@ from typing import Any, no_type_check
 import gguf
 import numpy as np
 from gguf.quants import dequantize
+from jaxtyping import PyTree
 
 from jaxinterp.core.errors import UserError
 from jaxinterp.models.files.gguf_architectures import ARCHITECTURES, FACTORS, FIELDS, PATTERN, factors_of, scaling_of
@@ -58,7 +59,7 @@ def gguf_config(reader: gguf.GGUFReader, tensors: Mapping[str, StoredTensor], wh
             raise UserError(
                 f"{where}: metadata {name}.{field}={metadata[field]} differs from the head size {head_dim}."
             )
-    fields: dict[str, Any] = {"kv_heads": heads, "head_dim": head_dim, "rotary_dimensions": head_dim}
+    fields: dict[str, PyTree] = {"kv_heads": heads, "head_dim": head_dim, "rotary_dimensions": head_dim}
     fields |= {ours: metadata[theirs] for theirs, ours in copied.items() if theirs in metadata}
     given = factors_of(metadata, {each: tensors[each] for each in FACTORS if each in tensors}, fields, where)
     fields |= {"rotary_scaling": given or scaling_of(metadata, name)} | dict(kind.constants)
@@ -79,7 +80,7 @@ def _architecture(reader: gguf.GGUFReader, where: Path) -> str:
     return name
 
 
-def _check_metadata(metadata: Mapping[str, Any], known: Collection[str], name: str, where: Path) -> None:
+def _check_metadata(metadata: Mapping[str, PyTree], known: Collection[str], name: str, where: Path) -> None:
     for field, value in metadata.items():
         if field not in known:
             raise UserError(

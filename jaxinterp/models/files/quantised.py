@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from jaxinterp.core.errors import UserError
+from jaxinterp.core.json_value import Json
 from jaxinterp.models.files.packing import affine, awq_codes, mxfp4
 from jaxinterp.models.files.packing import pieces as unpack
 from jaxinterp.models.files.weights import Rows, StoredTensor
@@ -44,7 +45,7 @@ NO_EFFECT = {
 """Fields that say how it was made or is computed, not what a packed number means."""
 
 
-def without_quantisation(fields: Mapping[str, Any]) -> tuple[dict[str, Any], Mapping[str, Any] | None]:
+def without_quantisation(fields: Mapping[str, Json]) -> tuple[dict[str, Json], Mapping[str, Json] | None]:
     """The fields without `quantization_config`, and that one; None where nothing is quantised.
 
     Raises:
@@ -70,7 +71,7 @@ def without_quantisation(fields: Mapping[str, Any]) -> tuple[dict[str, Any], Map
     return rest, said
 
 
-def unpacked(said: Mapping[str, Any] | None, tensors: Tensors, where: Path) -> dict[str, StoredTensor]:
+def unpacked(said: Mapping[str, Json] | None, tensors: Tensors, where: Path) -> dict[str, StoredTensor]:
     """Every packed matrix as the matrix that it packs; `said` is what `without_quantisation` gave.
 
     Raises:
@@ -81,7 +82,7 @@ def unpacked(said: Mapping[str, Any] | None, tensors: Tensors, where: Path) -> d
     return METHODS[said["quant_method"]][1](said, dict(tensors), where)
 
 
-def _fp8(said: Mapping[str, Any], tensors: dict[str, StoredTensor], where: Path) -> dict[str, StoredTensor]:
+def _fp8(said: Mapping[str, Json], tensors: dict[str, StoredTensor], where: Path) -> dict[str, StoredTensor]:
     _require(said, "fmt", ("e4m3", "e5m2", None))
     block = said.get("weight_block_size")
     if block is not None and not (
@@ -125,7 +126,7 @@ def _scaled(weight: StoredTensor, scale: StoredTensor, block: Any) -> StoredTens
     return replace(weight, read=read, refusal=scale.refusal)
 
 
-def _awq(said: Mapping[str, Any], tensors: dict[str, StoredTensor], where: Path) -> dict[str, StoredTensor]:
+def _awq(said: Mapping[str, Json], tensors: dict[str, StoredTensor], where: Path) -> dict[str, StoredTensor]:
     _require(said, "bits", (4,))
     _require({"version": "gemm"} | dict(said), "version", ("gemm", "GEMM"))
     _require({"zero_point": True} | dict(said), "zero_point", (True,))
@@ -156,7 +157,7 @@ def _awq(said: Mapping[str, Any], tensors: dict[str, StoredTensor], where: Path)
     return tensors
 
 
-def _gptq(said: Mapping[str, Any], tensors: dict[str, StoredTensor], where: Path) -> dict[str, StoredTensor]:
+def _gptq(said: Mapping[str, Json], tensors: dict[str, StoredTensor], where: Path) -> dict[str, StoredTensor]:
     bits = _require(said, "bits", (4, 8))
     version = _require({"checkpoint_format": "gptq"} | dict(said), "checkpoint_format", ("gptq", "gptq_v2"))
     offset, pieces = (1 if version == "gptq" else 0), 32 // bits
@@ -194,7 +195,7 @@ def _gptq(said: Mapping[str, Any], tensors: dict[str, StoredTensor], where: Path
     return tensors
 
 
-def _mxfp4(said: Mapping[str, Any], tensors: dict[str, StoredTensor], where: Path) -> dict[str, StoredTensor]:
+def _mxfp4(said: Mapping[str, Json], tensors: dict[str, StoredTensor], where: Path) -> dict[str, StoredTensor]:
     for name in [name for name in tensors if name.endswith("_blocks")]:
         base = name.removesuffix("_blocks")
         blocks, scales = tensors.pop(name), _taken(tensors, f"{base}_scales", where)
@@ -274,7 +275,7 @@ def _check(tensor: StoredTensor, shape: tuple[int, ...]) -> None:
         )
 
 
-def _group(said: Mapping[str, Any], inputs: int, scales: StoredTensor) -> int:
+def _group(said: Mapping[str, Json], inputs: int, scales: StoredTensor) -> int:
     """Inputs that share a scale; -1: all."""
     size = said.get("group_size")
     if type(size) is not int or not (size == -1 or size > 0):
@@ -284,7 +285,7 @@ def _group(said: Mapping[str, Any], inputs: int, scales: StoredTensor) -> int:
     return inputs if size == -1 else size
 
 
-def _require(said: Mapping[str, Any], name: str, allowed: tuple[Any, ...]) -> Any:
+def _require(said: Mapping[str, Json], name: str, allowed: tuple[Json, ...]) -> Any:
     value = said.get(name)
     if value not in allowed or isinstance(value, bool) != isinstance(allowed[0], bool):
         raise UserError(

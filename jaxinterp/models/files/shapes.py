@@ -1,12 +1,13 @@
 """The shapes of a subject model, without its weights: enough to compile a program for it."""
 
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from jaxinterp.core.errors import UserError, suggest
+from jaxinterp.core.json_value import Json
 from jaxinterp.core.trees import fill_leaves, named_leaves
 from jaxinterp.models.families.configs import family_config, family_of
 from jaxinterp.models.files.gguf_file import gguf_config, open_gguf
@@ -19,7 +20,7 @@ from jaxinterp.models.load import KNOWN, TINY
 from jaxinterp.models.tiny import tiny_subject
 from jaxinterp.models.transformer import Transformer, TransformerConfig
 
-PUBLISHED: dict[str, dict[str, Any]] = {
+PUBLISHED: dict[str, dict[str, Json]] = {
     "llama-3.1-8b": {
         "model_type": "llama",
         "hidden_size": 4096,
@@ -47,7 +48,7 @@ PUBLISHED: dict[str, dict[str, Any]] = {
 """The config.json of models whose weights are not free to download without an account, for their shapes alone."""
 
 
-def model_shapes(source: str | Path, *, dtype: Any = jnp.bfloat16, sharding: Shardings = None) -> Transformer:
+def model_shapes(source: str | Path, *, dtype: DTypeLike = jnp.bfloat16, sharding: Shardings = None) -> Transformer:
     """The model of `jax.ShapeDtypeStruct`s that `load` would fill; no weight is read.
 
     Args:

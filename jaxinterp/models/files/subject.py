@@ -21,9 +21,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 from jaxtyping import Array, Int
 
 from jaxinterp.core.errors import UserError, suggest
+from jaxinterp.core.json_value import Json
 from jaxinterp.core.trees import named_leaves
 from jaxinterp.models.attention import Temperature
 from jaxinterp.models.files.safetensors_file import open_directory
@@ -155,7 +157,7 @@ def save_subject(subject: Subject, directory: str | Path) -> None:
     write_arrays(
         directory / "model.safetensors", {name: np.asarray(jax.device_get(leaf)) for name, leaf in leaves.items()}
     )
-    description: dict[str, Any] = {
+    description: dict[str, Json] = {
         "version": VERSION,
         "name": subject.name,
         "source": subject.source,
@@ -169,7 +171,7 @@ def save_subject(subject: Subject, directory: str | Path) -> None:
     write_text(directory / OWN_FORM, json.dumps(description, indent=2) + "\n")
 
 
-def load_own(directory: Path, dtype: Any, sharding: Shardings = None) -> Subject:
+def load_own(directory: Path, dtype: DTypeLike, sharding: Shardings = None) -> Subject:
     """Read a subject that `save_subject` wrote.
 
     Raises:
@@ -196,9 +198,9 @@ def read_own_config(directory: Path) -> TransformerConfig:
     return _read_dataclass(TransformerConfig, fields, f"{directory / OWN_FORM}: config")
 
 
-def _read_description(directory: Path) -> dict[str, Any]:
+def _read_description(directory: Path) -> dict[str, Json]:
     where = directory / OWN_FORM
-    description: dict[str, Any] = read_json(where)
+    description: dict[str, Json] = read_json(where)
     for name in ("version", "name", "config"):
         if name not in description:
             raise UserError(f"{where}: field {name!r} is missing.")
@@ -214,7 +216,7 @@ def _read_description(directory: Path) -> dict[str, Any]:
     return description
 
 
-def _read_dataclass(kind: type, fields: dict[str, Any], where: str) -> Any:
+def _read_dataclass(kind: type, fields: dict[str, Json], where: str) -> Any:
     """An instance of `kind` from JSON, every field checked against its type."""
     hints = typing.get_type_hints(kind)
     values = {}

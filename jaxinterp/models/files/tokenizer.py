@@ -15,9 +15,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import tokenizers
+from jaxtyping import PyTree
 from tokenizers import AddedToken, decoders, models, pre_tokenizers
 
 from jaxinterp.core.errors import UserError
+from jaxinterp.core.json_value import Json
 
 Pieces = Literal["bytes", "spaces", "words", "plain"]
 """How the vocabulary writes a piece: GPT-2's byte alphabet, SentencePiece's `▁` for a space, WordPiece's `##` where a
@@ -157,7 +159,7 @@ def tokenizer_from_file(path: str | Path) -> Tokenizer:
     backend.no_padding()
     backend.no_truncation()
 
-    settings: dict[str, Any] = {}
+    settings: dict[str, Json] = {}
     for name in ("config.json", "generation_config.json", "special_tokens_map.json", "tokenizer_config.json"):
         beside = path.with_name(name)
         if beside.is_file():
@@ -181,7 +183,7 @@ def tokenizer_from_file(path: str | Path) -> Tokenizer:
     )
 
 
-def _chat_template(file: Path, settings: Mapping[str, Any]) -> str | None:
+def _chat_template(file: Path, settings: Mapping[str, Json]) -> str | None:
     """The text of a chat template: in a file of its own, or in tokenizer_config.json, where several have names."""
     if file.is_file():
         return file.read_text(encoding="utf-8")
@@ -228,7 +230,7 @@ def tokenizer_from_gguf(reader: Any) -> Tokenizer:
     return Tokenizer(backend, end, begin, special, "bytes", template if isinstance(template, str) else None)
 
 
-def read_metadata(reader: Any, prefix: str) -> dict[str, Any]:
+def read_metadata(reader: Any, prefix: str) -> dict[str, PyTree]:
     """The metadata of a GGUF file below `prefix`.
 
     Raises:
@@ -244,7 +246,7 @@ def read_metadata(reader: Any, prefix: str) -> dict[str, Any]:
     return metadata
 
 
-def _require(metadata: Mapping[str, Any], name: str, supported: list[str], way_out: str) -> None:
+def _require(metadata: Mapping[str, PyTree], name: str, supported: list[str], way_out: str) -> None:
     if metadata.get(name) not in supported:
         raise UserError(
             f"tokenizer.ggml.{name}={metadata.get(name)!r} is not supported (supported: {', '.join(supported)}); "
@@ -252,7 +254,7 @@ def _require(metadata: Mapping[str, Any], name: str, supported: list[str], way_o
         )
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Json]:
     """The object in a JSON file.
 
     Raises:
@@ -267,7 +269,7 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def _named_id(backend: tokenizers.Tokenizer, settings: Mapping[str, Any], name: str) -> int | None:
+def _named_id(backend: tokenizers.Tokenizer, settings: Mapping[str, Json], name: str) -> int | None:
     """The id of the bos or eos token, by its text where a file gives one, else by its number."""
     token = settings.get(f"{name}_token")
     if isinstance(token, dict):
@@ -281,7 +283,7 @@ def _named_id(backend: tokenizers.Tokenizer, settings: Mapping[str, Any], name: 
     return number if known else None
 
 
-def _first_id(backend: tokenizers.Tokenizer, settings: Mapping[str, Any], names: tuple[str, ...]) -> int | None:
+def _first_id(backend: tokenizers.Tokenizer, settings: Mapping[str, Json], names: tuple[str, ...]) -> int | None:
     """The id of the first of these tokens that there is."""
     ids = (_named_id(backend, settings, name) for name in names)
     return next((id for id in ids if id is not None), None)

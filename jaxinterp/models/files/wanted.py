@@ -1,17 +1,17 @@
 """Which tensors a Hugging Face folder of a configuration must hold: names and shapes, without any file."""
 
 from collections.abc import Collection, Mapping
-from typing import Any
 
 import numpy as np
 
+from jaxinterp.core.json_value import Json
 from jaxinterp.models.families.configs import family_config, family_of
 from jaxinterp.models.families.tables import Family
 from jaxinterp.models.files.weights import StoredTensor, leaf_shapes, look_up
 from jaxinterp.models.transformer import TransformerConfig
 
 
-def wanted_tensors(fields: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+def wanted_tensors(fields: Mapping[str, Json]) -> dict[str, tuple[int, ...]]:
     """The shape of every tensor by its name in the file.
 
     Args:

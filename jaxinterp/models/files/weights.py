@@ -15,6 +15,8 @@ from typing import Any, Literal, Protocol, runtime_checkable
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
+from jaxtyping import PyTree
 
 from jaxinterp.core.errors import UserError, suggest
 from jaxinterp.core.trees import fill_leaves, named_leaves
@@ -28,7 +30,7 @@ Sharding = jax.sharding.Sharding
 class Placement(Protocol):
     """Says where every leaf of a model lies: `of(model)` maps each leaf's name to its sharding."""
 
-    def of(self, model: Any) -> Mapping[str, Sharding]: ...
+    def of(self, model: PyTree) -> Mapping[str, Sharding]: ...
 
 
 Shardings = Sharding | Placement | Callable[[str, tuple[int, ...]], Sharding] | None
@@ -171,7 +173,7 @@ def load_model(
     *,
     where: Path,
     buffers: str | None = None,
-    dtype: Any = jnp.float32,
+    dtype: DTypeLike = jnp.float32,
     sharding: Shardings = None,
 ) -> Transformer:
     """The model that `config` describes, its leaves read from `tensors` as `table` says.
@@ -275,7 +277,7 @@ def default_dtype(sharding: Shardings = None) -> Any:
     return jnp.float32 if device.platform == "cpu" else jnp.bfloat16
 
 
-def shardings_of(model: Any, sharding: Shardings) -> dict[str, Sharding | None]:
+def shardings_of(model: PyTree, sharding: Shardings) -> dict[str, Sharding | None]:
     """The sharding of every leaf of a model (of arrays or shapes), by name."""
     if isinstance(sharding, Placement):
         return dict(sharding.of(model))
@@ -300,7 +302,7 @@ def _place(
     layout: Layout,
     shape: tuple[int, ...],
     head_dim: int,
-    dtype: Any,
+    dtype: DTypeLike,
     sharding: Sharding | None,
 ) -> jax.Array:
     """The array on the default device, or straight into `sharding`: every shard reads only its own part."""
@@ -318,7 +320,12 @@ AT_ONCE = 2**20
 
 
 def _filled(
-    stored: StoredTensor, layout: Layout, index: tuple[slice, ...], shape: tuple[int, ...], head_dim: int, dtype: Any
+    stored: StoredTensor,
+    layout: Layout,
+    index: tuple[slice, ...],
+    shape: tuple[int, ...],
+    head_dim: int,
+    dtype: DTypeLike,
 ) -> np.ndarray:
     """`read_leaf` in `dtype`, a few rows of the file at a time: no array of the leaf's size beside the leaf."""
     spans = [axis.indices(size) for axis, size in zip(index, shape, strict=True)]

@@ -9,13 +9,13 @@ never says less than the model does.
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
 from safetensors.numpy import save_file
 
 from jaxinterp.core.errors import UserError
+from jaxinterp.core.json_value import Json
 from jaxinterp.core.trees import named_leaves
 from jaxinterp.models.families.configs import family_config
 from jaxinterp.models.families.fields import ACTIVATION_NAMES
@@ -66,7 +66,7 @@ def save_huggingface(subject: Subject, directory: str | Path) -> None:
         fields |= {"bos_token_id": tokenizer.begin, "eos_token_id": tokenizer.end}
         write_text(directory / "tokenizer.json", tokenizer.backend.to_str(pretty=True))
         names = {"bos_token": tokenizer.begin, "eos_token": tokenizer.end}
-        described: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast"} | {
+        described: dict[str, Json] = {"tokenizer_class": "PreTrainedTokenizerFast"} | {
             key: tokenizer.backend.id_to_token(id) for key, id in names.items() if id is not None
         }
         if tokenizer.chat_template is not None:
@@ -76,13 +76,13 @@ def save_huggingface(subject: Subject, directory: str | Path) -> None:
     write_text(directory / "config.json", json_text(fields, indent=2) + "\n")
 
 
-def huggingface_config(config: TransformerConfig) -> tuple[Family, dict[str, Any]]:
+def huggingface_config(config: TransformerConfig) -> tuple[Family, dict[str, Json]]:
     """The family and the fields of a config.json that mean this configuration.
 
     Raises:
       UserError: none does; the message names the fields in which the nearest family differs.
     """
-    closest: tuple[str, dict[str, Any]] | None = None
+    closest: tuple[str, dict[str, Json]] | None = None
     for name in WRITABLE:
         fields = _fields(config, name)
         try:
@@ -104,10 +104,10 @@ def huggingface_config(config: TransformerConfig) -> tuple[Family, dict[str, Any
     raise UserError(f"no writable family has this configuration; {closest[0]} differs in {what}: use save_subject.")
 
 
-def _fields(config: TransformerConfig, name: str) -> dict[str, Any]:
+def _fields(config: TransformerConfig, name: str) -> dict[str, Json]:
     activation = next((theirs for theirs, ours in ACTIVATION_NAMES.items() if ours == config.activation), None)
     windows = set(config.windows)
-    fields: dict[str, Any] = {
+    fields: dict[str, Json] = {
         "architectures": [FAMILIES[name].architectures[0]],
         "model_type": name,
         "vocab_size": config.vocab_size,
@@ -135,7 +135,7 @@ def _fields(config: TransformerConfig, name: str) -> dict[str, Any]:
     return fields
 
 
-def _rope_scaling(config: TransformerConfig) -> dict[str, Any] | None:
+def _rope_scaling(config: TransformerConfig) -> dict[str, Json] | None:
     scaling = config.rotary_scaling
     if scaling is None:
         return None

@@ -1,9 +1,9 @@
 """Which kind of MLP a trained model has, where it is not a plain or gated one: a part of its configuration."""
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
-from jaxtyping import PRNGKeyArray
+from jaxtyping import PRNGKeyArray, PyTree
 
 from jaxinterp.core.errors import UserError
 from jaxinterp.models.mixer import random_mixer, random_permuted
@@ -47,7 +47,7 @@ class MixtureConfig:
             raise UserError(f"hidden={self.hidden} must be even: each side of a vertical expert has half of it.")
 
 
-def make_mlp(config: MixtureConfig, d_model: int, key: PRNGKeyArray) -> Any:
+def make_mlp(config: MixtureConfig, d_model: int, key: PRNGKeyArray) -> PyTree:
     """An MLP of that kind with random weights.
 
     Raises:

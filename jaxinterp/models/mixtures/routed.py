@@ -28,7 +28,7 @@ from typing import Any, Literal
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 from jaxinterp.core.errors import UserError
 from jaxinterp.models.layers import Linear, Tap, call_leaf, no_tap, random_linear, under
@@ -140,7 +140,7 @@ class RoutedMLP(eqx.Module):
     shared_gate: Linear | None
     config: RoutedConfig = eqx.field(static=True)
     opened: tuple[int, ...] = eqx.field(static=True, default=())
-    replaced: Mapping[str, Any] = eqx.field(default_factory=dict)
+    replaced: Mapping[str, PyTree] = eqx.field(default_factory=dict)
 
     def expert(self, number: int) -> Callable[..., Any]:
         """One expert, or what replaced it: a callable `[..., d] -> [..., d]`.

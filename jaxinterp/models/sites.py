@@ -381,13 +381,8 @@ def _projections(model: PyTree) -> dict[str, list[str]]:
 
 
 @ordinary()
-<<<<<<< HEAD
-def check_site(model: Any, name: str) -> str:
-    """Our name of a site of the model; `name` may be of any dialect (`jaxinterp.models.dialects`).
-=======
 def check_site(model: PyTree, name: str) -> str:
-    """`name`, if it is a site of the model.
->>>>>>> main
+    """Our name of a site of the model; `name` may be of any dialect (`jaxinterp.models.dialects`).
 
     Raises:
       UserError: it is not; the message suggests the nearest names or says why it is missing.

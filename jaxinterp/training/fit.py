@@ -17,14 +17,9 @@ from jaxinterp.core.json_value import Json
 from jaxinterp.core.promotion import ordinary
 from jaxinterp.core.protocols import Method, Recipe
 from jaxinterp.core.sites import GRADIENT, Needs, as_needs
-<<<<<<< HEAD
-from jaxinterp.data.activations import WINDOW, Rows
-from jaxinterp.data.windows import batches, fingerprint, some_places
-from jaxinterp.models.dialects import understood
-=======
 from jaxinterp.data.activations import WINDOW
 from jaxinterp.data.windows import fingerprint, some_places
->>>>>>> main
+from jaxinterp.models.dialects import understood
 from jaxinterp.models.ids import check_rows, token_rows
 from jaxinterp.models.load import Subject
 from jaxinterp.models.sites import LEAVES, PROJECTIONS, check_site, sites

@@ -248,12 +248,10 @@ def status(row: Row, k: int) -> str:
 def marked(rows: Sequence[Row]) -> list[Row]:
     """The rows with their status and, among those that are ranked and read the same, their rank by FVU."""
     told = [dict(row) | {"status": status(row, row["k"])} for row in rows]
-    for row in told:
-        rivals = [
-            each for each in told if not each["status"] and (each["reads"], each["k"]) == (row["reads"], row["k"])
-        ]
-        if not row["status"]:
-            row["status"] = f"{1 + sum(each['fvu'] < row['fvu'] for each in rivals)} of {len(rivals)}"
+    ranked = [row for row in told if not row["status"]]
+    for row in ranked:
+        rivals = [each["fvu"] for each in ranked if (each["reads"], each["k"]) == (row["reads"], row["k"])]
+        row["status"] = f"{1 + sum(fvu < row['fvu'] for fvu in rivals)} of {len(rivals)}"
     return told
 
 

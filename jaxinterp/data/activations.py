@@ -93,7 +93,7 @@ class Harvest:
         experts = [EXPERT.fullmatch(name) for name in self.names]
         return sorted({f"{found[1]}/routed" for found in experts if found})
 
-    def _rows(self, arrays: dict[str, Array], weight: Array) -> Rows:
+    def _rows(self, arrays: dict[str, Array], weight: Any) -> Rows:
         """The rows; tokens that an expert does not have count nothing."""
         for name in self._routed():
             weight = weight * arrays[name][..., 0].astype(weight.dtype)

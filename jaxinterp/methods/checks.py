@@ -66,7 +66,9 @@ def one_array(site: Site, array: str, usual: str = "out") -> str:
 
 def _names_an_array(site: str) -> bool:
     """Whether a site ends as an array of a leaf or of the model does; a name of one word may be a leaf of any model."""
-    return site in ("embed", "final", "pooled") or ("/" in site and site.rpartition("/")[2] not in LEAF)
+    leaf, _, port = site.rpartition("/")
+    expert = port == "shared" or (port.isdigit() and leaf.endswith("/mlp/experts"))  # of a mixture
+    return site in ("embed", "final", "pooled") or ("/" in site and port not in LEAF and not expert)
 
 
 def one_leaf(site: Site) -> str:

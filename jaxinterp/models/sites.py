@@ -27,6 +27,7 @@ from jaxinterp.core.callables import takes
 from jaxinterp.core.errors import UserError, suggest
 from jaxinterp.core.promotion import ordinary
 from jaxinterp.core.trees import path_name
+from jaxinterp.models.dialects import near, understood
 from jaxinterp.models.ids import check_ids
 from jaxinterp.models.layers import HasExperts, HasProjections, Linear
 from jaxinterp.models.rules import EXACT, Rules
@@ -381,12 +382,13 @@ def _projections(model: PyTree) -> dict[str, list[str]]:
 
 @ordinary()
 def check_site(model: PyTree, name: str) -> str:
-    """`name`, if it is a site of the model.
+    """Our name of a site of the model; `name` may be of any dialect (`jaxinterp.models.dialects`).
 
     Raises:
       UserError: it is not; the message suggests the nearest names or says why it is missing.
     """
     known = sites(model)
+    name = understood(model, name, known)
     if name not in known:
         raise UserError(_why_absent(name, known))
     return name
@@ -534,4 +536,4 @@ def _why_absent(name: str, known: Any) -> str:
             f"{name!r} does not exist: attention and MLP of this model both read {leaf}/pre, in parallel, or it was "
             "adapted from Flax, where nothing stands between the two sublayers."
         )
-    return f"no site {name!r} in this model.{suggest(name, known)}"
+    return f"no site {name!r} in this model.{suggest(near(name) if '.' in name else name, known)}"

@@ -19,6 +19,7 @@ from jaxinterp.core.protocols import Method, Recipe
 from jaxinterp.core.sites import GRADIENT, Needs, as_needs
 from jaxinterp.data.activations import WINDOW
 from jaxinterp.data.windows import fingerprint, some_places
+from jaxinterp.models.dialects import understood
 from jaxinterp.models.ids import check_rows, token_rows
 from jaxinterp.models.load import Subject
 from jaxinterp.models.sites import LEAVES, PROJECTIONS, check_site, sites
@@ -248,6 +249,7 @@ def expand(model: PyTree, site: str) -> str | tuple[str, ...]:
     Raises:
       UserError: there is none, or it is a projection.
     """
+    site = understood(model, site, sites(model))
     if "*" not in site:
         if check_site(model, site).endswith(PROJECTIONS):
             leaf = site.rpartition("/")[0]

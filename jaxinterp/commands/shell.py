@@ -75,8 +75,7 @@ def command(
       default: the values of what is not given; default: those of the class.
       name: of the program, in --help.
     """
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, _stop)
+    before = {number: signal.signal(number, _stop) for number in (signal.SIGTERM, signal.SIGINT)}
     words = sys.argv[1:] if words is None else list(words)
     try:
         start: Any = kept_settings(config, words) or default
@@ -87,8 +86,9 @@ def command(
             )
         main(options)
     except Preempted as stopped:
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, signal.SIG_IGN)  # once more changes nothing
+        before = dict.fromkeys(before, signal.SIG_IGN)  # once more changes nothing
+        for number in before:
+            signal.signal(number, signal.SIG_IGN)
         print(stopped, file=sys.stderr)
         sys.exit(PREEMPTED)
     except KeyboardInterrupt:
@@ -106,6 +106,9 @@ def command(
     except Exception:
         traceback.print_exc()
         leave(1)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _stop(number: int, _: Any) -> None:

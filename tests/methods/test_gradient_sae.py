@@ -12,6 +12,7 @@ import pytest
 from jaxinterp.core.batch import Sites, make_batch
 from jaxinterp.core.errors import UserError
 from jaxinterp.data.activations import harvest_jit
+from jaxinterp.decompositions import codec
 from jaxinterp.decompositions.activations import BatchTopK, TopK
 from jaxinterp.decompositions.by_effect import EffectDictionary
 from jaxinterp.decompositions.files import load_dictionary, save_dictionary
@@ -204,7 +205,7 @@ def test_only_topk_selects_by_a_score():
 
 def test_a_file_with_another_field_is_damaged(tmp_path):
     rows, _, _ = plant(samples=8)
-    saved = save_dictionary(true_dictionary(rows, 1.0, 1.0), tmp_path / "d") / "dictionary.json"
+    saved = save_dictionary(true_dictionary(rows, 1.0, 1.0), tmp_path / "d") / f"{codec.NAME}.json"
     saved.write_text(saved.read_text().replace("strength", "strenght"))
-    with pytest.raises(UserError, match=r"damaged.*strenght"):
+    with pytest.raises(UserError, match="other fields.*strenght"):
         load_dictionary(tmp_path / "d")

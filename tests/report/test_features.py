@@ -282,13 +282,36 @@ def test_no_live_feature_gives_no_page(subject: Subject, dataset: list, dictiona
     assert pages == () and not densities.any()
 
 
+class Bare(eqx.Module):
+    """A decomposition without read and write vectors."""
+
+    inside: Dictionary
+
+    @property
+    def sites(self):
+        return self.inside.sites
+
+    @property
+    def target_mean(self):
+        return self.inside.target_mean
+
+    def encode(self, x):
+        return self.inside.encode(x)
+
+    def decode(self, codes, x=None):
+        return self.inside.decode(codes, x)
+
+    def __call__(self, x):
+        return self.inside(x)
+
+
 def test_bad_input_is_refused(subject: Subject, dataset: list, dictionary: Dictionary) -> None:
     with pytest.raises(UserError, match="features=0"):
         feature_pages(dictionary, subject, dataset, features=0)
     with pytest.raises(UserError, match="not one held-out window"):
         feature_pages(dictionary, subject, [])
     with pytest.raises(UserError, match="no encoder and decoder"):
-        feature_pages(object(), subject, dataset)
+        feature_pages(Bare(dictionary), subject, dataset)
 
 
 def test_pages_of_a_model_without_tokenizer_can_be_written(

@@ -198,7 +198,7 @@ def _of_jsonl(path: Path, text_field: str) -> Iterator[Document | TokenRow]:
         try:
             record: Any = json.loads(line)
         except (ValueError, RecursionError) as error:
-            raise UserError(f"{where}: no readable JSON ({error}).") from error
+            raise UserError(f"{where}: not readable JSON ({error}).") from error
         if not isinstance(record, dict):
             raise UserError(f"{where}: a JSON object is expected, not {type(record).__name__}.")
         content = content_of_object(record, text_field, where)

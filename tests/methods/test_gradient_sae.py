@@ -207,5 +207,5 @@ def test_a_file_with_another_field_is_damaged(tmp_path):
     rows, _, _ = plant(samples=8)
     saved = save_dictionary(true_dictionary(rows, 1.0, 1.0), tmp_path / "d") / f"{codec.NAME}.json"
     saved.write_text(saved.read_text().replace("strength", "strenght"))
-    with pytest.raises(UserError, match="other fields.*strenght"):
+    with pytest.raises(UserError, match=r"other fields.*strenght"):
         load_dictionary(tmp_path / "d")

@@ -96,7 +96,7 @@ def test_it_trains_in_float32_under_x64(name):
     options = dict(SIZES) | ({"rows": 32} if name == "semi_nmf" else {})
     with jax.enable_x64(True):
         needs = method.needs(None if site is None else expand(subject().model, site))
-        text = TEXT if needs.rows != "none" or needs.windows else None
+        text = TEXT if isinstance(needs, Sites) or needs.rows != "none" or needs.windows else None
         result = fit(method, subject(), text, **({} if site is None else {"site": site}), **options)
         assert floats(result.decomposition) == FLOATS and floats(result.state) <= FLOATS
         assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(result.decomposition))

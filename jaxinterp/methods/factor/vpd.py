@@ -155,12 +155,14 @@ def ascend(
     steps = adversary.steps + 1
     first = {n: betas[0] * adversary.first[n] + (1 - betas[0]) * g for n, g in gradient.items()}
     second = {n: betas[1] * adversary.second[n] + (1 - betas[1]) * g**2 for n, g in gradient.items()}
-    one, two = 1 - betas[0] ** steps, 1 - betas[1] ** steps
-    moved = {
-        n: jnp.clip(adversary.sources[n] + rate * (first[n] / one) / (jnp.sqrt(second[n] / two) + epsilon), 0, 1)
-        for n in gradient
-    }
-    return Adversary(moved, first, second, steps)
+
+    def moved(n: str) -> Array:
+        """In the dtype of the sources, whatever that of whole numbers and rates is."""
+        source = adversary.sources[n]
+        one, two, size = (jnp.asarray(x, source.dtype) for x in (1 - betas[0] ** steps, 1 - betas[1] ** steps, rate))
+        return jnp.clip(source + size * (first[n] / one) / (jnp.sqrt(second[n] / two) + epsilon), 0, 1)
+
+    return Adversary({n: moved(n) for n in gradient}, first, second, steps)
 
 
 def projected_ascent(

@@ -213,6 +213,7 @@ class Results:
 
     def __init__(self, path: Path, measure: Measure, most_seconds: float):
         self.path, self.measure, self.most_seconds = path, measure, most_seconds
+        self.begun = time.process_time()
         self.content: dict[str, Any] = read_json(path) if path.exists() else {"rows": [], "other": {}}
 
     def find(self, name: str, share: float) -> dict[str, Any] | None:
@@ -223,7 +224,8 @@ class Results:
         """Measure a row, or take it from the file."""
         if (found := self.find(name, share)) is not None:
             return found
-        self.check_time()
+        if name != "dense":  # what every other row is compared with
+            self.check_time()
         clock = time.process_time()
         sums, counts = self.measure(model, edits()), self.measure.counts
         ce = sum(sums) / counts.sum()
@@ -245,8 +247,8 @@ class Results:
         return self.content["other"][name]
 
     def check_time(self) -> None:
-        """Raises OutOfTime where the process has used its CPU seconds."""
-        if time.process_time() > self.most_seconds:
+        """Raises OutOfTime if the CPU seconds of this run are over."""
+        if time.process_time() - self.begun > self.most_seconds:
             raise OutOfTime
 
     def keep(self) -> None:

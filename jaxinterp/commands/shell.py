@@ -120,7 +120,7 @@ def _stop(number: int, _: Any) -> None:
 def value_of(words: Sequence[str], option: str) -> str | None:
     """What a command line gives for `--option`; the last one counts; None where it is not there."""
     found = None
-    for word, following in zip(words, [*words[1:], ""], strict=True):
+    for word, following in zip(words, [*words[1:], ""], strict=False):
         flag, equals, value = word.partition("=")
         if flag.replace("_", "-") == f"--{option.replace('_', '-')}":
             found = value if equals else following

@@ -16,7 +16,7 @@ NEAR = 0.1
 """L0 within this fraction of the one asked for counts as equal."""
 
 
-def at_l0(rows: Sequence[Row], l0: float) -> Row:
+def at_l0(rows: Sequence[Row], l0: float | int) -> Row:
     """A method's numbers where so many features are active: measured, or between two measured settings.
 
     Between two settings every metric is linear in log L0; what else the two have in common is kept, intervals are not.
@@ -35,7 +35,7 @@ def at_l0(rows: Sequence[Row], l0: float) -> Row:
     return near | {"how": "nearest"}
 
 
-def equal_l0(one: float, other: float) -> bool:
+def equal_l0(one: float | int, other: float | int) -> bool:
     """Whether two L0 count as equal."""
     return abs(one - other) <= NEAR * other
 

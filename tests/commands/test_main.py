@@ -140,6 +140,8 @@ def test_every_method_runs_to_its_report(capsys, tmp_path, corpus, method):  # n
     options = [*SMALL, "--tokens", "1024", "--text", corpus, "--out", tmp_path / "out"]
     if "k" not in methods.hyperparameters(method):
         options = options[:4] + options[6:]
+    if method == "group_bias":
+        options += ["--set", "groups=8"]
     code, out, error = said(capsys, method, *options)
     assert code == 0, error
     assert "tiny, " in out and (tmp_path / "out/report.html").exists()

@@ -43,11 +43,11 @@ def test_a_run_splits_codes_exactly_and_keeps_its_dictionaries(tmp_path, corpus)
     assert 0 < results["mean_distance"] < 64 and len(results["features"]) == 3
     assert results["sentences"][1] in (out / "report.html").read_text()
 
-    dictionary = (out / "z" / "dictionary.safetensors").read_bytes()
+    dictionary = (out / "z" / "decomposition.safetensors").read_bytes()
     with pytest.raises(UserError, match="is not empty: pass --resume"):
         main(Config(out=out, text=corpus, **SMALL))
     main(Config(out=out, text=corpus, resume=True, **SMALL))
-    assert (out / "z" / "dictionary.safetensors").read_bytes() == dictionary
+    assert (out / "z" / "decomposition.safetensors").read_bytes() == dictionary
     again = json.loads((out / "results.json").read_text())
     assert again | {"seconds": 0} == results | {"seconds": 0}
 

@@ -21,6 +21,7 @@ the others count nothing.
 No copy can move a single row of bfloat16: columns c and c + d/2 of such a g go into one 32-bit word.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -55,11 +56,15 @@ def outer_and_value_sum(
     g: Float[Array, "tokens d"],
     features: int,
     *,
+    over_data: Callable[[Array], Array] = lambda of_shard: of_shard,
     interpret: Any = False,
-) -> tuple[Float[Array, "features d"], Float[Array, " features"]]:
-    """`outer_sum`, and per feature the sum of its values: the gradients of an encoder's rows and biases in one."""
+) -> tuple[Float[Array, "rows d"], Float[Array, " rows"]]:
+    """`outer_sum`, and per feature the sum of its values: the gradients of an encoder's rows and biases in one.
+
+    `over_data` sums the results of several shards.
+    """
     total, sums = _call(values, indices, g, features, True, interpret)
-    return total, sums.reshape(-1)[:features]
+    return over_data(total), over_data(sums.reshape(-1)[:features])
 
 
 def _call(values: Array, indices: Array, g: Array, features: int, with_sums: bool, interpret: Any) -> tuple[Array, ...]:

@@ -136,6 +136,7 @@ for mode in ("frozen", "free"):
 # adds what the transcoder misses: without an edit the model is as it was.
 
 # %%
+layer, _, index = strongest
 
 
 class Scaled(eqx.Module):
@@ -148,7 +149,6 @@ class Scaled(eqx.Module):
         return codes.at[..., self.index].multiply(self.factor)
 
 
-layer, _, index = strongest
 leaf = f"blocks/{layer}/mlp"
 stand_in = StandIn(select(subject.model, leaf).get(), result.decomposition.parts[layer], keep_error=True)
 inside = type(subject)(replace(subject.model, {leaf: stand_in}), subject.tokenizer, subject.name)

@@ -20,19 +20,29 @@
 #
 # ## Install
 #
-# The next cell does nothing where jaxinterp is there already. There is no release yet: put the address of the
-# repository, or the path of a clone, into `SOURCE`.
+# If jaxinterp is installed, the next cell does nothing. Otherwise it installs the clone that this notebook lies
+# in, or a wheel beside it (on Colab: `pip wheel --no-deps .` in a clone, and upload the file), or what `SOURCE` names.
+# On a GPU or TPU runtime, ask for the matching JAX as well, for instance `jaxinterp[cuda] @ git+https://...`.
 
 # %%
 import importlib.util
 import subprocess
 import sys
+from pathlib import Path
 
 if importlib.util.find_spec("jaxinterp") is None:
-    SOURCE = ""  # "git+https://..." or the path of a clone; once there is a release: "jaxinterp"
-    if not SOURCE:
-        raise RuntimeError("jaxinterp is not installed: put the address of its repository into SOURCE above.")
-    subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", SOURCE], check=True)
+    SOURCE = ""  # "git+https://..." or the path of a clone; "" takes a clone around this notebook, or a wheel beside it
+    folders = [Path.cwd(), *Path.cwd().parents]
+    found = [each for each in folders if (each / "jaxinterp").is_dir() and (each / "pyproject.toml").is_file()]
+    found += sorted(Path.cwd().glob("jaxinterp-*.whl"))
+    if not SOURCE and not found:
+        sys.exit(
+            "jaxinterp is not installed, and no clone or wheel of it was found here. Three ways: write its address "
+            "into SOURCE above and run the cell again; open this notebook inside a clone; or upload jaxinterp-*.whl "
+            "beside it."
+        )
+    subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", SOURCE or str(found[0])], check=True)
+    importlib.invalidate_caches()
 
 # %%
 import equinox as eqx

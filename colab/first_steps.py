@@ -20,7 +20,7 @@
 #
 # ## Install
 #
-# The next cell does nothing where jaxinterp is there already. Otherwise it installs the clone that this notebook lies
+# If jaxinterp is installed, the next cell does nothing. Otherwise it installs the clone that this notebook lies
 # in, or a wheel beside it (on Colab: `pip wheel --no-deps .` in a clone, and upload the file), or what `SOURCE` names.
 # On a GPU or TPU runtime, ask for the matching JAX as well, for instance `jaxinterp[cuda] @ git+https://...`.
 

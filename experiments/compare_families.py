@@ -105,7 +105,7 @@ def main(config: Config) -> None:
     ready = prepared(config)
     mlp = select(ready.subject.model, config.site).get()
     if not isinstance(mlp, MLP):
-        raise UserError(f"site={config.site!r} is a {type(mlp).__name__}: name the MLP of a model of ours.")
+        raise UserError(f"site={config.site!r} is a {type(mlp).__name__}: name an MLP of a model that `load` returns.")
     plan = planned(config, sizes, mlp)
     with folder_of_a_run(ready.out, ready.record) as out:
         rows = [read_json(path) for path in sorted(out.glob("rows/*.json"))]
@@ -124,7 +124,7 @@ def sized(config: Config) -> tuple[Config, Plan]:
     """The configuration with the plan's sizes where none was asked for, and the sizes.
 
     Raises:
-      UserError: a family or a k is named twice, or there is no k.
+      UserError: a family or a k is named twice, or no k is given.
     """
     plan = QUICK if config.quick else FULL
     asked = {name: getattr(config, name) for name in Plan._fields}

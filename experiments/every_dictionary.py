@@ -90,7 +90,7 @@ def groups_of(features: int) -> int:
 
 
 def check_groups(features: int) -> None:
-    """Raises UserError if features cannot be parted into enough groups of one size."""
+    """Raises UserError if features do not divide into enough groups of one size."""
     if groups_of(features) < GROUPS[0]:
         raise UserError(
             f"features={features} has no divisor from {GROUPS[0]} to {GROUPS[1]}, which group bias needs: take "

@@ -100,6 +100,7 @@ def _log(folder: Path, index: int) -> Path:
 
 
 def free_port() -> int:
+    """A port of this machine that nobody listens on now."""
     with socket.socket() as listener:
         listener.bind(("localhost", 0))
         return listener.getsockname()[1]

@@ -25,6 +25,7 @@ Arrays = Mapping[str, np.ndarray]
 
 
 def draw(*shape: int) -> np.ndarray:
+    """Normal numbers of that shape, the same every time."""
     return np.random.default_rng(sum(shape)).normal(size=shape).astype(np.float32)
 
 

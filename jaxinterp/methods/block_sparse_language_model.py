@@ -30,8 +30,7 @@ from jaxinterp.core.metrics import Metrics, Ratio
 from jaxinterp.core.protocols import MethodState, Recipe
 from jaxinterp.core.sites import Needs, Site
 from jaxinterp.methods.checks import check_not_negative, check_positive, check_whole
-from jaxinterp.methods.language_model import next_token
-from jaxinterp.methods.recipes import warmup_linear
+from jaxinterp.methods.language_model import adamw, check_no_site, in_float32, next_token
 from jaxinterp.models.selection import block_norms, spread_blocks, top_k
 
 
@@ -96,23 +95,17 @@ class BlockSparseLanguageModel:
         Raises:
           UserError: a site is named, but the whole model is trained.
         """
-        if site is not None:
-            raise UserError(f"site={site!r}: BlockSparseLanguageModel trains the whole model; leave the site out.")
+        check_no_site(self, site)
         return Needs(windows=True, rows="none")
 
     def recipe(self, steps: int) -> Recipe:
         """AdamW, then masks; `aux` holds the masks of blocks, one tuple a layer in the order of projections."""
-        rate = warmup_linear(self.learning_rate, steps, self.warmup, self.decay)
-        matrices = lambda parameters: jax.tree.map(lambda leaf: leaf.ndim > 1, parameters)
-        optimizer = optax.chain(
-            optax.clip_by_global_norm(self.gradient_norm),
-            optax.adamw(rate, b2=0.95, weight_decay=self.weight_decay, mask=matrices),
-        )
+        optimizer = adamw(self, steps)
         ramp = max(1, round(self.ramp * steps))
         block = (self.block, self.block)
 
         def start(key: PRNGKeyArray, sample: Batch, model: PyTree = None, previous: PyTree = None) -> MethodState:
-            wide = jax.tree.map(lambda leaf: leaf.astype(jnp.float32) if eqx.is_inexact_array(leaf) else leaf, model)
+            wide = in_float32(model)
             masks = [jnp.ones(block_norms(weight, block).shape, bool) for weight in mlp_matrices(wide)]
             return MethodState(wide, optimizer.init(eqx.filter(wide, eqx.is_inexact_array)), masks)
 

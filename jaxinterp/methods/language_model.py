@@ -12,6 +12,7 @@ AdamW: Loshchilov and Hutter 2019, arXiv 1711.05101; weight decay on matrices on
 """
 
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 import equinox as eqx
 import jax
@@ -57,18 +58,48 @@ class LanguageModel:
         Raises:
           UserError: a site is named, but the whole model is trained.
         """
-        if site is not None:
-            raise UserError(f"site={site!r}: LanguageModel trains the whole model; leave the site out.")
+        check_no_site(self, site)
         return Sites((), ())
 
     def recipe(self, steps: int) -> Recipe:
         """AdamW on the next-token loss."""
-        rate = warmup_linear(self.learning_rate, steps, self.warmup, self.decay)
-        optimizer = optax.chain(
-            optax.clip_by_global_norm(self.gradient_norm),
-            optax.adamw(rate, b2=0.95, weight_decay=self.weight_decay, mask=matrices),
-        )
-        return gradient_method(_start, next_token, optimizer, trained=every_number)
+        return gradient_method(_start, next_token, adamw(self, steps), trained=every_number)
+
+
+@runtime_checkable
+class OptimizerFields(Protocol):
+    """What `adamw` reads of a method: the fields of `LanguageModel`."""
+
+    @property
+    def learning_rate(self) -> float: ...
+    @property
+    def warmup(self) -> float: ...
+    @property
+    def decay(self) -> float: ...
+    @property
+    def weight_decay(self) -> float: ...
+    @property
+    def gradient_norm(self) -> float: ...
+
+
+def adamw(method: OptimizerFields, steps: int) -> optax.GradientTransformation:
+    """AdamW with beta 0.9 and 0.95, weight decay on matrices only, behind a cut of the gradient's global norm."""
+    rate = warmup_linear(method.learning_rate, steps, method.warmup, method.decay)
+    return optax.chain(
+        optax.clip_by_global_norm(method.gradient_norm),
+        optax.adamw(rate, b2=0.95, weight_decay=method.weight_decay, mask=matrices),
+    )
+
+
+def check_no_site(method: OptimizerFields, site: Site) -> None:
+    """Raises UserError if a site is named: these methods train the whole model."""
+    if site is not None:
+        raise UserError(f"site={site!r}: {type(method).__name__} trains the whole model; leave the site out.")
+
+
+def in_float32(model: PyTree) -> PyTree:
+    """The model with every array of floating-point numbers in float32."""
+    return jax.tree.map(lambda leaf: leaf.astype(jnp.float32) if eqx.is_inexact_array(leaf) else leaf, model)
 
 
 def next_token(
@@ -107,4 +138,4 @@ def matrices(parameters: PyTree) -> PyTree:
 
 
 def _start(key: PRNGKeyArray, sample: Batch, model: PyTree) -> PyTree:
-    return jax.tree.map(lambda leaf: leaf.astype(jnp.float32) if eqx.is_inexact_array(leaf) else leaf, model)
+    return in_float32(model)

@@ -25,10 +25,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Literal, get_args
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
-import optax
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 from jaxinterp.core.batch import Batch
@@ -38,7 +36,8 @@ from jaxinterp.core.protocols import Recipe
 from jaxinterp.core.sites import Needs, Site
 from jaxinterp.data.activations import counted
 from jaxinterp.methods.checks import check_not_negative, check_one_of, check_positive
-from jaxinterp.methods.recipes import gradient_method, warmup_linear
+from jaxinterp.methods.language_model import adamw, check_no_site, every_number, in_float32
+from jaxinterp.methods.recipes import gradient_method
 from jaxinterp.models.mlp import MLP
 from jaxinterp.models.rules import Activation
 from jaxinterp.models.sites import run, select, sites
@@ -117,23 +116,16 @@ class SparseLanguageModel:
         Raises:
           UserError: a site is named, but the whole model is trained.
         """
-        if site is not None:
-            raise UserError(f"site={site!r}: SparseLanguageModel trains the whole model; leave the site out.")
+        check_no_site(self, site)
         return Needs(windows=True, rows="none")
 
     def recipe(self, steps: int) -> Recipe:
         """AdamW on the loss."""
-        rate = warmup_linear(self.learning_rate, steps, self.warmup, self.decay)
-        matrices = lambda parameters: jax.tree.map(lambda leaf: leaf.ndim > 1, parameters)
-        optimizer = optax.chain(
-            optax.clip_by_global_norm(self.gradient_norm),
-            optax.adamw(rate, b2=0.95, weight_decay=self.weight_decay, mask=matrices),
-        )
-        trained = lambda model: jax.tree.map(eqx.is_inexact_array, model)
-        return gradient_method(self._start, self.objective, optimizer, trained=trained)
+        optimizer = adamw(self, steps)
+        return gradient_method(self._start, self.objective, optimizer, trained=every_number)
 
     def _start(self, key: PRNGKeyArray, sample: Batch, model: PyTree) -> PyTree:
-        wide = jax.tree.map(lambda leaf: leaf.astype(jnp.float32) if eqx.is_inexact_array(leaf) else leaf, model)
+        wide = in_float32(model)
         return wide if self.activation is None else with_activation(wide, self.activation)
 
     def coefficient(self, step: Int[Array, ""] | int) -> Float[Array, ""]:

@@ -1,4 +1,4 @@
-"""The notebook's first cell on a machine without jaxinterp: what it installs, what it says."""
+"""The notebooks' first cell on a machine without jaxinterp: what it installs, what it says."""
 
 import importlib.util
 import subprocess
@@ -11,10 +11,10 @@ import pytest
 COLAB = Path(__file__).parents[2] / "colab"
 
 
-@pytest.fixture
-def first_cell(monkeypatch, tmp_path):
+@pytest.fixture(params=["first_steps", "causes"])
+def first_cell(request, monkeypatch, tmp_path):
     """Runs the cell in a folder; the words after `pip install --quiet`."""
-    notebook = nbformat.read(COLAB / "first_steps.ipynb", as_version=4)
+    notebook = nbformat.read(COLAB / f"{request.param}.ipynb", as_version=4)
     cell = next(cell for cell in notebook.cells if cell.cell_type == "code")
 
     def run(folder, source="", installed=False):

@@ -159,6 +159,11 @@ def padding(fields: Fields) -> dict[str, PyTree]:
 
 
 def windows(fields: Fields, window: int | None, slides: Callable[[int], bool]) -> dict[str, PyTree]:
+    """The window of every layer, by `layer_types` where the file has it and else by `slides`; none if no layer slides.
+
+    Raises:
+      UserError: `layer_types` has another length than the model has layers, or names an unknown type.
+    """
     layers = number(fields, "num_hidden_layers")
     types = fields.get("layer_types")
     if types is None:

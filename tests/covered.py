@@ -40,7 +40,7 @@ COVERS = {
     ),
     "gpu": (
         "benchmarks/gpu_compile.py",
-        "benchmarks/compiled_text.py",
+        "benchmarks/compiled_for.py",
         "jaxinterp/kernels",
         "jaxinterp/preflight",
         "jaxinterp/training/program.py",
@@ -49,7 +49,7 @@ COVERS = {
     ),
     "tpu": (
         "benchmarks/tpu_compile.py",
-        "benchmarks/compiled_text.py",
+        "benchmarks/compiled_for.py",
         "benchmarks/tpu_bundles.py",
         "benchmarks/topk_programs.py",
         "benchmarks/preflight.py",

@@ -1,8 +1,8 @@
 """circuit-tracer's frontend draws our graph in a headless Chromium; what it drew is compared with a golden.
 
-    python -m tests.browser.frontend ASSETS NODE_MODULES             the graph in goldens/graph, against goldens/drawn.json
-    python -m tests.browser.frontend ASSETS NODE_MODULES --write     writes that golden again
-    python -m tests.browser.frontend ASSETS NODE_MODULES --graph OUT any run of experiments.graph: draw it, print counts
+    python -m tests.browser.frontend ASSETS NODE_MODULES              goldens/graph, against goldens/drawn.json
+    python -m tests.browser.frontend ASSETS NODE_MODULES --write      writes that golden again
+    python -m tests.browser.frontend ASSETS NODE_MODULES --graph OUT  any run of experiments.graph: print counts
 
 ASSETS: the static files in the wheel circuit-tracer==0.5.0 (circuit_tracer/frontend/assets); NODE_MODULES: what `npm
 install d3@7 d3-jetpack@2 dagre@0.8.5 pako@2.1.0` makes (`make frontend` fetches both). Compared are nodes (id, sign,
@@ -60,15 +60,15 @@ var signs = Object.fromEntries([...document.querySelectorAll('text.node')].map(
 return {
   nodes: nodes.map(d => ({id: d.nodeId, sign: signs[d.nodeId], label: d.ppClerp, row: d.streamIdx, column: d.ctx_idx})),
   tokens: [...document.querySelectorAll('.link-graph .prompt-token text')].map(e => e.textContent),
-  logits: [...document.querySelectorAll('.link-graph .axis g text')].map(e => e.textContent).filter(t => !/^(L[0-9]+|Emb|Lgt|)$/.test(t)),
+  logits: [...document.querySelectorAll('.link-graph .axis g text')].map(e => e.textContent)
+    .filter(t => !/^(L[0-9]+|Emb|Lgt|)$/.test(t)),
   title: document.title,
 }
 """
 
 CLICK = """
 var node = [...document.querySelectorAll('text.node')].find(e => e.__data__.nodeId === arguments[0]);
-var place = node.getBoundingClientRect(), sel = document.querySelector('.link-graph');
-var svg = node.closest('svg').getBoundingClientRect();
+var place = node.getBoundingClientRect();
 node.dispatchEvent(new MouseEvent('click', {bubbles: true, clientX: place.x + place.width / 2,
   clientY: place.y + place.height / 2, view: window}));
 """
@@ -77,9 +77,9 @@ CLICKED = """
 var at = {}; document.querySelectorAll('text.node').forEach(e => { at[e.__data__.pos] = e.__data__.nodeId });
 var lines = canvases.flatMap(c => c.lines).filter(l => l[2] !== '#000000' && l[2] !== '#000')
   .map(([from, to, colour, width]) => [at[from], at[to], colour, Math.round(100 * width) / 100]);
-var rows = kind => Object.fromEntries([...document.querySelectorAll('.node-connections .' + kind + ' .feature-row')].map(
-  e => [e.__data__.nodeId, [e.querySelector('.label').textContent, e.querySelector('.layer').textContent,
-                            e.querySelector('.weight').textContent]]));
+var rows = kind => Object.fromEntries([
+  ...document.querySelectorAll('.node-connections .' + kind + ' .feature-row')
+].map(e => [e.__data__.nodeId, ['.label', '.layer', '.weight'].map(name => e.querySelector(name).textContent)]));
 return {
   header: document.querySelector('.node-connections .feature-title')?.textContent,
   inputs: rows('features.input'), outputs: rows('features.output'), lines,

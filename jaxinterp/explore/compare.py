@@ -21,7 +21,7 @@ ORDERS = ("index", "most alike", "least alike")
 
 
 class Pair(NamedTuple):
-    """Another dictionary's index, its nearest feature for each of ours, their cosine, and whether the choice is mutual."""
+    """Another dictionary: its index, its nearest feature for each of ours, their cosine, if the choice is mutual."""
 
     theirs: Index
     nearest: Int[np.ndarray, " features"]

@@ -47,17 +47,13 @@ class Browser:
     def type(self, selector, text):
         self.send(f"element/{self.find(selector)[0]}/value", {"text": text})
 
-    def command(self, name, parameters):
-        """A command of Chromium's own protocol."""
-        return self.send("goog/cdp/execute", {"cmd": name, "params": parameters})
-
-    def wait(self, script, seconds=20, pause=0.2):
+    def wait(self, script, seconds=20):
         """Until a piece of JavaScript returns something true."""
         end = time.monotonic() + seconds
         while time.monotonic() < end:
             if value := self.run(script):
                 return value
-            time.sleep(pause)
+            time.sleep(0.2)
         raise AssertionError(f"waited {seconds} s in vain for: {script}")
 
     def errors(self):

@@ -115,8 +115,8 @@ def steered(
 @eqx.filter_jit
 def _outcome(model: PyTree, tokens: Array, edits: Any) -> tuple[Outcome, Array, Array]:
     outcome = next_token_outcome(model, tokens, edits, jnp.zeros(1, jnp.int32))
-    first, second = (jax.nn.softmax(run(model, tokens, edits=each, keep=()).logits[0, -1]) for each in ({}, edits))
-    return outcome, first, second
+    before = jax.nn.softmax(run(model, tokens, keep=()).logits[0, -1])
+    return outcome, before, jax.nn.softmax(run(model, tokens, edits=edits, keep=()).logits[0, -1])
 
 
 @ordinary()

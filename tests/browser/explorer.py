@@ -183,9 +183,7 @@ def axe_checks(path, found):
 
     def check(page, where):
         for scheme in ("light", "dark"):
-            page.command(
-                "Emulation.setEmulatedMedia", {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
-            )
+            media(page, {"features": [{"name": "prefers-color-scheme", "value": scheme}]})
             page.run(source)
             page.run("window.axeDone = null; axe.run().then(found => { window.axeDone = found })")
             answer = page.wait("return window.axeDone && JSON.stringify(window.axeDone.violations)", 60)

@@ -16,12 +16,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
+from jaxinterp.core.decomposition import Revivable, Shown
 from jaxinterp.core.errors import UserError
 from jaxinterp.core.json_value import Json
 from jaxinterp.core.promotion import ordinary
 from jaxinterp.core.sites import several
 from jaxinterp.core.trees import first_difference
-from jaxinterp.decompositions.base import Revivable, Shown
 from jaxinterp.evaluation.attention.attribution import head_shares
 from jaxinterp.evaluation.features.firings import Found, find_firings, sort_firings, sums_of
 from jaxinterp.evaluation.features.peaks import Window, collect

@@ -9,11 +9,11 @@ import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 from jaxinterp.causal.steer import Outcome, next_token_outcome
+from jaxinterp.core.decomposition import Revivable, Shown
 from jaxinterp.core.errors import UserError
 from jaxinterp.core.json_value import Json
 from jaxinterp.core.promotion import ordinary
 from jaxinterp.core.sites import several
-from jaxinterp.decompositions.base import Revivable, Shown
 from jaxinterp.evaluation.features.ablation import ablation_effect
 from jaxinterp.evaluation.features.firings import find_firings
 from jaxinterp.models.files.subject import Subject

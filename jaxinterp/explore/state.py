@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
+from jaxinterp.core.decomposition import Shown
 from jaxinterp.core.errors import UserError
 from jaxinterp.core.json_value import Json
-from jaxinterp.decompositions.base import Shown
 from jaxinterp.explore import answers, live
 from jaxinterp.explore.compare import Pair, pair_rows
 from jaxinterp.explore.index import Index

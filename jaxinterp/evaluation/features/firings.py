@@ -21,9 +21,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, PyTree
 
+from jaxinterp.core.decomposition import Shown
 from jaxinterp.core.sites import several
 from jaxinterp.data.activations import harvest
-from jaxinterp.decompositions.base import Shown
 from jaxinterp.decompositions.codes import SparseCodes
 from jaxinterp.evaluation.features.peaks import Window, batches
 

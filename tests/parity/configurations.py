@@ -397,6 +397,13 @@ MIXTURES: dict[str, Golden] = {
         None,
     ),
 }
+PACKED = "gpt-oss-mxfp4"
+"""Its experts are stored as gpt-oss's are: blocks of 32 numbers of 4 bits, with a scale each."""
+MIXTURES[PACKED] = (
+    "GptOssForCausalLM",
+    OSS | {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2, "num_local_experts": 2},
+    None,
+)
 SIGHT = {"boi_token_index": 40, "eoi_token_index": 41, "image_token_index": 42, "vision_config": TINY_SIGHT}
 for wrapped in ("llama4", "llama4-dense", "llama4-chunked"):
     TEXT = {key: value for key, value in MIXTURES[wrapped][1].items() if key != "initializer_range"}
@@ -456,4 +463,46 @@ for wrapped in list(HYBRIDS):
     KIND = HYBRIDS[wrapped][0].replace("CausalLM", "ConditionalGeneration")
     HYBRIDS[f"{wrapped}-wrapped"] = (KIND, SEEN | {"text_config": TEXT} | TIED, None)
 
-LATER = ROPE | DENSE | MIXTURES | HYBRIDS
+GEMMA4 = LLAMA | {"num_key_value_heads": 2, "head_dim": 4, "sliding_window": 4, "global_head_dim": 8}
+GEMMA4 |= {"hidden_size_per_layer_input": 6, "vocab_size_per_layer_input": VOCAB, "tie_word_embeddings": True}
+LOCAL = "sliding_attention"
+PROPORTIONAL = {"rope_type": "proportional", "partial_rotary_factor": 0.5}
+SHARING: dict[str, Golden] = {
+    "gemma4": (
+        "Gemma4ForCausalLM",
+        GEMMA4
+        | rope_by_type({"theta": 1000.0, **PROPORTIONAL}, {"theta": 100.0})
+        | {"num_hidden_layers": 5, "layer_types": [LOCAL, WHOLE, LOCAL, LOCAL, WHOLE]}
+        | {"num_kv_shared_layers": 2, "use_double_wide_mlp": True, "final_logit_softcapping": 3.0},
+        None,
+    ),
+    "gemma4-equal": (
+        "Gemma4ForCausalLM",
+        GEMMA4
+        | rope_by_type(
+            {"theta": 300.0, **PROPORTIONAL, "factor": 3.0}, {"theta": 50.0, "rope_type": "linear", "factor": 2.0}
+        )
+        | {"layer_types": [LOCAL, WHOLE], "attention_k_eq_v": True, "num_global_key_value_heads": 1}
+        | {
+            "hidden_size_per_layer_input": 0,
+            "rms_norm_eps": 0.05,
+            "hidden_activation": "gelu",
+            "num_key_value_heads": 4,
+        },
+        None,
+    ),
+    "gemma4-plain": (
+        "Gemma4ForCausalLM",
+        GEMMA4
+        | {"num_hidden_layers": 3, "layer_types": [WHOLE, LOCAL, WHOLE], "global_head_dim": 4}
+        | {"attention_bias": True, "tie_word_embeddings": False, "num_key_value_heads": 1, "num_kv_shared_layers": 1},
+        None,
+    ),
+}
+for wrapped in list(SHARING):
+    TEXT = {key: value for key, value in SHARING[wrapped][1].items() if key != "initializer_range"}
+    TIED = {"tie_word_embeddings": TEXT["tie_word_embeddings"], "image_token_id": 40, "audio_token_id": 41}
+    TIED |= {"video_token_id": 42, "vision_config": None, "audio_config": None}
+    SHARING[f"{wrapped}-wrapped"] = ("Gemma4ForConditionalGeneration", {"text_config": TEXT} | TIED, None)
+
+LATER = ROPE | DENSE | MIXTURES | HYBRIDS | SHARING

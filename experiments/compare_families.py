@@ -30,6 +30,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
 from experiments.every_family import Family, Shape, families, uses
 from jaxinterp.commands.on_text import OnText, Prepared, prepared
 from jaxinterp.commands.shell import (
@@ -175,9 +179,7 @@ def compute(
     say(f"harvesting {count * config.seq:,} tokens once ...")
     cache_activations(ready.subject, ready.train[:count], names, out / "activations", dtype="bfloat16")
     windows = cached_windows(out / "activations")
-    options = {"tokens": min(sizes.tokens, 16_384), "seed": config.seed, "features": max(sizes.ks)}
-    free = {k: baselines(ready.subject, ready.train, config.site, k=k, **options) for k in sizes.ks}
-    mean = next(iter(free.values()))["neurons"].target_mean
+    free, mean = solved(config, sizes, ready, missing, out / "mean.npy")
     held = hold(
         ready.subject, ready.heldout, config.site, mean,
         tokens=sizes.heldout_tokens, ce_tokens=sizes.ce_tokens, seed=config.seed,
@@ -202,6 +204,19 @@ def compute(
         if config.most_seconds is not None and time.perf_counter() - clock > config.most_seconds:
             break
     return rows
+
+
+def solved(
+    config: Config, sizes: Plan, ready: Prepared, missing: Mapping[str, tuple[str, int, Family | None]], kept: Path
+) -> tuple[dict[int, dict[str, Any]], Array]:
+    """What needs no training, by k, and the output's mean, which is kept for a resumption that needs nothing else."""
+    if kept.is_file() and all(how is not None for _, _, how in missing.values()):
+        return {}, jnp.asarray(np.load(kept, allow_pickle=False))
+    options = {"tokens": min(sizes.tokens, 16_384), "seed": config.seed, "features": max(sizes.ks)}
+    free = {k: baselines(ready.subject, ready.train, config.site, k=k, **options) for k in sizes.ks}
+    mean = next(iter(free.values()))["neurons"].target_mean
+    np.save(kept, np.asarray(mean))
+    return free, mean
 
 
 def learned(config: Config, ready: Prepared, windows: Any, how: Family, mean: Any) -> tuple[Any, dict[str, Any]]:

@@ -234,7 +234,12 @@ def learned(config: Config, ready: Prepared, windows: Any, how: Family, mean: An
     )
     seen = how.rows or how.steps * how.batch_size
     different = min(seen, len(windows) * config.seq)
-    trained: dict[str, Any] = {"different_tokens": different, "steps": int(result.state.step), "train_tokens": seen, "solved": how.solved}
+    trained: dict[str, Any] = {
+        "different_tokens": different,
+        "steps": int(result.state.step),
+        "train_tokens": seen,
+        "solved": how.solved,
+    }
     if not how.solved:
         losses = [float(row["loss"]) for row in result.history]
         trained |= {"falls": falls(losses), "losses": losses}

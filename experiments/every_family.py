@@ -16,14 +16,16 @@ from jaxtyping import Array
 from jaxinterp.decompositions.at_output import AtOutput, at_output
 from jaxinterp.decompositions.experts import Experts
 from jaxinterp.decompositions.factor_analysers import FactorAnalysers
+from jaxinterp.decompositions.linear_transforms import LinearTransforms
+from jaxinterp.decompositions.mixture_of_decoders import MixtureOfDecoders
 from jaxinterp.decompositions.mlp_parts import MLPParts
 from jaxinterp.decompositions.plain import Neurons, PrincipalComponents
 from jaxinterp.methods import Method, SkipTranscoder, SparseAutoencoder
 from jaxinterp.methods.factor.experts import HiddenExperts
 from jaxinterp.methods.factor.factor_analysers import MixtureOfFactorAnalysers
 from jaxinterp.methods.factor.interaction_basis import LocalInteractionBasis
-from jaxinterp.methods.factor.linear_transforms import LinearTransforms, LinearTransformsMethod, halving_ranks
-from jaxinterp.methods.factor.mixture_of_decoders import MixtureOfDecoders, MixtureOfDecodersMethod
+from jaxinterp.methods.factor.linear_transforms import LinearTransformsMethod, halving_ranks
+from jaxinterp.methods.factor.mixture_of_decoders import MixtureOfDecodersMethod
 from jaxinterp.methods.factor.parameter_training import StochasticParameters, as_decomposition
 from jaxinterp.methods.factor.parameters import Coefficients
 from jaxinterp.methods.factor.product_key_neurons import ProductKeyNeuronsMethod

@@ -23,9 +23,9 @@ from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 from jaxinterp.core.batch import Batch
 from jaxinterp.core.json_value import Json
 from jaxinterp.data.activations import counted
+from jaxinterp.decompositions.parameter_parts import ParameterParts
 from jaxinterp.methods.factor import parameters as spd
 from jaxinterp.methods.factor import vpd
-from jaxinterp.methods.factor.parameter_training import ParameterParts
 from jaxinterp.methods.factor.targets import ProjectionTarget
 
 MaskName = Literal["all", "stochastic", "importance", "rounded", "adversarial", "none"]

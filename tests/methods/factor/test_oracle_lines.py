@@ -58,8 +58,6 @@ def resolved(module, name):
 
 FILES = ("factor.md", "parameters.md")
 EVERY = {(file, name): (module, names) for file in FILES for module, name, names in lines(file)}
-    (file, name): (module, names) for file in ("factor.md", "parameters.md") for module, name, names in lines(file)
-}
 
 
 def callable_of(file, name):

@@ -30,6 +30,7 @@ from jaxinterp.methods import (
 from jaxinterp.methods.causal.das import DAS, Rotation
 from jaxinterp.methods.causal.lineas import LinEAS, Transport
 from jaxinterp.methods.causal.trained_vector import TrainedVector, Vector
+from jaxinterp.methods.factor.attribution_training import AttributionParameters
 from jaxinterp.methods.factor.experts import DenseRival, HiddenExperts
 from jaxinterp.methods.factor.factor_analysers import MixtureOfFactorAnalysers
 from jaxinterp.methods.factor.interaction_basis import LocalInteractionBasis
@@ -38,7 +39,7 @@ from jaxinterp.methods.factor.mixture_of_decoders import MixtureOfDecodersMethod
 from jaxinterp.methods.factor.parameter_training import AdversarialParameters, StochasticParameters
 from jaxinterp.methods.factor.product_key_neurons import ProductKeyNeuronsMethod
 from jaxinterp.methods.factor.semi_nmf import SemiNMF
-from jaxinterp.methods.factor.targets import ProjectionTarget
+from jaxinterp.methods.factor.targets import LeafTarget, ProjectionTarget
 from jaxinterp.objectives import ghost, reconstruction, total
 from tests.methods.dead import HalfDead
 from tests.methods.method_in_one_file import SignedSparseAutoencoder, TopKBySize
@@ -127,6 +128,7 @@ LISTED = {
         **PARTS,
         counts="sources/blocks/0/mlp/up_proj",
     ),
+    "attribution_parameters": Case(AttributionParameters(LeafTarget(MLP), parts=6, k=2.0, **FACTORS), place=""),
     "das": Case(DAS(PROMPTS, OTHERS, (1, 2), POST, rate=RATE), **ALONE, kinds=(Rotation,)),
     "lineas": Case(LinEAS(PROMPTS, OTHERS, (POST,), gamma=0.01, rate=RATE), **ALONE, kinds=(Transport,)),
     "trained_vector": Case(TrainedVector(PROMPTS, (1, 2), POST, rate=RATE), **ALONE, kinds=(Vector,)),

@@ -50,7 +50,7 @@ def test_ranks_are_those_of_the_whole_matrices_of_pixels():
 def test_eigenvectors_fool_the_classifier_where_random_directions_do_not():
     """At half the length of an image; and they are unit eigenvectors of the matrices of pixels."""
     x, y = digits()
-    layer = train(jax.random.key(0), x[:1000], y[:1000], 0.5, 0.0, **SIZES)
+    layer = jax.jit(lambda key: train(key, x[:1000], y[:1000], 0.5, 0.0, **SIZES | {"steps": 300}))(jax.random.key(0))
     inner = interaction_matrix(layer.left, layer.right, layer.down, layer.head[:, 3])
     whole, vector = layer.embed @ inner @ layer.embed.T, first_vectors(layer)[3]
     np.testing.assert_allclose(whole @ vector, (vector @ whole @ vector) * vector, atol=1e-3 * jnp.abs(whole).max())

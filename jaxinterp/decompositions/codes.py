@@ -10,7 +10,8 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from jaxinterp.kernels import rank, select_topk, sum_by_feature
+from jaxinterp.core.decomposition import Codes
+from jaxinterp.kernels import rank, select_topk, sparse_decode, sum_by_feature
 
 
 class SparseCodes(eqx.Module):
@@ -99,7 +100,15 @@ class DenseCodes(eqx.Module):
         return jnp.sum(hits.reshape(-1, self.features), axis=0)
 
 
-Codes = SparseCodes | DenseCodes
+OneLayer = SparseCodes | DenseCodes
+"""Codes of one layer, for readers of `values`; any others are `core.decomposition.Codes`."""
+
+
+def weighted_rows(codes: Codes, rows: Float[Array, "features d"]) -> Float[Array, "*axes d"]:
+    """sum_j z_j rows_j: the rows of the active components, each times its value."""
+    if isinstance(codes, SparseCodes):
+        return sparse_decode(codes.values, codes.indices, rows)
+    return codes.dense() @ rows
 
 
 def _smallest_positive(values: Array) -> Array:

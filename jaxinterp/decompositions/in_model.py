@@ -13,7 +13,7 @@ from typing import Any, Protocol, runtime_checkable
 from jaxtyping import Array, Float, Int, PyTree
 
 from jaxinterp.core.batch import several
-from jaxinterp.decompositions.codes import Codes
+from jaxinterp.core.decomposition import Codes
 from jaxinterp.decompositions.offered import offered, with_error
 from jaxinterp.models.across import run_across
 from jaxinterp.models.layers import Tap

@@ -16,9 +16,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from jaxinterp.core.decomposition import Codes
 from jaxinterp.core.fields import PARAMETER, PARAMETER_ROWS, STATE
 from jaxinterp.core.sites import Sites
-from jaxinterp.decompositions.codes import Codes, DenseCodes
+from jaxinterp.decompositions.codes import DenseCodes
 from jaxinterp.decompositions.scales import Scales
 
 Gating = Literal["topk", "relu"]

@@ -11,11 +11,12 @@ import equinox as eqx
 import jax
 from jaxtyping import Array, Float, Int
 
+from jaxinterp.core.decomposition import Codes
 from jaxinterp.core.fields import PARAMETER, PARAMETER_ROWS, STATE
 from jaxinterp.core.sites import Sites
-from jaxinterp.decompositions.codes import Codes, SparseCodes
+from jaxinterp.decompositions.codes import SparseCodes, weighted_rows
 from jaxinterp.decompositions.scales import Scales
-from jaxinterp.kernels import encode_topk, sparse_decode
+from jaxinterp.kernels import encode_topk
 from jaxinterp.models.rules import ACTIVATIONS, Activation
 
 
@@ -57,11 +58,7 @@ class MixtureOfDecoders(eqx.Module):
     def decode(self, codes: Codes, x: Float[Array, "*axes d_in"]) -> Float[Array, "*axes d_out"]:
         """y of the module's equation."""
         dense = dense_path(self.scales.normalise(x), self.encoder, self.encoder_bias, self.decoder, self.activation)
-        if isinstance(codes, SparseCodes):
-            scale = sparse_decode(codes.values, codes.indices, self.scale)
-        else:
-            scale = codes.values @ self.scale
-        return self.scales.restore(dense * scale + self.decoder_bias)
+        return self.scales.restore(dense * weighted_rows(codes, self.scale) + self.decoder_bias)
 
     def __call__(self, x: Float[Array, "*axes d_in"]) -> Float[Array, "*axes d_out"]:
         return self.decode(self.encode(x), x).astype(x.dtype)

@@ -11,11 +11,11 @@ Source: Schug 2026 (arXiv 2606.07414); He 2024 (PEER, arXiv 2407.04153).
 import equinox as eqx
 from jaxtyping import Array, Float, Int
 
+from jaxinterp.core.decomposition import Codes
 from jaxinterp.core.fields import PARAMETER, PARAMETER_ROWS, STATE
 from jaxinterp.core.sites import Sites
-from jaxinterp.decompositions.codes import Codes, SparseCodes
+from jaxinterp.decompositions.codes import SparseCodes, weighted_rows
 from jaxinterp.decompositions.scales import Scales
-from jaxinterp.kernels import sparse_decode
 from jaxinterp.models.mixtures.product_keys import DenseScores, KeyScores, Kind, choose, neuron_values, weigh
 
 
@@ -54,9 +54,7 @@ class ProductKeyNeurons(eqx.Module):
 
     def combine(self, codes: Codes) -> Float[Array, "*axes d_out"]:
         """The weighted sum of write vectors, in normalised units."""
-        if isinstance(codes, SparseCodes):
-            return sparse_decode(codes.values, codes.indices, self.write)
-        return codes.values @ self.write
+        return weighted_rows(codes, self.write)
 
     def decode(self, codes: Codes, x: Float[Array, "*axes d_in"]) -> Float[Array, "*axes d_out"]:
         """y of the module's equation."""

@@ -15,11 +15,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from jaxinterp.core.decomposition import Decomposition
 from jaxinterp.core.errors import UserError
 from jaxinterp.core.promotion import ordinary
 from jaxinterp.data.activations import Rows, harvest_jit
 from jaxinterp.data.text.load_text import take
-from jaxinterp.decompositions.base import Decomposition
 from jaxinterp.evaluation.effects import Effect, Row, Windows, check_effect
 from jaxinterp.evaluation.next_token import NEXT_TOKEN
 from jaxinterp.evaluation.scoreboard import Board, Replaced, check_counts, heldout_means

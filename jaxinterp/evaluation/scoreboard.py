@@ -40,12 +40,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, PyTree
 
+from jaxinterp.core.decomposition import Decomposition
 from jaxinterp.core.errors import UserError, suggest
 from jaxinterp.core.promotion import ordinary
 from jaxinterp.core.sites import Sites, several
 from jaxinterp.data.activations import Rows, harvest_jit
 from jaxinterp.data.text.load_text import take
-from jaxinterp.decompositions.base import Decomposition
 from jaxinterp.decompositions.cross_layer import LayerCodes
 from jaxinterp.decompositions.in_model import run_with
 from jaxinterp.evaluation.effects import (

@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 
 from jaxinterp.core.batch import Sites, make_batch
 from jaxinterp.core.errors import UserError
+from jaxinterp.core.fields import per_feature, trainable
 from jaxinterp.core.trees import named_leaves
 from jaxinterp.decompositions.activations import BatchTopK, ReLU, TopK
 from jaxinterp.decompositions.adaptive import TopAFA
-from jaxinterp.decompositions.base import per_feature, trainable
 from jaxinterp.decompositions.codes import DenseCodes, SparseCodes
 from jaxinterp.decompositions.dictionary import Dictionary, fold
 from jaxinterp.decompositions.files import load_dictionary

@@ -13,10 +13,10 @@ import pytest
 
 from jaxinterp.core.batch import make_batch
 from jaxinterp.core.errors import UserError
+from jaxinterp.core.fields import per_feature, trainable
 from jaxinterp.core.trees import named_leaves
 from jaxinterp.decompositions.activations import ReLU
 from jaxinterp.decompositions.adaptive import GroupBias
-from jaxinterp.decompositions.base import per_feature, trainable
 from jaxinterp.decompositions.dictionary import fold
 from jaxinterp.decompositions.files import load_dictionary
 from jaxinterp.decompositions.gates import Gated, JumpReLU, jump, step

@@ -21,6 +21,7 @@ from jaxtyping import Array, PyTree
 from jaxinterp.core.errors import UserError
 from jaxinterp.core.json_value import Json
 from jaxinterp.data.text.load_text import take
+from jaxinterp.decompositions.codes import OneLayer
 from jaxinterp.decompositions.dictionary import Dictionary
 from jaxinterp.evaluation.attention.attribution import (
     by_head,
@@ -83,7 +84,9 @@ def _attributed(
     trace = run(model, inputs["tokens"])
     z = trace[f"{site}/z"]
     flat = z.reshape(*z.shape[:2], -1)
-    codes = dictionary.encode(flat).sparse(k)
+    every = dictionary.encode(flat)
+    assert isinstance(every, OneLayer)
+    codes = every.sparse(k)
     read = reading(dictionary, attention)
     heads = by_head(read, z, codes.indices)
     sources = by_source(read, attention, trace[f"{site}/in"], trace[f"{site}/pattern"], codes.indices)

@@ -4,7 +4,7 @@
     python tests/covered.py parity --passed   notes in tests/covered.json that the check passed on these files
 
 A check that makes the goldens again with other libraries is repeated in CI only where a file below changed; the suite
-compares with the committed goldens every time. `make parity`, `peers`, `browser`, `frontend`, `test-tpu` and `test-gpu`
+compares with the committed goldens every time. `make parity`, `peers`, `browser`, `frontend`, `site`, `test-tpu` and `test-gpu`
 note that they passed.
 """
 
@@ -38,6 +38,7 @@ COVERS = {
         "tests/browser/frontend.py",
         "tests/browser/goldens",
     ),
+    "site": ("docs", "mkdocs.yml", "README.md", "BUILD.md", "colab", "jaxinterp"),
     "gpu": (
         "benchmarks/gpu_compile.py",
         "benchmarks/compiled_for.py",

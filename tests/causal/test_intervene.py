@@ -11,7 +11,7 @@ from jaxinterp.causal.graphs.transcoders import from_arrays
 from jaxinterp.core.errors import UserError
 from jaxinterp.models.sites import SetTo, run
 from jaxinterp.models.transformer import initialise
-from tests.causal.test_graph import LLAMA, PROMPT, weights, wide, with_random_biases
+from tests.causal.small_models import LLAMA, PROMPT, weights, wide, with_random_biases
 
 
 @pytest.fixture(scope="module")

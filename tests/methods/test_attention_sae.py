@@ -20,7 +20,7 @@ from jaxinterp.methods.sparse.attention_sparse_autoencoder import AttentionSpars
 from jaxinterp.models.sites import SetTo, replace, run
 from jaxinterp.models.tiny import unit_rows
 from jaxinterp.training.fit import fit
-from tests.decompositions.test_dictionary import random_dictionary
+from tests.helpers import random_dictionary
 from tests.methods import laboratory
 
 SITE, HEADS, FEATURES, D, ACTIVE = "blocks/1/attn", 2, 48, 32, 3

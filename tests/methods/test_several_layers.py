@@ -25,7 +25,7 @@ from jaxinterp.models.tiny import TINY, planted_transformer
 from jaxinterp.objectives import Ratio, total
 from jaxinterp.objectives.end_to_end import divergence, spliced
 from jaxinterp.training.fit import fit
-from tests.methods.test_cross_layer import SITES, draw, plant
+from tests.methods.two_layers import SITES, draw, plant
 
 CONFIG = dataclasses.replace(TINY, vocab_size=64, d_model=32, layers=2, heads=2, kv_heads=2, d_mlp=64)
 

@@ -23,7 +23,7 @@ from jaxinterp.models.view import tree_html
 from jaxinterp.training.fit import fit
 from jaxinterp.training.mesh import make_mesh
 from tests.models.flax_llamas import CONFIG, LinenLlama, linen_params, nnx_llama, own_llama, random_tokens
-from tests.models.test_sites import Wrapped
+from tests.models.wrapped import Wrapped
 
 INSIDE = {"gate": "gate_proj", "up": "up_proj", "down": "down_proj", "final_norm": "norm"}
 NNX = Places(block="layers/{i}", attn="layers/{i}/attention", mlp="layers/{i}/mlp", **INSIDE)

@@ -10,7 +10,7 @@ from jaxinterp.models.load import load, save_subject
 from jaxinterp.models.sites import SetTo, replace, run, sites
 from jaxinterp.models.transformer import Transformer
 from tests.models.model_files import GOLDENS, assert_same_leaves
-from tests.models.test_sites import Wrapped
+from tests.models.wrapped import Wrapped
 
 PADDING = 3
 TOKENS = jnp.asarray([[5, 9, 14, 2, 40, 7], [8, 1, 30, PADDING, PADDING, PADDING]])

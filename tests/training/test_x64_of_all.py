@@ -34,7 +34,7 @@ from jaxinterp.models.transformer import TransformerConfig, initialise
 from jaxinterp.training.fit import expand, fit
 from jaxinterp.training.mesh import make_mesh
 from jaxinterp.training.program import Program
-from tests.training.test_x64_and_strict import FLOATS, ONE, SIZES, TEXT, floats, strict, subject
+from tests.training.small_x64 import FLOATS, ONE, SIZES, TEXT, floats, strict, subject
 
 RESID = "blocks/1/resid/post"
 TARGET = ProjectionTarget(("blocks/1/mlp/up_proj", "blocks/1/mlp/down_proj"))

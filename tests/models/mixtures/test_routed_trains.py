@@ -11,7 +11,7 @@ from jaxinterp.models.files.subject import Subject
 from jaxinterp.models.load import load
 from jaxinterp.models.sites import open_experts, run
 from jaxinterp.training.fit import fit
-from tests.parity.test_goldens import GOLDENS
+from tests.models.model_files import GOLDENS
 
 METHOD = Transcoder(features=24, k=4, auxk=0.0, learning_rate=1e-2)
 

@@ -36,7 +36,7 @@ from jaxinterp.evaluation.coverage import coverage, used
 from jaxinterp.models.load import Subject
 from jaxinterp.models.mixtures.moe_x import MoEX
 from jaxinterp.models.mlp import MLP
-from jaxinterp.models.sites import run
+from jaxinterp.models.run import run
 from jaxinterp.training.fit import fit
 
 Part = Literal["moe_x", "monet"]

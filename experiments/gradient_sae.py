@@ -39,7 +39,8 @@ from jaxinterp.evaluation.equal_sparsity import Row, order
 from jaxinterp.evaluation.next_token import compare
 from jaxinterp.evaluation.scoreboard import scoreboard
 from jaxinterp.methods import GradientSparseAutoencoder, Method
-from jaxinterp.models.sites import Add, run
+from jaxinterp.models.edits import Add
+from jaxinterp.models.run import run
 from jaxinterp.report.plots import Dot, dot_plot
 from jaxinterp.report.sections import Chart, Section, write_page
 

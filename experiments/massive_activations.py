@@ -35,7 +35,8 @@ from jaxinterp.data.activations import counted, on_device
 from jaxinterp.data.text.load_text import load_text, take
 from jaxinterp.evaluation.sparsity.massive import massive, top_and_median
 from jaxinterp.models.load import load
-from jaxinterp.models.sites import run, sites
+from jaxinterp.models.run import run
+from jaxinterp.models.sites import sites
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ import numpy as np
 from jaxinterp.commands.shell import read_json, say, write_json
 from jaxinterp.data.activations import counted, on_device
 from jaxinterp.evaluation.intervals import ratio_interval
-from jaxinterp.models.sites import run
+from jaxinterp.models.run import run
 
 
 class Measure:

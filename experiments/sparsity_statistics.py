@@ -10,8 +10,9 @@ import numpy as np
 
 from jaxinterp.data.activations import counted, on_device
 from jaxinterp.evaluation.sparsity.calibrate import Summary, calibrate
+from jaxinterp.models.edits import Add
 from jaxinterp.models.leave_out import BySize
-from jaxinterp.models.sites import Add, run
+from jaxinterp.models.run import run
 
 
 class Statistics(eqx.Module):

@@ -18,8 +18,9 @@ from jaxtyping import Array, ArrayLike, Float, Int, PRNGKeyArray, PyTree
 from jaxinterp.core.batch import GRADIENT, Names
 from jaxinterp.core.errors import UserError
 from jaxinterp.core.promotion import ordinary
+from jaxinterp.models.edits import Add
 from jaxinterp.models.ids import check_ids
-from jaxinterp.models.sites import Add, run
+from jaxinterp.models.run import run
 
 WINDOW = ("tokens", "weight", "document")
 """What a window of text has; other entries are activations."""

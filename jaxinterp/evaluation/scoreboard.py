@@ -62,7 +62,7 @@ from jaxinterp.evaluation.effects import (
 from jaxinterp.evaluation.intervals import ratio_interval
 from jaxinterp.evaluation.next_token import NEXT_TOKEN
 from jaxinterp.models.load import Subject
-from jaxinterp.models.sites import run
+from jaxinterp.models.run import run
 
 Protocol = Literal["alone", "together", "propagated"]
 """What is replaced at once: see the module's docstring."""

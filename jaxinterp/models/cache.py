@@ -17,9 +17,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PyTree
 
 from jaxinterp.models.attention import Attention
+from jaxinterp.models.edits import Edit
 from jaxinterp.models.layers import Tap, no_tap
 from jaxinterp.models.rules import EXACT, Rules
-from jaxinterp.models.sites import Edit, run
+from jaxinterp.models.run import run
 from jaxinterp.models.transformer import Transformer
 
 

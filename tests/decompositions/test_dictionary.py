@@ -23,7 +23,8 @@ from jaxinterp.decompositions.files import load_dictionary
 from jaxinterp.decompositions.gates import JumpReLU
 from jaxinterp.decompositions.on_disk import check_arrays
 from jaxinterp.decompositions.stand_in import StandIn
-from jaxinterp.models.sites import replace, run
+from jaxinterp.models.run import run
+from jaxinterp.models.sites import replace
 from jaxinterp.models.tiny import planted_transformer
 from jaxinterp.objectives import Ratio, reconstruction, total
 from tests.decompositions.older import save_dictionary

@@ -21,7 +21,7 @@ from jaxinterp.evaluation.several import score_layers
 from jaxinterp.methods import SkipTranscoder
 from jaxinterp.models.files.subject import Subject
 from jaxinterp.models.load import load
-from jaxinterp.models.sites import run
+from jaxinterp.models.run import run
 from jaxinterp.models.transformer import TransformerConfig, initialise
 from jaxinterp.objectives.end_to_end import spliced
 from jaxinterp.training.fit import fit

@@ -16,7 +16,8 @@ from jaxinterp.evaluation.baselines import baselines
 from jaxinterp.evaluation.intervals import ratio_interval
 from jaxinterp.evaluation.scoreboard import Table, row_of, score, scoreboard
 from jaxinterp.models.load import load
-from jaxinterp.models.sites import replace, run
+from jaxinterp.models.run import run
+from jaxinterp.models.sites import replace
 from tests.evaluation.whole import Whole
 from tests.helpers import random_dictionary
 

@@ -28,7 +28,8 @@ from jaxinterp.data.text.sources import load_corpus
 from jaxinterp.data.tokens import split
 from jaxinterp.models.files.tokenizer import tokenizer_from_file
 from jaxinterp.models.load import load
-from jaxinterp.models.sites import run, sites
+from jaxinterp.models.run import run
+from jaxinterp.models.sites import sites
 from jaxinterp.training.hosts import VARIABLE
 from jaxinterp.training.tracking import read_rows
 from tests.experiments.small_language_model import config

@@ -15,9 +15,11 @@ from jaxinterp.evaluation.baselines import baselines
 from jaxinterp.evaluation.scoreboard import score
 from jaxinterp.methods import Transcoder
 from jaxinterp.models.adapters import Places, from_linen, from_nnx, from_penzai, to_penzai
+from jaxinterp.models.edits import Add, SetTo
 from jaxinterp.models.files.subject import Subject
 from jaxinterp.models.rules import RELEVANCE
-from jaxinterp.models.sites import Add, LanguageModel, SetTo, replace, run, select, sites
+from jaxinterp.models.run import LanguageModel, run
+from jaxinterp.models.sites import replace, select, sites
 from jaxinterp.models.transformer import RESIDUAL
 from jaxinterp.models.view import tree_html
 from jaxinterp.training.fit import fit

@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 
 from jaxinterp.core.errors import UserError
+from jaxinterp.models.edits import SetTo
 from jaxinterp.models.load import load, save_subject
-from jaxinterp.models.sites import SetTo, replace, run, sites
+from jaxinterp.models.run import run
+from jaxinterp.models.sites import replace, sites
 from jaxinterp.models.transformer import Transformer
 from tests.models.model_files import GOLDENS, assert_same_leaves
 from tests.models.wrapped import Wrapped

@@ -7,10 +7,12 @@ import numpy as np
 import pytest
 
 from jaxinterp.core.errors import UserError
+from jaxinterp.models.edits import Add, SetTo
 from jaxinterp.models.load import Subject, load
 from jaxinterp.models.mlp import MLP
 from jaxinterp.models.rules import Rules
-from jaxinterp.models.sites import Add, SetTo, replace, run, select, sites
+from jaxinterp.models.run import run
+from jaxinterp.models.sites import replace, select, sites
 from jaxinterp.models.tiny import TINY, planted_transformer
 from jaxinterp.models.transformer import TransformerConfig, initialise
 from jaxinterp.models.view import show, tree_html, tree_text

@@ -16,7 +16,7 @@ from jaxinterp.evaluation.features.peaks import collect
 from jaxinterp.evaluation.features.vectors import direct_logits, neuron_cosines, row_cosines, unit
 from jaxinterp.models.files.subject import Subject
 from jaxinterp.models.files.tokenizer import byte_tokenizer
-from jaxinterp.models.sites import run
+from jaxinterp.models.run import run
 from jaxinterp.models.tiny import TINY, planted_transformer
 from jaxinterp.report.content import Report
 from jaxinterp.report.features import AROUND, BINS, choose, feature_pages

@@ -15,8 +15,9 @@ from jaxinterp.core.errors import UserError
 from jaxinterp.core.trees import named_leaves
 from jaxinterp.data.activations import Rows, harvest, shuffle_in
 from jaxinterp.methods import SkipTranscoder, SparseAutoencoder, Transcoder, gradient_method
+from jaxinterp.models.edits import Add
 from jaxinterp.models.load import Subject
-from jaxinterp.models.sites import Add, run
+from jaxinterp.models.run import run
 from jaxinterp.objectives import Ratio, l1, reconstruction, scale, total
 from jaxinterp.training.fit import check_word, fit
 from jaxinterp.training.mesh import make_mesh, parse_mesh

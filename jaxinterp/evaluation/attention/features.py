@@ -34,7 +34,7 @@ from jaxinterp.evaluation.attention.attribution import (
     share_beyond,
 )
 from jaxinterp.models.attention import Attention
-from jaxinterp.models.sites import run
+from jaxinterp.models.run import run
 
 FAR = 16
 """Tokens back: beyond this a feature reads far."""

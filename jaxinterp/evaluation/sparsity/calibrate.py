@@ -25,7 +25,7 @@ from jaxtyping import Array, Float, Int, PyTree
 from jaxinterp.core.errors import UserError
 from jaxinterp.core.promotion import ordinary
 from jaxinterp.data.activations import READ, on_device
-from jaxinterp.models.sites import run
+from jaxinterp.models.run import run
 from jaxinterp.training.mesh import over_data, replicated
 
 BUCKETS = 2**15

@@ -16,7 +16,8 @@ from jaxinterp.models.files.subject import Subject, save_subject
 from jaxinterp.models.layers import cut_axes
 from jaxinterp.models.load import load
 from jaxinterp.models.mixtures.config import KindOfMLP, MixtureConfig
-from jaxinterp.models.sites import run, sites
+from jaxinterp.models.run import run
+from jaxinterp.models.sites import sites
 from jaxinterp.models.transformer import TransformerConfig, initialise
 from tests.models.mixtures.kinds import KINDS
 

@@ -4,7 +4,8 @@
     python tests/covered.py parity --passed   notes in tests/covered.json that the check passed on these files
 
 A check that makes the goldens again with other libraries is repeated in CI only where a file below changed; the suite
-compares with the committed goldens every time. `make parity`, `peers`, `test-tpu` and `test-gpu` note that they passed.
+compares with the committed goldens every time. `make parity`, `peers`, `browser`, `frontend`, `test-tpu` and `test-gpu`
+note that they passed.
 """
 
 import hashlib
@@ -22,6 +23,20 @@ COVERS = {
         "jaxinterp/interchange",
         "jaxinterp/decompositions",
         "constraints.txt",
+    ),
+    "browser": (
+        "tests/browser/driver.py",
+        "tests/browser/graph_page.py",
+        "jaxinterp/report/graph.py",
+        "jaxinterp/report/graph.css",
+        "jaxinterp/report/graph.js",
+        "jaxinterp/causal/graphs",
+        "experiments/graph.py",
+    ),
+    "frontend": (
+        "tests/browser/driver.py",
+        "tests/browser/frontend.py",
+        "tests/browser/goldens",
     ),
     "gpu": (
         "benchmarks/gpu_compile.py",

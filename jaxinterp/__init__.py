@@ -17,6 +17,7 @@ from jaxinterp.core.version import VERSION
 if TYPE_CHECKING:
     from jaxinterp.data.text.load_text import load_text
     from jaxinterp.decompositions.saved import load_decomposition, save
+    from jaxinterp.evaluation.features.ablation import ablation_effect
     from jaxinterp.evaluation.scoreboard import score
     from jaxinterp.evaluation.trial import try_objective
     from jaxinterp.models.generate import generate
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from jaxinterp.models.sites import Add, SetTo, Trace, replace, run, select, sites
     from jaxinterp.models.view import show
     from jaxinterp.report.features import feature_pages
+    from jaxinterp.report.questions import codes_table, find_features, logits_of, top_contexts
     from jaxinterp.training.fit import Fit, fit
 
 __version__ = VERSION
@@ -39,12 +41,16 @@ __all__ = [
     "Subject",
     "Trace",
     "UserError",
+    "ablation_effect",
+    "codes_table",
     "feature_pages",
+    "find_features",
     "fit",
     "generate",
     "load",
     "load_decomposition",
     "load_text",
+    "logits_of",
     "replace",
     "run",
     "save",
@@ -52,6 +58,7 @@ __all__ = [
     "select",
     "show",
     "sites",
+    "top_contexts",
     "try_objective",
 ]
 
@@ -61,6 +68,7 @@ HOMES = {
         "load_decomposition",
         "save",
     ),
+    "jaxinterp.evaluation.features.ablation": ("ablation_effect",),
     "jaxinterp.evaluation.scoreboard": ("score",),
     "jaxinterp.evaluation.trial": ("try_objective",),
     "jaxinterp.models.generate": ("generate",),
@@ -84,6 +92,12 @@ HOMES = {
     ),
     "jaxinterp.models.view": ("show",),
     "jaxinterp.report.features": ("feature_pages",),
+    "jaxinterp.report.questions": (
+        "codes_table",
+        "find_features",
+        "logits_of",
+        "top_contexts",
+    ),
     "jaxinterp.training.fit": (
         "Fit",
         "fit",

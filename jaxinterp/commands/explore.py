@@ -205,9 +205,10 @@ def main(config: Config) -> None:
         say(f"{export(explorer, config.export)}: open it in a browser, or put the folder on any web server.")
         return
     address = f"http://127.0.0.1:{sock.getsockname()[1]}/"
+    server = server_of(explorer, sock)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: setattr(server, "should_exit", True))  # also before it has started
     say(f"{explorer.index.features:,} features at {address} (this machine only); stop with Ctrl-C.")
     if config.open:
         webbrowser.open(address)
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: None)  # the server ends by itself
-    server_of(explorer, sock).run(sockets=[sock])
+    server.run(sockets=[sock])

@@ -35,6 +35,10 @@ def ablation_effect(
 
     Raises:
       UserError: the decomposition writes several arrays, there is no such feature, or there is no token to predict.
+
+    Example:
+      >>> ablation_effect(result.decomposition, subject.model, jnp.asarray(tokens), 3).shape
+      (1, 7)
     """
     writes = several(decomposition.sites.writes)
     if len(writes) != 1:

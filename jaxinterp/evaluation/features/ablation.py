@@ -22,7 +22,7 @@ from jaxinterp.models.sites import run
 class Without(eqx.Module):
     """The edit of codes that sets one feature to 0 everywhere."""
 
-    feature: Int[Array, ""]
+    feature: int | Int[Array, ""] = eqx.field(converter=jnp.asarray)
 
     def __call__(self, codes: Float[Array, "... features"]) -> Float[Array, "... features"]:
         return jnp.where(jnp.arange(codes.shape[-1]) == self.feature, 0, codes)

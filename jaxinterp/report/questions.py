@@ -135,7 +135,8 @@ def _covered(subject: Subject, row: np.ndarray, weight: np.ndarray, word: str) -
     """The places of a window, of weight above 0, that a text covers."""
     pieces = [token_text(subject.tokenizer, int(token)) for token in row]
     begins = np.cumsum([0, *map(len, pieces)])
-    whole, places, at = "".join(pieces), [], 0
+    whole, at = "".join(pieces), 0
+    places: list[int] = []
     while (at := whole.find(word, at)) >= 0:
         first = int(np.searchsorted(begins, at, "right")) - 1
         places += range(first, int(np.searchsorted(begins, at + len(word), "left")))

@@ -20,10 +20,12 @@ if TYPE_CHECKING:
     from jaxinterp.evaluation.features.ablation import ablation_effect
     from jaxinterp.evaluation.scoreboard import score
     from jaxinterp.evaluation.trial import try_objective
+    from jaxinterp.models.edits import Add, SetTo
     from jaxinterp.models.generate import generate
     from jaxinterp.models.load import Subject, load
     from jaxinterp.models.rules import EXACT, RELEVANCE, Rules
-    from jaxinterp.models.sites import Add, SetTo, Trace, replace, run, select, sites
+    from jaxinterp.models.run import Trace, run
+    from jaxinterp.models.sites import replace, select, sites
     from jaxinterp.models.view import show
     from jaxinterp.report.features import feature_pages
     from jaxinterp.report.questions import codes_table, find_features, logits_of, top_contexts
@@ -81,12 +83,10 @@ HOMES = {
         "RELEVANCE",
         "Rules",
     ),
+    "jaxinterp.models.edits": ("Add", "SetTo"),
+    "jaxinterp.models.run": ("Trace", "run"),
     "jaxinterp.models.sites": (
-        "Add",
-        "SetTo",
-        "Trace",
         "replace",
-        "run",
         "select",
         "sites",
     ),

@@ -4,8 +4,13 @@
     python tests/covered.py parity --passed   notes in tests/covered.json that the check passed on these files
 
 A check that makes the goldens again with other libraries is repeated in CI only where a file below changed; the suite
+<<<<<<< HEAD
 compares with the committed goldens every time. `make parity`, `peers`, `browser`, `explorer`, `frontend`, `test-tpu`
 and `test-gpu` note that they passed.
+=======
+compares with the committed goldens every time. `make parity`, `peers`, `browser`, `frontend`, `site`, `test-tpu` and
+`test-gpu` note that they passed.
+>>>>>>> main
 """
 
 import hashlib
@@ -45,6 +50,7 @@ COVERS = {
         "tests/browser/frontend.py",
         "tests/browser/goldens",
     ),
+    "site": ("docs", "mkdocs.yml", "README.md", "BUILD.md", "colab", "jaxinterp"),
     "gpu": (
         "benchmarks/gpu_compile.py",
         "benchmarks/compiled_for.py",

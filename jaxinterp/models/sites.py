@@ -1,53 +1,29 @@
-"""Names for what happens inside a forward pass: list them, look, replace, edit.
+"""Names for what happens inside a forward pass: list them, select and replace what they name.
 
 A *site* is a name. `blocks/3/mlp` is a leaf, the sublayer itself; so are its linear maps, the *projections*
 `blocks/3/mlp/{gate_proj,up_proj,down_proj}` and `blocks/3/attn/{q_proj,k_proj,v_proj,o_proj}`. A leaf can be selected
 and replaced. `blocks/3/mlp/{in,pre,up,hidden,out,added}`, `blocks/3/attn/{in,pattern,z,out}`,
 `blocks/3/resid/{pre,mid,post}`, `embed` and `final` are arrays; an encoder has `pooled` besides, [batch, d_model]. A
 Gated DeltaNet at `blocks/3/attn` has projections and arrays of its own (`delta_net`).
-
-A forward pass is a value: `run(model, tokens)` returns a `Trace` with every named array. Under `jit`, whatever the
-caller does not return is never computed, so asking for layer 0 of 4 costs a quarter of the pass. Every intervention is
-an edit: a callable pytree `Array -> Array` by the name of the array that it changes.
 """
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import lru_cache
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jax.typing import DTypeLike
-from jaxtyping import Array, Float, Int, PyTree
+from jaxtyping import Array, PyTree
 from penzai import pz
 
-from jaxinterp.core.callables import takes
 from jaxinterp.core.errors import UserError, suggest
 from jaxinterp.core.promotion import ordinary
 from jaxinterp.core.trees import path_name
 from jaxinterp.models.dialects import near, understood
-from jaxinterp.models.ids import check_ids
 from jaxinterp.models.layers import HasExperts, HasProjections, Linear
-from jaxinterp.models.rules import EXACT, Rules
-
-Edit = Callable[..., Array]
-"""A callable pytree that maps an array to the one that flows on: `edit(x)`, of the same shape and dtype.
-
-An edit that takes `positions`, `tap` or `name` by keyword gets them from `run`:
-
-    positions  Int [batch, seq]: the position of every token, -1 for padding
-    tap        offers arrays of the edit's own by their whole name, `blocks/1/resid/post/codes`
-    name       the name of the edited array
-"""
-
-NO_LOGITS = (
-    "the model has no logits and so no cross-entropy: it is an encoder and predicts no token. Its answers are the "
-    "arrays 'final' and 'pooled'; the scoreboard measures the latter with effect=POOLED (jaxinterp.evaluation.effects)."
-)
-"""What to say where logits are asked for and there are none."""
+from jaxinterp.models.rules import EXACT
 
 LEAVES = ("/mlp", "/attn")
 """How the name of a sublayer ends."""
@@ -61,11 +37,11 @@ PROJECTIONS = (
 )
 """What linear maps inside a sublayer are called."""
 
-
 CODES = ("codes", "codes_pre", "gate_pre", "error", "components")
 """What arrays of a decomposition are called."""
 
 
+<<<<<<< HEAD
 @runtime_checkable
 class LanguageModel(Protocol):
     """A callable pytree from tokens to logits that offers every named array to `tap` and goes on with the answer.
@@ -338,6 +314,8 @@ def keeps(keep: tuple[str, ...] | None, name: str) -> bool:
     return keep is None or any(_glob(pattern)(name) for pattern in keep)
 
 
+=======
+>>>>>>> main
 @ordinary()
 def sites(model: PyTree, pattern: str = "**") -> list[str]:
     """Every site of the model in the order of the flow: leaves (each before its projections) and arrays.
@@ -362,7 +340,7 @@ def sites(model: PyTree, pattern: str = "**") -> list[str]:
         if port == "in" and (leaf.endswith(LEAVES) or PARTS.fullmatch(leaf)):
             names += [leaf, *projections.get(leaf, ())]
         names.append(name)
-    matches = _glob(pattern)
+    matches = matching(pattern)
     return [name for name in names if matches(name)]
 
 
@@ -398,7 +376,7 @@ def check_site(model: PyTree, name: str) -> str:
     known = sites(model)
     name = understood(model, name, known)
     if name not in known:
-        raise UserError(_why_absent(name, known))
+        raise UserError(why_absent(name, known))
     return name
 
 
@@ -412,7 +390,7 @@ def select(model: PyTree, pattern: str) -> PyTree:
       >>> len(select(subject.model, "blocks/*/mlp").get_sequence())
       4
     """
-    matches = _glob(pattern)
+    matches = matching(pattern)
     selection = pz.select(model).at_subtrees_where(lambda path, _: matches(path_name(path)), with_keypath=True)
     if selection.count() == 0:
         raise UserError(f"no part of the model matches {pattern!r}.{suggest(pattern, sites(model))}")
@@ -485,7 +463,7 @@ def _why_not_a_leaf(name: str, known: list[str], every: list[str]) -> str:
     """One sentence on why a name is not a leaf, and what is."""
     leaf, _, port = name.rpartition("/")
     if port in PROJECTIONS and leaf in known:
-        return _why_absent(name, every)
+        return why_absent(name, every)
     if name in every:
         return f"{name!r} is an array, not a leaf: change it by an edit of run(...), or replace {leaf!r}."
     return f"{name!r} is not a leaf of this model.{suggest(name, known)}"
@@ -502,14 +480,14 @@ def _check_projection(name: str, linear: PyTree, replacement: PyTree) -> None:
 
 
 @lru_cache(maxsize=256)
-def _glob(pattern: str) -> Callable[[str], bool]:
+def matching(pattern: str) -> Callable[[str], bool]:
     """Whether a name matches; `/` is crossed by `**` only."""
     escaped = re.escape(pattern).replace(r"\*\*", ".*").replace(r"\*", "[^/]*").replace(r"\?", "[^/]")
     expression = re.compile(escaped)
     return lambda name: expression.fullmatch(name) is not None
 
 
-def _why_absent(name: str, known: Any) -> str:
+def why_absent(name: str, known: Any) -> str:
     """One sentence on why a name is missing, and which names exist."""
     leaf, _, port = name.rpartition("/")
     expert = re.fullmatch(r"(.+/mlp)/experts/(\d+)(/.+)?", name)

@@ -13,7 +13,7 @@ from jaxinterp.explore.compare import nearest_rows, pair, pair_rows
 from jaxinterp.explore.export import export
 from jaxinterp.explore.index import open_index
 from jaxinterp.explore.labels import Labels
-from jaxinterp.models.sites import run
+from jaxinterp.models.run import run
 from jaxinterp.report.features import feature_pages
 from tests.explore.conftest import ASKED, SEQ, WINDOWS
 

@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, Int, PyTree
 from jaxinterp.core.errors import UserError
 from jaxinterp.core.sites import several
 from jaxinterp.decompositions.in_model import run_with
-from jaxinterp.models.sites import run
+from jaxinterp.models.run import run
 
 
 class Without(eqx.Module):

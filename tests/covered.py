@@ -4,13 +4,8 @@
     python tests/covered.py parity --passed   notes in tests/covered.json that the check passed on these files
 
 A check that makes the goldens again with other libraries is repeated in CI only where a file below changed; the suite
-<<<<<<< HEAD
-compares with the committed goldens every time. `make parity`, `peers`, `browser`, `explorer`, `frontend`, `test-tpu`
-and `test-gpu` note that they passed.
-=======
-compares with the committed goldens every time. `make parity`, `peers`, `browser`, `frontend`, `site`, `test-tpu` and
-`test-gpu` note that they passed.
->>>>>>> main
+compares with the committed goldens every time. `make parity`, `peers`, `browser`, `explorer`, `frontend`, `site`,
+`test-tpu` and `test-gpu` note that they passed.
 """
 
 import hashlib

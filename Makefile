@@ -139,13 +139,15 @@ AXE := build/axe/node_modules/axe-core/axe.min.js
 TRAIN := transcoder --model bilinear-4x128 --site blocks/1/mlp --features 512 --k 16 --learning-rate 2e-3 --tokens 100000 \
   --pages 8 --heldout-tokens 8192 --ce-tokens 2048
 
-explorer: $(INSTALLED)  ## the explorer of two runs, clicked through in headless Chromium, with axe-core where npm has it
+explorer: $(INSTALLED)  ## the explorer of two runs, clicked through in headless Chromium, with axe-core where npm has it; fails with build/.no-explorer where there is no Chromium
+	$(call WITH_CHROMIUM)
 	@rm -rf $(EXPLORED)
 	$(BIN)/python -m jaxinterp $(TRAIN) --out $(EXPLORED)/first
 	$(BIN)/python -m jaxinterp $(TRAIN) --seed 1 --out $(EXPLORED)/second
 	@test -f $(AXE) || npm install --silent --no-audit --no-fund --ignore-scripts --prefix build/axe axe-core@4.10.3 \
 	  || echo "axe-core is not to be had from npm: the pages are not checked for accessibility"
 	$(BIN)/python -m tests.browser.explorer $(EXPLORED)/first $(EXPLORED)/second $$(test -f $(AXE) && echo --axe $(AXE))
+	$(BIN)/python tests/covered.py explorer --passed
 
 fuzz: $(INSTALLED)  ## 100,000 mutated files against every reader: some five CPU minutes
 	$(BIN)/python -W ignore -m benchmarks.fuzz

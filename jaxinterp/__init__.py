@@ -17,6 +17,7 @@ from jaxinterp.core.version import VERSION
 if TYPE_CHECKING:
     from jaxinterp.data.text.load_text import load_text
     from jaxinterp.decompositions.saved import load_decomposition, save
+    from jaxinterp.evaluation.features.ablation import ablation_effect
     from jaxinterp.evaluation.scoreboard import score
     from jaxinterp.evaluation.trial import try_objective
     from jaxinterp.models.edits import Add, SetTo
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from jaxinterp.models.sites import replace, select, sites
     from jaxinterp.models.view import show
     from jaxinterp.report.features import feature_pages
+    from jaxinterp.report.questions import codes_table, find_features, logits_of, top_contexts
     from jaxinterp.training.fit import Fit, fit
 
 __version__ = VERSION
@@ -41,12 +43,16 @@ __all__ = [
     "Subject",
     "Trace",
     "UserError",
+    "ablation_effect",
+    "codes_table",
     "feature_pages",
+    "find_features",
     "fit",
     "generate",
     "load",
     "load_decomposition",
     "load_text",
+    "logits_of",
     "replace",
     "run",
     "save",
@@ -54,6 +60,7 @@ __all__ = [
     "select",
     "show",
     "sites",
+    "top_contexts",
     "try_objective",
 ]
 
@@ -63,6 +70,7 @@ HOMES = {
         "load_decomposition",
         "save",
     ),
+    "jaxinterp.evaluation.features.ablation": ("ablation_effect",),
     "jaxinterp.evaluation.scoreboard": ("score",),
     "jaxinterp.evaluation.trial": ("try_objective",),
     "jaxinterp.models.generate": ("generate",),
@@ -84,6 +92,12 @@ HOMES = {
     ),
     "jaxinterp.models.view": ("show",),
     "jaxinterp.report.features": ("feature_pages",),
+    "jaxinterp.report.questions": (
+        "codes_table",
+        "find_features",
+        "logits_of",
+        "top_contexts",
+    ),
     "jaxinterp.training.fit": (
         "Fit",
         "fit",

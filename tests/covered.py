@@ -4,8 +4,8 @@
     python tests/covered.py parity --passed   notes in tests/covered.json that the check passed on these files
 
 A check that makes the goldens again with other libraries is repeated in CI only where a file below changed; the suite
-compares with the committed goldens every time. `make parity`, `peers`, `browser`, `frontend`, `site`, `test-tpu` and
-`test-gpu` note that they passed.
+compares with the committed goldens every time. `make parity`, `peers`, `browser`, `explorer`, `frontend`, `site`,
+`test-tpu` and `test-gpu` note that they passed.
 """
 
 import hashlib
@@ -32,6 +32,13 @@ COVERS = {
         "jaxinterp/report/graph.js",
         "jaxinterp/causal/graphs",
         "jaxinterp/commands/graph.py",
+    ),
+    "explorer": (
+        "tests/browser/driver.py",
+        "tests/browser/explorer.py",
+        "jaxinterp/explore",
+        "jaxinterp/commands/explore.py",
+        "jaxinterp/report/palette.css",
     ),
     "frontend": (
         "tests/browser/driver.py",

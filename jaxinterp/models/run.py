@@ -86,6 +86,10 @@ class Trace(eqx.Module):
         """The names, in the order of the flow."""
         return list(self.arrays)
 
+    def _ipython_key_completions_(self) -> list[str]:
+        """What a notebook or IPython completes after `trace["`."""
+        return list(self.arrays)
+
     def values(self) -> list[Array]:
         """The arrays, in the order of the flow."""
         return list(self.arrays.values())

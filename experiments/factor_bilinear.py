@@ -45,7 +45,7 @@ from jaxinterp.methods.factor.bilinear import (
 )
 from jaxinterp.models.load import load
 from jaxinterp.models.mlp import MLP
-from jaxinterp.models.sites import run
+from jaxinterp.models.run import run
 
 
 @dataclass(frozen=True)

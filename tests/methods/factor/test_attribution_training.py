@@ -83,5 +83,5 @@ def test_parts_that_sum_to_an_mlp_lose_nothing_when_all_are_kept():
 
 
 def test_more_parts_than_there_are_is_refused():
-    with pytest.raises(UserError, match=r"k=6 .*parts=5"):
-        AttributionParameters(parts=5, k=6)
+    with pytest.raises(UserError, match=r"k=6\.0 .*parts=5"):
+        AttributionParameters(parts=5, k=6.0)

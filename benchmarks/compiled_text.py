@@ -50,3 +50,17 @@ def collectives(text: str) -> list[tuple[str, int]]:
             results = results[len(results) // 2 :] if match[3] else results  # a start returns its operands as well
             found.append((match[2], sum(size(array)[1] for array in results)))
     return found
+
+
+def sorted_lengths(text: str) -> set[int]:
+    """How many numbers each sort, or `top_k`, of a program puts in order."""
+    found = set()
+    for line in text.splitlines():
+        match = re.search(r"= \(?\w+\[([\d,]+)\].*? sort\(.*dimensions=\{(\d+)\}", line)
+        if match:
+            found.add(int(match[1].split(",")[int(match[2])]))
+        match = re.search(r" topk\(\w+\[([\d,]+)\]| topk\(.*?\), k=|custom_call_target=\"(?:TopK|__gpu\$TopK)\"", line)
+        if match:
+            operands = re.findall(r"\w+\[([\d,]+)\]", line)
+            found.add(max(int(sizes.split(",")[-1]) for sizes in operands))
+    return found

@@ -25,6 +25,7 @@ COVERS = {
     ),
     "gpu": (
         "benchmarks/gpu_compile.py",
+        "benchmarks/gpu_memory.py",
         "benchmarks/compiled_text.py",
         "jaxinterp/kernels",
         "jaxinterp/preflight",

@@ -30,9 +30,10 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from benchmarks.compiled_text import arrays, collectives, mesh, size, sorted_lengths
+from benchmarks.compiled_for import mesh
 from jaxinterp.kernels import encode_topk, sampled_dot, sparse_decode, sparse_outer
 from jaxinterp.preflight.gpus import GPUS, UNTUNED, described
+from jaxinterp.preflight.program_text import arrays, exchanges, numbers_of, shape_of, size_of, sorts
 
 TOKENS = 8192
 SMALL, LARGE = (768, 24576, 32), (2304, 65536, 64)  # width, features, k
@@ -113,11 +114,11 @@ def compiled(program: Program, width: int, features: int, k: int, kernel: str = 
     temporary = int(done.memory_analysis().temp_size_in_bytes)
     shards = dict(program.mesh.shape)
     whole = min(TOKENS // shards["data"] * features // shards["feature"], TOKENS // shards["data"] * k * width)
-    found = sorted(arrays(text), key=lambda array: size(array)[1], reverse=True)
-    own = {f"{features // shards['feature']},{width}", f"{width},{features // shards['feature']}"}
-    large = [one for one in found if size(one)[0] >= whole and one[:-1].split("[")[1] not in own]
+    found = sorted(arrays(text), key=size_of, reverse=True)
+    own = {(features // shards["feature"], width), (width, features // shards["feature"])}
+    large = [one for one in found if numbers_of(one) >= whole and shape_of(one) not in own]
     broken = [f"holds {one}" for one in large] if program.sparse else []
-    whole_sort = {features, features // shards["feature"]} & sorted_lengths(text)
+    whole_sort = {features, features // shards["feature"]} & {axes[-1] for axes in sorts(text)}
     if program.sparse and whole_sort:
         broken.append(f"sorts all {max(whole_sort)} features of a token")
     if not program.sparse and not (large and whole_sort):
@@ -132,7 +133,7 @@ def compiled(program: Program, width: int, features: int, k: int, kernel: str = 
         "seconds": time.perf_counter() - wall,
         "temporary": temporary,
         "largest": found[:2],
-        "collectives": collectives(text),
+        "collectives": [(kind, size_of(" ".join(results))) for kind, results in exchanges(text)],
         "kernels": kernels,
         "broken": broken,
     }

@@ -24,7 +24,7 @@ TINY = Run("tiny", "blocks/1/mlp", features=512, k=4, batch=256, seq=32)
 
 
 def test_the_count_by_hand_is_what_a_program_holds():
-    """Eight virtual devices; the controls are counts that forget the mesh, and the buffer's two sides."""
+    """Eight virtual devices; the controls: a count that forgets the mesh, and a program that holds too much."""
     shapes = model_shapes("tiny", dtype="float32")
     found = preflight(
         Transcoder(features=512, k=4, auxk=0.0),
@@ -38,8 +38,9 @@ def test_the_count_by_hand_is_what_a_program_holds():
     counted = by_hand(shapes.config, TINY, itemsize=4)
     for kind in ("model weights", "dictionary", "optimizer", "activation buffer"):
         assert found[kind] == pytest.approx(counted[kind], rel=0.05)
-    assert beyond(found, counted) == []
-    everywhere = by_hand(shapes.config, replace(TINY, mesh=(1, 1)), 4)
+    found, counted = ({kind: size for kind, size in of.items() if kind != "temporary"} for of in (found, counted))
+    assert beyond(found, counted) == []  # temporary memory is the CPU compiler's: 1 MiB
+    everywhere = by_hand(shapes.config, replace(TINY, mesh=(1, 1)), itemsize=4)
     assert any(reason.startswith("dictionary") for reason in beyond(found, everywhere))
     assert beyond(found | {"dictionary": 2**30}, counted)[0].startswith("dictionary")
 

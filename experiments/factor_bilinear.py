@@ -96,7 +96,11 @@ def main(config: Config) -> None:
             ("logits", weights, logits),
             ("random", weights, random),
             ("logits, shuffled weights", shuffled, logits),
-            ("higher-order SVD", weights, higher_order_svd(*weights, config.directions).directions),
+            (
+                "higher-order SVD",
+                weights,
+                higher_order_svd(weights[0], weights[1], weights[2], config.directions).directions,
+            ),
         ):
             found = np.asarray(jax.lax.map(lambda u, of=of, x=x: measure(of, u, x), directions)).mean(0)
             rows.append({"layer": index, "directions": name} | dict(zip(KEYS, map(float, found), strict=True)))

@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 INSTALLED := $(VENV)/.installed
 DEMO_OUT ?= runs/demo
 
-.PHONY: browser explorer frontend demo tiny test test-slow test-jax test-tpu test-gpu lint format parity peers peers-environment tracer fuzz clean
+.PHONY: browser explorer frontend site demo tiny test test-slow test-jax test-tpu test-gpu lint format parity peers peers-environment tracer fuzz clean
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "jaxinterp needs Python 3.11 or newer: make PYTHON=/path/to/python3.11")'
@@ -57,7 +57,7 @@ format: $(INSTALLED)
 	$(BIN)/ruff check --fix .
 
 clean:
-	rm -rf $(VENV) $(PARITY) $(PEERS) $(TPU) $(GPU) build runs
+	rm -rf $(VENV) $(PARITY) $(PEERS) $(TPU) $(GPU) $(SITE) build runs
 
 PARITY := .venv-parity
 TORCH := torch==2.13.0
@@ -131,18 +131,32 @@ frontend: $(INSTALLED)  ## circuit-tracer's frontend, from its wheel, draws a co
 
 SCRIPTS := d3@7.9.0 d3-jetpack@2.3.0 dagre@0.8.5 pako@2.1.0
 
+SITE := .venv-site
+BUILDERS := mkdocs-material==9.8.2 mkdocstrings-python==2.0.11 mkdocstrings==1.0.8 mkdocs==1.6.1 black==26.10.1 linkchecker==10.6.0
+
+site:  ## the documentation as HTML in build/site, without a warning or a dead link; fails with build/.no-site where mkdocs is not to be had
+	@mkdir -p build && rm -f build/.no-site
+	test -x $(SITE)/bin/python || $(PYTHON) -m venv $(SITE)
+	$(SITE)/bin/python -c 'import mkdocs, mkdocstrings, black, linkcheck' 2>/dev/null \
+	  || $(SITE)/bin/python -m pip install --quiet $(BUILDERS) || { touch build/.no-site; exit 2; }
+	NO_MKDOCS_2_WARNING=1 $(SITE)/bin/mkdocs build --quiet --strict
+	$(SITE)/bin/linkchecker --no-status --no-warnings --ignore-url='^https?:' build/site/index.html
+	python3 tests/covered.py site --passed
+
 EXPLORED := build/explored
 AXE := build/axe/node_modules/axe-core/axe.min.js
 TRAIN := transcoder --model bilinear-4x128 --site blocks/1/mlp --features 512 --k 16 --learning-rate 2e-3 --tokens 100000 \
   --pages 8 --heldout-tokens 8192 --ce-tokens 2048
 
-explorer: $(INSTALLED)  ## the explorer of two runs, clicked through in headless Chromium, with axe-core where npm has it
+explorer: $(INSTALLED)  ## the explorer of two runs, clicked through in headless Chromium, with axe-core where npm has it; fails with build/.no-explorer where there is no Chromium
+	$(call WITH_CHROMIUM)
 	@rm -rf $(EXPLORED)
 	$(BIN)/python -m jaxinterp $(TRAIN) --out $(EXPLORED)/first
 	$(BIN)/python -m jaxinterp $(TRAIN) --seed 1 --out $(EXPLORED)/second
 	@test -f $(AXE) || npm install --silent --no-audit --no-fund --ignore-scripts --prefix build/axe axe-core@4.10.3 \
 	  || echo "axe-core is not to be had from npm: the pages are not checked for accessibility"
 	$(BIN)/python -m tests.browser.explorer $(EXPLORED)/first $(EXPLORED)/second $$(test -f $(AXE) && echo --axe $(AXE))
+	$(BIN)/python tests/covered.py explorer --passed
 
 fuzz: $(INSTALLED)  ## 100,000 mutated files against every reader: some five CPU minutes
 	$(BIN)/python -W ignore -m benchmarks.fuzz
@@ -174,7 +188,7 @@ test-gpu:  ## compile every GPU kernel and whole steps with the real CUDA compil
 	  || $(GPU)/bin/python -m pip install --quiet --constraint constraints.txt --editable . \
 	     jax-cuda13-plugin==$(CUDA) jax-cuda13-pjrt==$(CUDA) || { touch $(GPU)/.no-cuda; exit 2; }
 	$(WITHOUT_A_GPU) $(GPU)/bin/python -m benchmarks.gpu_compile --quick
-	$(WITHOUT_A_GPU) $(GPU)/bin/python -m experiments.transcoder --out unused --model tiny --mesh data=2,feature=4 --preflight h200:8
+	$(WITHOUT_A_GPU) $(GPU)/bin/python -m benchmarks.gpu_memory
 	$(GPU)/bin/python tests/covered.py gpu --passed
 
 WITHOUT_A_GPU := CUDA_VISIBLE_DEVICES=-1 JAX_PLATFORMS=cpu

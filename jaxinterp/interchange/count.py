@@ -29,7 +29,7 @@ from jaxinterp.interchange.releases import Entry, Release, directory, place
 from jaxinterp.interchange.samples import shape_of, values_of, write_sample
 from jaxinterp.models.files.wanted import wanted_tensors
 from jaxinterp.models.load import load
-from jaxinterp.models.sites import run
+from jaxinterp.models.run import run
 
 CLASSES = {
     **{"AutoEncoder": "AutoEncoder", "AutoEncoderTopK": "AutoEncoderTopK", "BatchTopKSAE": "BatchTopKSAE"},

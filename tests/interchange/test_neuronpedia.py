@@ -11,7 +11,7 @@ import pytest
 from jaxinterp.core.errors import UserError
 from jaxinterp.evaluation.features.peaks import collect
 from jaxinterp.interchange import write_neuronpedia
-from jaxinterp.models.sites import run
+from jaxinterp.models.run import run
 from tests.interchange.written_batches import SITE, subject_text_dictionary
 
 GOLDEN = json.loads((Path(__file__).parent / "neuronpedia_golden.json").read_text())

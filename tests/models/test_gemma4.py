@@ -11,11 +11,13 @@ import pytest
 
 from jaxinterp.core.errors import UserError
 from jaxinterp.models.cache import can_cache
+from jaxinterp.models.edits import SetTo
 from jaxinterp.models.files.subject import Subject, save_subject
 from jaxinterp.models.generate import generate
 from jaxinterp.models.layers import cut_axes
 from jaxinterp.models.load import load
-from jaxinterp.models.sites import SetTo, run, sites
+from jaxinterp.models.run import run
+from jaxinterp.models.sites import sites
 
 GOLDEN = Path(__file__).parents[1] / "parity" / "goldens" / "gemma4"
 TOKENS = jnp.asarray(np.random.default_rng(0).integers(0, 48, (1, 6)))

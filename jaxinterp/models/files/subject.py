@@ -36,7 +36,7 @@ from jaxinterp.models.mixtures.config import MixtureConfig
 from jaxinterp.models.mixtures.routed import RoutedConfig
 from jaxinterp.models.per_layer import PerLayerConfig
 from jaxinterp.models.rotary import RopeScaling
-from jaxinterp.models.sites import LanguageModel, Trace, run
+from jaxinterp.models.run import LanguageModel, Trace, run
 from jaxinterp.models.transformer import Transformer, TransformerConfig, WholeConfig
 from jaxinterp.storage.files import write_arrays, write_text
 

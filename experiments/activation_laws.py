@@ -87,6 +87,8 @@ class Config:
     """Steps of a ProSparse run, in parts of a training."""
     weights: tuple[float, ...] = (3e-4, 1e-3, 3e-3)
     """Last weights of the L1 penalty."""
+    points: tuple[float, ...] = POINTS
+    """Where the models are measured, in parts of the training, rising to 1."""
     heldout: int = 16_384
     """Held-out tokens for the loss."""
     calibration: int = 4_096
@@ -101,8 +103,10 @@ def main(config: Config) -> None:
     """Train and measure, then fine-tune, then fit."""
     check_positive(config, "layers", "d_model", "d_mlp", "heads", "batch_size")
     steps = config.tokens // config.batch_size
-    if steps < 32 * LOG_EVERY:
-        raise UserError(f"tokens={config.tokens} makes {steps} steps: at least {32 * LOG_EVERY} are needed.")
+    if min(config.points) * steps < LOG_EVERY:
+        raise UserError(f"tokens={config.tokens} makes {steps} steps: the first of points={config.points} needs more.")
+    if len(config.points) < 5 or list(config.points) != sorted({*config.points, 1.0}):
+        raise UserError(f"points={config.points} must be at least 5 numbers that rise to 1.")
     record = settings_of(config)
     check_folder(config.out, record, resume=config.resume)
     with folder_of_a_run(config.out, record) as out:
@@ -205,7 +209,7 @@ def over_training(
     subject = Subject(start_model(shape(config, kind), seed), text.tokenizer, f"{kind}-{seed}")
     done = {row["step"] for row in results["rows"] if (row["kind"], row["seed"]) == (kind, seed)}
     folder = out / subject.name
-    for part in POINTS:
+    for part in config.points:
         stop = max(1, round(part * steps / LOG_EVERY)) * LOG_EVERY if part < 1 else steps
         if stop in done:
             continue

@@ -1,8 +1,8 @@
 """CETT of a whole model, from one table a layer: thresholds for any target without another pass over the activations.
 
-    cett_curve(a, W)          CETT(ε_g) and the share of neurons above ε_g, at the quantiles ε_g of the |n_j| that are not 0
-    curve.at(c)               a crossing of CETT(ε) = c, found by bisection in the table, with the value that it achieves
-    cett_ppl(model, curves)   PPL-p %: the largest CETT c, one for all layers, that costs at most p percent of perplexity
+    cett_curve(a, W)      CETT(ε_g), and the share of neurons above ε_g, at quantiles ε_g of the |n_j| that are not 0
+    curve.at(c)           a crossing of CETT(ε) = c, by bisection in the table, with the value that it achieves
+    cett_ppl(model, ...)  PPL-p %: the largest CETT c, one for all layers, that costs at most p percent of perplexity
 
 `cett_threshold` gives the same as `curve.at` where it gets the curve's own candidates; it costs a product with W for
 every step of every bisection, which a search over c repeats in every layer.
@@ -175,7 +175,7 @@ def cett_ppl(
     """CETT-PPL-p %: thresholds from the curves' text, the loss from whatever text `loss` takes.
 
     Args:
-      loss: edits -> nats; any measure with exp(loss - dense_loss) - 1 as its rise works, of an encoder log(1 + distance).
+      loss: edits -> nats. Any number whose rise is exp(loss - dense_loss) - 1 does, of an encoder log(1 + distance).
       tolerance: of the CETT, absolute.
     Raises:
       UserError: percent or tolerance is not positive.

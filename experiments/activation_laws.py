@@ -42,7 +42,7 @@ from jaxinterp.commands.shell import (
     write_json,
 )
 from jaxinterp.core.errors import UserError
-from jaxinterp.data.activations import counted
+from jaxinterp.data.activations import counted, on_device
 from jaxinterp.data.text.load_text import take
 from jaxinterp.data.windows import windows
 from jaxinterp.evaluation.sparsity.curves import cett_curves, cett_ppl, hidden_activations
@@ -52,7 +52,7 @@ from jaxinterp.methods.sparse_language_model import SparseLanguageModel
 from jaxinterp.models.files.subject import Subject, save_subject
 from jaxinterp.models.load import load
 from jaxinterp.models.rules import Activation
-from jaxinterp.models.sites import run
+from jaxinterp.models.run import run
 from jaxinterp.models.transformer import TransformerConfig
 from jaxinterp.training.fit import fit
 
@@ -148,7 +148,7 @@ class Measure:
     def __init__(self, config: Config, text: Text):
         self.config = config
         held, train = windows(text.heldout, config.seq), windows(text.train, config.seq)
-        self.batches = [_arrays(batch) for batch in take(held, config.heldout, seed=0, rows=16)]
+        self.batches = [on_device(batch) for batch in take(held, config.heldout, seed=0, rows=16)]
         self.calibration = take(train, config.calibration, seed=1, rows=16)
 
     def loss(self, model: Any, edits: Mapping[str, Any]) -> float:
@@ -176,10 +176,6 @@ class Measure:
             "top": [top.top[0] for top in tops.values()],
             "median": [top.median for top in tops.values()],
         }
-
-
-def _arrays(batch: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: jnp.asarray(batch[name]) for name in ("tokens", "weight", "document")}
 
 
 @eqx.filter_jit

@@ -33,12 +33,12 @@ from jaxinterp.commands.shell import (
     settings_of,
     write_json,
 )
-from jaxinterp.data.activations import counted
+from jaxinterp.data.activations import counted, on_device
 from jaxinterp.data.text.load_text import load_text, take
 from jaxinterp.evaluation.pooled import POOLED
 from jaxinterp.evaluation.sparsity.curves import cett_curves, cett_ppl, edits_at, hidden_activations
 from jaxinterp.models.load import load
-from jaxinterp.models.sites import run
+from jaxinterp.models.run import run
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,7 @@ class Perplexity:
     name = "perplexity"
 
     def __init__(self, model: Any, batches: list[Any]):
-        self.model, self.batches = model, [_arrays(batch) for batch in batches]
+        self.model, self.batches = model, [on_device(batch) for batch in batches]
 
     def __call__(self, edits: Mapping[str, Any]) -> float:
         sums = [_nll(self.model, edits, batch) for batch in self.batches]
@@ -138,7 +138,7 @@ class Similarity:
     name = "distance of embeddings"
 
     def __init__(self, model: Any, batches: list[Any]):
-        self.model, self.batches = model, [_arrays(batch) for batch in batches]
+        self.model, self.batches = model, [on_device(batch) for batch in batches]
         self.clean = [_embedded(model, {}, batch["tokens"]) for batch in self.batches]
 
     def __call__(self, edits: Mapping[str, Any]) -> float:
@@ -148,10 +148,6 @@ class Similarity:
             weight = np.asarray(found["counted"])
             sums += [float(np.sum((1 - np.asarray(found["similarity"])) * weight)), weight.sum()]
         return math.log1p(sums[0] / sums[1])
-
-
-def _arrays(batch: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: jnp.asarray(batch[name]) for name in ("tokens", "weight", "document")}
 
 
 @eqx.filter_jit

@@ -39,14 +39,14 @@ from jaxinterp.commands.shell import (
 from jaxinterp.core.metrics import Ratio
 from jaxinterp.core.protocols import Recipe
 from jaxinterp.core.sites import Needs
-from jaxinterp.data.activations import counted
+from jaxinterp.data.activations import counted, on_device
 from jaxinterp.data.text.load_text import load_text, take
 from jaxinterp.methods.language_model import LanguageModel, in_float32, next_token_nll
 from jaxinterp.methods.recipes import gradient_method
 from jaxinterp.models.files.subject import Subject, save_subject
 from jaxinterp.models.load import load
 from jaxinterp.models.merge import WeightEnsemble, ensemble, task_arithmetic
-from jaxinterp.models.sites import run
+from jaxinterp.models.run import run
 from jaxinterp.training.fit import fit
 
 
@@ -191,8 +191,7 @@ def tuned_on(name: str, base: Subject, train: grain.MapDataset, config: Config) 
 
 def loss(model: Any, batches: list[Mapping[str, Any]]) -> float:
     """Cross-entropy, nats."""
-    sums = [_summed(model, {name: jnp.asarray(batch[name]) for name in ("tokens", "weight", "document")})
-            for batch in batches]  # fmt: skip
+    sums = [_summed(model, on_device(batch)) for batch in batches]
     return sum(float(total) for total, _ in sums) / sum(float(count) for _, count in sums)
 
 

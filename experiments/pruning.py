@@ -46,7 +46,8 @@ from jaxinterp.models.files.write_huggingface import save_huggingface
 from jaxinterp.models.leave_out import BySize
 from jaxinterp.models.load import load
 from jaxinterp.models.pruning import keep_neurons, mask_weights
-from jaxinterp.models.sites import run, sites
+from jaxinterp.models.run import run
+from jaxinterp.models.sites import sites
 
 
 @dataclass(frozen=True)

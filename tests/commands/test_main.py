@@ -16,7 +16,7 @@ from jaxinterp.commands.shell import kept_settings, value_of
 from jaxinterp.core.errors import UserError
 from jaxinterp.methods import GatedSparseAutoencoder, PerLayerTranscoders, Transcoder
 from jaxinterp.methods.listed import METHODS
-from tests.experiments.test_transcoder import SMALL, corpus  # noqa: F401
+from tests.experiments.small_run import SMALL, write_corpus
 
 
 def said(capsys, *words):
@@ -136,7 +136,8 @@ def test_the_package_is_a_program():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", methods.CLASSES)
-def test_every_method_runs_to_its_report(capsys, tmp_path, corpus, method):  # noqa: F811
+def test_every_method_runs_to_its_report(capsys, tmp_path, method):
+    corpus = write_corpus(tmp_path / "text")
     options = [*SMALL, "--tokens", "1024", "--text", corpus, "--out", tmp_path / "out"]
     if "k" not in methods.hyperparameters(method):
         options = options[:4] + options[6:]

@@ -45,7 +45,9 @@ def test_steps_of_the_kernel_visit_every_column_and_every_block_once():
     for stored in (1, 3, 12):
         places = rng.permutation(12)[:stored]
         rows, columns = places // 4, places % 4
-        column, row, block, begin = (np.asarray(part) for part in order_of_steps(rows, columns, 4))
+        column, row, block, begin = (
+            np.asarray(part) for part in order_of_steps(jnp.asarray(rows), jnp.asarray(columns), 4)
+        )
         assert (np.diff(column) >= 0).all() and column.tolist().count(3) == 1 + (columns == 3).sum()
         assert sorted(block[begin == 0]) == list(range(stored)) and begin.sum() == 4
         np.testing.assert_array_equal(columns[block[begin == 0]], column[begin == 0])

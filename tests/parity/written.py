@@ -60,7 +60,7 @@ def check() -> bool:
 
     from jaxinterp.models.files.write_huggingface import save_huggingface
     from jaxinterp.models.load import load
-    from jaxinterp.models.sites import run
+    from jaxinterp.models.run import run
 
     good = True
     with tempfile.TemporaryDirectory() as folder:

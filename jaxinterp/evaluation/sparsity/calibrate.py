@@ -24,7 +24,8 @@ from jaxtyping import Array, Float, Int, PyTree
 
 from jaxinterp.core.errors import UserError
 from jaxinterp.core.promotion import ordinary
-from jaxinterp.models.sites import run
+from jaxinterp.data.activations import READ, on_device
+from jaxinterp.models.run import run
 from jaxinterp.training.mesh import check_spread, fetch, over_data, place_model
 
 BUCKETS = 2**15
@@ -102,11 +103,12 @@ def calibrate(
     if mesh is not None:
         model = place_model(model, mesh)
     for batch in batches:
-        arrays = {name: np.asarray(batch[name]) for name in ("tokens", "weight")}
-        if mesh is not None:
-            count = len(arrays["tokens"])
+        if mesh is None:
+            arrays = on_device(batch, READ)
+        else:
+            count = len(batch["tokens"])
             check_spread("windows of a batch", count, count, mesh, "data")
-            arrays = {name: _spread(array, mesh) for name, array in arrays.items()}
+            arrays = {name: _spread(np.asarray(batch[name]), mesh) for name in READ}
         part = jax.tree.map(_wide, jax.device_get(fetch(_batch(model, arrays, dict(wanted)))))
         found = part if found is None else {name: found[name] + part[name] for name in found}
     if found is None or not all(float(summary.tokens) for summary in found.values()):

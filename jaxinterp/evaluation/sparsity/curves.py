@@ -24,8 +24,9 @@ from jaxinterp.core.errors import UserError
 from jaxinterp.evaluation.sparsity.budgets import ppl_percent
 from jaxinterp.evaluation.sparsity.measures import Threshold
 from jaxinterp.models.leave_out import Above, BySize, LeaveOut
+from jaxinterp.models.run import run
 from jaxinterp.models.selection import row_norms
-from jaxinterp.models.sites import run, select, sites
+from jaxinterp.models.sites import select, sites
 
 
 class CETTCurve(NamedTuple):

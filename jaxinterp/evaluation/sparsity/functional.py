@@ -25,8 +25,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from jaxinterp.core.decomposition import Decomposition, Vectors
 from jaxinterp.core.errors import UserError
-from jaxinterp.decompositions.base import Decomposition, Vectors
 from jaxinterp.decompositions.codes import Codes, DenseCodes, SparseCodes
 from jaxinterp.decompositions.plain import Neurons
 from jaxinterp.evaluation.columns import Column

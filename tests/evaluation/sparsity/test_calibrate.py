@@ -13,7 +13,7 @@ from jaxinterp.core.errors import UserError
 from jaxinterp.evaluation.sparsity.calibrate import calibrate, quantile, summarise
 from jaxinterp.models.leave_out import BySize
 from jaxinterp.models.load import load
-from jaxinterp.models.sites import run
+from jaxinterp.models.run import run
 from jaxinterp.models.transformer import TransformerConfig, initialise
 from jaxinterp.training.mesh import make_mesh
 from tests.evaluation.sparsity import calibrate_worker

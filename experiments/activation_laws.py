@@ -299,12 +299,18 @@ def run_summary(kind: str, seed: int, rows: Sequence[Mapping[str, Any]]) -> dict
     sizes = np.asarray([np.divide(row["top"], row["median"]) for row in rows])
     layer = int(sizes[-1].argmax())
     curve, fit_of_curve = fit_curve(np.asarray([row["step"] for row in rows], np.float64), sizes[:, layer])
+    not_zero = np.asarray([1 - row["zeros"] for row in rows])
+    extra = {}
+    if kind == "relu":  # what is exactly 0, besides
+        density_law, fit_of_density = fit_log_power_law(tokens, not_zero)
+        extra = {"density": not_zero.tolist(), "density law": density_law._asdict(), "density law R2": fit_of_density}
     last = {name: rows[-1][name] for name in ("ce", "ratio", "cett", "zeros", "ratio by layer")}
     return {
         "kind": kind,
         "seed": seed,
         **last,
-        "first ratio": float(ratio[0]),
+        **extra,
+        "ratios": ratio.tolist(),
         "law": law._asdict(),
         "law R2": fit_of_law,
         "block of the largest": layer,
@@ -321,26 +327,35 @@ def at_loss(rows: Sequence[Mapping[str, Any]], ce: float) -> float:
 
 
 def equal_density(tuned: Sequence[Mapping[str, Any]]) -> list[dict[str, float]]:
-    """At every density that the constant weights reached within the staged ones' range: the two losses.
+    """At every density that one of the plans reached within the range of the other: the two losses.
 
-    The staged loss is interpolated in log density between its measured points.
+    The other plan's loss is linear in log density between its measured points.
     """
-    staged = sorted((row for row in tuned if row["plan"] == "staged"), key=lambda row: row["density"])
-    if len(staged) < 2:
-        return []
-    x, y = np.log([row["density"] for row in staged]), [row["ce"] for row in staged]
-    return [
-        {"density": row["density"], "constant": row["ce"], "staged": float(np.interp(np.log(row["density"]), x, y))}
-        for row in tuned
-        if row["plan"] == "constant" and x[0] <= np.log(row["density"]) <= x[-1]
-    ]
+    plans = {
+        plan: sorted((row for row in tuned if row["plan"] == plan), key=lambda row: row["density"])
+        for plan in ("constant", "staged")
+    }
+    found = []
+    for plan, other in (("constant", "staged"), ("staged", "constant")):
+        x, y = np.log([row["density"] for row in plans[other]]), [row["ce"] for row in plans[other]]
+        for row in plans[plan]:
+            at = np.log(row["density"])
+            if len(x) > 1 and x[0] <= at <= x[-1]:
+                found.append({"density": row["density"], plan: row["ce"], other: float(np.interp(at, x, y))})
+    return found
+
+
+def of_zeros(row: Mapping[str, Any]) -> str:
+    """The law of the share that is not exactly 0, where there is one."""
+    return f", of not-zero {row['density law R2']:.3f}" if "density law R2" in row else ""
 
 
 def lines_of(found: Mapping[str, Any]) -> list[str]:
     """The summary in words."""
     lines = [
-        f"{row['kind']}-{row['seed']}: ce {row['ce']:.4f}, stays {row['first ratio']:.3f} -> {row['ratio']:.3f}, zeros "
-        f"{row['zeros']:.3f}; law R2 {row['law R2']:.3f}; top/median {row['top/median'][-1]:.1f}, curve R2 "
+        f"{row['kind']}-{row['seed']}: ce {row['ce']:.4f}, stays {row['ratios'][1]:.3f} -> {row['ratio']:.3f}, zeros "
+        f"{row['zeros']:.3f}; law R2 {row['law R2']:.3f}{of_zeros(row)}; "
+        f"top/median {row['top/median'][-1]:.1f}, curve R2 "
         f"{row['curve R2']:.3f}"
         for row in found["runs"]
     ]

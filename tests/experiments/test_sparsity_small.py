@@ -67,8 +67,9 @@ def test_equal_density_and_equal_loss_are_read_off_the_curves():
         {"plan": "constant", "density": 0.2, "ce": 2.7},
         {"plan": "constant", "density": 0.05, "ce": 5.0},
     ]
-    (found,) = activation_laws.equal_density(tuned)
-    assert found == pytest.approx({"density": 0.2, "constant": 2.7, "staged": 2.5})
+    first, second = activation_laws.equal_density(tuned)
+    assert first == pytest.approx({"density": 0.2, "constant": 2.7, "staged": 2.5})
+    assert second == pytest.approx({"density": 0.1, "staged": 3.0, "constant": 3.85})
     weights = activation_laws.stages_of(1.0, 100)
     assert weights == ((0.025, 30), (0.25, 50), (0.25, 60), (1.0, 90), (1.0, 100))
 

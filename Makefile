@@ -71,7 +71,6 @@ parity:  ## remake the goldens with transformers and compare; fails with .no-cpu
 	  && $(PARITY)/bin/python -m pip install --quiet $(TORCH); } || { touch $(PARITY)/.no-cpu-torch; exit 2; }
 	$(PARITY)/bin/python -m pip install --quiet --constraint constraints.txt --editable ".[convert]"
 	JAX_PLATFORMS=cpu $(PARITY)/bin/python tests/parity/make_goldens.py --check
-	JAX_PLATFORMS=cpu $(PARITY)/bin/python tests/parity/written.py
 	$(PARITY)/bin/python tests/covered.py parity --passed
 
 PEERS := .venv-peers

@@ -61,7 +61,7 @@ def test_one_cett_for_all_layers_is_the_largest_that_perplexity_allows():
     assert {name: a.shape for name, a in hidden.items()} == dict.fromkeys(("blocks/0/mlp", "blocks/1/mlp"), (49, 24))
     expected = np.asarray(run(model, tokens)["blocks/1/mlp/hidden"])[1:, 1:].reshape(-1, 24)
     np.testing.assert_allclose(hidden["blocks/1/mlp"], expected, atol=1e-4)
-    curves = cett_curves(model, hidden, points=17)
+    curves = cett_curves(model, hidden, points=33)
     clean = jax.nn.log_softmax(run(model, tokens).logits)
 
     def loss(edits):

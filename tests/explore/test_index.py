@@ -228,7 +228,7 @@ def test_the_kl_of_steering_is_that_of_both_distributions(explorer, subject, dic
     feature = int(np.argmax(explorer.index.sums.fired))
     still = explorer.steered("abc", feature, 0.0, 3, 0.0, 0)
     moved = explorer.steered("abc", feature, 10.0, 3, 0.0, 0)
-    assert still["kl"] == 0 and still["agrees"] and still["plain"] == still["steered"] == moved["plain"]
+    assert still["kl"] < 1e-5 and still["agrees"] and still["plain"] == still["steered"] == moved["plain"]
     vector = moved["amount"] * np.asarray(dictionary.decoder[feature])
     tokens, edits = subject.tokens("abc"), {"blocks/1/mlp/out": lambda y: y + vector}
     log_q, log_p = (np.asarray(run(subject.model, tokens, edits=e).logits[0, -1], np.float64) for e in ({}, edits))

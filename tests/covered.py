@@ -31,7 +31,7 @@ COVERS = {
         "jaxinterp/report/graph.css",
         "jaxinterp/report/graph.js",
         "jaxinterp/causal/graphs",
-        "experiments/graph.py",
+        "jaxinterp/commands/graph.py",
     ),
     "explorer": (
         "tests/browser/driver.py",

@@ -70,6 +70,7 @@ def test_help_shows_the_values_that_a_run_would_take(capsys, words, site, rate):
         (["transcoder", "--out", "x", "--model", "gpt2"], "no model 'gpt2': .* tiny, .*hf download OWNER/gpt2"),
         (["sweep", "--out", "x", "--model", "gpt2"], "no model 'gpt2': .* tiny, .*hf download OWNER/gpt2"),
         (["preflight", "h101:8", "--model", "tiny"], "unknown chip 'h101'; known: .*v5e.*h200.*cpu, auto. Did"),
+        (["graph", "--model", "tiny", "--features", "0"], "features=0 must be"),
         (["preflight", "h100", "--model", "tiny"], "write h100:8 for eight GPUs of one machine"),
         (["gated", "--out", "x", "--model", "tiny", "--set", "l2=1"], "gated has no 'l2' to set: it has .*, l1,"),
         (["gated", "--out", "x", "--model", "tiny", "--activation", "topk"], "gated has no 'activation' to set"),
@@ -149,3 +150,9 @@ def test_every_method_runs_to_its_report(capsys, tmp_path, method):
     rows = json.loads((tmp_path / "out/scoreboard.json").read_text())
     assert rows and rows[0]["fvu"] is not None
     assert (tmp_path / "out/dictionary").is_dir()
+
+
+def test_a_graph_says_its_memory_and_writes_nothing(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, out, _ = said(capsys, "graph", "--model", "tiny", "--features", "64", "--k", "4", "--preflight")
+    assert code == 0 and "nodes" in out and not list(tmp_path.iterdir())

@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 INSTALLED := $(VENV)/.installed
 DEMO_OUT ?= runs/demo
 
-.PHONY: browser demo tiny test test-slow test-jax test-tpu test-gpu lint format parity peers tracer fuzz clean
+.PHONY: browser explorer frontend site demo tiny test test-slow test-jax test-tpu test-gpu lint format parity peers tracer fuzz clean
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "jaxinterp needs Python 3.11 or newer: make PYTHON=/path/to/python3.11")'
@@ -62,7 +62,7 @@ format: $(INSTALLED)
 	$(BIN)/ruff check --fix .
 
 clean:
-	rm -rf $(VENV) $(PARITY) $(PEERS) $(TPU) $(GPU) build runs
+	rm -rf $(VENV) $(PARITY) $(PEERS) $(TPU) $(GPU) $(SITE) build runs
 
 PARITY := .venv-parity
 TORCH := torch==2.13.0
@@ -104,11 +104,55 @@ tracer: $(INSTALLED)  ## circuit-tracer and SAEDashboard, unpacked, open what we
 	$(PEERS)/bin/python tests/interchange/make_public_goldens.py $(TRACER) --check $(WRITTEN)
 
 BROWSED := build/browsed
+WITH_CHROMIUM = @mkdir -p build; rm -f build/.no-$@; for tool in chromium chromedriver $(1); do \
+  command -v $$tool > /dev/null || { echo "make $@ needs $$tool (packages chromium, chromium-driver, npm)" \
+  | tee build/.no-$@; exit 2; }; done
 
-browser: $(INSTALLED)  ## a graph of the 4 x 128 model, clicked through in headless Chromium (packages chromium, chromium-driver)
+browser: $(INSTALLED)  ## a graph of the 4 x 128 model, clicked through in headless Chromium; fails with build/.no-browser where there is none
+	$(call WITH_CHROMIUM)
 	rm -rf $(BROWSED)
 	$(BIN)/python -m experiments.graph --out $(BROWSED) --tokens 40000 --prompt "import os and return the number of"
 	$(BIN)/python -m tests.browser.graph_page $(BROWSED)
+	$(BIN)/python tests/covered.py browser --passed
+
+FRONTEND := build/frontend
+
+frontend: $(INSTALLED)  ## circuit-tracer's frontend, from its wheel, draws a committed graph; fails with build/.no-frontend where Chromium or npm is not to be had
+	$(call WITH_CHROMIUM,npm)
+	$(PIP) install --quiet --upgrade --no-deps --target $(FRONTEND)/wheel circuit-tracer==0.5.0
+	npm install --silent --no-audit --no-fund --ignore-scripts --prefix $(FRONTEND) $(SCRIPTS) \
+	  || { echo "npm could not fetch $(SCRIPTS)" | tee build/.no-frontend; exit 2; }
+	$(BIN)/python -m tests.browser.frontend $(FRONTEND)/wheel/circuit_tracer/frontend/assets $(FRONTEND)/node_modules
+	$(BIN)/python tests/covered.py frontend --passed
+
+SCRIPTS := d3@7.9.0 d3-jetpack@2.3.0 dagre@0.8.5 pako@2.1.0
+
+SITE := .venv-site
+BUILDERS := mkdocs-material==9.8.2 mkdocstrings-python==2.0.11 mkdocstrings==1.0.8 mkdocs==1.6.1 black==26.10.1 linkchecker==10.6.0
+
+site:  ## the documentation as HTML in build/site, without a warning or a dead link; fails with build/.no-site where mkdocs is not to be had
+	@mkdir -p build && rm -f build/.no-site
+	test -x $(SITE)/bin/python || $(PYTHON) -m venv $(SITE)
+	$(SITE)/bin/python -c 'import mkdocs, mkdocstrings, black, linkcheck' 2>/dev/null \
+	  || $(SITE)/bin/python -m pip install --quiet $(BUILDERS) || { touch build/.no-site; exit 2; }
+	NO_MKDOCS_2_WARNING=1 $(SITE)/bin/mkdocs build --quiet --strict
+	$(SITE)/bin/linkchecker --no-status --no-warnings --ignore-url='^https?:' build/site/index.html
+	python3 tests/covered.py site --passed
+
+EXPLORED := build/explored
+AXE := build/axe/node_modules/axe-core/axe.min.js
+TRAIN := transcoder --model bilinear-4x128 --site blocks/1/mlp --features 512 --k 16 --learning-rate 2e-3 --tokens 100000 \
+  --pages 8 --heldout-tokens 8192 --ce-tokens 2048
+
+explorer: $(INSTALLED)  ## the explorer of two runs, clicked through in headless Chromium, with axe-core where npm has it; fails with build/.no-explorer where there is no Chromium
+	$(call WITH_CHROMIUM)
+	@rm -rf $(EXPLORED)
+	$(BIN)/python -m jaxinterp $(TRAIN) --out $(EXPLORED)/first
+	$(BIN)/python -m jaxinterp $(TRAIN) --seed 1 --out $(EXPLORED)/second
+	@test -f $(AXE) || npm install --silent --no-audit --no-fund --ignore-scripts --prefix build/axe axe-core@4.10.3 \
+	  || echo "axe-core is not to be had from npm: the pages are not checked for accessibility"
+	$(BIN)/python -m tests.browser.explorer $(EXPLORED)/first $(EXPLORED)/second $$(test -f $(AXE) && echo --axe $(AXE))
+	$(BIN)/python tests/covered.py explorer --passed
 
 fuzz: $(INSTALLED)  ## 100,000 mutated files against every reader: some five CPU minutes
 	$(BIN)/python -W ignore -m benchmarks.fuzz

@@ -28,9 +28,10 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from benchmarks.compiled_text import arrays, collectives, mesh, size
+from benchmarks.compiled_for import mesh
 from jaxinterp.kernels import encode_topk, sampled_dot, sparse_decode, sparse_outer
 from jaxinterp.preflight.gpus import GPUS, UNTUNED, described
+from jaxinterp.preflight.program_text import arrays, exchanges, numbers_of, shape_of, size_of
 
 TOKENS = 8192
 SMALL, LARGE = (768, 24576, 32), (2304, 65536, 64)  # width, features, k
@@ -105,9 +106,9 @@ def compiled(program: Program, width: int, features: int, k: int) -> dict[str, A
     temporary = int(done.memory_analysis().temp_size_in_bytes)
     shards = dict(program.mesh.shape)
     whole = min(TOKENS // shards["data"] * features // shards["feature"], TOKENS // shards["data"] * k * width)
-    found = sorted(arrays(text), key=lambda array: size(array)[1], reverse=True)
-    own = {f"{features // shards['feature']},{width}", f"{width},{features // shards['feature']}"}
-    large = [one for one in found if size(one)[0] >= whole and one[:-1].split("[")[1] not in own]
+    found = sorted(arrays(text), key=size_of, reverse=True)
+    own = {(features // shards["feature"], width), (width, features // shards["feature"])}
+    large = [one for one in found if numbers_of(one) >= whole and shape_of(one) not in own]
     broken = [f"holds {one}" for one in large] if program.sparse else []
     if not program.sparse and not large:
         broken.append("the control holds no array of tokens x features: the limit looks for nothing")
@@ -118,7 +119,7 @@ def compiled(program: Program, width: int, features: int, k: int) -> dict[str, A
         "seconds": time.perf_counter() - wall,
         "temporary": temporary,
         "largest": found[:2],
-        "collectives": collectives(text),
+        "collectives": [(kind, size_of(" ".join(results))) for kind, results in exchanges(text)],
         "kernels": sorted({name for name in ("triton", "mosaic") if name in text.lower()}),
         "broken": broken,
     }

@@ -5,7 +5,6 @@ as `training.fit` does; the package's own step adds normalisation, metrics and t
 """
 
 import math
-import re
 from collections.abc import Callable
 from functools import partial
 from importlib.metadata import version
@@ -21,6 +20,7 @@ from benchmarks.workers import Part, Shape, activations
 from jaxinterp.core.batch import Sites, make_batch
 from jaxinterp.kernels import encode_topk, sparse_decode
 from jaxinterp.methods import SparseAutoencoder
+from jaxinterp.preflight.program_text import arrays, numbers_of, shape_of
 
 CHUNK = 512  # tokens whose pre-activations may stand in memory at a time
 SPARE = 64_000_000  # bytes
@@ -236,12 +236,8 @@ def large_arrays(text: str, shape: Shape) -> list[str]:
     limit = min(shape.tokens * shape.features, shape.tokens * shape.k * shape.width)
     limit = max(limit, CHUNK * shape.features + 1)
     fine = ({shape.features, shape.width}, {shape.tokens, shape.width})
-    found: dict[str, None] = {}
-    for kind, axes in re.findall(r"\b(\w+\d+|pred)\[([\d,]+)\]", text):
-        sizes = [int(axis) for axis in axes.split(",")]
-        if math.prod(sizes) >= limit and {size for size in sizes if size > 1} not in fine:
-            found[f"{kind}[{axes}]"] = None
-    return list(found)
+    large = [array for array in arrays(text) if numbers_of(array) >= limit]
+    return [array for array in large if {size for size in shape_of(array) if size > 1} not in fine]
 
 
 def _batches(shape: Shape) -> list[Array]:

@@ -24,7 +24,7 @@ import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
-from benchmarks.compiled_text import ENVIRONMENT, SHAPES, TOKENS, TOPOLOGIES
+from benchmarks.compiled_for import ENVIRONMENT, SHAPES, TOKENS, TOPOLOGIES
 
 LIMITS = {768: 1.3, 2304: 1.15, 4096: 1.15}  # steady / plain on v5e
 

@@ -19,7 +19,6 @@ is spread over the feature axis of the topology's four, and the table says so. E
 import argparse
 import json
 import os
-import re
 import subprocess
 import sys
 import time
@@ -29,7 +28,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from benchmarks import tpu_bundles
-from benchmarks.compiled_text import ENVIRONMENT, SHAPES, TOKENS, TOPOLOGIES, arrays, collectives, mesh, size
+from benchmarks.compiled_for import ENVIRONMENT, SHAPES, TOKENS, TOPOLOGIES, mesh
+from jaxinterp.preflight.program_text import arrays, exchanges, numbers_of, shape_of, size_of, sorts
 
 MEMORY = {"v5e": 16, "v5p": 95, "v6e": 32}  # GiB of a chip
 ODD = ((576, 24576, 32), (640, 24576, 32), (1152, 24576, 30), (1600, 24576, 33))  # registers that are not full
@@ -247,31 +247,30 @@ def compiled(program: Program, width: int, features: int, k: int) -> dict[str, A
         return {**seconds(wall, cpu), "broken": [failure]}
     times = seconds(wall, cpu)
     text, temporary = done.as_text(), done.memory_analysis().temp_size_in_bytes
-    found = sorted(arrays(text), key=lambda shape: -size(shape)[0])
+    found = sorted(arrays(text), key=lambda array: -numbers_of(array))
     data, feature = program.mesh.devices.shape
     whole = min(TOKENS * features // (data * feature), TOKENS // data * k * width)
-    exchanged = collectives(text)
+    exchanged = [(kind, size_of(" ".join(results))) for kind, results in exchanges(text)]
     total = sum(count for _, count in exchanged)
     entries = TOKENS // data * k  # the redone tokens of `encode` sort less
-    sorts = sum(int(count) >= entries for count in re.findall(r"= \(?\w+\[(\d+)\].* sort\(", text))
-    matrix = rf"\[{features // feature},(\d+)\]$"  # rows of a matrix, which may be as many numbers
-    matrices = {shape for shape in found if (match := re.search(matrix, shape)) and int(match[1]) <= width + 128}
-    broken = [f"holds {shape}" for shape in found if size(shape)[0] >= whole and shape not in matrices]
+    sorted_whole = sum(len(axes) == 1 and axes[0] >= entries for axes in sorts(text))
+    rows = lambda axes: len(axes) == 2 and axes[0] == features // feature and axes[1] <= width + 128  # of a matrix
+    broken = [f"holds {one}" for one in found if numbers_of(one) >= whole and not rows(shape_of(one))]
     if min(times.values()) > SECONDS:  # the clock's time counts where the machine has nothing else to do
         broken.append(f"compiled for {times['seconds']:.0f} s")
     if program.temporary is not None and temporary > program.temporary:
         broken.append(f"{temporary / 2**20:.0f} MiB temporary, limit {program.temporary / 2**20:.0f}")
     if program.exchanged and total != program.exchanged:
         broken.append(f"{total} bytes cross chips, not {program.exchanged}")
-    if program.sorts is not None and sorts != program.sorts:
-        broken.append(f"{sorts} sorts, not {program.sorts}")
+    if program.sorts is not None and sorted_whole != program.sorts:
+        broken.append(f"{sorted_whole} sorts, not {program.sorts}")
     return {
         **times,
         "temporary": temporary,
         "tokens_features_bytes": TOKENS * features * 4,
         "largest": found[:3],
         "collectives": exchanged,
-        "sorts": sorts,
+        "sorts": sorted_whole,
         "broken": broken,
     }
 

@@ -36,7 +36,7 @@ from jaxinterp.data.text.load_text import load_text
 from jaxinterp.methods.factor.bilinear import bilinear, effective_rank, eigen_terms, interaction_matrix, spectrum
 from jaxinterp.models.load import load
 from jaxinterp.models.mlp import MLP
-from jaxinterp.models.sites import run
+from jaxinterp.models.run import run
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ from jaxtyping import Array
 from jaxinterp.commands.shell import command, folder_of_a_run, say, settings_of, write_json
 from jaxinterp.methods.factor import regression
 from jaxinterp.models.load import load
-from jaxinterp.models.sites import run
+from jaxinterp.models.run import run
 
 CAPITALS = """France:Paris Germany:Berlin Italy:Rome Spain:Madrid Portugal:Lisbon Japan:Tokyo China:Beijing
 Russia:Moscow Egypt:Cairo Greece:Athens Austria:Vienna Poland:Warsaw Hungary:Budapest Ireland:Dublin

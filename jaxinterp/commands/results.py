@@ -8,8 +8,8 @@ from typing import Any
 import grain
 
 from jaxinterp.commands.shell import print_scoreboard, write_json
+from jaxinterp.core.decomposition import Decomposition
 from jaxinterp.core.json_value import Json
-from jaxinterp.decompositions.base import Decomposition
 from jaxinterp.evaluation.baselines import baselines
 from jaxinterp.evaluation.effects import Row
 from jaxinterp.evaluation.listed_effects import EFFECTS

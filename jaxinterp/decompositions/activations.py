@@ -15,10 +15,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from jaxinterp.core.decomposition import Codes
 from jaxinterp.core.errors import UserError
+from jaxinterp.core.fields import STATE
 from jaxinterp.core.metrics import Metrics
-from jaxinterp.decompositions.base import STATE
-from jaxinterp.decompositions.codes import Codes, DenseCodes, SparseCodes
+from jaxinterp.decompositions.codes import DenseCodes, SparseCodes
 from jaxinterp.kernels import as_products, encode_ranked, encode_topk, keep_largest, rank, select_topk
 
 

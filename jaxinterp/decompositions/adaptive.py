@@ -15,11 +15,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from jaxinterp.core.decomposition import Codes
 from jaxinterp.core.errors import UserError
+from jaxinterp.core.fields import PARAMETER_ROWS, STATE, STATE_ROWS
 from jaxinterp.core.metrics import Metrics
 from jaxinterp.decompositions.activations import above, check_k, pre_activations
-from jaxinterp.decompositions.base import PARAMETER_ROWS, STATE, STATE_ROWS
-from jaxinterp.decompositions.codes import Codes, DenseCodes, SparseCodes
+from jaxinterp.decompositions.codes import DenseCodes, SparseCodes
 from jaxinterp.kernels import encode_topk, select_topk
 from jaxinterp.kernels.threshold import NOT_A_NUMBER
 

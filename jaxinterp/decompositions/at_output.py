@@ -13,9 +13,9 @@ import equinox as eqx
 from jaxtyping import Array, Float, PyTree
 
 from jaxinterp.core.batch import Sites
+from jaxinterp.core.decomposition import Codes, Decomposition
 from jaxinterp.core.errors import UserError
-from jaxinterp.decompositions.base import PARAMETER, STATE, Decomposition
-from jaxinterp.decompositions.codes import Codes
+from jaxinterp.core.fields import PARAMETER, STATE
 from jaxinterp.models.mlp import MLPLeaf
 
 

@@ -23,9 +23,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from jaxinterp.core.batch import Sites
+from jaxinterp.core.decomposition import Codes
 from jaxinterp.core.errors import UserError
 from jaxinterp.decompositions.activations import TopK
-from jaxinterp.decompositions.codes import Codes, SparseCodes
+from jaxinterp.decompositions.codes import SparseCodes
 from jaxinterp.decompositions.dictionary import Dictionary
 from jaxinterp.kernels import encode_ranked, rank
 from jaxinterp.models.layers import Tap, no_tap

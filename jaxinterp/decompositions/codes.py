@@ -8,9 +8,11 @@ from typing import ClassVar
 
 import equinox as eqx
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
-from jaxinterp.kernels import rank, select_topk, sum_by_feature
+from jaxinterp.core.decomposition import Codes
+from jaxinterp.kernels import rank, select_topk, sparse_decode, sum_by_feature
 
 
 class SparseCodes(eqx.Module):
@@ -23,6 +25,10 @@ class SparseCodes(eqx.Module):
     indices: Int[Array, "*axes k"]
     features: int = eqx.field(static=True)
     capped: bool = eqx.field(static=True, default=False)
+
+    def __array__(self, dtype: np.dtype | None = None, copy: bool | None = None) -> np.ndarray:
+        """`np.asarray(codes)`: one value per feature, on the host."""
+        return np.asarray(self.dense(), dtype)
 
     def dense(self) -> Float[Array, "*axes features"]:
         """One value per feature."""
@@ -73,6 +79,10 @@ class DenseCodes(eqx.Module):
         """The number of features."""
         return self.values.shape[-1]
 
+    def __array__(self, dtype: np.dtype | None = None, copy: bool | None = None) -> np.ndarray:
+        """`np.asarray(codes)`: one value per feature, on the host."""
+        return np.asarray(self.values, dtype)
+
     def dense(self) -> Float[Array, "*axes features"]:
         """One value per feature."""
         return self.values
@@ -99,7 +109,15 @@ class DenseCodes(eqx.Module):
         return jnp.sum(hits.reshape(-1, self.features), axis=0)
 
 
-Codes = SparseCodes | DenseCodes
+OneLayer = SparseCodes | DenseCodes
+"""Codes of one layer, for readers of `values`; any others are `core.decomposition.Codes`."""
+
+
+def weighted_rows(codes: Codes, rows: Float[Array, "features d"]) -> Float[Array, "*axes d"]:
+    """sum_j z_j rows_j: the rows of the active components, each times its value."""
+    if isinstance(codes, SparseCodes):
+        return sparse_decode(codes.values, codes.indices, rows)
+    return codes.dense() @ rows
 
 
 def _smallest_positive(values: Array) -> Array:

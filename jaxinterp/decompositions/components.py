@@ -22,7 +22,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxinterp.core.errors import UserError
-from jaxinterp.decompositions.base import PARAMETER_ROWS, STATE
+from jaxinterp.core.fields import PARAMETER_ROWS, STATE
 from jaxinterp.models.layers import Linear, Tap, no_tap
 from jaxinterp.models.rules import EXACT, Rules
 

@@ -24,12 +24,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PyTree
 
 from jaxinterp.core.batch import Sites
+from jaxinterp.core.decomposition import Codes
 from jaxinterp.core.errors import UserError
+from jaxinterp.core.fields import PARAMETER, PARAMETER_ROWS, STATE, STATE_ROWS
 from jaxinterp.decompositions.activations import Activation, ActsOnPre, check_schedule
 from jaxinterp.decompositions.adaptive import check_foldable
-from jaxinterp.decompositions.base import PARAMETER, PARAMETER_ROWS, STATE, STATE_ROWS
-from jaxinterp.decompositions.codes import Codes, SparseCodes
-from jaxinterp.kernels import as_products, sparse_decode
+from jaxinterp.decompositions.codes import SparseCodes, weighted_rows
+from jaxinterp.kernels import as_products
 
 
 class LayerCodes(eqx.Module):
@@ -132,12 +133,12 @@ class Layer(eqx.Module):
     def write(self, codes: Codes) -> Float[Array, "*axes reach d_out"]:
         """z^s D_{s->l} for every target l at once, in normalised units."""
         features, reach, d_out = self.decoder.shape
-        written = _combine(codes, self.decoder.reshape(features, reach * d_out))
+        written = weighted_rows(codes, self.decoder.reshape(features, reach * d_out))
         return written.reshape(*written.shape[:-1], reach, d_out)
 
     def write_to(self, codes: Codes, step: int) -> Float[Array, "*axes d_out"]:
         """z^s D_{s->s+step}."""
-        return _combine(codes, self.decoder[:, step])
+        return weighted_rows(codes, self.decoder[:, step])
 
 
 class CrossLayer(eqx.Module):
@@ -288,12 +289,6 @@ def fold_layers(cross: CrossLayer) -> CrossLayer:
         return replace(layer, **changes)
 
     return CrossLayer(tuple(folded(source, layer) for source, layer in enumerate(cross.layers)), cross.sites)
-
-
-def _combine(codes: Codes, rows: Array) -> Array:
-    if isinstance(codes, SparseCodes):
-        return sparse_decode(codes.values, codes.indices, rows)
-    return codes.values @ rows
 
 
 def _outwards(layer: Layer, sums: Array) -> Array:

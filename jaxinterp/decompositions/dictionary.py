@@ -18,13 +18,14 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from jaxinterp.core.batch import Sites
+from jaxinterp.core.decomposition import Codes
 from jaxinterp.core.errors import UserError
+from jaxinterp.core.fields import PARAMETER, PARAMETER_ROWS, STATE, STATE_ROWS
 from jaxinterp.decompositions.activations import Activation, ActsOnPre, check_schedule
 from jaxinterp.decompositions.adaptive import check_foldable
-from jaxinterp.decompositions.base import PARAMETER, PARAMETER_ROWS, STATE, STATE_ROWS
-from jaxinterp.decompositions.codes import Codes, SparseCodes
+from jaxinterp.decompositions.codes import SparseCodes, weighted_rows
 from jaxinterp.decompositions.offered import replaced
-from jaxinterp.kernels import as_products, encode_topk, sparse_decode
+from jaxinterp.kernels import as_products, encode_topk
 from jaxinterp.models.layers import Tap, no_tap
 from jaxinterp.models.rules import EXACT, Rules
 
@@ -91,9 +92,7 @@ class Dictionary(eqx.Module):
 
     def combine(self, codes: Codes) -> Float[Array, "*axes d_out"]:
         """z D: the weighted sum of write vectors, in normalised units."""
-        if isinstance(codes, SparseCodes):
-            return sparse_decode(codes.values, codes.indices, self.decoder)
-        return codes.values @ self.decoder
+        return weighted_rows(codes, self.decoder)
 
     def decode(self, codes: Codes, x: Float[Array, "*axes d_in"]) -> Float[Array, "*axes d_out"]:
         """y of the module's equation; x is read by the skip path only."""

@@ -11,9 +11,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxinterp.core.batch import Sites
-from jaxinterp.decompositions.base import STATE, STATE_ROWS
-from jaxinterp.decompositions.codes import Codes, DenseCodes, SparseCodes
-from jaxinterp.kernels import sparse_decode
+from jaxinterp.core.decomposition import Codes
+from jaxinterp.core.fields import STATE, STATE_ROWS
+from jaxinterp.decompositions.codes import DenseCodes, weighted_rows
 
 
 class Directions(eqx.Module):
@@ -44,9 +44,7 @@ class Directions(eqx.Module):
 
     def combine(self, codes: Codes) -> Float[Array, "*axes d"]:
         """f̂ C+."""
-        if isinstance(codes, SparseCodes):
-            return sparse_decode(codes.values, codes.indices, self.decoder)
-        return codes.values @ self.decoder
+        return weighted_rows(codes, self.decoder)
 
     def decode(self, codes: Codes, x: Float[Array, "*axes d"]) -> Float[Array, "*axes d"]:
         """mean + f̂ C+."""

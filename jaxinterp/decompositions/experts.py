@@ -14,8 +14,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from jaxinterp.core.batch import Sites
-from jaxinterp.decompositions.base import PARAMETER, PARAMETER_ROWS, STATE
-from jaxinterp.decompositions.codes import Codes, DenseCodes, SparseCodes
+from jaxinterp.core.decomposition import Codes
+from jaxinterp.core.fields import PARAMETER, PARAMETER_ROWS, STATE
+from jaxinterp.decompositions.codes import DenseCodes, SparseCodes, weighted_rows
 from jaxinterp.kernels import as_products, encode_topk, sampled_dot, sparse_decode, sparse_outer
 
 
@@ -98,9 +99,7 @@ class Experts(eqx.Module):
 
     def combine(self, codes: Codes) -> Float[Array, "*axes d_out"]:
         """The weighted sum of the experts' write vectors, in normalised units."""
-        if isinstance(codes, SparseCodes):
-            return sparse_decode(codes.values, codes.indices, self.decoder)
-        return codes.dense() @ self.decoder
+        return weighted_rows(codes, self.decoder)
 
     def decode(self, codes: Codes, x: Float[Array, "*axes d_in"]) -> Float[Array, "*axes d_out"]:
         """ŷ of the module's equation; x is read by the shared part."""

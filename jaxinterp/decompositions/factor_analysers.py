@@ -21,8 +21,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxinterp.core.batch import Sites
-from jaxinterp.decompositions.base import PARAMETER, PARAMETER_ROWS, STATE
-from jaxinterp.decompositions.codes import Codes, DenseCodes
+from jaxinterp.core.decomposition import Codes
+from jaxinterp.core.fields import PARAMETER, PARAMETER_ROWS, STATE
+from jaxinterp.decompositions.codes import DenseCodes
 
 FLOOR = 1e-5
 """The least variance of Psi, and the least length a direction is divided by."""

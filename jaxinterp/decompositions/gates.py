@@ -20,9 +20,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from jaxinterp.core.errors import UserError
+from jaxinterp.core.fields import PARAMETER_ROWS
 from jaxinterp.core.metrics import Metrics
 from jaxinterp.decompositions.activations import above, pre_activations
-from jaxinterp.decompositions.base import PARAMETER_ROWS
 from jaxinterp.decompositions.codes import DenseCodes
 
 Parametrisation = Literal["log", "raw"]

@@ -18,8 +18,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
 from jaxinterp.core.batch import Sites
-from jaxinterp.decompositions.base import PARAMETER, STATE
-from jaxinterp.decompositions.codes import Codes, DenseCodes
+from jaxinterp.core.decomposition import Codes
+from jaxinterp.core.fields import PARAMETER, STATE
+from jaxinterp.decompositions.codes import DenseCodes
 from jaxinterp.models.layers import Linear
 from jaxinterp.models.rules import activate
 

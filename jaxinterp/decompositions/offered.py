@@ -22,8 +22,9 @@ from typing import Any, Protocol, runtime_checkable
 import equinox as eqx
 from jaxtyping import Array, Float, PyTree
 
+from jaxinterp.core.decomposition import Codes
 from jaxinterp.core.errors import UserError
-from jaxinterp.decompositions.codes import Codes, DenseCodes
+from jaxinterp.decompositions.codes import DenseCodes
 from jaxinterp.models.layers import Tap, no_tap, under, wants
 
 

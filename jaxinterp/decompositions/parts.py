@@ -10,10 +10,10 @@ import equinox as eqx
 from jaxtyping import Array, Float
 
 from jaxinterp.core.batch import Sites
-from jaxinterp.decompositions.base import STATE, STATE_ROWS
-from jaxinterp.decompositions.codes import Codes, DenseCodes, SparseCodes
+from jaxinterp.core.decomposition import Codes
+from jaxinterp.core.fields import STATE, STATE_ROWS
+from jaxinterp.decompositions.codes import DenseCodes, weighted_rows
 from jaxinterp.decompositions.nonnegative import nonnegative_least_squares
-from jaxinterp.kernels import sparse_decode
 
 
 class NonnegativeParts(eqx.Module):
@@ -40,9 +40,7 @@ class NonnegativeParts(eqx.Module):
 
     def combine(self, codes: Codes) -> Float[Array, "*axes d"]:
         """y F."""
-        if isinstance(codes, SparseCodes):
-            return sparse_decode(codes.values, codes.indices, self.decoder)
-        return codes.values @ self.decoder
+        return weighted_rows(codes, self.decoder)
 
     def decode(self, codes: Codes, x: Float[Array, "*axes d"]) -> Float[Array, "*axes d"]:
         """y F."""

@@ -17,11 +17,11 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from jaxinterp.core.decomposition import Codes
 from jaxinterp.core.errors import UserError
+from jaxinterp.core.fields import STATE
 from jaxinterp.core.sites import Sites
 from jaxinterp.decompositions.activations import Activation
-from jaxinterp.decompositions.base import STATE
-from jaxinterp.decompositions.codes import Codes
 from jaxinterp.decompositions.dictionary import Dictionary
 from jaxinterp.decompositions.offered import replaced
 from jaxinterp.models.layers import Tap, no_tap

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PyTree
 
 from jaxinterp.core.batch import Sites
-from jaxinterp.decompositions.base import STATE
+from jaxinterp.core.fields import STATE
 from jaxinterp.decompositions.codes import DenseCodes, SparseCodes
 from jaxinterp.decompositions.offered import replaced
 from jaxinterp.kernels import rank, select_topk, sparse_decode

@@ -25,9 +25,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from jaxinterp.core.decomposition import Decomposition
 from jaxinterp.core.errors import UserError
-from jaxinterp.decompositions.base import Decomposition
-from jaxinterp.decompositions.codes import Codes, SparseCodes
+from jaxinterp.decompositions.codes import OneLayer, SparseCodes
 
 COARSEST, FINEST = 4.0, 2.0**-12
 """Steps that are tried lie between these."""
@@ -57,7 +57,7 @@ def description_length(
       tolerance: the largest share of it by which rounding may change the output.
       halvings: of the interval (on a log scale) in which the step is looked for.
     Raises:
-      UserError: variance or tolerance is not positive.
+      UserError: variance or tolerance is not positive, or the codes are those of several layers.
     """
     if not (variance > 0 and tolerance > 0):
         raise UserError(f"variance={variance} and tolerance={tolerance} must be positive.")
@@ -91,7 +91,7 @@ def entropy_bits(numbers: Int[np.ndarray, " entries"], component: Int[np.ndarray
     return float(-np.sum(share * np.log2(share)))
 
 
-def _sizes(codes: Codes) -> Float[Array, " features"]:
+def _sizes(codes: OneLayer) -> Float[Array, " features"]:
     """s_c of the module's equation; 1 for a component that is never active."""
     count = codes.fired(jnp.ones(codes.values.shape[:-1]))
     squares = codes.values.reshape(-1, codes.values.shape[-1]) ** 2
@@ -102,17 +102,17 @@ def _sizes(codes: Codes) -> Float[Array, " features"]:
     return jnp.where(count > 0, jnp.sqrt(total / jnp.maximum(count, 1)), 1.0)
 
 
-def _per_value(codes: Codes, sizes: Array) -> Array:
+def _per_value(codes: OneLayer, sizes: Array) -> Array:
     return sizes[codes.indices] if isinstance(codes, SparseCodes) else sizes
 
 
 @eqx.filter_jit
-def _rounded(codes: Codes, sizes: Array, step: Array) -> Codes:
+def _rounded(codes: OneLayer, sizes: Array, step: Array) -> OneLayer:
     unit = _per_value(codes, sizes) * step
     return eqx.tree_at(lambda c: c.values, codes, jnp.round(codes.values / unit) * unit)
 
 
-def _whole_numbers(codes: Codes, sizes: Array, step: float) -> tuple[np.ndarray, np.ndarray]:
+def _whole_numbers(codes: OneLayer, sizes: Array, step: float) -> tuple[np.ndarray, np.ndarray]:
     """(whole numbers, components) of all entries."""
     numbers = np.asarray(jnp.round(codes.values / (_per_value(codes, sizes) * step))).astype(np.int64)
     if isinstance(codes, SparseCodes):
@@ -121,10 +121,13 @@ def _whole_numbers(codes: Codes, sizes: Array, step: float) -> tuple[np.ndarray,
 
 
 @eqx.filter_jit
-def _encode(decomposition: Decomposition, x: Array) -> Codes:
-    return decomposition.encode(x)
+def _encode(decomposition: Decomposition, x: Array) -> OneLayer:
+    codes = decomposition.encode(x)
+    if not isinstance(codes, OneLayer):
+        raise UserError(f"{type(codes).__name__} of {type(decomposition).__name__}: give the codes of one layer.")
+    return codes
 
 
 @eqx.filter_jit
-def _decode(decomposition: Decomposition, codes: Codes, x: Array) -> Array:
+def _decode(decomposition: Decomposition, codes: OneLayer, x: Array) -> Array:
     return decomposition.decode(codes, x)

@@ -35,7 +35,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from jaxinterp.decompositions.codes import Codes, DenseCodes
+from jaxinterp.core.decomposition import Codes
+from jaxinterp.decompositions.codes import DenseCodes
 from jaxinterp.decompositions.dictionary import Dictionary
 
 ROWS = 256

@@ -8,8 +8,8 @@ from collections.abc import Mapping
 import grain
 from jaxtyping import Array
 
+from jaxinterp.core.decomposition import Decomposition
 from jaxinterp.core.errors import UserError
-from jaxinterp.decompositions.base import Decomposition
 from jaxinterp.evaluation.effects import Effect, Row, check_effect
 from jaxinterp.evaluation.next_token import NEXT_TOKEN
 from jaxinterp.evaluation.scoreboard import check_counts, scoreboard

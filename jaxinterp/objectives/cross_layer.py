@@ -19,7 +19,8 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from jaxinterp.core.batch import Batch
-from jaxinterp.decompositions.codes import Codes, DenseCodes, SparseCodes
+from jaxinterp.core.decomposition import Codes
+from jaxinterp.decompositions.codes import DenseCodes, SparseCodes
 from jaxinterp.decompositions.cross_layer import CrossLayer, Layer, LayerCodes
 from jaxinterp.kernels import encode_topk
 from jaxinterp.objectives.compose import Forward, Metrics, Ratio, Term, ratio
@@ -103,8 +104,8 @@ def _penalised(layer: Layer, codes: Codes, slope: float) -> Array:
     """Per token, the sum of tanh(c |D_i| z_i). Not `linalg.norm`, whose gradient at a row of zeros is NaN."""
     lengths = slope * jnp.sqrt(jnp.sum(layer.decoder**2, axis=(1, 2)) + 1e-12)
     if isinstance(codes, SparseCodes):
-        lengths = lengths[codes.indices]
-    return jnp.sum(jnp.tanh(lengths * codes.values), axis=-1)
+        return jnp.sum(jnp.tanh(lengths[codes.indices] * codes.values), axis=-1)
+    return jnp.sum(jnp.tanh(lengths * codes.dense()), axis=-1)
 
 
 def _codes_among(layer: Layer, x: Array, allowed: Array) -> SparseCodes:

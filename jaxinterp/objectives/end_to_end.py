@@ -22,11 +22,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PyTree
 
 from jaxinterp.core.batch import Batch
+from jaxinterp.core.decomposition import Decomposition
 from jaxinterp.core.errors import UserError
 from jaxinterp.data.activations import counted
-from jaxinterp.decompositions.base import Decomposition
 from jaxinterp.decompositions.in_model import run_with
-from jaxinterp.models.sites import run
+from jaxinterp.models.run import run
 from jaxinterp.models.transformer import RESIDUAL
 from jaxinterp.objectives.compose import Forward, Metrics, Ratio, Term
 

@@ -20,9 +20,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
 from jaxinterp.core.batch import Batch
+from jaxinterp.core.decomposition import Vectors
 from jaxinterp.core.errors import UserError
 from jaxinterp.decompositions.activations import HasActivation
-from jaxinterp.decompositions.base import Vectors
 from jaxinterp.decompositions.codes import DenseCodes
 from jaxinterp.decompositions.gates import Gated, JumpReLU, step
 from jaxinterp.objectives.compose import Forward, Metrics, Ratio, Term, ratio

@@ -25,7 +25,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from jaxinterp.core.batch import Batch
-from jaxinterp.decompositions.base import Normalised
+from jaxinterp.core.decomposition import Normalised
 from jaxinterp.objectives.compose import Forward, Metrics, Ratio, Term, ratio
 
 

@@ -16,9 +16,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxinterp.core.batch import Batch
+from jaxinterp.core.decomposition import Codes, Features, Revivable
 from jaxinterp.core.errors import UserError
-from jaxinterp.decompositions.base import Features, Revivable
-from jaxinterp.decompositions.codes import Codes, SparseCodes
+from jaxinterp.decompositions.codes import SparseCodes
 from jaxinterp.objectives.compose import Forward, Metrics, Ratio, Term, ratio
 
 
@@ -58,7 +58,7 @@ def group_sum(decomposition: Features, codes: Codes, low: int, high: int) -> Flo
     if isinstance(codes, SparseCodes):
         inside = (codes.indices >= low) & (codes.indices < high)
         return decomposition.combine(SparseCodes(jnp.where(inside, codes.values, 0.0), codes.indices, codes.features))
-    return codes.values[:, low:high] @ decomposition.decoder[low:high]
+    return codes.dense()[:, low:high] @ decomposition.decoder[low:high]
 
 
 def check_sizes(sizes: tuple[int, ...]) -> None:

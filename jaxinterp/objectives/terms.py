@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from jaxinterp.core.batch import Batch
-from jaxinterp.decompositions.base import Revivable, Target, Vectors
+from jaxinterp.core.decomposition import Revivable, Target, Vectors
 from jaxinterp.objectives.compose import Forward, Metrics, Ratio, Term, ratio
 
 

@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute", "collective-broadcast")
-BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s16": 2, "u16": 2, "s64": 8, "u64": 8, "f64": 8}
+from jaxinterp.preflight.program_text import KINDS, size_of
+
 UNKNOWN = 2**62
 """Cycles from which on the compiler means that it does not know."""
 
@@ -181,14 +181,6 @@ def groups(line: str) -> list[tuple[int, ...]]:
 
 def _rows(places: np.ndarray) -> list[tuple[int, ...]]:
     return [tuple(int(place) for place in row) for row in places]
-
-
-def size_of(types: str) -> int:
-    """Bytes of the arrays that stand in a piece of HLO: `f32[8,128]{1,0}`."""
-    total = 0
-    for kind, axes in re.findall(r"\b(pred|bf16|[fsu]\d+)\[([\d,]*)\]", types):
-        total += BYTES.get(kind, 4) * math.prod(int(axis) for axis in axes.split(",") if axis)
-    return total
 
 
 def _computations(text: str) -> dict[str, list[str]]:

@@ -15,10 +15,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int
 
+from jaxinterp.core.decomposition import Decomposition, Revivable, Shown
 from jaxinterp.core.errors import UserError
 from jaxinterp.core.promotion import ordinary
 from jaxinterp.core.sites import several
-from jaxinterp.decompositions.base import Decomposition, Revivable, Shown
 from jaxinterp.evaluation.features.peaks import Peaks, Window, batches, chosen_codes, collect, measure
 from jaxinterp.evaluation.features.vectors import direct_logits, neuron_cosines, row_cosines
 from jaxinterp.models.files.tokenizer import Tokenizer

@@ -22,7 +22,7 @@ from jaxinterp.interchange.contents import Contents, build
 try:
     from jaxinterp.core.batch import Sites
 except ImportError:  # 099a747
-    from jaxinterp.decompositions.base import Sites
+    from jaxinterp.core.sites import Sites
 
 subject = load("tiny")
 D = subject.model.config.d_model

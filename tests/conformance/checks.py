@@ -22,7 +22,8 @@ from jaxinterp.decompositions.saved import load_decomposition, save
 from jaxinterp.decompositions.stand_in import StandIn
 from jaxinterp.evaluation.scoreboard import score
 from jaxinterp.models.files.subject import Subject
-from jaxinterp.models.sites import replace, run
+from jaxinterp.models.run import run
+from jaxinterp.models.sites import replace
 from jaxinterp.storage.arrays import file_name, stored
 from jaxinterp.training.fit import Fit, fit
 from jaxinterp.training.mesh import make_mesh

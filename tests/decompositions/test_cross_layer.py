@@ -10,10 +10,10 @@ import pytest
 
 from jaxinterp.core.batch import Sites, make_batch
 from jaxinterp.core.errors import UserError
+from jaxinterp.core.fields import trainable
 from jaxinterp.core.trees import named_leaves
 from jaxinterp.decompositions.activations import BatchTopK, ReLU, TopK
 from jaxinterp.decompositions.adaptive import GroupBias, TopAFA
-from jaxinterp.decompositions.base import trainable
 from jaxinterp.decompositions.codes import DenseCodes, SparseCodes
 from jaxinterp.decompositions.cross_layer import CrossLayer, Layer, LayerCodes, fold_layers
 from jaxinterp.decompositions.cross_layer_files import load_cross_layer

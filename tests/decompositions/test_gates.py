@@ -13,17 +13,17 @@ import pytest
 
 from jaxinterp.core.batch import make_batch
 from jaxinterp.core.errors import UserError
+from jaxinterp.core.fields import per_feature, trainable
 from jaxinterp.core.trees import named_leaves
 from jaxinterp.decompositions.activations import ReLU
 from jaxinterp.decompositions.adaptive import GroupBias
-from jaxinterp.decompositions.base import per_feature, trainable
 from jaxinterp.decompositions.dictionary import fold
 from jaxinterp.decompositions.files import load_dictionary
 from jaxinterp.decompositions.gates import Gated, JumpReLU, jump, step
 from jaxinterp.objectives import reconstruction, total
 from jaxinterp.objectives.gates import gate_auxiliary, gate_l1, l0, l0_to_target
 from tests.decompositions.older import save_dictionary
-from tests.decompositions.test_dictionary import SITES, random_dictionary
+from tests.helpers import SITES, random_dictionary
 
 KEY = jax.random.key(0)
 ROWS = 24

@@ -1,4 +1,4 @@
-"""Protocols of `decompositions.base`, which terms and pages read, asked of every listed dictionary."""
+"""Protocols of `core.decomposition`, which terms and pages read, asked of every listed dictionary."""
 
 import equinox as eqx
 import jax
@@ -6,9 +6,9 @@ import jax.numpy as jnp
 import pytest
 
 from jaxinterp.core.batch import Sites, make_batch
+from jaxinterp.core.decomposition import Decomposition, Features, Normalised, Revivable, Shown, Target, Vectors
 from jaxinterp.core.errors import UserError
 from jaxinterp.core.sites import as_needs
-from jaxinterp.decompositions.base import Decomposition, Features, Normalised, Revivable, Shown, Target, Vectors
 from jaxinterp.decompositions.plain import LinearMap
 from jaxinterp.methods.listed import METHODS
 from jaxinterp.report.features import feature_pages

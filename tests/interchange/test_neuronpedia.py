@@ -14,7 +14,7 @@ from jaxinterp.decompositions.activations import ReLU
 from jaxinterp.decompositions.dictionary import Dictionary
 from jaxinterp.evaluation.features.peaks import collect
 from jaxinterp.interchange import write_neuronpedia
-from jaxinterp.models.sites import run
+from jaxinterp.models.run import run
 from jaxinterp.models.tiny import tiny_subject
 
 GOLDEN = json.loads((Path(__file__).parent / "neuronpedia_golden.json").read_text())

@@ -1,43 +1,10 @@
-"""What stands in a compiled or lowered program: its arrays, its collectives, its temporary memory."""
-
-import re
-from typing import NamedTuple
+"""The programs whose compiled form is looked at: the loss and the step of a TopK dictionary."""
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from jaxinterp.kernels import encode_topk, sparse_decode
-
-COLLECTIVES = "all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute|collective-broadcast"
-
-
-class Collective(NamedTuple):
-    kind: str
-    shapes: tuple[str, ...]
-
-
-def shapes(text):
-    """Every array shape of an HLO or StableHLO text, as tuples of sizes."""
-    found = re.findall(r"\b(?:f|bf|s|u|i)\d+\[([\d,]+)\]", text) + re.findall(r"tensor<((?:\d+x)+)[a-z]", text)
-    return {tuple(int(size) for size in re.split("[,x]", shape) if size) for shape in found}
-
-
-def elements(shape):
-    total = 1
-    for size in shape:
-        total *= size
-    return total
-
-
-def collectives(text):
-    """Every collective of a compiled text with the shapes of its results; asynchronous halves count once."""
-    found = []
-    for line in text.splitlines():
-        match = re.search(rf"= (.*?) ({COLLECTIVES})(?:-start)?\(", line)
-        if match:
-            found.append(Collective(match[2], tuple(re.findall(r"\w+\[[\d,]*\]", match[1]))))
-    return found
 
 
 def parameters(features, d, seed=0):

@@ -10,6 +10,7 @@ from jax.sharding import PartitionSpec as P
 
 from jaxinterp.core.errors import UserError
 from jaxinterp.kernels import encode_groups, encode_ranked, encode_topk, keep_largest, rank, select_topk
+from jaxinterp.preflight.program_text import exchanges, size_of
 from tests.kernels import programs
 
 TOKENS, FEATURES, WIDTH, K = 48, 64, 24, 7
@@ -90,7 +91,7 @@ def test_collectives_of_a_gradient():
         gradient = jax.jit(jax.grad(lambda parameters, x: programs.loss(parameters, x, K)))
         text = gradient.lower(parameters, x).compile().as_text()
     owned, of_data, candidates = FEATURES // 4, TOKENS // 2, 4 * K
-    found = sorted(f"{kind} {shape}" for kind, shapes in programs.collectives(text) for shape in shapes)
+    found = sorted(f"{kind} {shape}" for kind, shapes in exchanges(text) for shape in shapes)
     assert sorted(set(found)) == sorted(
         {
             f"all-gather f32[{of_data},{candidates}]",
@@ -112,9 +113,8 @@ def test_the_bytes_of_the_candidates():
         parameters = spread(programs.parameters(FEATURES, WIDTH), mesh)
         x = jax.device_put(jnp.ones((TOKENS, WIDTH)), NamedSharding(mesh, P("data")))
         encode = jax.jit(lambda p, x: encode_topk(x, p["encoder"], p["encoder_bias"], k=K))
-        found = programs.collectives(encode.lower(parameters, x).compile().as_text())
-    sizes = [programs.elements(shape) for _, shapes in found for text in shapes for shape in programs.shapes(text)]
-    assert 4 * sum(sizes) == TOKENS // 2 * K * 4 * 8
+        found = exchanges(encode.lower(parameters, x).compile().as_text())
+    assert sum(size_of(array) for _, arrays in found for array in arrays) == TOKENS // 2 * K * 4 * 8
 
 
 def test_what_does_not_divide_is_refused():

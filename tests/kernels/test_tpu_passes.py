@@ -14,7 +14,8 @@ from jax.sharding import AbstractDevice, AbstractMesh
 
 from jaxinterp.kernels import pallas_tpu
 from jaxinterp.kernels.pallas_tpu import gather, outer
-from tests.kernels import oracle, programs
+from jaxinterp.preflight.program_text import arrays, numbers_of, sorts
+from tests.kernels import oracle
 
 INTERPRETERS = {"jax": True, "tpu": pltpu.InterpretParams()}
 SHAPES = [(5, 576, 33, 3), (7, 768, 41, 32), (3, 2304, 20, 9), (9, 130, 50, 1)]
@@ -190,7 +191,7 @@ def test_two_weight_gradients_share_one_sort():
         return one, pallas_tpu.outer_sum(2 * values, indices, g + 1, 50, interpret=True)
 
     arguments = jnp.ones((64, 4)), jnp.ones((64, 4), jnp.int32), jnp.ones((64, 8))
-    assert jax.jit(both).lower(*arguments).compile().as_text().count(" sort(") == 1
+    assert len(sorts(jax.jit(both).lower(*arguments).compile().as_text())) == 1
 
 
 def test_lowered_for_a_tpu_nothing_is_large():
@@ -207,7 +208,7 @@ def test_lowered_for_a_tpu_nothing_is_large():
     with jax.sharding.use_abstract_mesh(AbstractMesh((1,), ("x",), abstract_device=device)):
         text = jax.jit(passes).trace(*arguments).lower(lowering_platforms=("tpu",)).as_text()
     assert text.count("tpu_custom_call") == 3
-    biggest = max(programs.elements(shape) for shape in programs.shapes(text))
+    biggest = max(map(numbers_of, arrays(text)))
     assert biggest <= max(features, tokens) * width < tokens * k * width / 2
 
 

@@ -10,8 +10,8 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jaxinterp.core.batch import Sites, make_batch
+from jaxinterp.core.fields import trainable
 from jaxinterp.core.trees import named_leaves
-from jaxinterp.decompositions.base import trainable
 from jaxinterp.methods import Transcoder, gradient_method
 from jaxinterp.objectives import reconstruction, total
 from jaxinterp.training.mesh import make_mesh

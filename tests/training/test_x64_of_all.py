@@ -29,12 +29,12 @@ from jaxinterp.methods.factor.targets import ProjectionTarget
 from jaxinterp.methods.listed import METHODS as LISTED
 from jaxinterp.models.files.subject import Subject
 from jaxinterp.models.files.tokenizer import byte_tokenizer
-from jaxinterp.models.mixtures.config import MixtureConfig
 from jaxinterp.models.transformer import TransformerConfig, initialise
 from jaxinterp.training.fit import expand, fit
 from jaxinterp.training.mesh import make_mesh
 from jaxinterp.training.program import Program
-from tests.training.test_x64_and_strict import FLOATS, ONE, SIZES, TEXT, floats, strict, subject
+from tests.models.mixtures.kinds import KINDS
+from tests.training.small_x64 import FLOATS, ONE, SIZES, TEXT, floats, strict, subject
 
 RESID = "blocks/1/resid/post"
 TARGET = ProjectionTarget(("blocks/1/mlp/up_proj", "blocks/1/mlp/down_proj"))
@@ -55,17 +55,6 @@ METHODS = {
     "das": (DAS(PROMPTS, OTHERS, (1, 2), RESID), None),
     "lineas": (LinEAS(PROMPTS, OTHERS, (RESID,)), None),
     "trained_vector": (TrainedVector(PROMPTS, (1, 2), RESID), None),
-}
-KINDS = {
-    "moe_x": MixtureConfig("moe_x", experts=4, hidden=6, active=2),
-    "switch": MixtureConfig("switch", experts=4, hidden=6, active=1),
-    "monet_horizontal": MixtureConfig("monet_horizontal", experts=4, hidden=4, active=2, heads=2),
-    "monet_vertical": MixtureConfig("monet_vertical", experts=4, hidden=4, active=2, heads=2),
-    "linear_neurons": MixtureConfig("linear_neurons", experts=4, active=2, heads=2, key_size=4),
-    "peer": MixtureConfig("peer", experts=4, active=2, heads=2, key_size=4),
-    "mixer": MixtureConfig("mixer", experts=2),
-    "permuted": MixtureConfig("permuted", experts=2),
-    "kat": MixtureConfig("kat", experts=4, hidden=8),
 }
 
 

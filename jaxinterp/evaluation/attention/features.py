@@ -20,7 +20,9 @@ from jaxtyping import Array, PyTree
 
 from jaxinterp.core.errors import UserError
 from jaxinterp.core.json_value import Json
+from jaxinterp.data.activations import READ, on_device
 from jaxinterp.data.text.load_text import take
+from jaxinterp.decompositions.codes import OneLayer
 from jaxinterp.decompositions.dictionary import Dictionary
 from jaxinterp.evaluation.attention.attribution import (
     by_head,
@@ -32,7 +34,7 @@ from jaxinterp.evaluation.attention.attribution import (
     share_beyond,
 )
 from jaxinterp.models.attention import Attention
-from jaxinterp.models.sites import run
+from jaxinterp.models.run import run
 
 FAR = 16
 """Tokens back: beyond this a feature reads far."""
@@ -67,7 +69,7 @@ def attribute(
     totals: dict[str, np.ndarray] = {}
     worst = 0.0
     for batch in take(heldout, tokens, seed=seed, rows=2):
-        inputs = {name: jnp.asarray(batch[name]) for name in ("tokens", "weight")}
+        inputs = on_device(batch, READ)
         part, error = _attributed(dictionary, attention, model, inputs, site, k)
         worst = max(worst, float(error))
         totals = {name: totals.get(name, 0) + np.asarray(value, np.float64) for name, value in part.items()}
@@ -83,7 +85,9 @@ def _attributed(
     trace = run(model, inputs["tokens"])
     z = trace[f"{site}/z"]
     flat = z.reshape(*z.shape[:2], -1)
-    codes = dictionary.encode(flat).sparse(k)
+    every = dictionary.encode(flat)
+    assert isinstance(every, OneLayer)
+    codes = every.sparse(k)
     read = reading(dictionary, attention)
     heads = by_head(read, z, codes.indices)
     sources = by_source(read, attention, trace[f"{site}/in"], trace[f"{site}/pattern"], codes.indices)

@@ -14,10 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, PyTree
 
+from jaxinterp.core.decomposition import Shown
 from jaxinterp.core.errors import UserError
 from jaxinterp.core.sites import several
 from jaxinterp.data.activations import harvest
-from jaxinterp.decompositions.base import Shown
 from jaxinterp.kernels import rank, select_topk
 
 MOST_CODES = 2**24  # entries of a batch's dense codes: 64 MiB

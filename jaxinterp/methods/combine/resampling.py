@@ -31,10 +31,10 @@ from jaxtyping import Array, Bool, Int, PRNGKeyArray, PyTree
 
 from jaxinterp.core.batch import Batch
 from jaxinterp.core.errors import UserError
+from jaxinterp.core.fields import per_feature, trainable
 from jaxinterp.core.protocols import Method, MethodState, Recipe
 from jaxinterp.core.sites import Needs, Site, Sites
 from jaxinterp.core.trees import named_leaves, path_name
-from jaxinterp.decompositions.base import per_feature, trainable
 from jaxinterp.decompositions.dictionary import Dictionary
 from jaxinterp.methods.checks import check_positive, check_whole
 from jaxinterp.methods.recipes import OnePass, one_pass

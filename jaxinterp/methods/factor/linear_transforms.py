@@ -28,10 +28,11 @@ import optax
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 from jaxinterp.core.batch import Batch
+from jaxinterp.core.decomposition import Codes
 from jaxinterp.core.fields import PARAMETER, PARAMETER_ROWS, STATE
 from jaxinterp.core.protocols import Recipe
 from jaxinterp.core.sites import Site, Sites
-from jaxinterp.decompositions.codes import Codes, DenseCodes
+from jaxinterp.decompositions.codes import DenseCodes
 from jaxinterp.decompositions.scales import Scales, moments, scales_of
 from jaxinterp.methods.checks import check_not_negative, check_one_of, check_positive, check_whole, one_leaf
 from jaxinterp.methods.recipes import gradient_method, warmup_linear

@@ -23,12 +23,13 @@ import optax
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from jaxinterp.core.batch import Batch
+from jaxinterp.core.decomposition import Codes
 from jaxinterp.core.fields import PARAMETER, PARAMETER_ROWS, STATE
 from jaxinterp.core.protocols import Recipe
 from jaxinterp.core.sites import Site, Sites
-from jaxinterp.decompositions.codes import Codes, SparseCodes
+from jaxinterp.decompositions.codes import SparseCodes, weighted_rows
 from jaxinterp.decompositions.scales import Scales, moments, scales_of
-from jaxinterp.kernels import encode_topk, sparse_decode
+from jaxinterp.kernels import encode_topk
 from jaxinterp.methods.checks import check_positive, check_whole, one_leaf
 from jaxinterp.methods.recipes import gradient_method, warmup_linear
 from jaxinterp.models.rules import ACTIVATIONS, Activation
@@ -73,11 +74,7 @@ class MixtureOfDecoders(eqx.Module):
     def decode(self, codes: Codes, x: Float[Array, "*axes d_in"]) -> Float[Array, "*axes d_out"]:
         """y of the module's equation."""
         dense = dense_path(self.scales.normalise(x), self.encoder, self.encoder_bias, self.decoder, self.activation)
-        if isinstance(codes, SparseCodes):
-            scale = sparse_decode(codes.values, codes.indices, self.scale)
-        else:
-            scale = codes.values @ self.scale
-        return self.scales.restore(dense * scale + self.decoder_bias)
+        return self.scales.restore(dense * weighted_rows(codes, self.scale) + self.decoder_bias)
 
     def __call__(self, x: Float[Array, "*axes d_in"]) -> Float[Array, "*axes d_out"]:
         return self.decode(self.encode(x), x).astype(x.dtype)

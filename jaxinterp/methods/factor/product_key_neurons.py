@@ -20,13 +20,13 @@ import optax
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from jaxinterp.core.batch import Batch
+from jaxinterp.core.decomposition import Codes
 from jaxinterp.core.errors import UserError
 from jaxinterp.core.fields import PARAMETER, PARAMETER_ROWS, STATE
 from jaxinterp.core.protocols import Recipe
 from jaxinterp.core.sites import Site, Sites
-from jaxinterp.decompositions.codes import Codes, SparseCodes
+from jaxinterp.decompositions.codes import SparseCodes, weighted_rows
 from jaxinterp.decompositions.scales import Scales, moments, scales_of
-from jaxinterp.kernels import sparse_decode
 from jaxinterp.methods.checks import check_one_of, check_positive, check_whole, one_leaf
 from jaxinterp.methods.recipes import gradient_method, warmup_linear
 from jaxinterp.models.mixtures.product_keys import (
@@ -76,9 +76,7 @@ class ProductKeyNeurons(eqx.Module):
 
     def combine(self, codes: Codes) -> Float[Array, "*axes d_out"]:
         """The weighted sum of write vectors, in normalised units."""
-        if isinstance(codes, SparseCodes):
-            return sparse_decode(codes.values, codes.indices, self.write)
-        return codes.values @ self.write
+        return weighted_rows(codes, self.write)
 
     def decode(self, codes: Codes, x: Float[Array, "*axes d_in"]) -> Float[Array, "*axes d_out"]:
         """y of the module's equation."""

@@ -24,7 +24,8 @@ from jaxinterp.core.sites import Needs, Site
 from jaxinterp.decompositions.components import Components, Scale
 from jaxinterp.decompositions.mlp_parts import mlp_linear, mlp_with
 from jaxinterp.methods.factor.parameters import Distance, Mask, Parts, left_over, masked_linear
-from jaxinterp.models.sites import replace, run, select
+from jaxinterp.models.run import run
+from jaxinterp.models.sites import replace, select
 
 
 class Clean(NamedTuple):

@@ -1,6 +1,5 @@
 """Factorising methods through `fit` are their pure functions; what all methods share is in tests/conformance."""
 
-import re
 from functools import cache
 
 import jax
@@ -17,6 +16,7 @@ from jaxinterp.methods.factor import semi_nmf
 from jaxinterp.methods.factor.factor_analysers import MixtureOfFactorAnalysers
 from jaxinterp.methods.factor.interaction_basis import LocalInteractionBasis
 from jaxinterp.methods.factor.semi_nmf import SemiNMF
+from jaxinterp.preflight.program_text import exchanges, shape_of
 from jaxinterp.training.fit import fit
 from jaxinterp.training.mesh import make_mesh
 from tests.methods.laboratory import SITE, subject, text
@@ -60,11 +60,9 @@ def test_the_program_of_a_sweep_exchanges_nothing_with_a_token_axis():
 
     with jax.set_mesh(mesh):
         compiled = jax.jit(update).lower(*arguments).compile().as_text()
-    kinds = "all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute"
-    results = re.findall(rf"= (.*?) (?:{kinds})(?:-start)?\(", compiled)
-    sizes = [shape for result in results for shape in re.findall(r"\[([\d,]*)\]", result)]
-    assert "16,96" in sizes
-    assert not any(number in ("1024", "128") for shape in sizes for number in shape.split(","))
+    crossing = [shape_of(array) for _, results in exchanges(compiled) for array in results]
+    assert (16, 96) in crossing
+    assert not any(size in (1024, 128) for shape in crossing for size in shape)
 
 
 def test_the_interaction_basis_of_fit_is_that_of_the_pure_functions():

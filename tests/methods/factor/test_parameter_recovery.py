@@ -26,9 +26,10 @@ def target():
 
 
 def found(method, seed, steps, batch_size=256):
+    """MMCS and ML2R among the parts that some feature uses (one that none uses can be the nearest by chance: below)."""
     decomposition, _ = decompose(method, target(), jax.random.key(seed), steps=steps, batch_size=batch_size)
-    cosine, ratio = mean_max_cosine(target().weight_in, decomposition.parts[IN])
     active = probe(decomposition, target())[IN]
+    cosine, ratio = mean_max_cosine(target().weight_in, decomposition.parts[IN], jnp.any(active > 0.1, axis=0))
     return float(cosine), float(ratio), np.asarray(jnp.sum(active > 0.1, axis=1)), len(set(active.argmax(1).tolist()))
 
 

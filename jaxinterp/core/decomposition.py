@@ -1,32 +1,58 @@
-"""What every decomposition is: a pytree that encodes, decodes, and can stand where it was learned.
+"""What a decomposition is, as protocols: nothing is inherited, and each reader names the protocol that it needs.
 
-A decomposition's fields say by their metadata how they are trained and where they lie on a mesh, so that the trainer
-needs no list of names.
+    Codes           what `encode` returns: how strongly each component is active for each token
+    Decomposition   encodes, decodes, and can replace the leaf where it was learned
+    Target          what a reconstruction is measured against
+    Vectors         read and write vectors, one row a feature;  Shown: a decomposition with vectors
+    Features        vectors that codes are multiplied with
+    Revivable       features that may die and be trained again;  Normalised: and that see their input normalised
+
+A decomposition's fields say by their marks (`core.fields`) how they are trained and where they lie on a mesh, so that
+the trainer needs no list of names.
 """
 
 from typing import Protocol, runtime_checkable
 
-from jaxtyping import Array, Bool, Int, PyTree
+from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from jaxinterp.core.fields import PARAMETER, PARAMETER_ROWS, STATE, STATE_ROWS, per_feature, trainable
 from jaxinterp.core.sites import Sites
-from jaxinterp.decompositions.codes import Codes, SparseCodes
 
-__all__ = [
-    "PARAMETER",
-    "PARAMETER_ROWS",
-    "STATE",
-    "STATE_ROWS",
-    "Decomposition",
-    "Features",
-    "Normalised",
-    "Revivable",
-    "Shown",
-    "Target",
-    "Vectors",
-    "per_feature",
-    "trainable",
-]
+
+@runtime_checkable
+class Codes(Protocol):
+    """How strongly each component of a decomposition is active for each token; active: its value is not zero.
+
+    Ours are `SparseCodes` and `DenseCodes` of `decompositions.codes`, and `LayerCodes`, of several layers.
+
+    Attributes:
+      features: the number of components.
+      capped: whether there is a limit of active components that tokens should not reach.
+    """
+
+    @property
+    def features(self) -> int: ...
+    @property
+    def capped(self) -> bool: ...
+
+    def dense(self) -> Float[Array, "*axes features"]:
+        """One value per feature."""
+        ...
+
+    def weighted(self, per_feature: Float[Array, " features"]) -> Float[Array, "*axes"]:
+        """Per token, the sum of its values times a number of each feature."""
+        ...
+
+    def active(self) -> Float[Array, "*axes"]:
+        """The number of active features of each token."""
+        ...
+
+    def smallest(self) -> Float[Array, "*layers"]:
+        """The smallest positive value, 0 where there is none; one a layer of codes of several layers."""
+        ...
+
+    def fired(self, weight: Float[Array, "*axes"]) -> Float[Array, " features"]:
+        """How many tokens (by weight) each feature is active on."""
+        ...
 
 
 @runtime_checkable
@@ -131,7 +157,7 @@ class Revivable(Features, Target, Protocol):
     tokens_since_fired: PyTree
     output_scale: PyTree
 
-    def encode_among(self, x: PyTree, allowed: Bool[Array, " features"], k: int) -> SparseCodes:
+    def encode_among(self, x: PyTree, allowed: Bool[Array, " features"], k: int) -> Codes:
         """The k largest positive codes of each token among the allowed features."""
         ...
 

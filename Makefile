@@ -184,7 +184,7 @@ test-gpu:  ## compile every GPU kernel and whole steps with the real CUDA compil
 	  || $(GPU)/bin/python -m pip install --quiet --constraint constraints.txt --editable . \
 	     jax-cuda13-plugin==$(CUDA) jax-cuda13-pjrt==$(CUDA) || { touch $(GPU)/.no-cuda; exit 2; }
 	$(WITHOUT_A_GPU) $(GPU)/bin/python -m benchmarks.gpu_compile --quick
-	$(WITHOUT_A_GPU) $(GPU)/bin/python -m experiments.transcoder --out unused --model tiny --mesh data=2,feature=4 --preflight h200:8
+	$(WITHOUT_A_GPU) $(GPU)/bin/python -m benchmarks.gpu_memory
 	$(GPU)/bin/python tests/covered.py gpu --passed
 
 WITHOUT_A_GPU := CUDA_VISIBLE_DEVICES=-1 JAX_PLATFORMS=cpu

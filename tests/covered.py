@@ -48,6 +48,7 @@ COVERS = {
     "site": ("docs", "mkdocs.yml", "README.md", "BUILD.md", "colab", "jaxinterp"),
     "gpu": (
         "benchmarks/gpu_compile.py",
+        "benchmarks/gpu_memory.py",
         "benchmarks/compiled_for.py",
         "jaxinterp/kernels",
         "jaxinterp/preflight",

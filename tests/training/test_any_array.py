@@ -73,9 +73,9 @@ def test_an_autoencoder_of_an_array_of_smollm2(site, steps, tmp_path):
     train, heldout = load_text("docs", subject.tokenizer, seq=64, max_tokens=40_000)
     method = SparseAutoencoder(features=256, k=16, auxk=0.0, learning_rate=3e-3)
     sae = trained(method, subject, train, site, steps=steps, batch_size=256)
-    row = scored(sae, subject, heldout, site, 256)
+    row = scored(sae, subject, heldout, site, 512)
     loaded = load_dictionary(save_dictionary(sae, tmp_path / "sae"))
-    assert score(loaded, subject, heldout, tokens=256, ce_tokens=256) == row
+    assert score(loaded, subject, heldout, tokens=512, ce_tokens=512) == row
     density, pages = feature_pages(loaded, subject, heldout, features=3, contexts=2, tokens=512)
     assert len(pages) == 3 and density.shape == (256,) and all(page.raised for page in pages)
     print(site, {name: row[name] for name in ("fvu", "l0", "ce_clean", "ce_replaced", "ce_zero")})

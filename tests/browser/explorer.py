@@ -132,7 +132,8 @@ def click_through(page, address, out, check):
         page.wait("return document.querySelector('.kl')", PATIENCE)
         kls.append(float(text_of(page, ".kl b").replace("×10", "e").replace("−", "-")))
         texts.append(page.run("return [...document.querySelectorAll('.generated')].map(p => p.textContent)"))
-    assert kls[0] < 1e-5 < kls[1] < kls[2] == kls[3] and texts[2] == texts[3] and texts[0][0] == texts[0][1], (kls, texts)
+    assert kls[0] < 1e-5 < kls[1] < kls[2] == kls[3], kls
+    assert texts[2] == texts[3] and texts[0][0] == texts[0][1], texts
     check(page, "steer")
     page.picture(out / "explore-steer.png")
     # Compare.

@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 INSTALLED := $(VENV)/.installed
 DEMO_OUT ?= runs/demo
 
-.PHONY: browser explorer frontend site demo tiny test test-slow test-jax test-tpu test-gpu lint format parity peers tracer fuzz clean
+.PHONY: browser explorer frontend site demo tiny test test-slow test-jax test-tpu test-gpu lint format parity peers peers-environment tracer fuzz clean
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "jaxinterp needs Python 3.11 or newer: make PYTHON=/path/to/python3.11")'
@@ -31,9 +31,14 @@ QUICK := XLA_FLAGS="--xla_backend_optimization_level=0 $$XLA_FLAGS"
 test: $(INSTALLED) lint  ## everything but benchmarks and the slow proofs
 	$(QUICK) $(PYTEST) -m "not slow"
 
-test-slow: $(INSTALLED)  ## the slow proofs: planted trainings, whole experiments, Pallas interpreters
-	$(QUICK) $(PYTEST) -m slow $(addprefix --ignore=,$(LONG))
-	$(PYTEST) -m slow $(LONG)
+test-slow: $(INSTALLED)  ## the slow proofs: planted trainings, whole experiments, Pallas interpreters; both commands are run
+	@mkdir -p build; code=0; \
+	$(QUICK) $(PYTEST) -m slow $(addprefix --ignore=,$(LONG)) || code=$$?; \
+	$(PYTEST) -m slow $(LONG) || code=$$?; \
+	times > build/slow.times; \
+	tail -n 1 build/slow.times | awk '{ split($$1 "m" $$2, t, /[ms]+/); \
+	  printf "CPU seconds of both commands together: %.0f\n", 60 * (t[1] + t[3]) + t[2] + t[4] }'; \
+	exit $$code
 
 # Proofs that train for so many steps that the compiler's optimisation pays, and goldens that were made with it.
 LONG := $(addprefix tests/,colab experiments/test_discrete_circuits.py experiments/test_gba.py $(addprefix methods/, \
@@ -76,15 +81,20 @@ parity:  ## remake the goldens with transformers and compare; fails with .no-cpu
 PEERS := .venv-peers
 WRITTEN := build/written
 
-peers: $(INSTALLED)  ## SAELens, sparsify and dictionary_learning make the interchange goldens again, and load what we write
+peers-environment:
 	test -x $(PEERS)/bin/python || $(PYTHON) -m venv $(PEERS)
-	@rm -rf $(PEERS)/.not-to-be-had $(WRITTEN)
+	@mkdir -p build
+	@rm -f $(PEERS)/.not-to-be-had build/.no-tracer
 	$(PEERS)/bin/python -c 'import sae_lens, sparsify, dictionary_learning' 2>/dev/null || { \
 	  $(PEERS)/bin/python -m pip install --quiet --dry-run --no-deps --report $(PEERS)/report.json $(TORCH) \
 	  && grep -q '"version": "2.13.0+cpu"' $(PEERS)/report.json \
 	  && $(PEERS)/bin/python -m pip install --quiet $(TORCH) \
 	  && $(PEERS)/bin/python -m pip install --quiet $(TORCH) $(LIBRARIES) \
-	  && $(PEERS)/bin/python -m pip uninstall --quiet --yes torchvision; } || { touch $(PEERS)/.not-to-be-had; exit 2; }
+	  && $(PEERS)/bin/python -m pip uninstall --quiet --yes torchvision; } \
+	  || { echo "no CPU build of torch, or no SAELens" | tee build/.no-tracer > $(PEERS)/.not-to-be-had; exit 2; }
+
+peers: $(INSTALLED) peers-environment  ## SAELens, sparsify and dictionary_learning make the interchange goldens again, and load what we write
+	rm -rf $(WRITTEN)
 	$(PEERS)/bin/python tests/interchange/make_goldens.py --compare
 	$(BIN)/python -m tests.interchange.written $(WRITTEN)
 	$(PEERS)/bin/python tests/interchange/make_goldens.py --check $(WRITTEN)
@@ -92,11 +102,15 @@ peers: $(INSTALLED)  ## SAELens, sparsify and dictionary_learning make the inter
 
 TRACER := build/tracer
 
-tracer: $(INSTALLED)  ## circuit-tracer and SAEDashboard, unpacked, open what we write; the environment of `make peers` runs them
-	$(PIP) install --quiet --upgrade --no-deps --target $(TRACER) circuit-tracer==0.5.0 sae-dashboard==0.8.0
+tracer: $(INSTALLED) peers-environment  ## circuit-tracer and SAEDashboard, unpacked, open what we write; the environment of `make peers` runs them
+	$(PIP) install --quiet --upgrade --no-deps --target $(TRACER) circuit-tracer==0.5.0 sae-dashboard==0.8.0 \
+	  || { echo "pip could not fetch circuit-tracer and sae-dashboard" | tee build/.no-tracer; exit 2; }
 	rm -rf $(WRITTEN)
 	$(BIN)/python -m tests.interchange.written $(WRITTEN)
+	$(BIN)/python -m tests.interchange.written_batches $(WRITTEN)/neuronpedia
 	$(PEERS)/bin/python tests/interchange/make_public_goldens.py $(TRACER) --check $(WRITTEN)
+	$(PEERS)/bin/python tests/interchange/make_neuronpedia_golden.py $(TRACER) --check $(WRITTEN)/neuronpedia/batch-0.json
+	$(BIN)/python tests/covered.py tracer --passed
 
 BROWSED := build/browsed
 WITH_CHROMIUM = @mkdir -p build; rm -f build/.no-$@; for tool in chromium chromedriver $(1); do \
@@ -179,7 +193,7 @@ test-gpu:  ## compile every GPU kernel and whole steps with the real CUDA compil
 	  || $(GPU)/bin/python -m pip install --quiet --constraint constraints.txt --editable . \
 	     jax-cuda13-plugin==$(CUDA) jax-cuda13-pjrt==$(CUDA) || { touch $(GPU)/.no-cuda; exit 2; }
 	$(WITHOUT_A_GPU) $(GPU)/bin/python -m benchmarks.gpu_compile --quick
-	$(WITHOUT_A_GPU) $(GPU)/bin/python -m experiments.transcoder --out unused --model tiny --mesh data=2,feature=4 --preflight h200:8
+	$(WITHOUT_A_GPU) $(GPU)/bin/python -m benchmarks.gpu_memory
 	$(GPU)/bin/python tests/covered.py gpu --passed
 
 WITHOUT_A_GPU := CUDA_VISIBLE_DEVICES=-1 JAX_PLATFORMS=cpu

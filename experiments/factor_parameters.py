@@ -25,8 +25,9 @@ from jaxinterp.core.protocols import Method
 from jaxinterp.core.sites import Sites
 from jaxinterp.data.activations import on_device
 from jaxinterp.data.text.load_text import load_text, take
+from jaxinterp.decompositions.parameter_parts import ParameterParts
 from jaxinterp.evaluation.masks import mask_table
-from jaxinterp.methods.factor.parameter_training import AdversarialParameters, ParameterParts, StochasticParameters
+from jaxinterp.methods.factor.parameter_training import AdversarialParameters, StochasticParameters
 from jaxinterp.methods.factor.parameters import Coefficients
 from jaxinterp.methods.factor.targets import LeafTarget, ProjectionTarget
 from jaxinterp.models.load import load

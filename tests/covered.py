@@ -4,8 +4,8 @@
     python tests/covered.py parity --passed   notes in tests/covered.json that the check passed on these files
 
 A check that makes the goldens again with other libraries is repeated in CI only where a file below changed; the suite
-compares with the committed goldens every time. `make parity`, `peers`, `browser`, `explorer`, `frontend`, `site`,
-`test-tpu` and `test-gpu` note that they passed.
+compares with the committed goldens every time. `make parity`, `peers`, `tracer`, `browser`, `explorer`, `frontend`,
+`site`, `test-tpu` and `test-gpu` note that they passed.
 """
 
 import hashlib
@@ -19,6 +19,12 @@ NOTES = ROOT / "tests" / "covered.json"
 COVERS = {
     "parity": ("tests/parity", "constraints.txt"),
     "peers": (
+        "tests/interchange",
+        "jaxinterp/interchange",
+        "jaxinterp/decompositions",
+        "constraints.txt",
+    ),
+    "tracer": (
         "tests/interchange",
         "jaxinterp/interchange",
         "jaxinterp/decompositions",
@@ -48,6 +54,7 @@ COVERS = {
     "site": ("docs", "mkdocs.yml", "README.md", "BUILD.md", "colab", "jaxinterp"),
     "gpu": (
         "benchmarks/gpu_compile.py",
+        "benchmarks/gpu_memory.py",
         "benchmarks/compiled_for.py",
         "jaxinterp/kernels",
         "jaxinterp/preflight",

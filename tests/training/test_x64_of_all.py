@@ -17,6 +17,7 @@ from jaxinterp.decompositions.dictionary import Dictionary
 from jaxinterp.methods.causal.das import DAS
 from jaxinterp.methods.causal.lineas import LinEAS
 from jaxinterp.methods.causal.trained_vector import TrainedVector
+from jaxinterp.methods.factor.attribution_training import AttributionParameters
 from jaxinterp.methods.factor.experts import DenseRival, HiddenExperts
 from jaxinterp.methods.factor.factor_analysers import MixtureOfFactorAnalysers
 from jaxinterp.methods.factor.interaction_basis import LocalInteractionBasis
@@ -25,7 +26,7 @@ from jaxinterp.methods.factor.mixture_of_decoders import MixtureOfDecodersMethod
 from jaxinterp.methods.factor.parameter_training import AdversarialParameters, StochasticParameters
 from jaxinterp.methods.factor.product_key_neurons import ProductKeyNeuronsMethod
 from jaxinterp.methods.factor.semi_nmf import SemiNMF
-from jaxinterp.methods.factor.targets import ProjectionTarget
+from jaxinterp.methods.factor.targets import LeafTarget, ProjectionTarget
 from jaxinterp.methods.listed import METHODS as LISTED
 from jaxinterp.models.files.subject import Subject
 from jaxinterp.models.files.tokenizer import byte_tokenizer
@@ -52,6 +53,7 @@ METHODS = {
     "semi_nmf": (SemiNMF(features=4, sparsity=0.5), ONE),
     "stochastic_parameters": (StochasticParameters(TARGET, parts=4, hidden=4), None),
     "adversarial_parameters": (AdversarialParameters(TARGET, parts=4, hidden=4, scope="shared"), None),
+    "attribution_parameters": (AttributionParameters(LeafTarget("blocks/1/mlp"), parts=4, k=2.0), None),
     "das": (DAS(PROMPTS, OTHERS, (1, 2), RESID), None),
     "lineas": (LinEAS(PROMPTS, OTHERS, (RESID,)), None),
     "trained_vector": (TrainedVector(PROMPTS, (1, 2), RESID), None),

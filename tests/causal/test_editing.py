@@ -40,7 +40,7 @@ def test_an_edit_is_exact_on_its_key_and_gentle_on_what_the_text_has():
         move -= keys[0] * (move @ keys[0]) / (keys[0] @ keys[0])
         assert spread((read[0] + move)[None])[0] > spread(read[:1])[0]
     with pytest.raises(UserError, match="ridge=-1"):
-        key_readers(jnp.asarray(keys), covariance, -1)
+        key_readers(jnp.asarray(keys), covariance, -1.0)
 
 
 @pytest.mark.parametrize("part", ["mlp", "attn"])
@@ -65,7 +65,9 @@ def test_a_target_is_written_by_either_sublayer_and_by_both(model):
     delta = solve_target(layers, TOKENS, METRIC, layer, position, steps=30)
     arrays = layer_arrays(layers, TOKENS, ("mlp/hidden", "attn/z"))
     keys = {name: array[1, :, position].reshape(2, -1) for name, array in arrays.items()}
-    read = {name: key_readers(key, jnp.eye(key.shape[1])) for name, key in keys.items()}
+    # What must not move: the keys of all positions of the two prompts.
+    text = {name: array[1].reshape(8, -1) for name, array in arrays.items()}
+    read = {name: key_readers(key, text[name].T @ text[name] / 8, 1e-4) for name, key in keys.items()}
     halves = balanced(delta, jnp.asarray([3.0, 0.0]), jnp.asarray([-1.0, 0.0]))
     np.testing.assert_allclose(halves[0], np.array([[0.75], [0.5]]) * delta, rtol=1e-5)
     np.testing.assert_allclose(halves[0] + halves[1], delta, rtol=1e-5)

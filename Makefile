@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 INSTALLED := $(VENV)/.installed
 DEMO_OUT ?= runs/demo
 
-.PHONY: browser frontend demo tiny test test-slow test-jax test-tpu test-gpu lint format parity peers tracer fuzz clean
+.PHONY: browser explorer frontend demo tiny test test-slow test-jax test-tpu test-gpu lint format parity peers tracer fuzz clean
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "jaxinterp needs Python 3.11 or newer: make PYTHON=/path/to/python3.11")'
@@ -121,6 +121,19 @@ frontend: $(INSTALLED)  ## circuit-tracer's frontend, from its wheel, draws a co
 	$(BIN)/python tests/covered.py frontend --passed
 
 SCRIPTS := d3@7.9.0 d3-jetpack@2.3.0 dagre@0.8.5 pako@2.1.0
+
+EXPLORED := build/explored
+AXE := build/axe/node_modules/axe-core/axe.min.js
+TRAIN := transcoder --model bilinear-4x128 --site blocks/1/mlp --features 512 --k 16 --learning-rate 2e-3 --tokens 100000 \
+  --pages 8 --heldout-tokens 8192 --ce-tokens 2048
+
+explorer: $(INSTALLED)  ## the explorer of two runs, clicked through in headless Chromium, with axe-core where npm has it
+	@rm -rf $(EXPLORED)
+	$(BIN)/python -m jaxinterp $(TRAIN) --out $(EXPLORED)/first
+	$(BIN)/python -m jaxinterp $(TRAIN) --seed 1 --out $(EXPLORED)/second
+	@test -f $(AXE) || npm install --silent --no-audit --no-fund --ignore-scripts --prefix build/axe axe-core@4.10.3 \
+	  || echo "axe-core is not to be had from npm: the pages are not checked for accessibility"
+	$(BIN)/python -m tests.browser.explorer $(EXPLORED)/first $(EXPLORED)/second $$(test -f $(AXE) && echo --axe $(AXE))
 
 fuzz: $(INSTALLED)  ## 100,000 mutated files against every reader: some five CPU minutes
 	$(BIN)/python -W ignore -m benchmarks.fuzz

@@ -93,7 +93,7 @@ HOMES = {
 
 ROOMS = (
     "core", "storage", "kernels", "models", "data", "decompositions", "objectives", "methods", "training", "evaluation",
-    "causal", "interchange", "report", "preflight", "commands",
+    "causal", "interchange", "report", "preflight", "explore", "commands",
 )  # fmt: skip
 """Parts of the package that `jaxinterp.methods` reaches without an import of its own."""
 

@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 ORDER = (
     "core", "errors", "storage", "kernels", "models", "data", "decompositions", "objectives", "methods",
-    "training", "evaluation", "causal", "interchange", "report", "preflight", "commands", "explorer", "jaxinterp",
+    "training", "evaluation", "causal", "interchange", "report", "preflight", "explore", "commands", "jaxinterp",
     "__main__", "experiments",
 )  # fmt: skip
 """Each may import from itself and from what stands before it; `jaxinterp` is the front of the package."""

@@ -3,6 +3,7 @@
 jaxinterp transcoder --out runs/demo             train a method, score it, write a report; the other methods likewise
 jaxinterp train --method gated --out runs/gated  the same with the method as an option
 jaxinterp sweep --out runs/k --sweep k=16,32     many settings in one program
+jaxinterp explore runs/demo                      its features in a browser: search, your own text, steering, labels
 jaxinterp preflight v5e:2x2 --model tiny         compile for hardware that is not here: does it fit, how long is a step
 jaxinterp launch 2 transcoder --out runs/two     several processes on this machine
 """
@@ -60,6 +61,13 @@ def _sweep(words: list[str]) -> None:
     command(sweep.Config, sweep.main, sweep.__doc__, words=words, name="jaxinterp sweep")
 
 
+def _explore(words: list[str]) -> None:
+    from jaxinterp.commands import explore
+    from jaxinterp.commands.shell import command
+
+    command(explore.Config, explore.main, explore.__doc__, words=words, name="jaxinterp explore")
+
+
 def _preflight(words: list[str]) -> None:
     target = [] if words and not words[0].startswith("-") else ["auto"]
     _train(["--preflight", *target, *words], "preflight")
@@ -75,6 +83,7 @@ def _launch(words: list[str]) -> None:
 COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "train": _train,
     "sweep": _sweep,
+    "explore": _explore,
     "preflight": _preflight,
     "launch": _launch,
 }

@@ -57,6 +57,9 @@ ROWS = (
     Row("blocks/*/resid/post", "blocks.*.hook_resid_post", "resid_post.*"),
     Row("final", "ln_final.hook_normalized", "final_norm"),
 )
+INSIDE_DELTA = ("conv", "decay", "beta", "recalled")
+"""Arrays of a Gated DeltaNet, below `blocks/*/attn`, for which the other dialects have no name."""
+
 BEHIND_A_NORM = {"blocks.*.hook_mlp_out": "blocks/*/mlp/added", "blocks.*.hook_attn_out": ""}
 """TransformerLens' names that mean another array in models with norms behind their sublayers."""
 
@@ -95,11 +98,17 @@ def module_paths(family: Family) -> dict[str, str]:
     return found
 
 
+def other_paths(family: Family) -> dict[str, str]:
+    """Module paths of sublayers that have two, by the kind of layer: Gated DeltaNet beside attention."""
+    tensor, _ = family.tensors.get("blocks/*/attn/out_proj/weight", ("", None))
+    return {"blocks/*/attn": tensor.removesuffix(".out_proj.weight")} if tensor else {}
+
+
 def names_of(family: Family) -> list[tuple[str, str, str, str]]:
     """The table of one family: ours, TransformerLens', interp-engine's, transformers'; "" where there is none."""
     paths, fixed = module_paths(family), dict(family.constants)
     behind, routed = bool(fixed.get("post_norms")), "blocks/*/mlp/router/weight" in family.tensors
-    absent = {"blocks/*/attn/gate"}  # of what no model of the family has
+    absent = set() if fixed.get("attention_gate") else {"blocks/*/attn/gate"}  # of what no model of the family has
     absent |= set() if routed else {row.ours for row in ROWS if "router" in row.ours or "experts" in row.ours}
     absent |= {"blocks/*/mlp/up"} if fixed.get("gated") is False else set()
     absent |= {"blocks/*/resid/mid"} if fixed.get("parallel") else set()
@@ -115,7 +124,9 @@ def names_of(family: Family) -> list[tuple[str, str, str, str]]:
         elif behind and lens in BEHIND_A_NORM:
             lens = ""
         rows.append((row.ours, lens, row.interp_engine, paths.pop(row.ours, "")))
-    return rows + [(ours, "", "", theirs) for ours, theirs in sorted(paths.items())]
+    others = other_paths(family)
+    inside = [(f"blocks/*/attn/{name}", "", "", "") for name in INSIDE_DELTA if others]
+    return rows + inside + [(ours, "", "", theirs) for ours, theirs in sorted(paths.items())]
 
 
 def understood(model: Any, name: str, known: Collection[str]) -> str:
@@ -141,7 +152,7 @@ def understood(model: Any, name: str, known: Collection[str]) -> str:
         templates.setdefault(row.transformer_lens, set()).add(ours)
         templates.setdefault(row.interp_engine, set()).add(row.ours)
     for family in FAMILIES.values():
-        for ours, theirs in module_paths(family).items():
+        for ours, theirs in (*module_paths(family).items(), *other_paths(family).items()):
             templates.setdefault(theirs, set()).add(ours)
     found: set[str] = set()
     for template, meanings in templates.items():
@@ -177,6 +188,7 @@ def page() -> str:
         lines += ["", f"## {name}", "", "| ours | TransformerLens | interp-engine | transformers |"]
         lines += ["|---|---|---|---|"]
         lines += ["| " + " | ".join(f"`{each}`" if each else "" for each in row) + " |" for row in names_of(family)]
+        lines += [f"\n`{theirs}` is `{ours}`, too." for ours, theirs in other_paths(family).items()]
     return "\n".join(lines) + "\n"
 
 

@@ -26,7 +26,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
 from jaxinterp.core.callables import takes
 from jaxinterp.core.errors import UserError
 from jaxinterp.core.promotion import ordinary
-from jaxinterp.models.cache import KeysValues, can_cache, empty_caches, pass_over_new
+from jaxinterp.models.cache import Kept, can_cache, empty_caches, pass_over_new
 from jaxinterp.models.files.chat import turn_ends
 from jaxinterp.models.files.subject import Subject
 from jaxinterp.models.ids import check_ids
@@ -94,7 +94,7 @@ class State(eqx.Module):
     log_p: Float[Array, "batch slots"]
     done: Bool[Array, " batch"]
     slot: Int[Array, ""]  # the next to be filled
-    caches: list[KeysValues] | None
+    caches: list[Kept] | None
 
 
 @ordinary()

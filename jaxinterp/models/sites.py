@@ -3,7 +3,8 @@
 A *site* is a name. `blocks/3/mlp` is a leaf, the sublayer itself; so are its linear maps, the *projections*
 `blocks/3/mlp/{gate_proj,up_proj,down_proj}` and `blocks/3/attn/{q_proj,k_proj,v_proj,o_proj}`. A leaf can be selected
 and replaced. `blocks/3/mlp/{in,pre,up,hidden,out,added}`, `blocks/3/attn/{in,pattern,z,out}`,
-`blocks/3/resid/{pre,mid,post}`, `embed` and `final` are arrays; an encoder has `pooled` besides, [batch, d_model].
+`blocks/3/resid/{pre,mid,post}`, `embed` and `final` are arrays; an encoder has `pooled` besides, [batch, d_model]. A
+Gated DeltaNet at `blocks/3/attn` has projections and arrays of its own (`delta_net`).
 
 A forward pass is a value: `run(model, tokens)` returns a `Trace` with every named array. Under `jit`, whatever the
 caller does not return is never computed, so asking for layer 0 of 4 costs a quarter of the pass. Every intervention is
@@ -54,7 +55,10 @@ LEAVES = ("/mlp", "/attn")
 PARTS = re.compile(r"(.+/mlp)/(?:shared|experts/(\d+))")
 """Leaves inside a mixture of experts: the shared expert, and each expert that was opened or replaced."""
 
-PROJECTIONS = ("gate_proj", "up_proj", "down_proj", "q_proj", "k_proj", "v_proj", "o_proj")
+PROJECTIONS = (
+    *("gate_proj", "up_proj", "down_proj", "q_proj", "k_proj", "v_proj", "o_proj"),
+    *("qkv_proj", "z_proj", "b_proj", "a_proj", "out_proj"),
+)
 """What linear maps inside a sublayer are called."""
 
 

@@ -27,6 +27,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
 
 from jaxinterp.core.errors import UserError
 from jaxinterp.models.attention import Attention, Temperature
+from jaxinterp.models.delta_net import DeltaConfig, GatedDeltaNet, random_delta_net
 from jaxinterp.models.layers import (
     Linear,
     Norm,
@@ -99,6 +100,9 @@ class TransformerConfig:
     query_key_norm_bias: bool = False
     unit_query_key: bool = False  # divided by their root mean square behind the rotation, in layers that have one
     attention_sinks: bool = False
+    attention_gate: bool = False  # z is multiplied by sigmoid(x W_gate)
+    delta: DeltaConfig | None = None  # a Gated DeltaNet in attention's place, in `delta_layers`
+    delta_layers: tuple[int, ...] = ()
     qkv_bias: bool = False
     attention_out_bias: bool = False
     mlp_bias: bool = False
@@ -127,6 +131,8 @@ class TransformerConfig:
         for scaling in (self.rotary_scaling, self.local_rotary_scaling):
             if scaling is not None:
                 scaling.check(self.rotary_dimensions)
+        if self.delta_layers and (self.delta is None or not self.causal):
+            raise UserError(f"delta_layers={self.delta_layers} need delta=DeltaConfig(...) and causal=True.")
         if self.head_bias and self.tied:
             raise UserError("head_bias=True needs tied=False: the embedding has no bias.")
         if self.parallel and self.sum_norms:
@@ -305,7 +311,9 @@ def initialise(config: TransformerConfig, key: PRNGKeyArray) -> Transformer:
         weight = jnp.ones(shape, jnp.float32) - config.norm_offset
         return Norm(weight, bias, config.query_key_norm_kind, config.norm_epsilon, config.norm_offset)
 
-    def attention(layer: int) -> Attention:
+    def attention(layer: int) -> Attention | GatedDeltaNet:
+        if config.delta is not None and layer in config.delta_layers:
+            return random_delta_net(next(keys), config.d_model, config.delta, config.norm_epsilon)
         window = config.windows[layer] if config.windows else None
         local = window is not None and config.local_rotary_base is not None
         scale = config.head_dim**-0.5 if config.attention_scale is None else config.attention_scale
@@ -329,6 +337,9 @@ def initialise(config: TransformerConfig, key: PRNGKeyArray) -> Transformer:
             chunk=config.chunks[layer] if config.chunks else None,
             temperature=config.temperature if layer in config.unrotated else None,
             late_norms=config.unit_query_key,
+            gate_proj=(
+                random_linear(next(keys), d_model, inner, config.qkv_bias, cut="out") if config.attention_gate else None
+            ),
             sinks=jnp.zeros(config.heads, jnp.float32) if config.attention_sinks else None,
             clip=config.attention_clip,
             interleaved=config.rotary_interleaved,

@@ -20,7 +20,7 @@ _SHADES = "\n".join(
     for level in range(1, LEVELS + 1)
 )
 
-STYLE = asset("report.css").replace("HEAT", _SHADES)
+STYLE = asset("palette.css") + asset("report.css").replace("HEAT", _SHADES)
 
 # Set before the body is drawn, so that the page does not first show every feature and then hide all but one.
 EARLY_SCRIPT = "document.documentElement.classList.add('js')"

@@ -403,4 +403,57 @@ for wrapped in ("llama4", "llama4-dense", "llama4-chunked"):
     TIED = {"tie_word_embeddings": TEXT.get("tie_word_embeddings", False)}
     MIXTURES[f"{wrapped}-wrapped"] = ("Llama4ForConditionalGeneration", SIGHT | {"text_config": TEXT} | TIED, None)
 
-LATER = ROPE | DENSE | MIXTURES
+DELTA = {"linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 4, "linear_value_head_dim": 6}
+QWEN35 = LLAMA | DELTA | {"num_key_value_heads": 2, "head_dim": 8, "num_hidden_layers": 4}
+QWEN35_MOE = QWEN35 | {"moe_intermediate_size": 8, "num_experts": 5, "num_experts_per_tok": 2}
+QWEN35_MOE |= {"shared_expert_intermediate_size": 6}
+LINEAR, WHOLE = "linear_attention", "full_attention"
+
+HYBRIDS: dict[str, Golden] = {
+    "qwen3.5": ("Qwen3_5ForCausalLM", QWEN35 | rope(1000.0, partial_rotary_factor=0.5), None),
+    "qwen3.5-grouped": (
+        "Qwen3_5ForCausalLM",
+        QWEN35
+        | rope(100.0, partial_rotary_factor=1.0, mrope_section=[2, 1, 1], mrope_interleaved=True)
+        | {"layer_types": [WHOLE, LINEAR, LINEAR], "num_hidden_layers": 3, "linear_num_key_heads": 1}
+        | {"linear_conv_kernel_dim": 2, "attention_bias": True, "tie_word_embeddings": True, "rms_norm_eps": 0.05},
+        None,
+    ),
+    "qwen3.5-gelu": (
+        "Qwen3_5ForCausalLM",
+        QWEN35
+        | rope(50.0, **YARN)
+        | {"layer_types": [LINEAR, WHOLE], "num_hidden_layers": 2, "linear_num_key_heads": 4, "hidden_act": "gelu"}
+        | {"linear_key_head_dim": 8, "linear_value_head_dim": 4, "num_key_value_heads": 4, "linear_conv_kernel_dim": 5},
+        None,
+    ),
+    "qwen3.5-moe": ("Qwen3_5MoeForCausalLM", QWEN35_MOE | rope(1000.0, partial_rotary_factor=0.5), None),
+    "qwen3.5-moe-one": (
+        "Qwen3_5MoeForCausalLM",
+        QWEN35_MOE
+        | rope(100.0)
+        | {"layer_types": [LINEAR, WHOLE], "num_hidden_layers": 2, "num_experts_per_tok": 1, "attention_bias": True}
+        | {"tie_word_embeddings": True, "linear_num_key_heads": 4},
+        None,
+    ),
+    "qwen3.5-moe-all": (
+        "Qwen3_5MoeForCausalLM",
+        QWEN35_MOE
+        | rope(300.0, partial_rotary_factor=1.0)
+        | {"layer_types": [WHOLE, LINEAR], "num_hidden_layers": 2, "num_experts_per_tok": 5, "hidden_act": "relu"}
+        | {"linear_conv_kernel_dim": 3, "rms_norm_eps": 0.05},
+        None,
+    ),
+}
+SEEN = {"image_token_id": 40, "video_token_id": 41, "vision_start_token_id": 42, "vision_end_token_id": 43}
+SEEN |= {
+    "vision_config": {"depth": 1, "hidden_size": 8, "intermediate_size": 8, "num_heads": 2, "patch_size": 4}
+    | {"out_hidden_size": 16, "num_position_embeddings": 4, "temporal_patch_size": 1}
+}
+for wrapped in list(HYBRIDS):
+    TEXT = {key: value for key, value in HYBRIDS[wrapped][1].items() if key != "initializer_range"}
+    TIED = {"tie_word_embeddings": TEXT.get("tie_word_embeddings", False)}
+    KIND = HYBRIDS[wrapped][0].replace("CausalLM", "ConditionalGeneration")
+    HYBRIDS[f"{wrapped}-wrapped"] = (KIND, SEEN | {"text_config": TEXT} | TIED, None)
+
+LATER = ROPE | DENSE | MIXTURES | HYBRIDS

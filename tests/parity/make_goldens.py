@@ -276,15 +276,19 @@ def randomise(model: Any, seed: int, later: bool = False) -> None:
     import torch
 
     rng = np.random.default_rng(seed)
-    norms = {name for name, module in model.named_modules() if "norm" in type(module).__name__.lower()}
+    norms = {name: type(module).__name__ for name, module in model.named_modules()}
+    norms = {name: kind for name, kind in norms.items() if "norm" in kind.lower()}
+    about_zero = "Gemma" in type(model).__name__ and "Gemma4" not in type(model).__name__
     for name, parameter in model.named_parameters():
         owner, _, kind = name.rpartition(".")
         values = rng.standard_normal(tuple(parameter.shape))
         if kind in ("bias", "sinks") or kind.endswith("_bias"):
             values = 0.3 * values
         elif owner in norms:
-            middle = 0.0 if "Gemma" in type(model).__name__ else 1.0
-            values = middle + 0.4 * values
+            zero = about_zero or (norms[owner].startswith("Qwen3_5") and not norms[owner].endswith("Gated"))
+            values = (0.0 if zero else 1.0) + 0.4 * values
+        elif kind == "A_log":
+            values = -1.5 + 0.5 * values
         elif parameter.ndim == 1:
             values = 1 + 0.4 * values
         elif isinstance(model.get_submodule(owner), torch.nn.Embedding):

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxinterp.models.delta_net import GatedDeltaNet
 from jaxinterp.models.families.configs import FAMILIES
 from jaxinterp.models.families.wrappers import WRAPPERS
 from jaxinterp.models.files.weights import Layout
@@ -133,6 +134,10 @@ IGNORED_FIELDS = [
     ("llama4", {"attention_chunk_size": 64, "no_rope_layers": [1, 1, 1, 0]}),
     ("llama4-dense", {"floor_scale": 8192}),
     ("llama4-dense", {"use_qk_norm": True}),
+    ("qwen3.5", {"rope_parameters": {"rope_type": "default", "rope_theta": 1000.0}}),  # a quarter of a head, not half
+    ("qwen3.5-grouped", {"rms_norm_eps": 1e-6}),
+    ("qwen3.5-gelu", {"hidden_act": "silu"}),
+    ("qwen3.5-moe", {"num_experts_per_tok": 1}),
     ("bert", {"pad_token_id": None}),
     ("bert-masked-lm", {"layer_norm_eps": 1e-12}),
     ("bert-masked-lm", {"hidden_act": "gelu"}),
@@ -259,7 +264,38 @@ def swap_experts(model: Transformer) -> Transformer:
     return eqx.tree_at(where, model, replace_fn=lambda leaf: leaf[::-1])
 
 
+def in_delta(change: Callable[[GatedDeltaNet], GatedDeltaNet], name: str) -> Callable[[Transformer], Transformer]:
+    """Every Gated DeltaNet of a model changed."""
+
+    def broken(model: Transformer) -> Transformer:
+        nets = lambda model: [block.attn for block in model.blocks if isinstance(block.attn, GatedDeltaNet)]
+        return eqx.tree_at(nets, model, replace_fn=change)
+
+    broken.__name__ = name
+    return broken
+
+
+def with_gate_and_query_swapped(model: Transformer) -> Transformer:
+    whole = lambda model: [block.attn for block in model.blocks if not isinstance(block.attn, GatedDeltaNet)]
+    swap = lambda attn: dataclasses.replace(attn, q_proj=attn.gate_proj, gate_proj=attn.q_proj)
+    return eqx.tree_at(whole, model, replace_fn=swap)
+
+
+BROKEN_DELTA = {
+    "newest_first": lambda net: dataclasses.replace(net, conv=net.conv[..., ::-1]),
+    "no_decay": lambda net: dataclasses.replace(net, decay_log=net.decay_log - 20),
+    "no_step_bias": lambda net: dataclasses.replace(net, step_bias=jnp.zeros_like(net.step_bias)),
+    "norm_about_zero": lambda net: dataclasses.replace(net, norm=dataclasses.replace(net.norm, offset=1.0)),
+    "decay_and_step_swapped": lambda net: dataclasses.replace(net, a_proj=net.b_proj, b_proj=net.a_proj),
+    "values_first": lambda net: dataclasses.replace(
+        net, qkv_proj=dataclasses.replace(net.qkv_proj, weight=net.qkv_proj.weight[:, ::-1])
+    ),
+}
 BROKEN_WEIGHTS = [
+    *[("qwen3.5", in_delta(change, name)) for name, change in BROKEN_DELTA.items()],
+    ("qwen3.5", with_gate_and_query_swapped),
+    ("qwen3.5-moe", drop_shared_expert),
+    ("qwen3.5-moe", swap_experts),
     ("gpt-oss", drop_sinks),
     *[(name, drop_shared_expert) for name in ("qwen2-moe", "llama4")],
     *[(name, swap_experts) for name in ("mixtral", "qwen3-moe", "gpt-oss", "llama4")],

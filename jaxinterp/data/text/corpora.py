@@ -22,6 +22,7 @@ from pathlib import Path
 
 from jaxinterp.core.errors import UserError
 from jaxinterp.data.text.documents import Document, cut, numbered_lines, read_documents
+from jaxinterp.data.text.kept import kept_documents, key_of_files
 
 PACKAGES = (
     "jax", "numpy", "scipy", "optax", "equinox", "grain", "flax", "penzai", "treescope", "orbax", "jaxtyping", "tyro",
@@ -50,11 +51,17 @@ def installed_documentation(packages: Sequence[str] = PACKAGES) -> list[Document
 
     Kept are paragraphs of prose that did not occur before, and of docstrings those with 200 such characters or more.
     A module stays one document, so that the near-repetitions among its functions stand on one side of the split.
-    About 10 MB of text, 2.5 million GPT-2-like tokens, in some ten seconds.
+    About 10 MB of text, 2.5 million GPT-2-like tokens, in some ten seconds the first time; then it is kept for as long
+    as none of the files changes: see `jaxinterp.data.text.kept`.
 
     Args:
       packages: read after the standard library; those that are not installed are passed over.
     """
+    files = [Path(__file__), *(path for _, _, path in _modules(packages))]
+    return kept_documents(key_of_files(files, *packages), lambda: _read_documentation(packages))
+
+
+def _read_documentation(packages: Sequence[str]) -> list[Document]:
     seen: set[str] = set()
     documents = []
     with _no_collections():
@@ -147,19 +154,28 @@ def _no_collections() -> Iterator[None]:
 
 def _documented(packages: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
     """Every help page and every module with docstrings: its name, and its texts."""
-    library = Path(sysconfig.get_paths()["stdlib"])
-    for topic, text in sorted(_help_pages(library / "pydoc_data" / "topics.py").items()):
+    for topic, text in sorted(_help_pages(_library() / "pydoc_data" / "topics.py").items()):
         yield f"python/help/{topic}", [text]
-    roots = [("python", library)]
+    for name, root, path in _modules(packages):
+        source = path.read_text(encoding="utf-8", errors="replace")
+        if '"""' in source or "'''" in source:
+            yield f"{name}/{path.relative_to(root).as_posix()}", list(docstrings(source))
+
+
+def _library() -> Path:
+    return Path(sysconfig.get_paths()["stdlib"])
+
+
+def _modules(packages: Sequence[str]) -> Iterator[tuple[str, Path, Path]]:
+    """Every Python file that is read: the package's name, its folder, the file."""
+    roots = [("python", _library())]
     for package in packages:
         spec = importlib.util.find_spec(package)
         locations = (spec.submodule_search_locations if spec else None) or []
         roots += [(package, Path(location)) for location in sorted(locations)]
     for name, root in roots:
         for path in _sources(root):
-            source = path.read_text(encoding="utf-8", errors="replace")
-            if '"""' in source or "'''" in source:
-                yield f"{name}/{path.relative_to(root).as_posix()}", list(docstrings(source))
+            yield name, root, path
 
 
 def _help_pages(path: Path) -> dict[str, str]:

@@ -17,7 +17,7 @@ from jaxinterp.models.families.base import Family
 from jaxinterp.models.families.fields import number, refused
 from jaxinterp.models.families.tables import FAMILIES
 from jaxinterp.models.families.wrappers import WRAPPERS, text_fields
-from jaxinterp.models.files.weights import StoredTensor
+from jaxinterp.models.files.weights import StoredTensor, split_experts
 from jaxinterp.models.transformer import TransformerConfig
 
 NO_EFFECT = {
@@ -196,4 +196,4 @@ def canonical_names(family: Family, tensors: Mapping[str, StoredTensor]) -> dict
         if newer in named:
             raise UserError(f"{tensor.file}: tensors {named[newer].name!r} and {name!r} are two names of one weight.")
         named[newer] = tensor
-    return named
+    return split_experts(named) if any("#" in name for name, _ in family.tensors.values()) else named

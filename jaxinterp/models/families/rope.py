@@ -48,15 +48,18 @@ def whole_rotary(base: float = ROPE_BASE) -> Callable[[Fields], dict[str, PyTree
 ROTARY = Rule(ROPE_FIELDS, whole_rotary())
 
 
-def partial_rotary(default: float, aliases: Mapping[str, str] | None = None) -> Callable[[Fields], dict[str, PyTree]]:
+def partial_rotary(
+    default: float, aliases: Mapping[str, str] | None = None, also: tuple[str, ...] = ()
+) -> Callable[[Fields], dict[str, PyTree]]:
     """The first part of every head is rotated: the fraction that the file says, or `default`.
 
     Args:
       aliases: names of rope types that mean another one here.
+      also: fields of the dictionary that have no effect on text.
     """
 
     def make(fields: Fields) -> dict[str, PyTree]:
-        base, scaling, fraction = rope(fields, aliases=aliases or {})
+        base, scaling, fraction = rope(fields, aliases=aliases or {}, also=also)
         fraction = agreed(
             {name: fields.get(name) for name in ("rotary_pct", "partial_rotary_factor")}
             | {"rope_parameters.partial_rotary_factor": fraction},

@@ -32,6 +32,7 @@ from jaxinterp.models.families.mixtures import MIXTRAL, OLMOE, QWEN2_MOE, QWEN3_
 from jaxinterp.models.families.olmo3 import OLMO3
 from jaxinterp.models.families.opt import OPT
 from jaxinterp.models.families.phi import PHI
+from jaxinterp.models.families.qwen3_5 import QWEN3_5, QWEN3_5_MOE
 from jaxinterp.models.families.rope import ROPE_FIELDS, ROTARY, partial_rotary, rotary_by_layer_type
 from jaxinterp.models.families.smollm3 import SMOLLM3
 from jaxinterp.models.families.stablelm import STABLELM
@@ -251,6 +252,8 @@ FAMILIES: dict[str, Family] = {
     "olmoe": OLMOE,
     "qwen2_moe": QWEN2_MOE,
     "qwen3_moe": QWEN3_MOE,
+    "qwen3_5_text": QWEN3_5,
+    "qwen3_5_moe_text": QWEN3_5_MOE,
     "olmo3": OLMO3,
     "opt": OPT,
     "phi": PHI,

@@ -66,6 +66,19 @@ WRAPPERS: dict[str, Wrapper] = {
     ),
 }
 
+for suffix, name in (("", "Qwen3_5"), ("_moe", "Qwen3_5Moe")):
+    WRAPPERS[f"qwen3_5{suffix}"] = Wrapper(
+        text=f"qwen3_5{suffix}_text",
+        architectures=(f"{name}ForConditionalGeneration", f"{name}Model"),
+        prefixes={"model.language_model.": "model."},
+        left_out=r"model\.visual\..*|mtp\..*",
+        fields=(
+            *("vision_config", "image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id"),
+            "language_model_only",
+        ),
+        tied=False,
+    )
+
 
 def text_fields(fields: Mapping[str, Json], known: frozenset[str]) -> Mapping[str, Json]:
     """The fields of the text model; all fields, where the model is not a wrapper.

@@ -28,6 +28,7 @@ from jaxinterp.core.errors import UserError, suggest
 from jaxinterp.core.json_value import Json
 from jaxinterp.core.trees import named_leaves
 from jaxinterp.models.attention import Temperature
+from jaxinterp.models.delta_net import DeltaConfig
 from jaxinterp.models.files.safetensors_file import open_directory
 from jaxinterp.models.files.tokenizer import Tokenizer, read_json, tokenizer_from_file
 from jaxinterp.models.files.weights import Shardings, leaf_shapes, load_model
@@ -238,7 +239,7 @@ def _read_value(hint: Any, value: Any, where: str) -> Any:
         return _read_value(next(choice for choice in choices if choice is not type(None)), value, where)
     if origin is tuple and isinstance(value, list):
         return tuple(_read_value(choices[0], item, where) for item in value)
-    if hint in (RopeScaling, MixtureConfig, RoutedConfig, Temperature) and isinstance(value, dict):
+    if hint in (RopeScaling, MixtureConfig, RoutedConfig, Temperature, DeltaConfig) and isinstance(value, dict):
         return _read_dataclass(hint, value, where)
     if origin is typing.Literal and value in choices:
         return value

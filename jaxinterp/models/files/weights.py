@@ -252,6 +252,32 @@ def _stack(name: str, members: Mapping[int, StoredTensor]) -> StoredTensor:
     return StoredTensor(name, first.file, (len(members), *first.shape), read, refusals[0] if refusals else None)
 
 
+def split_experts(tensors: Mapping[str, StoredTensor]) -> dict[str, StoredTensor]:
+    """`experts.gate_up_proj` [experts, 2 hidden, d] and `experts.down_proj` as the stacks of matrices that they are.
+
+    Some files keep a mixture's experts so, under no number: `experts.#.gate_proj.weight` is the name of the stack here.
+    """
+    found = dict(tensors)
+    for name, tensor in tensors.items():
+        where, _, kind = name.rpartition(".")
+        if not where.endswith(".experts") or kind not in ("gate_up_proj", "down_proj") or len(tensor.shape) != 3:
+            continue
+        del found[name]
+        if kind == "down_proj":
+            found[f"{where}.#.down_proj.weight"] = tensor
+            continue
+        half = tensor.shape[1] // 2
+        for part, start in (("gate_proj", 0), ("up_proj", half)):
+
+            def read(rows: Rows, columns: slice | None, start: int = start, whole: StoredTensor = tensor) -> np.ndarray:
+                part = whole.read(rows, None)[:, start : start + whole.shape[1] // 2]
+                return part if columns is None else part[:, columns]
+
+            shape = (tensor.shape[0], half, tensor.shape[2])
+            found[f"{where}.#.{part}.weight"] = StoredTensor(name, tensor.file, shape, read, tensor.refusal)
+    return found
+
+
 def look_up(table: LeafTable, name: str) -> tuple[str, Layout]:
     """The tensor and layout of our leaf `name`, the number of its layer put in."""
     number = re.match(r"blocks/(\d+)/", name)

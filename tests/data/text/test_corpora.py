@@ -2,6 +2,7 @@ import gc
 import hashlib
 import importlib.metadata
 import json
+import os
 import subprocess
 import sys
 
@@ -131,7 +132,10 @@ def test_installed_documentation_imports_nothing_and_is_deterministic(tmp_path):
         "found = installed_documentation(['optax', 'no_such_package'])\n"
         "print(hashlib.sha256(repr(found).encode()).hexdigest(), *set(sys.modules) - before)"
     )
-    found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=tmp_path, check=True)
+    anew = {**os.environ, "JAXINTERP_CACHE": ""}
+    found = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, cwd=tmp_path, check=True, env=anew
+    )
     documents = installed_documentation(["optax", "no_such_package"])
     assert any(document.source.startswith("optax/") for document in documents)
     digest, *imported = found.stdout.split()

@@ -45,7 +45,7 @@ NAMES = {"mlp": "mlp/hidden", "attn": "attn/z"}
 def covariances(layers: Layers, subject: Subject, chosen: Sequence[int], tokens: int) -> dict[tuple[str, int], Array]:
     """mean of key key^T over positions >= 1 of ordinary text, by (sublayer, layer)."""
     assert subject.tokenizer is not None
-    text, _ = load_text("docs", subject.tokenizer, seq=32, max_tokens=4 * tokens)
+    text, _ = load_text("docs", subject.tokenizer, seq=32, max_tokens=100_000 + 4 * tokens)
     found: dict[tuple[str, int], Any] = {}
     for start in range(0, tokens // 32, 16):
         rows = jnp.asarray(np.stack([text[n]["tokens"] for n in range(start, start + 16)]))

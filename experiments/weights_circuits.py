@@ -1,6 +1,6 @@
 """Greater-than and indirect objects from weights: which transcoder features decide, and what do they read?
 
-    python -m experiments.weights_circuits --model smollm2-135m --task greater_than ioi --layers 2[0-4]
+    python -m experiments.weights_circuits --model smollm2-135m --task greater_than ioi --layers 2*
 
 1. The task is checked first; then transcoders of the MLPs of `--layers` are trained on other prompts of the tasks and
    on ordinary text (a small budget: the FVU at the last position of held-out prompts is reported).
@@ -70,7 +70,7 @@ def training_windows(subject: Subject, tasks: dict[str, tuple[Task, Task]], toke
             }
         )
     assert subject.tokenizer is not None
-    text, _ = load_text("docs", subject.tokenizer, seq=SEQ, max_tokens=2 * tokens)
+    text, _ = load_text("docs", subject.tokenizer, seq=SEQ, max_tokens=100_000 + 2 * tokens)
     rows += [dict(text[n]) for n in range(min(len(prompts), len(text)))]
     order = np.random.default_rng(0).permutation(len(rows))
     return grain.MapDataset.source([rows[n] for n in order])
@@ -257,7 +257,7 @@ def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--task", nargs="+", default=["greater_than", "ioi"])
-    parser.add_argument("--layers", default="2[0-4]", help="as in a file name's pattern")
+    parser.add_argument("--layers", default="2*", help="of MLPs with transcoders, * for any digits")
     parser.add_argument("--prompts", type=int, default=8)
     parser.add_argument("--train-prompts", type=int, default=400)
     parser.add_argument("--tokens", type=int, default=60_000)
@@ -287,7 +287,7 @@ def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
     batch = 100 * SEQ
     trained = fit(
         PerLayerTranscoders(Transcoder(features=given.features, k=given.k, activation="topk", learning_rate=2e-3)),
-        subject, training_windows(subject, tasks, given.tokens), site=f"blocks/{given.layers}/mlp*",
+        subject, training_windows(subject, tasks, given.tokens), site=f"blocks/{given.layers}/mlp",
         steps=given.tokens // batch, batch_size=batch, buffer_batches=4,
     )  # fmt: skip
     transcoders = transcoders_of(trained.decomposition)

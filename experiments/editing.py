@@ -163,7 +163,7 @@ def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
     tasks = {"fact": fact, "paraphrase": paraphrased(subject, fact)}
     effect = traced(layers, fact)
     for part in ("mlp", "attn", "mlp 0", "attn 0"):
-        print(f"traced, {part}: {np.round(effect[part].mean(axis=1), 2).tolist()}", flush=True)
+        print(f"traced, {part}: {[round(float(share), 2) for share in effect[part].mean(axis=1)]}", flush=True)
     covariance = covariances(layers, subject, given.layers, given.text_tokens)
     print(f"{time.process_time() - begun:.0f} CPU s", flush=True)
     found: dict[str, dict[str, list[np.ndarray]]] = {}

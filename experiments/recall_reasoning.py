@@ -26,7 +26,7 @@ import numpy as np
 from jaxtyping import Array
 
 from jaxinterp.causal.ablate import ablated_metric, matched, strongest_units, unit_means, unit_scores
-from jaxinterp.causal.layerwise import Layers, stack_layers
+from jaxinterp.causal.layerwise import Layers, layer_arrays, stack_layers
 from jaxinterp.causal.measure import LogProbability
 from jaxinterp.causal.tasks import Task, make_task
 from jaxinterp.core.errors import UserError
@@ -40,9 +40,9 @@ CHOSEN_ON = ("capitals", "sums", "copying")
 def costs(layers: Layers, task: Task, name: str, mask: np.ndarray, means: Array, **where: int) -> np.ndarray:
     """Nats of the answer's log probability that an ablation costs, a prompt each."""
     metric, tokens = LogProbability(jnp.asarray(task.answer)), jnp.asarray(task.clean)
-    none = jnp.zeros(mask.shape, bool)
-    before = ablated_metric(layers, tokens, metric, name, none, means)
-    return np.asarray(before - ablated_metric(layers, tokens, metric, name, jnp.asarray(mask), means, **where))
+    last = layer_arrays(layers, tokens, ("resid/post",))["resid/post"][-1]
+    after = ablated_metric(layers, tokens, metric, name, jnp.asarray(mask), means, **where)
+    return np.asarray(layers.metric(metric, last) - after)
 
 
 def interval(values: np.ndarray, resamples: int = 2000) -> tuple[float, float, float]:
@@ -137,9 +137,8 @@ def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
 
 def task_right(layers: Layers, task: Task) -> float:
     """How often the answer is above the other one."""
-    none = jnp.zeros((layers.count, 1), bool)
-    means = jnp.zeros((layers.count, 1), jnp.float32)
-    found = ablated_metric(layers, jnp.asarray(task.clean), task.metric(), "nothing", none, means)
+    last = layer_arrays(layers, jnp.asarray(task.clean), ("resid/post",))["resid/post"][-1]
+    found = layers.metric(task.metric(), last)
     return float((np.asarray(found) > 0).mean())
 
 

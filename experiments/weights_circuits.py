@@ -1,6 +1,6 @@
 """Greater-than and indirect objects from weights: which transcoder features decide, and what do they read?
 
-    python -m experiments.weights_circuits --model smollm2-135m --task greater_than ioi --layers 2*
+    python -m experiments.weights_circuits --model smollm2-135m --task greater_than ioi --layers 20 21 22 23 24 26 29
 
 1. The task is checked first; then transcoders of the MLPs of `--layers` are trained on other prompts of the tasks and
    on ordinary text (a small budget: the FVU at the last position of held-out prompts is reported).
@@ -31,6 +31,7 @@ import numpy as np
 from jaxtyping import Array
 
 from jaxinterp.causal.graphs.transcoders import Transcoders, transcoders_of
+from jaxinterp.causal.layerwise import layer_arrays, stack_layers
 from jaxinterp.causal.measure import spearman
 from jaxinterp.causal.task_words import NAMES, OBJECTS, PLACES, WORDS
 from jaxinterp.causal.tasks import Task, make_task, require_able, task_score
@@ -39,7 +40,6 @@ from jaxinterp.causal.weights_paths import PromptRun, head_reads, logit_reading,
 from jaxinterp.core.errors import UserError
 from jaxinterp.data.text.load_text import load_text
 from jaxinterp.methods import Transcoder
-from jaxinterp.methods.combine.per_layer_transcoders import PerLayerTranscoders
 from jaxinterp.models.files.subject import Subject
 from jaxinterp.models.layers import normed
 from jaxinterp.models.load import load
@@ -54,26 +54,52 @@ SEQ = 20
 """Tokens of a window of training text: the longest prompt, and padding without weight behind it."""
 
 
-def training_windows(subject: Subject, tasks: dict[str, tuple[Task, Task]], tokens: int) -> grain.MapDataset:
-    """Windows of one prompt each, and as many of ordinary text; position 0 has no weight."""
-    rows = []
-    prompts = [row for train, _ in tasks.values() for row in train.clean]
-    for ids in prompts:
-        window = np.zeros(SEQ, np.int32)
-        window[: len(ids)] = ids
-        place = np.arange(SEQ)
-        rows.append(
-            {
-                "tokens": window,
-                "weight": ((place > 0) & (place < len(ids))).astype(np.float32),
-                "document": np.zeros(SEQ, np.int32),
-            }
-        )
+def training_windows(
+    subject: Subject, tasks: dict[str, tuple[Task, Task]], tokens: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Tokens and weights of windows: half of them one prompt each, half ordinary text; position 0 has no weight."""
     assert subject.tokenizer is not None
+    prompts = [row for train, _ in tasks.values() for row in train.clean]
+    order = np.random.default_rng(0).permutation(len(prompts))[: tokens // SEQ // 2]
+    ids, weight = np.zeros((2 * len(order), SEQ), np.int32), np.zeros((2 * len(order), SEQ), np.float32)
+    for place, prompt in enumerate(order):
+        length = len(prompts[prompt])
+        ids[2 * place, :length], weight[2 * place, 1:length] = prompts[prompt], 1
     text, _ = load_text("docs", subject.tokenizer, seq=SEQ, max_tokens=100_000 + 2 * tokens)
-    rows += [dict(text[n]) for n in range(min(len(prompts), len(text)))]
-    order = np.random.default_rng(0).permutation(len(rows))
-    return grain.MapDataset.source([rows[n] for n in order])
+    for place in range(len(order)):
+        ids[2 * place + 1], weight[2 * place + 1] = text[place]["tokens"], text[place]["weight"]
+    return ids, weight
+
+
+def train(
+    subject: Subject, chosen: Sequence[int], ids: np.ndarray, weight: np.ndarray, method: Transcoder, *, steps: int,
+    batch_size: int,
+) -> Transcoders:  # fmt: skip
+    """A transcoder for each of the chosen MLPs, on activations that are harvested once."""
+    assert isinstance(subject.model, Transformer)
+    layers, names = stack_layers(subject.model), ("mlp/in", "mlp/out")
+    kept: dict[str, list[np.ndarray]] = defaultdict(list)
+    for start in range(0, len(ids) // 50 * 50, 50):
+        arrays = layer_arrays(layers, jnp.asarray(ids[start : start + 50]), names)
+        for name in names:
+            for layer in chosen:
+                kept[f"blocks/{layer}/{name}"].append(np.asarray(arrays[name][layer]))
+    whole = {name: np.concatenate(parts) for name, parts in kept.items()}
+    parts = {}
+    for layer in chosen:
+        own = [f"blocks/{layer}/{name}" for name in names]
+        rows = [
+            {"tokens": ids[n], "weight": weight[n], "document": np.zeros(SEQ, np.int32)}
+            | {name: whole[name][n] for name in own}
+            for n in range(len(whole[own[0]]))
+        ]
+        found = fit(
+            method, subject, grain.MapDataset.source(rows), site=f"blocks/{layer}/mlp", steps=steps,
+            batch_size=batch_size, progress=False,
+        )  # fmt: skip
+        parts[layer] = found.decomposition
+        print(f"layer {layer}: {found!r}", flush=True)
+    return transcoders_of(parts)
 
 
 def difference(task: Task, row: int, vocabulary: int) -> np.ndarray:
@@ -162,7 +188,7 @@ def removal(
 
 def analyse(
     model: Transformer, transcoders: Transcoders, task: Task, classes: dict[str, list[int]], *, prompts: int, top: int,
-    width: int = 60, draws: int = 5,
+    width: int = 40, draws: int = 5,
 ) -> dict[str, Any]:  # fmt: skip
     """Steps 2 to 4 for one task; `classes` are the class tokens ("digits" in order, or "names" and "others")."""
     effects, kinds, heads, texts = strongest(model, transcoders, task, width=width, count=prompts)
@@ -257,10 +283,11 @@ def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--task", nargs="+", default=["greater_than", "ioi"])
-    parser.add_argument("--layers", default="2*", help="of MLPs with transcoders, * for any digits")
+    parser.add_argument("--layers", nargs="+", type=int, default=[20, 21, 22, 23, 24, 26, 29])
     parser.add_argument("--prompts", type=int, default=8)
     parser.add_argument("--train-prompts", type=int, default=400)
-    parser.add_argument("--tokens", type=int, default=60_000)
+    parser.add_argument("--tokens", type=int, default=30_000)
+    parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--features", type=int, default=1024)
     parser.add_argument("--k", type=int, default=24)
     parser.add_argument("--top", type=int, default=10)
@@ -284,14 +311,10 @@ def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
         score = task_score(model, tasks[name][1])
         print(score.sentence(), flush=True)
         require_able(score)
-    batch = 100 * SEQ
-    trained = fit(
-        PerLayerTranscoders(Transcoder(features=given.features, k=given.k, activation="topk", learning_rate=2e-3)),
-        subject, training_windows(subject, tasks, given.tokens), site=f"blocks/{given.layers}/mlp",
-        steps=given.tokens // batch, batch_size=batch, buffer_batches=4,
-    )  # fmt: skip
-    transcoders = transcoders_of(trained.decomposition)
-    print(f"{trained!r}, {time.process_time() - begun:.0f} CPU s", flush=True)
+    rows, weight = training_windows(subject, tasks, given.tokens)
+    method = Transcoder(features=given.features, k=given.k, activation="topk", learning_rate=2e-3)
+    transcoders = train(subject, given.layers, rows, weight, method, steps=given.steps, batch_size=25 * SEQ)
+    print(f"{rows.size} tokens, {time.process_time() - begun:.0f} CPU s", flush=True)
     results = []
     for name, (_, test) in tasks.items():
         classes = {kind: ids[kind] for kind in (["digits"] if name == "greater_than" else ["names", "others"])}

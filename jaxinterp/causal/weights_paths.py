@@ -156,16 +156,14 @@ def sources(model: Transformer, transcoders: Transcoders, text: PromptRun, readi
 
 
 def _heads(model: Transformer, text: PromptRun, layer: int, v: np.ndarray, p: int) -> list[Source]:
-    w = np.asarray(head_reads(model, layer, jnp.asarray(v)))
-    read = text.attention_scale[layer] * (text.pre[layer] @ w.T).T
-    parts = text.pattern[layer, :, p] * read
+    w = head_reads(model, layer, v)
+    scale = text.pattern[layer, :, p] * text.attention_scale[layer]
+    parts = scale * (text.pre[layer] @ w.T).T
     found = [
-        Source(
-            "head", layer, head, q, float(parts[head, q]),
-            Reading(text.pattern[layer, head, p, q] * text.attention_scale[layer, q] * w[head], layer, "attn", q),
-        )
-        for head in range(w.shape[0]) for q in range(p + 1)
-    ]  # fmt: skip
+        Source("head", layer, head, q, float(parts[head, q]), Reading(scale[head, q] * w[head], layer, "attn", q))
+        for head in range(w.shape[0])
+        for q in range(p + 1)
+    ]
     rest = float(text.attention_out[layer, p] @ v) - float(parts[:, : p + 1].sum())
     return [*found, Source("attention rest", layer, -1, p, rest, None)]
 
@@ -177,25 +175,31 @@ def _features(
     if layer not in transcoders.layers:
         return [Source("mlp rest", layer, -1, p, total, None)]
     place = transcoders.layers.index(layer)
-    code, decoder = text.codes[place][p], np.asarray(transcoders.readers[place].decoder[:, 0])
-    found = []
-    for index in np.flatnonzero(code):
-        strength = float(decoder[index] @ v)
-        onward = feature_reading(model, transcoders, text, layer, int(index), p)
-        onward = onward._replace(vector=strength * onward.vector)
-        found.append(Source("feature", layer, int(index), p, float(code[index]) * strength, onward))
+    reader, code = transcoders.readers[place], text.codes[place][p]
+    active = np.flatnonzero(code)
+    strength = np.asarray(reader.decoder)[active, 0] @ v
+    reads = _through(model.blocks[layer].mlp_norm, np.asarray(reader.encoder)[active]) * text.mlp_scale[layer, p]
+    found = [
+        Source("feature", layer, int(i), p, float(code[i]) * float(s), Reading(s * read, layer, "mlp", p))
+        for i, s, read in zip(active, strength, reads, strict=True)
+    ]
     return [*found, Source("mlp rest", layer, -1, p, total - sum(source.effect for source in found), None)]
 
 
-@eqx.filter_jit
-def head_reads(model: Transformer, layer: int, vector: Float[Array, " d"]) -> Float[Array, "heads d"]:
+def _through(norm: Norm | None, vectors: Float[np.ndarray, "*rows d"]) -> Float[np.ndarray, "*rows d"]:
+    """`through_norm` for rows, in NumPy."""
+    if norm is None:
+        return vectors
+    vectors = vectors * (np.asarray(norm.weight) + norm.offset)
+    return vectors - vectors.mean(axis=-1, keepdims=True) if norm.kind == "layer" else vectors
+
+
+def head_reads(model: Transformer, layer: int, vector: Float[np.ndarray | Array, " d"]) -> Float[np.ndarray, "heads d"]:
     """C(a_m W_OV^h v): what v reads through each head of a layer, per unit of the norm's inverse scale."""
-    attention, d = model.blocks[layer].attn, vector.shape[0]
-    value = attention.v_proj.weight.reshape(d, attention.kv_heads, -1)
-    value = jnp.repeat(value, attention.heads // attention.kv_heads, axis=1)
-    out = attention.o_proj.weight.reshape(attention.heads, -1, d)
-    seen = jnp.einsum("dhk,hk->hd", value, jnp.einsum("hke,e->hk", out, vector))
-    return jnp.stack([through_norm(model.blocks[layer].attn_norm, row) for row in seen])
+    attention, v = model.blocks[layer].attn, np.asarray(vector)
+    value = np.asarray(attention.v_proj.weight).reshape(len(v), attention.kv_heads, -1).transpose(1, 2, 0)
+    out = (np.asarray(attention.o_proj.weight) @ v).reshape(attention.kv_heads, -1, value.shape[1])
+    return _through(model.blocks[layer].attn_norm, (out @ value).reshape(attention.heads, len(v)))
 
 
 def weights_paths(

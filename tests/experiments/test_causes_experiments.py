@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from experiments.editing import explained, interval
-from experiments.weights_circuits import DIGITS, analyse
+from experiments.weights_circuits import DIGITS, analyse, curves
 from jaxinterp.causal.tasks import Task
 from tests.causal.test_weights_paths import TO, greater_than
 
@@ -33,5 +33,7 @@ def test_the_experiment_finds_the_planted_features_and_their_staircase(turn):
     top = [row for row in found["features"] if row["kind"] == "top"]
     assert {row["layer"] for row in top} == {1} and all(row["head"] == [1, 0] for row in top)
     assert found["heads"][0][:2] == [1, 0] and found["removed"] < 3 * min(found["removed_random"]) < 0
-    # Digits below j are read by feature j: downwards in the digit; where the head turns digits round, not.
-    assert all((row["reads"] < -0.7) == (turn == 0) for row in top), [row["reads"] for row in top]
+    # Feature j reads the digits below j through that head; where the head turns digits round, others.
+    for j in (2, 4):
+        reads, _ = curves(model, transcoders, (1, j), (1, 0), DIGITS[7])
+        assert (reads[:j].min() > 10 * np.abs(reads[j:]).max()) == (turn == 0)

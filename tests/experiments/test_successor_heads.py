@@ -13,7 +13,7 @@ TOKENS, WIDTH = 7, 16
 
 
 def planted(step):
-    """Head 2 of layer 1 reads token t and writes what unembeds to t + step; the rest is random."""
+    """Head 2 of layer 1 reads token t and writes what unembeds to t + step; the rest is random, but for MLP 0: it is off."""
     config = TransformerConfig(
         vocab_size=TOKENS, d_model=WIDTH, layers=2, heads=4, kv_heads=4, head_dim=8, d_mlp=8, context=8, tied=False
     )
@@ -26,10 +26,12 @@ def planted(step):
         out[16 + token, 8 + (token + step) % TOKENS] = 1
     embedding, unembedding = np.eye(TOKENS, WIDTH), np.zeros((WIDTH, TOKENS))
     unembedding[8 : 8 + TOKENS] = np.eye(TOKENS)
+    arrays = (embedding, unembedding, value, out, 0 * np.array(model.blocks[0].mlp.down_proj.weight))
     places = lambda m: [
         m.embedding.token, m.unembedding.weight, m.blocks[1].attn.v_proj.weight, m.blocks[1].attn.o_proj.weight,
+        m.blocks[0].mlp.down_proj.weight,
     ]  # fmt: skip
-    return eqx.tree_at(places, model, [jnp.asarray(a, jnp.float32) for a in (embedding, unembedding, value, out)])
+    return eqx.tree_at(places, model, [jnp.asarray(a, jnp.float32) for a in arrays])
 
 
 @pytest.mark.parametrize(("step", "right"), [(1, 1.0), (2, 0.0)])

@@ -13,7 +13,7 @@ TOKENS, WIDTH = 7, 16
 
 
 def planted(step):
-    """Head 2 of layer 1 reads token t and writes what unembeds to t + step; the rest is random, but for MLP 0: it is off."""
+    """Head 2 of layer 1 reads token t and writes what unembeds to t + step; MLP 0 is off, the rest random."""
     config = TransformerConfig(
         vocab_size=TOKENS, d_model=WIDTH, layers=2, heads=4, kv_heads=4, head_dim=8, d_mlp=8, context=8, tied=False
     )

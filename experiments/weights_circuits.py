@@ -36,7 +36,15 @@ from jaxinterp.causal.measure import spearman
 from jaxinterp.causal.task_words import NAMES, OBJECTS, PLACES, WORDS
 from jaxinterp.causal.tasks import Task, make_task, require_able, task_score
 from jaxinterp.causal.weights_circuits import read_vector
-from jaxinterp.causal.weights_paths import PromptRun, head_reads, logit_reading, prompt_run, weights_paths
+from jaxinterp.causal.weights_paths import (
+    PromptRun,
+    Reading,
+    head_reads,
+    logit_reading,
+    prompt_run,
+    sources,
+    weights_paths,
+)
 from jaxinterp.core.errors import UserError
 from jaxinterp.data.text.load_text import load_text
 from jaxinterp.methods import Transcoder
@@ -49,6 +57,9 @@ from jaxinterp.training.fit import fit
 
 Feature = tuple[int, int]
 """(layer, index)."""
+
+Head = tuple[int, int, int]
+"""(layer, head, position it looks at)."""
 
 SEQ = 20
 """Tokens of a window of training text: the longest prompt, and padding without weight behind it."""
@@ -119,27 +130,26 @@ DIGITS: dict[int, list[int]] = {}
 
 
 def strongest(
-    model: Transformer, transcoders: Transcoders, task: Task, *, width: int, count: int
-) -> tuple[dict[Feature, float], dict[str, float], dict[Feature, dict[tuple[int, int, int], float]], list[PromptRun]]:
-    """Mean effects of features at the last position, shares by kind, and through which heads a feature is reached."""
+    model: Transformer, transcoders: Transcoders, task: Task, texts: list[PromptRun], top: int
+) -> tuple[dict[Feature, float], dict[str, float], dict[Feature, dict[Head, float]]]:
+    """Mean effects of features at the last position, shares by kind, and the heads that reach the `top` features."""
     effects: dict[Feature, float] = defaultdict(float)
     kinds: dict[str, float] = defaultdict(float)
-    heads: dict[Feature, dict[tuple[int, int, int], float]] = defaultdict(lambda: defaultdict(float))
-    texts = []
-    for row in range(count):
-        text = prompt_run(model, transcoders, task.clean[row])
-        texts.append(text)
+    onward: dict[Feature, list[tuple[PromptRun, Reading]]] = defaultdict(list)
+    for row, text in enumerate(texts):
         start = logit_reading(model, text, difference(task, row, model.config.vocab_size))
-        for path in weights_paths(model, transcoders, text, start, width=width, steps=2):
-            first = path.sources[0]
-            if len(path.sources) == 1:
-                kinds[first.kind] += abs(path.effect) / count
-                if first.kind == "feature":
-                    effects[first.layer, first.index] += path.effect / count
-            elif first.kind == "feature" and path.sources[1].kind == "head":
-                head = path.sources[1]
-                heads[first.layer, first.index][head.layer, head.index, head.position] += path.effect / count
-    return dict(effects), dict(kinds), heads, texts
+        for source in sources(model, transcoders, text, start):
+            kinds[source.kind] += abs(source.effect) / len(texts)
+            if source.kind == "feature" and source.onward is not None:
+                effects[source.layer, source.index] += source.effect / len(texts)
+                onward[source.layer, source.index].append((text, source.onward))
+    heads: dict[Feature, dict[Head, float]] = defaultdict(lambda: defaultdict(float))
+    for feature in sorted(effects, key=lambda feature: -abs(effects[feature]))[:top]:
+        for text, reading in onward[feature]:
+            for source in sources(model, transcoders, text, reading):
+                if source.kind == "head":
+                    heads[feature][source.layer, source.index, source.position] += source.effect / len(texts)
+    return dict(effects), dict(kinds), heads
 
 
 def effective_embedding(model: Transformer, ids: Sequence[int]) -> Array:
@@ -188,10 +198,13 @@ def removal(
 
 def analyse(
     model: Transformer, transcoders: Transcoders, task: Task, classes: dict[str, list[int]], *, prompts: int, top: int,
-    width: int = 40, draws: int = 5,
+    draws: int = 5,
 ) -> dict[str, Any]:  # fmt: skip
     """Steps 2 to 4 for one task; `classes` are the class tokens ("digits" in order, or "names" and "others")."""
-    effects, kinds, heads, texts = strongest(model, transcoders, task, width=width, count=prompts)
+    texts = [prompt_run(model, transcoders, row) for row in task.clean[:prompts]]
+    effects, kinds, heads = strongest(model, transcoders, task, texts, top)
+    start = logit_reading(model, texts[0], difference(task, 0, model.config.vocab_size))
+    paths = weights_paths(model, transcoders, texts[0], start, width=40, steps=3)
     chosen = sorted(effects, key=lambda feature: -abs(effects[feature]))[:top]
     active = sorted(
         {
@@ -238,6 +251,10 @@ def analyse(
     return {
         "task": task.name, "kinds": kinds, "features": rows,
         "heads": [[*head, effect] for head, effect in sorted(reached.items(), key=lambda pair: -pair[1])[:5]],
+        "paths": [
+            [[s.kind, s.layer, s.index, s.position] for s in path.sources] + [path.effect]
+            for path in paths if path.sources[0].kind == "feature" and len(path.sources) > 1
+        ][:8],
         "removed": removal(model, transcoders, task, texts, chosen),
         "removed_random": [removal(model, transcoders, task, texts, pick()) for _ in range(draws)],
     }  # fmt: skip
@@ -275,6 +292,8 @@ def report(found: dict[str, Any]) -> None:
             f"  L{row['layer']}/{row['index']} effect {row['effect']:+.3f}, head {row['head'][0]}.{row['head'][1]}: "
             f"reads {row['reads']:+.2f}, writes {row['writes']:+.2f}"
         )
+    for *nodes, effect in found["paths"][:5]:
+        print(f"  path {effect:+.3f}: answer <- " + " <- ".join(f"{k} {a}.{b} at {p}" for k, a, b, p in nodes))
     print(f"removed: {found['removed']:+.3f}; random: {np.round(found['removed_random'], 3).tolist()}", flush=True)
 
 

@@ -18,13 +18,14 @@ Greedy: of all extensions of all kept paths the `width` largest by |effect| are 
 Source: Dunefsky, Chlenski, Nanda 2024, arXiv 2406.11944, section 4.2 and appendix (attribution through heads).
 """
 
+from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, PyTree
 
 from jaxinterp.causal.graphs.transcoders import Transcoders
 from jaxinterp.causal.weights_circuits import read_vector, through_norm
@@ -57,7 +58,8 @@ class Reading(NamedTuple):
     position: int
 
 
-class Source(NamedTuple):
+@dataclass(frozen=True)
+class Source:
     """One part of what is read: a feature (`index`), a head (`index`; `position` is where it looks), token or rest."""
 
     kind: Literal["feature", "head", "token", "attention rest", "mlp rest"]
@@ -91,16 +93,16 @@ def prompt_run(model: Transformer, transcoders: Transcoders, tokens: Int[Array |
         )
     if any(reader.decoder.shape[1] != 1 for reader in transcoders.readers):
         raise UserError("paths from weights need transcoders of one layer each: take a graph for cross-layer ones.")
-    return jax.tree.map(np.asarray, _forward(model, transcoders, jnp.asarray(tokens)))
+    return PromptRun(**jax.tree.map(np.asarray, _forward(model, transcoders, jnp.asarray(tokens))))
 
 
 @eqx.filter_jit
-def _forward(model: Transformer, transcoders: Transcoders, tokens: Array) -> PromptRun:
+def _forward(model: Transformer, transcoders: Transcoders, tokens: Array) -> dict[str, PyTree]:
     names = ("resid/pre", "resid/mid", "attn/pattern", "attn/out", "mlp/in", "mlp/out")
     trace = run(model, tokens[None], keep=("embed", *(f"blocks/*/{name}" for name in names)))
     of = {name: jnp.stack([trace[f"blocks/{n}/{name}"][0] for n in range(len(model.blocks))]) for name in names}
     blocks, last = model.blocks, of["resid/mid"][-1] + of["mlp/out"][-1]
-    return PromptRun(
+    return dict(
         embed=trace["embed"][0],
         pre=of["resid/pre"],
         attention_scale=jnp.stack([_scale(b.attn_norm, x) for b, x in zip(blocks, of["resid/pre"], strict=True)]),

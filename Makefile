@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 INSTALLED := $(VENV)/.installed
 DEMO_OUT ?= runs/demo
 
-.PHONY: browser explorer frontend demo tiny test test-slow test-jax test-tpu test-gpu lint format parity peers tracer fuzz clean
+.PHONY: browser explorer frontend site demo tiny test test-slow test-jax test-tpu test-gpu lint format parity peers peers-environment tracer fuzz clean
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "jaxinterp needs Python 3.11 or newer: make PYTHON=/path/to/python3.11")'
@@ -57,7 +57,7 @@ format: $(INSTALLED)
 	$(BIN)/ruff check --fix .
 
 clean:
-	rm -rf $(VENV) $(PARITY) $(PEERS) $(TPU) $(GPU) build runs
+	rm -rf $(VENV) $(PARITY) $(PEERS) $(TPU) $(GPU) $(SITE) build runs
 
 PARITY := .venv-parity
 TORCH := torch==2.13.0
@@ -76,15 +76,20 @@ parity:  ## remake the goldens with transformers and compare; fails with .no-cpu
 PEERS := .venv-peers
 WRITTEN := build/written
 
-peers: $(INSTALLED)  ## SAELens, sparsify and dictionary_learning make the interchange goldens again, and load what we write
+peers-environment:
 	test -x $(PEERS)/bin/python || $(PYTHON) -m venv $(PEERS)
-	@rm -rf $(PEERS)/.not-to-be-had $(WRITTEN)
+	@mkdir -p build
+	@rm -f $(PEERS)/.not-to-be-had build/.no-tracer
 	$(PEERS)/bin/python -c 'import sae_lens, sparsify, dictionary_learning' 2>/dev/null || { \
 	  $(PEERS)/bin/python -m pip install --quiet --dry-run --no-deps --report $(PEERS)/report.json $(TORCH) \
 	  && grep -q '"version": "2.13.0+cpu"' $(PEERS)/report.json \
 	  && $(PEERS)/bin/python -m pip install --quiet $(TORCH) \
 	  && $(PEERS)/bin/python -m pip install --quiet $(TORCH) $(LIBRARIES) \
-	  && $(PEERS)/bin/python -m pip uninstall --quiet --yes torchvision; } || { touch $(PEERS)/.not-to-be-had; exit 2; }
+	  && $(PEERS)/bin/python -m pip uninstall --quiet --yes torchvision; } \
+	  || { echo "no CPU build of torch, or no SAELens" | tee build/.no-tracer > $(PEERS)/.not-to-be-had; exit 2; }
+
+peers: $(INSTALLED) peers-environment  ## SAELens, sparsify and dictionary_learning make the interchange goldens again, and load what we write
+	rm -rf $(WRITTEN)
 	$(PEERS)/bin/python tests/interchange/make_goldens.py --compare
 	$(BIN)/python -m tests.interchange.written $(WRITTEN)
 	$(PEERS)/bin/python tests/interchange/make_goldens.py --check $(WRITTEN)
@@ -92,11 +97,15 @@ peers: $(INSTALLED)  ## SAELens, sparsify and dictionary_learning make the inter
 
 TRACER := build/tracer
 
-tracer: $(INSTALLED)  ## circuit-tracer and SAEDashboard, unpacked, open what we write; the environment of `make peers` runs them
-	$(PIP) install --quiet --upgrade --no-deps --target $(TRACER) circuit-tracer==0.5.0 sae-dashboard==0.8.0
+tracer: $(INSTALLED) peers-environment  ## circuit-tracer and SAEDashboard, unpacked, open what we write; the environment of `make peers` runs them
+	$(PIP) install --quiet --upgrade --no-deps --target $(TRACER) circuit-tracer==0.5.0 sae-dashboard==0.8.0 \
+	  || { echo "pip could not fetch circuit-tracer and sae-dashboard" | tee build/.no-tracer; exit 2; }
 	rm -rf $(WRITTEN)
 	$(BIN)/python -m tests.interchange.written $(WRITTEN)
+	$(BIN)/python -m tests.interchange.written_batches $(WRITTEN)/neuronpedia
 	$(PEERS)/bin/python tests/interchange/make_public_goldens.py $(TRACER) --check $(WRITTEN)
+	$(PEERS)/bin/python tests/interchange/make_neuronpedia_golden.py $(TRACER) --check $(WRITTEN)/neuronpedia/batch-0.json
+	$(BIN)/python tests/covered.py tracer --passed
 
 BROWSED := build/browsed
 WITH_CHROMIUM = @mkdir -p build; rm -f build/.no-$@; for tool in chromium chromedriver $(1); do \
@@ -122,18 +131,32 @@ frontend: $(INSTALLED)  ## circuit-tracer's frontend, from its wheel, draws a co
 
 SCRIPTS := d3@7.9.0 d3-jetpack@2.3.0 dagre@0.8.5 pako@2.1.0
 
+SITE := .venv-site
+BUILDERS := mkdocs-material==9.8.2 mkdocstrings-python==2.0.11 mkdocstrings==1.0.8 mkdocs==1.6.1 black==26.10.1 linkchecker==10.6.0
+
+site:  ## the documentation as HTML in build/site, without a warning or a dead link; fails with build/.no-site where mkdocs is not to be had
+	@mkdir -p build && rm -f build/.no-site
+	test -x $(SITE)/bin/python || $(PYTHON) -m venv $(SITE)
+	$(SITE)/bin/python -c 'import mkdocs, mkdocstrings, black, linkcheck' 2>/dev/null \
+	  || $(SITE)/bin/python -m pip install --quiet $(BUILDERS) || { touch build/.no-site; exit 2; }
+	NO_MKDOCS_2_WARNING=1 $(SITE)/bin/mkdocs build --quiet --strict
+	$(SITE)/bin/linkchecker --no-status --no-warnings --ignore-url='^https?:' build/site/index.html
+	python3 tests/covered.py site --passed
+
 EXPLORED := build/explored
 AXE := build/axe/node_modules/axe-core/axe.min.js
 TRAIN := transcoder --model bilinear-4x128 --site blocks/1/mlp --features 512 --k 16 --learning-rate 2e-3 --tokens 100000 \
   --pages 8 --heldout-tokens 8192 --ce-tokens 2048
 
-explorer: $(INSTALLED)  ## the explorer of two runs, clicked through in headless Chromium, with axe-core where npm has it
+explorer: $(INSTALLED)  ## the explorer of two runs, clicked through in headless Chromium, with axe-core where npm has it; fails with build/.no-explorer where there is no Chromium
+	$(call WITH_CHROMIUM)
 	@rm -rf $(EXPLORED)
 	$(BIN)/python -m jaxinterp $(TRAIN) --out $(EXPLORED)/first
 	$(BIN)/python -m jaxinterp $(TRAIN) --seed 1 --out $(EXPLORED)/second
 	@test -f $(AXE) || npm install --silent --no-audit --no-fund --ignore-scripts --prefix build/axe axe-core@4.10.3 \
 	  || echo "axe-core is not to be had from npm: the pages are not checked for accessibility"
 	$(BIN)/python -m tests.browser.explorer $(EXPLORED)/first $(EXPLORED)/second $$(test -f $(AXE) && echo --axe $(AXE))
+	$(BIN)/python tests/covered.py explorer --passed
 
 fuzz: $(INSTALLED)  ## 100,000 mutated files against every reader: some five CPU minutes
 	$(BIN)/python -W ignore -m benchmarks.fuzz
@@ -165,7 +188,7 @@ test-gpu:  ## compile every GPU kernel and whole steps with the real CUDA compil
 	  || $(GPU)/bin/python -m pip install --quiet --constraint constraints.txt --editable . \
 	     jax-cuda13-plugin==$(CUDA) jax-cuda13-pjrt==$(CUDA) || { touch $(GPU)/.no-cuda; exit 2; }
 	$(WITHOUT_A_GPU) $(GPU)/bin/python -m benchmarks.gpu_compile --quick
-	$(WITHOUT_A_GPU) $(GPU)/bin/python -m experiments.transcoder --out unused --model tiny --mesh data=2,feature=4 --preflight h200:8
+	$(WITHOUT_A_GPU) $(GPU)/bin/python -m benchmarks.gpu_memory
 	$(GPU)/bin/python tests/covered.py gpu --passed
 
 WITHOUT_A_GPU := CUDA_VISIBLE_DEVICES=-1 JAX_PLATFORMS=cpu

@@ -4,7 +4,9 @@
     python -m benchmarks.factor --tokens 20000         # the same, smaller
 
 Semi-NMF: the time of one update divided by the time of the two products with the activations that it cannot do without
-(G^T X and X F^T), both in this process, interleaved, the least of several runs each. The claim is a ratio of 1.3.
+(G^T X and X F^T), both in this process, one after the other in every round. The ratio is that of the medians over
+rounds, once in seconds of the clock and once in CPU seconds of this process, which other jobs change less. The claim
+is a ratio of 1.3 in CPU seconds.
 
 Experts: the temporary bytes of the compiled forward and backward pass, against those of an array tokens x k x d and of
 tokens x experts x d, neither of which may be built.
@@ -18,6 +20,7 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxinterp.core.batch import Sites, make_batch
 from jaxinterp.methods.factor import experts, semi_nmf
@@ -25,15 +28,15 @@ from jaxinterp.methods.factor import experts, semi_nmf
 MOST = 1.3
 
 
-def seconds(run: Callable[[], Any]) -> float:
-    """Of one run."""
-    start = time.perf_counter()
+def seconds(run: Callable[[], Any]) -> tuple[float, float]:
+    """Of the clock and of this process's threads, for one run."""
+    start, cpu = time.perf_counter(), time.process_time()
     jax.block_until_ready(run())
-    return time.perf_counter() - start
+    return time.perf_counter() - start, time.process_time() - cpu
 
 
 def update_against_products(tokens: int, d: int, features: int, repeats: int) -> dict[str, float]:
-    """Least seconds of an update and of its two products."""
+    """Median seconds and CPU seconds of an update and of its two products, and their ratios."""
     rows = jax.random.normal(jax.random.key(0), (tokens, d))
     start = semi_nmf.random_start(jax.random.key(1), tokens, features)
     gram, energy = start.T @ start, jnp.sum(rows**2)
@@ -48,12 +51,16 @@ def update_against_products(tokens: int, d: int, features: int, repeats: int) ->
     runs = {"update": lambda: update(rows, start, gram, energy), "products": lambda: products(rows, start)}
     for run in runs.values():
         seconds(run)
-    found: dict[str, list[float]] = {name: [] for name in runs}
-    for _ in range(repeats):
-        for name, run in runs.items():
-            found[name].append(seconds(run))
-    least = {name: min(times) for name, times in found.items()}
-    return least | {"ratio": least["update"] / least["products"]}
+    rounds = {name: np.zeros((repeats, 2)) for name in runs}
+    for number in range(repeats):
+        for name in sorted(runs, reverse=bool(number % 2)):  # which comes first changes from round to round
+            rounds[name][number] = seconds(runs[name])
+    found = {}
+    for place, clock in enumerate(("seconds", "cpu")):
+        of = {name: float(np.median(times[:, place])) for name, times in rounds.items()}
+        found |= {f"{name}_{clock}": value for name, value in of.items()}
+        found[f"ratio_{clock}"] = of["update"] / of["products"]
+    return found
 
 
 def experts_memory(tokens: int, d: int, number: int, k: int, rank: int) -> dict[str, float]:
@@ -90,7 +97,7 @@ def main() -> None:
     print({name: round(value, 4) for name, value in speed.items()})
     memory = experts_memory(1024, 576, chosen.experts, chosen.k, 128)
     print({name: round(value, 3) for name, value in memory.items()})
-    if speed["ratio"] > MOST or memory["temporary_gb"] > memory["tokens_x_experts_x_d_gb"] / 10:
+    if speed["ratio_cpu"] > MOST or memory["temporary_gb"] > memory["tokens_x_experts_x_d_gb"] / 10:
         raise SystemExit(1)
 
 

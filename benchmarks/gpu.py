@@ -1,6 +1,8 @@
 """The sparse top-k core on a CUDA GPU: every pass and the whole step, in units of what the machine can do.
 
     python -m benchmarks.gpu [--json FILE] [--peers PYTHON] [--shapes 8192,768,24576,32 ...] [--repeats 7]
+                             [--minutes 10]
+    python -m benchmarks.gpu --dry         the same on any machine, in tiny, to see it work
 
 First the machine's own ceilings: F operations per second of a bfloat16 matmul, B bytes per second of a copy. Then every
 implementation against float64 numpy at a small shape. Then, with N tokens, width d, M features, k active, e = 2 bytes:
@@ -20,14 +22,18 @@ plain scatter, `dense` is autodiff of codes as a dense [N, M] array, and `sparsi
 Triton decoder (benchmarks/gpu_peer.py). Parts are measured in turns in one process, each step in a process of its own
 (so that "peak" is its own: the allocator's greatest size), and each process times the matmul between the others.
 
-Prints tables in Markdown. The exit code is 2 where there is no CUDA GPU, 1 where an implementation is wrong.
+Prints tables in Markdown; tokens/s are those of a step. What has not begun after `--minutes` is named and left out.
+`--dry` takes a tiny shape and interprets the kernels: its numbers mean nothing. The exit code is 2 where there is no
+CUDA GPU, 1 where an implementation is wrong.
 """
 
 import argparse
 import json
+import math
 import platform
 import shutil
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
@@ -37,15 +43,10 @@ from typing import Any
 from benchmarks.timing import Sample, interleaved, spread
 from benchmarks.workers import Shape, Start, Worker, WorkerError, serve
 
-SHAPES = tuple(
-    Shape(8192, *of)
-    for of in (
-        (768, 24576, 32), (768, 49152, 32), (2304, 65536, 64), (2304, 131072, 64), (4096, 131072, 64),
-        (4096, 524288, 64), (4096, 1048576, 64),
-    )
-)  # fmt: skip
+SHAPES = tuple(Shape(8192, *of) for of in ((768, 24576, 32), (2304, 65536, 64), (4096, 131072, 64)))
 SMALL = Shape(257, 576, 1021, 31)
-IMPLEMENTATIONS = ("xla", "pallas_gpu")
+IMPLEMENTATIONS = ("xla", "mosaic_gpu", "pallas_gpu")
+TINY = Shape(9, 24, 40, 5)
 NEEDED = "python -m benchmarks.gpu needs a CUDA GPU and jax[cuda13], and JAX finds: {}. Run it on such a machine."
 
 
@@ -79,9 +80,16 @@ def measure(worker: Worker, repeats: int) -> dict[str, list[float]]:
 
 
 def run(
-    shape: Shape, repeats: int, peers: str | None, implementations: Sequence[str] = IMPLEMENTATIONS
+    shape: Shape,
+    repeats: int,
+    peers: str | None,
+    implementations: Sequence[str] = IMPLEMENTATIONS,
+    until: float = math.inf,
 ) -> dict[str, Any]:
-    """Everything about one shape, as the JSON file has it; what cannot run is told under "failures"."""
+    """Everything about one shape, as the JSON file has it; what cannot run is told under "failures".
+
+    until: a time of `time.monotonic`, after which no process is started.
+    """
     own = partial(_command, implementations)
     commands = {"parts": own("parts")}
     commands |= {f"step {name}": own(f"step {name}") for name in (*implementations, "dense")}
@@ -90,6 +98,8 @@ def run(
     result: dict[str, Any] = {"shape": asdict(shape), "seconds": {}, "peak_bytes": {}, "failures": {}, "about": {}}
     for name, command in commands.items():  # one after the other: the largest do not fit beside each other
         try:
+            if time.monotonic() > until:
+                raise WorkerError("no time was left: give --minutes more, or fewer --shapes.")
             with _worker(name, command, shape) as worker:
                 if name == "sparsify" and worker.about["device"] != "cuda":
                     raise WorkerError(f"its torch {worker.about['torch']} has no CUDA.")
@@ -115,7 +125,18 @@ def lines_of(result: Mapping[str, Any]) -> dict[str, tuple[list[float], list[flo
 def table(result: Mapping[str, Any], operations: float, moved: float) -> str:
     """One shape in Markdown."""
     least, lines = floors(Shape(**result["shape"]), operations, moved), lines_of(result)
-    titles = "part", "ms", "least", "most", "/ roofline", "/ matmul", "dense / it", "sparsify / it", "peak MB"
+    titles = (
+        "part",
+        "ms",
+        "least",
+        "most",
+        "/ roofline",
+        "/ matmul",
+        "dense / it",
+        "sparsify / it",
+        "peak MB",
+        "tokens/s",
+    )
     rows = [titles, ["---"] * len(titles)]
     for label, (found, matmul) in lines.items():
         wall, kind = spread(found), label.split()[0]
@@ -125,7 +146,8 @@ def table(result: Mapping[str, Any], operations: float, moved: float) -> str:
         against = [spread(other[0]).median / wall.median if other else None for other in others]
         peak = result["peak_bytes"].get("sparsify" if label == "step sparsify" else label)
         row = [label, *(f"{number * 1e3:.3f}" for number in wall), *map(_ratio, (floor, times, *against))]
-        rows.append([*row, f"{peak / 1e6:,.0f}" if peak else ""])
+        speed = f"{result['shape']['tokens'] / wall.median:,.0f}" if kind == "step" else ""
+        rows.append([*row, f"{peak / 1e6:,.0f}" if peak else "", speed])
     failures = [f"Not measured: {name}: {reason}" for name, reason in result["failures"].items()]
     return "\n".join(
         [f"**{Shape(**result['shape'])}**", "", *(f"| {' | '.join(row)} |" for row in rows), "", *failures]
@@ -163,26 +185,34 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--peers", metavar="PYTHON", help="interpreter that has sparsify (see benchmarks/gpu_peer.py)")
     parser.add_argument("--shapes", nargs="+", type=_shape, default=SHAPES, metavar="N,d,M,k")
     parser.add_argument("--repeats", type=int, default=7, help="rounds that count")
+    parser.add_argument("--minutes", type=float, default=10.0, help="no process is started after these")
+    parser.add_argument("--dry", action="store_true", help="a tiny shape and interpreted kernels, on any machine")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
-    parser.add_argument("--implementations", nargs="+", default=IMPLEMENTATIONS, help=argparse.SUPPRESS)
+    parser.add_argument("--implementations", nargs="+", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     if options.worker:
         serve(lambda: _programs(options.worker, tuple(options.implementations)))
         return 0
+    until = time.monotonic() + 60 * options.minutes
+    if options.implementations is None:
+        interpreted = ["xla", *(f"{name}:interpret" for name in IMPLEMENTATIONS[1:])]
+        options.implementations = interpreted if options.dry else list(IMPLEMENTATIONS)
+    if options.dry:
+        options.shapes, options.repeats = (TINY,), 1
     if options.repeats < 1:
         parser.error(f"--repeats {options.repeats}: at least 1 round must count.")
     if options.peers and not shutil.which(options.peers):
         parser.error(f"--peers {options.peers}: no such interpreter; see benchmarks/gpu_peer.py on how to make one.")
-    with _worker("machine", _command(options.implementations, "machine"), SMALL) as worker:
+    with _worker("machine", _command(options.implementations, "machine"), TINY if options.dry else SMALL) as worker:
         about = worker.about
-        if about["platform"] != "gpu":
+        if about["platform"] != "gpu" and not options.dry:
             print(NEEDED.format(about["device"]), file=sys.stderr)
             return 2
         ceilings, checks = examine(worker)
     print(machine_text(about, ceilings, checks), end="\n\n", flush=True)
     results = []
     for shape in options.shapes:
-        results.append(run(shape, options.repeats, options.peers, options.implementations))
+        results.append(run(shape, options.repeats, options.peers, options.implementations, until))
         print(table(results[-1], ceilings["operations"], ceilings["bytes"]), end="\n\n", flush=True)
         if options.json:
             system = {"system": platform.platform(), "python": platform.python_version()}

@@ -1,17 +1,19 @@
 """Compile every GPU kernel and whole steps with the real CUDA compiler; no GPU is needed.
 
-    CUDA_VISIBLE_DEVICES=-1 JAX_PLATFORMS=cpu python -m benchmarks.gpu_compile [--gpus h100 h200] [--json FILE]
+    CUDA_VISIBLE_DEVICES=-1 JAX_PLATFORMS=cpu python -m benchmarks.gpu_compile [--gpus a100 h100 h200] [--json FILE]
 
 jax 0.12's CUDA plugin describes GPUs and compiles for them on any machine; nothing runs. A table says for every program
 how long it compiled, its temporary memory on a device, its largest arrays and its collectives. The exit code is 1 where
-a limit is broken: a program does not compile, holds an array as large as tokens x features or tokens x k x width, or
-more temporary memory than below. Autotuning needs a device and is off.
+a limit is broken: a program does not compile, holds an array as large as tokens x features or tokens x k x width, sorts
+all features of a token, runs other kernels than those of its GPU (Mosaic from Hopper on, else Triton), or takes more
+temporary memory than below. Autotuning needs a device and is off.
 
     encode, passes    temporary memory <= 512 x features x 8 bytes (a chunk of pre-activations and places) + 64 MiB
     gradient          what it returns besides; on (data, feature) = (2, 4) at most a fifth of what plain autodiff of
                       `lax.top_k` and a gather takes there, compiled in the same run (the control: it must hold an array
-                      of tokens x features), and for the larger shape at most a tenth of the 2,691 MB that it takes with
-                      float32 rows. What is left is one matrix's gradient before it is summed over `data`
+                      of tokens x features, and sort all features), and for the larger shape at most a tenth of the
+                      2,691 MB that it takes with float32 rows. What is left is one matrix's gradient before it is
+                      summed over `data`
 """
 
 import argparse
@@ -31,7 +33,7 @@ from jax.sharding import PartitionSpec as P
 from benchmarks.compiled_for import mesh
 from jaxinterp.kernels import encode_topk, sampled_dot, sparse_decode, sparse_outer
 from jaxinterp.preflight.gpus import GPUS, UNTUNED, described
-from jaxinterp.preflight.program_text import arrays, exchanges, numbers_of, shape_of, size_of
+from jaxinterp.preflight.program_text import arrays, exchanges, numbers_of, shape_of, size_of, sorts
 
 TOKENS = 8192
 SMALL, LARGE = (768, 24576, 32), (2304, 65536, 64)  # width, features, k
@@ -39,6 +41,10 @@ SHARE = 1 / 5
 """Of the temporary memory of plain autodiff on a mesh that ours may take."""
 MOST = {LARGE: 0.1 * 2691e6}
 """Bytes of temporary memory that the gradient on a mesh may take at most, by shape."""
+
+
+KERNEL_CALLS = {"mosaic": "mosaic_gpu", "triton": "xla.gpu.triton"}
+"""What a compiled program calls for a kernel of ours; XLA's own fusions by Triton have another name."""
 
 
 class Program(NamedTuple):
@@ -50,6 +56,7 @@ class Program(NamedTuple):
     mesh: Any
     temporary: float | None
     sparse: bool = True
+    kernels: bool = True
 
 
 def loss(weights: dict[str, Any], x: Any, k: int, plain: bool = False) -> Any:
@@ -82,17 +89,18 @@ def programs(devices: Any, width: int, features: int, k: int) -> list[Program]:
     gradient = 2 * features * width * 4
     spread = weights(eight, P("feature")), array((TOKENS, width), jnp.bfloat16, eight, P("data"))
     return [
-        Program("encode", partial(encode_topk, k=k), (x, rows, bias), one, spare),
+        Program("encode", partial(encode_topk, k=k), (x, rows, bias), one, spare, kernels=False),
+        Program("encode, 4 k", partial(encode_topk, k=4 * k), (x, rows, bias), one, spare, kernels=False),
         Program("gather_sum", sparse_decode, (values, indices, rows), one, spare),
         Program("sampled_dot", sampled_dot, (x, rows, indices), one, spare),
         Program("outer_sum", partial(sparse_outer, features=features), (values, indices, x), one, spare),
         Program("gradient", jax.grad(partial(loss, k=k)), (weights(one, P()), x), one, gradient + spare),
         Program("gradient data2 feature4", jax.grad(partial(loss, k=k)), spread, eight, MOST.get((width, features, k))),
-        Program("plain data2 feature4", jax.grad(partial(loss, k=k, plain=True)), spread, eight, None, sparse=False),
+        Program("plain data2 feature4", jax.grad(partial(loss, k=k, plain=True)), spread, eight, None, False, False),
     ]
 
 
-def compiled(program: Program, width: int, features: int, k: int) -> dict[str, Any]:
+def compiled(program: Program, width: int, features: int, k: int, kernel: str = "mosaic") -> dict[str, Any]:
     """Compile a program: its numbers, and the limits that it breaks."""
     wall = time.perf_counter()
     try:
@@ -110,8 +118,14 @@ def compiled(program: Program, width: int, features: int, k: int) -> dict[str, A
     own = {(features // shards["feature"], width), (width, features // shards["feature"])}
     large = [one for one in found if numbers_of(one) >= whole and shape_of(one) not in own]
     broken = [f"holds {one}" for one in large] if program.sparse else []
-    if not program.sparse and not large:
-        broken.append("the control holds no array of tokens x features: the limit looks for nothing")
+    whole_sort = {features, features // shards["feature"]} & {axes[-1] for axes in sorts(text)}
+    if program.sparse and whole_sort:
+        broken.append(f"sorts all {max(whole_sort)} features of a token")
+    if not program.sparse and not (large and whole_sort):
+        broken.append("the control holds no array of tokens x features, or sorts none: the limits look for nothing")
+    kernels = sorted(name for name in ("mosaic", "triton") if KERNEL_CALLS[name] in text)
+    if program.kernels and kernels != [kernel]:
+        broken.append(f"runs {' and '.join(kernels) or 'no'} kernels, not those of {kernel}")
     if program.temporary is not None and temporary > program.temporary:
         broken.append(f"{temporary / 2**20:.0f} MiB temporary, limit {program.temporary / 2**20:.0f}")
     return {
@@ -120,7 +134,7 @@ def compiled(program: Program, width: int, features: int, k: int) -> dict[str, A
         "temporary": temporary,
         "largest": found[:2],
         "collectives": [(kind, size_of(" ".join(results))) for kind, results in exchanges(text)],
-        "kernels": sorted({name for name in ("triton", "mosaic") if name in text.lower()}),
+        "kernels": kernels,
         "broken": broken,
     }
 
@@ -151,17 +165,17 @@ def row(result: dict[str, Any]) -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--gpus", nargs="+", choices=list(GPUS), default=["h100", "h200"])
+    parser.add_argument("--gpus", nargs="+", choices=list(GPUS), default=["a100", "h100", "h200"])
     parser.add_argument("--quick", action="store_true", help="only the smaller shape for all GPUs but the last")
     parser.add_argument("--json", type=Path, help="also write the numbers to this file")
     arguments = parser.parse_args()
     everything = []
     for gpu in arguments.gpus:
-        devices = described(GPUS[gpu], 8, 1)
+        devices, kernel = described(GPUS[gpu], 8, 1), "mosaic" if GPUS[gpu].capability >= (9, 0) else "triton"
         last = gpu == arguments.gpus[-1]
         for shape in [SMALL, LARGE] if last or not arguments.quick else [SMALL]:
             print(f"{gpu}, width, features, k = {shape}\n{'program':26}{'s':>6}{'temp MiB':>10}", flush=True)
-            results = [compiled(program, *shape) for program in programs(devices, *shape)]
+            results = [compiled(program, *shape, kernel) for program in programs(devices, *shape)]
             if shape == LARGE:
                 compare(results)
             print("\n".join(map(row, results)), flush=True)

@@ -18,7 +18,7 @@ from jaxtyping import Array
 from benchmarks.timing import timed
 from benchmarks.topk_programs import Parameters, State, adam, start, tangent, unit_norm
 from benchmarks.workers import Part, Shape, activations
-from jaxinterp.kernels import dispatch, encode_topk, pallas_gpu, sparse_decode
+from jaxinterp.kernels import dispatch, encode_topk, mosaic_gpu, pallas_gpu, runs, sparse_decode
 
 SPAN = 0.02
 CEILINGS = {"gpu": (8192, 2**30), "cpu": (256, 2**20)}  # size of the matmul, bytes of the copy
@@ -39,6 +39,7 @@ def machine(shape: Shape, implementations: tuple[str, ...]) -> Ready:
         "device": jax.devices()[0].device_kind,
         "jax": version("jax"),
         "pallas_gpu": pallas_gpu.available(),
+        "mosaic_gpu": mosaic_gpu.available(),
     }
     return about, {
         "ceilings": lambda: ceilings(*CEILINGS.get(about["platform"], CEILINGS["cpu"])),
@@ -105,7 +106,7 @@ def parts(shape: Shape, implementations: tuple[str, ...]) -> Ready:
         "matmul": (lambda x, rows: x @ rows.T, (x, rows)),
         "encode": (encode, (x, rows, parameters.encoder_bias)),
         "outer_sum .at[].add": (partial(_plain_add, shape.features), (values, indices, x)),
-        "order": (lambda indices: pallas_gpu.order(indices, shape.features), (indices,)),
+        "order": (lambda indices: runs.order(indices, shape.features), (indices,)),
         "forward+backward dense": (_gradient(None, k), (parameters, x)),
     }
     for name in implementations:

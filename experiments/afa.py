@@ -30,8 +30,6 @@ from typing import Any
 
 import grain
 import jax
-import jax.numpy as jnp
-import numpy as np
 
 from jaxinterp.commands.on_text import OnText, Prepared, prepared, train_together
 from jaxinterp.commands.shell import (
@@ -45,7 +43,7 @@ from jaxinterp.commands.shell import (
     write_json,
 )
 from jaxinterp.core.errors import UserError
-from jaxinterp.data.activations import harvest_jit
+from jaxinterp.data.activations import harvested
 from jaxinterp.data.text.load_text import take
 from jaxinterp.evaluation.equal_sparsity import at_l0
 from jaxinterp.evaluation.quasi_orthogonality import Lengths, code_lengths
@@ -139,12 +137,8 @@ COLUMNS: Columns = {
 
 def outputs(subject: Subject, heldout: grain.MapDataset, config: Config) -> jax.Array:
     """The MLP's held-out outputs at tokens that have weight, `[tokens, d_model]`."""
-    name, parts = f"{config.site}/out", []
-    for batch in take(heldout, config.heldout_tokens, seed=config.seed):
-        windows = {key: jnp.asarray(batch[key]) for key in ("tokens", "weight")}
-        rows = harvest_jit(subject.model, windows, (name,)).flat()
-        parts.append(np.asarray(rows.arrays[name])[np.asarray(rows.weight) > 0])
-    return jnp.asarray(np.concatenate(parts))
+    name = f"{config.site}/out"
+    return harvested(subject.model, take(heldout, config.heldout_tokens, seed=config.seed), (name,))[name]
 
 
 def at_their_l0(board: Sequence[Row]) -> list[dict[str, Any]]:

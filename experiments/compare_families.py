@@ -5,12 +5,14 @@
 
 Rows: the MLP's own neurons, principal components, TopK autoencoder, skip transcoder, semi-NMF, hidden experts with a
 low-rank and a full router, directions of the local interaction basis, components of its matrices (SPD of the MLP's
-output), a mixture of decoders, product-key neurons, and (--families) a mixture of linear transforms. All are seen at
-the MLP's output, on the same held-out tokens: what factors the hidden activations or the input goes through the rest of
-the MLP. What reads the hidden activations or the output (column "reads") has less to compute than what reads the input.
+output), mixtures of decoders and of linear transforms, product-key neurons, linear and GELU, and a mixture of factor
+analysers. All are seen at the MLP's output, on the same held-out tokens: what factors the hidden activations or the
+input goes through the rest of the MLP. What reads the hidden activations or the output (column "reads") has less to
+compute than what reads the input.
 
-Activations are harvested once and trained on by all. Rows are written to OUT/rows as they come; a run that is
-stopped (--most-seconds stops it by itself) continues with --resume after its last row.
+Activations are harvested once and trained on by all, several times over where `tokens` are more than `harvested`. Rows
+are written to OUT/rows as they come; a run that is stopped (--most-seconds stops it by itself) continues with --resume
+after its last row.
 
     parameters          trained numbers; neurons: the MLP's
     active              components a token uses, shared neurons among them
@@ -27,6 +29,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
 
 from experiments.every_family import Family, Shape, families, uses
 from jaxinterp.commands.on_text import OnText, Prepared, prepared
@@ -59,7 +65,8 @@ STILL_FALLS = 0.02
 FREE = ("neurons", "principal components")
 DEFAULT = (
     "neurons", "principal components", "TopK autoencoder", "skip transcoder", "semi-NMF", "experts, low-rank router",
-    "experts, full router", "interaction basis", "parameter components", "mixture of decoders", "product-key neurons",
+    "experts, full router", "interaction basis", "parameter components", "mixture of decoders", "linear transforms",
+    "product-key neurons", "product-key GELU neurons", "factor analysers",
 )  # fmt: skip
 
 
@@ -72,10 +79,11 @@ class Plan(NamedTuple):
     batch_size: int
     heldout_tokens: int
     ce_tokens: int
+    harvested: int
 
 
-FULL = Plan(4608, (8, 32, 128), 901_120, 2048, 32_768, 8_192)
-QUICK = Plan(2304, (32,), 300_032, 1024, 16_384, 4_096)
+FULL = Plan(4608, (8, 32, 128), 901_120, 2048, 32_768, 8_192, 901_120)
+QUICK = Plan(1152, (32,), 614_400, 512, 16_384, 4_096, 204_800)
 
 
 @dataclass(frozen=True)
@@ -92,6 +100,8 @@ class Config(OnText):
     batch_size: int | None = None  # type: ignore[assignment]
     heldout_tokens: int | None = None  # type: ignore[assignment]
     ce_tokens: int | None = None  # type: ignore[assignment]
+    harvested: int | None = None
+    """Different tokens that are harvested; training passes over them until it has seen `tokens`."""
     families: tuple[str, ...] = DEFAULT
     """Which families."""
     most_seconds: float | None = None
@@ -165,13 +175,11 @@ def compute(
 ) -> list[Row]:
     """The rows that are not there, each written as it comes."""
     names = tuple(f"{config.site}/{port}" for port in ("in", "hidden", "out"))
-    count = min(len(ready.train), -(-sizes.tokens // config.seq))
+    count = min(len(ready.train), -(-min(sizes.tokens, sizes.harvested) // config.seq))
     say(f"harvesting {count * config.seq:,} tokens once ...")
     cache_activations(ready.subject, ready.train[:count], names, out / "activations", dtype="bfloat16")
     windows = cached_windows(out / "activations")
-    options = {"tokens": min(sizes.tokens, 16_384), "seed": config.seed, "features": max(sizes.ks)}
-    free = {k: baselines(ready.subject, ready.train, config.site, k=k, **options) for k in sizes.ks}
-    mean = next(iter(free.values()))["neurons"].target_mean
+    free, mean = solved(config, sizes, ready, missing, out / "mean.npy")
     held = hold(
         ready.subject, ready.heldout, config.site, mean,
         tokens=sizes.heldout_tokens, ce_tokens=sizes.ce_tokens, seed=config.seed,
@@ -198,6 +206,19 @@ def compute(
     return rows
 
 
+def solved(
+    config: Config, sizes: Plan, ready: Prepared, missing: Mapping[str, tuple[str, int, Family | None]], kept: Path
+) -> tuple[dict[int, dict[str, Any]], Array]:
+    """What needs no training, by k, and the output's mean, which is kept for a resumption that needs nothing else."""
+    if kept.is_file() and all(how is not None for _, _, how in missing.values()):
+        return {}, jnp.asarray(np.load(kept, allow_pickle=False))
+    options = {"tokens": min(sizes.tokens, 16_384), "seed": config.seed, "features": max(sizes.ks)}
+    free = {k: baselines(ready.subject, ready.train, config.site, k=k, **options) for k in sizes.ks}
+    mean = next(iter(free.values()))["neurons"].target_mean
+    np.save(kept, np.asarray(mean))
+    return free, mean
+
+
 def learned(config: Config, ready: Prepared, windows: Any, how: Family, mean: Any) -> tuple[Any, dict[str, Any]]:
     """A decomposition of the output, and how it was trained."""
     result = fit(
@@ -212,7 +233,13 @@ def learned(config: Config, ready: Prepared, windows: Any, how: Family, mean: An
         log_every=max(1, min(10, how.steps // 10)),
     )
     seen = how.rows or how.steps * how.batch_size
-    trained: dict[str, Any] = {"steps": int(result.state.step), "train_tokens": seen, "solved": how.solved}
+    different = min(seen, len(windows) * config.seq)
+    trained: dict[str, Any] = {
+        "different_tokens": different,
+        "steps": int(result.state.step),
+        "train_tokens": seen,
+        "solved": how.solved,
+    }
     if not how.solved:
         losses = [float(row["loss"]) for row in result.history]
         trained |= {"falls": falls(losses), "losses": losses}
@@ -364,6 +391,7 @@ def _shown(row: Row) -> Row:
         "dead": row["dead_fraction"],
         "steps": row.get("steps"),
         "tokens": row.get("train_tokens"),
+        "different tokens": row.get("different_tokens"),
         "falls": row.get("falls"),
         "seconds": row["seconds"],
         "CPU seconds": row["cpu_seconds"],

@@ -15,13 +15,17 @@ from jaxtyping import Array
 
 from jaxinterp.decompositions.at_output import AtOutput, at_output
 from jaxinterp.decompositions.experts import Experts
+from jaxinterp.decompositions.factor_analysers import FactorAnalysers
+from jaxinterp.decompositions.linear_transforms import LinearTransforms
+from jaxinterp.decompositions.mixture_of_decoders import MixtureOfDecoders
 from jaxinterp.decompositions.mlp_parts import MLPParts
 from jaxinterp.decompositions.plain import Neurons, PrincipalComponents
 from jaxinterp.methods import Method, SkipTranscoder, SparseAutoencoder
 from jaxinterp.methods.factor.experts import HiddenExperts
+from jaxinterp.methods.factor.factor_analysers import MixtureOfFactorAnalysers
 from jaxinterp.methods.factor.interaction_basis import LocalInteractionBasis
-from jaxinterp.methods.factor.linear_transforms import LinearTransforms, LinearTransformsMethod, halving_ranks
-from jaxinterp.methods.factor.mixture_of_decoders import MixtureOfDecoders, MixtureOfDecodersMethod
+from jaxinterp.methods.factor.linear_transforms import LinearTransformsMethod, halving_ranks
+from jaxinterp.methods.factor.mixture_of_decoders import MixtureOfDecodersMethod
 from jaxinterp.methods.factor.parameter_training import StochasticParameters, as_decomposition
 from jaxinterp.methods.factor.parameters import Coefficients
 from jaxinterp.methods.factor.product_key_neurons import ProductKeyNeuronsMethod
@@ -70,6 +74,8 @@ def families(
     full = max(2, (budget - 2 * d * half) // (3 * d + 2))
     of_keys = lambda n: 8 * d * n**2 + 128 * (d + 8 * n)  # four pools of n^2 neurons, and their router
     keys = max(n for n in range(2, 4 + int((features / 4) ** 0.5)) if n == 2 or of_keys(n) <= 1.05 * budget)
+    of_pool = lambda n: 2 * d * n**2 + 256 * (d + n)  # one pool of n^2 neurons, four channels of 32
+    pool = max(n for n in range(2, 4 + int(features**0.5)) if n == 2 or of_pool(n) <= 1.05 * budget)
 
     def streamed(method: Method) -> Family:
         return Family(method, steps, batch_size)
@@ -103,18 +109,28 @@ def families(
         "experts, full router": streamed(experts(full, None)),
         "interaction basis": Family(
             LocalInteractionBasis(directions=k, probes=4),
-            steps=max(2, min(16, steps)),
+            steps=max(2, min(16_384 // batch_size, steps)),
             batch_size=batch_size,
             sized=False,
             solved=True,
             place=inside,
         ),
-        "parameter components": Family(spd, max(2, steps // 2), max(batch_size // 4, 256), place=parts_of),
+        "parameter components": Family(spd, steps, max(batch_size // 2, 128), place=parts_of),
         "mixture of decoders": streamed(
             MixtureOfDecodersMethod(features=features // 2, hidden=features // 2, k=k, learning_rate=rate)
         ),
         "product-key neurons": streamed(
             ProductKeyNeuronsMethod(n=keys, channels=4, knn=min(keys, max(1, k // 4)), learning_rate=rate)
+        ),
+        "product-key GELU neurons": streamed(
+            ProductKeyNeuronsMethod(
+                n=pool, channels=4, knn=min(pool, max(1, k // 4)), d_key=32, kind="peer", learning_rate=rate
+            )
+        ),
+        "factor analysers": streamed(
+            MixtureOfFactorAnalysers(
+                regions=max(2, features * 2 // max(k, 2)), rank=max(1, k - 1), port="out", learning_rate=rate
+            )
         ),
         "linear transforms": streamed(
             LinearTransformsMethod(
@@ -155,6 +171,8 @@ def uses(decomposition: Any, l0: float) -> dict[str, float]:
         share = l0 / decomposition.features
         return _uses(size(decomposition), l0, share * (decomposition.read.size + decomposition.write.size))
     width = 2 * decomposition.target_mean.shape[0]
+    if isinstance(decomposition, FactorAnalysers):
+        return _uses(size(decomposition), l0, l0 * width / 2)
     if isinstance(decomposition, Experts):
         shared = decomposition.shared.encoder.shape[0]
         return _uses(size(decomposition), l0 + shared, (l0 + shared) * width)

@@ -2,7 +2,8 @@
 
 Pearce et al. 2024 (arXiv 2410.08417) read a bilinear MLP's features off the eigenvectors of its interaction matrices,
 and report that a few eigenvectors carry most of what an output direction reacts to. Here: the directions that write
-token logits, in every layer of `bilinear-4x128`, against random directions and against shuffled weights.
+token logits, in every layer of `bilinear-4x128`, against random directions and against shuffled weights; and the
+directions that the higher-order SVD finds, which carry most of the layer's tensor, without any choice of outputs.
 
 Command: python -m experiments.factor_bilinear --out runs/factor_bilinear
 
@@ -33,10 +34,18 @@ from jaxinterp.commands.shell import (
 )
 from jaxinterp.core.errors import UserError
 from jaxinterp.data.text.load_text import load_text
-from jaxinterp.methods.factor.bilinear import bilinear, effective_rank, eigen_terms, interaction_matrix, spectrum
+from jaxinterp.methods.factor.bilinear import (
+    bilinear,
+    effective_rank,
+    eigen_terms,
+    higher_order_svd,
+    interaction_matrix,
+    output_gram,
+    spectrum,
+)
 from jaxinterp.models.load import load
 from jaxinterp.models.mlp import MLP
-from jaxinterp.models.sites import run
+from jaxinterp.models.run import run
 
 
 @dataclass(frozen=True)
@@ -75,7 +84,8 @@ def main(config: Config) -> None:
     d, vocabulary = head.shape
     logits = head.T[draw.choice(vocabulary, config.directions, replace=False)]
     random = jnp.asarray(draw.normal(size=(config.directions, d)), jnp.float32)
-    rows = []
+    rows: list[dict[str, Any]] = []
+    carried: dict[int, tuple[float, float]] = {}
     for index, block in enumerate(model.blocks):
         x = trace[f"blocks/{index}/mlp/in"].reshape(-1, d).astype(jnp.float32)
         weights = tuple(
@@ -86,11 +96,19 @@ def main(config: Config) -> None:
             ("logits", weights, logits),
             ("random", weights, random),
             ("logits, shuffled weights", shuffled, logits),
+            (
+                "higher-order SVD",
+                weights,
+                higher_order_svd(weights[0], weights[1], weights[2], config.directions).directions,
+            ),
         ):
             found = np.asarray(jax.lax.map(lambda u, of=of, x=x: measure(of, u, x), directions)).mean(0)
             rows.append({"layer": index, "directions": name} | dict(zip(KEYS, map(float, found), strict=True)))
+        carried[index] = leading(weights), leading(shuffled)
     config.out.mkdir(parents=True, exist_ok=True)
-    write_json(config.out / "results.json", rows)
+    write_json(config.out / "results.json", {"rows": rows, "carried": carried})
+    for index, (own, chance) in carried.items():
+        say(f"layer {index}: 16 directions carry {own:.3f} of the square; shuffled {chance:.3f}")
     print_table(COLUMNS, rows)
     say(f"{config.directions} directions a row, {x.shape[0]:,} tokens; {time.perf_counter() - clock:.0f} s.")
 
@@ -105,6 +123,12 @@ COLUMNS: Columns = {
     "corr. 8": ("eight", "{:.2f}"),
     "2 neurons": ("neurons", "{:.2f}"),
 }
+
+
+def leading(weights: tuple[Array, ...], number: int = 16) -> float:
+    """The share of the tensor's square that its leading output directions carry."""
+    squares = jnp.sort(jnp.linalg.eigvalsh(output_gram(*weights)))[::-1]
+    return float(jnp.sum(squares[:number]) / jnp.sum(squares))
 
 
 def measure(weights: tuple[Array, ...], direction: Array, x: Array) -> Array:

@@ -25,7 +25,7 @@ from jaxinterp.commands.shell import command, folder_of_a_run, say, settings_of,
 from jaxinterp.data.text.load_text import load_text, take
 from jaxinterp.methods.factor import context_update as context
 from jaxinterp.models.load import load
-from jaxinterp.models.sites import run
+from jaxinterp.models.run import run
 
 
 @dataclass(frozen=True)

@@ -18,13 +18,12 @@ from typing import Any, Literal
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float
 
 from jaxinterp.commands.shell import command, folder_of_a_run, say, settings_of, write_json
 from jaxinterp.core.batch import Sites
 from jaxinterp.core.protocols import Method
-from jaxinterp.data.activations import harvest_jit
+from jaxinterp.data.activations import harvested
 from jaxinterp.data.text.load_text import load_text, take
 from jaxinterp.evaluation.planted.laboratory import train
 from jaxinterp.methods.factor import experts
@@ -84,12 +83,9 @@ def model_inputs(config: Config) -> tuple[Float[Array, "inputs d"], Any]:
     """What an MLP reads on text, and the MLP."""
     subject = load(config.model)
     train_text, _ = load_text(config.text, subject.tokenizer, seq=256, max_tokens=4 * config.inputs)
-    name, parts = f"{config.site}/in", []
-    for windows in take(train_text, config.inputs * 5 // 4, rows=16):
-        rows = harvest_jit(subject.model, {key: jnp.asarray(value) for key, value in windows.items()}, (name,)).flat()
-        parts.append(np.asarray(rows.arrays[name])[np.asarray(rows.weight) > 0])
-    x = jnp.asarray(np.concatenate(parts)[: config.inputs])
-    return x, select(subject.model, config.site).get()
+    name = f"{config.site}/in"
+    x = harvested(subject.model, take(train_text, config.inputs * 5 // 4, rows=16), (name,))[name]
+    return x[: config.inputs], select(subject.model, config.site).get()
 
 
 def students(config: Config) -> dict[str, Method]:

@@ -27,7 +27,7 @@ from jaxinterp.commands.shell import command, folder_of_a_run, say, settings_of,
 from jaxinterp.data.text.load_text import load_text, take
 from jaxinterp.methods.factor import neuron_classes as classes
 from jaxinterp.models.load import load
-from jaxinterp.models.sites import run
+from jaxinterp.models.run import run
 from jaxinterp.report.sections import Chart, Section, write_page
 from jaxinterp.report.stacked import stacked_bars
 

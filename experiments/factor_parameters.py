@@ -23,9 +23,11 @@ from jaxinterp.commands.shell import Columns, command, folder_of_a_run, print_ta
 from jaxinterp.core.batch import make_batch
 from jaxinterp.core.protocols import Method
 from jaxinterp.core.sites import Sites
+from jaxinterp.data.activations import on_device
 from jaxinterp.data.text.load_text import load_text, take
+from jaxinterp.decompositions.parameter_parts import ParameterParts
 from jaxinterp.evaluation.masks import mask_table
-from jaxinterp.methods.factor.parameter_training import AdversarialParameters, ParameterParts, StochasticParameters
+from jaxinterp.methods.factor.parameter_training import AdversarialParameters, StochasticParameters
 from jaxinterp.methods.factor.parameters import Coefficients
 from jaxinterp.methods.factor.targets import LeafTarget, ProjectionTarget
 from jaxinterp.models.load import load
@@ -90,7 +92,7 @@ def main(config: Config) -> None:
     enough = 4 * config.steps * config.batch_size + 40 * config.heldout_tokens
     train, heldout = load_text(config.text, subject.tokenizer, seq=config.seq, max_tokens=enough)
     windows = take(heldout, config.heldout_tokens, rows=config.heldout_tokens // config.seq)[0]
-    held = {name: jnp.asarray(windows[name]) for name in ("tokens", "weight", "document")}
+    held = on_device(windows)
     batch = make_batch({}, jnp.zeros(0), Sites((), ()), windows=held)
     rows: list[dict[str, Any]] = []
     for name, method in methods(config, target.projections).items():

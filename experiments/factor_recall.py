@@ -11,7 +11,12 @@ length of what the norm reads, as the MLP sees them ("scaled"), or not ("raw").
 Read out: the rank of each prompt's answer (first token of the capital) by the stream before and after the MLP, and the
 mean lens of the task vector over the answers against all tokens.
 
-Expected: R^2 > .5 on a fixed template, the answer's rank better after some layer >= 20.
+Anti-overconfidence: what the last layer's heads and MLP add along the answer's read-out direction (unembedding column
+less its mean, times the norm's weight) is multiplied by a scale; 0 takes it out. If the last layer suppresses answers,
+the answer's log-probability rises. Control: the same for the answer of the next prompt.
+
+Expected: R^2 > .5 on a fixed template, the answer's rank better after some layer >= 20; the last layer suppresses the
+answer, and taking that out raises its probability.
 """
 
 from dataclasses import dataclass
@@ -27,7 +32,7 @@ from jaxtyping import Array
 from jaxinterp.commands.shell import command, folder_of_a_run, say, settings_of, write_json
 from jaxinterp.methods.factor import regression
 from jaxinterp.models.load import load
-from jaxinterp.models.sites import run
+from jaxinterp.models.run import run
 
 CAPITALS = """France:Paris Germany:Berlin Italy:Rome Spain:Madrid Portugal:Lisbon Japan:Tokyo China:Beijing
 Russia:Moscow Egypt:Cairo Greece:Athens Austria:Vienna Poland:Warsaw Hungary:Budapest Ireland:Dublin
@@ -67,6 +72,29 @@ def head_outputs(attention: Any, z: Array) -> Array:
     """What each head writes: z_h times its rows of the output projection, [prompts, heads, d]."""
     weight = attention.o_proj.weight.reshape(z.shape[1], z.shape[2], -1)
     return jnp.einsum("phk,hkd->phd", z, weight)
+
+
+def without_suppression(
+    model: Any, stacked: dict[str, Array], unembedding: Array, answers: np.ndarray, measured: np.ndarray, scale: float
+) -> dict[str, dict[str, float]]:
+    """Mean log-probability of `measured` with the last layer's part along the directions of `answers` scaled, for heads
+    and MLP, and what that layer adds along them."""
+    last = f"blocks/{len(model.blocks) - 1}"
+    post, mid = stacked[f"{last}/resid/post"], stacked[f"{last}/resid/mid"]
+    added = {"heads": mid - stacked[f"{last}/resid/pre"], "MLP": stacked[f"{last}/mlp/out"]}
+    columns = unembedding[:, answers] - jnp.mean(unembedding, axis=1, keepdims=True)
+    directions = columns.T * model.final_norm.weight
+    found = {}
+    for name, own in added.items():
+        changed = jax.vmap(lambda one, u: regression.less_suppression(one, u, scale))(own, directions)
+        log_p = jax.nn.log_softmax(model.final_norm(post + changed - own) @ unembedding)
+        lengths = jnp.linalg.norm(directions, axis=1)
+        found[name] = {
+            "log_p": float(jnp.mean(log_p[jnp.arange(len(measured)), measured])),
+            "along": float(jnp.mean(jnp.sum(own * directions, axis=1) / lengths)),
+            "suppressed": float(jnp.mean(jnp.sum(own * directions, axis=1) < 0)),
+        }
+    return found
 
 
 def main(config: Config) -> None:
@@ -133,8 +161,15 @@ def main(config: Config) -> None:
         say(f"layer {layer}: R2 {r2}; rank {row['rank_before']} -> {row['rank_after']}")
     right = float(np.mean(np.argmax(np.asarray(stacked["logits"]), axis=1) == answers))
     say(f"answers that the model gives: {right:.2f}")
+    other = np.roll(answers, -1)
+    overconfidence = {
+        f"{which}, scale {scale:g}": without_suppression(model, stacked, unembedding, tokens, answers, scale)
+        for which, tokens in (("answer", answers), ("control", other))
+        for scale in (1.0, 0.5, 0.0)
+    }
+    say(*(f"{name}: {row}" for name, row in overconfidence.items()))
     with folder_of_a_run(config.out, settings_of(config)) as out:
-        write_json(out / "results.json", {"accuracy": right, "layers": layers})
+        write_json(out / "results.json", {"accuracy": right, "layers": layers, "overconfidence": overconfidence})
 
 
 if __name__ == "__main__":

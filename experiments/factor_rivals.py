@@ -22,11 +22,13 @@ import jax
 from jaxinterp.commands.on_text import OnText, prepared, train_together
 from jaxinterp.commands.shell import Columns, command, measured_on, print_table, say, write_json
 from jaxinterp.core.errors import UserError, suggest
+from jaxinterp.decompositions.linear_transforms import LinearTransforms
+from jaxinterp.decompositions.mixture_of_decoders import MixtureOfDecoders
 from jaxinterp.evaluation.effects import Row
 from jaxinterp.evaluation.scoreboard import scoreboard
 from jaxinterp.methods import Method, SkipTranscoder
-from jaxinterp.methods.factor.linear_transforms import LinearTransforms, LinearTransformsMethod, halving_ranks
-from jaxinterp.methods.factor.mixture_of_decoders import MixtureOfDecoders, MixtureOfDecodersMethod
+from jaxinterp.methods.factor.linear_transforms import LinearTransformsMethod, halving_ranks
+from jaxinterp.methods.factor.mixture_of_decoders import MixtureOfDecodersMethod
 from jaxinterp.methods.factor.product_key_neurons import ProductKeyNeuronsMethod
 from jaxinterp.report.sections import Section, write_page
 

@@ -23,7 +23,7 @@ import numpy as np
 from jaxtyping import Array
 
 from jaxinterp.commands.shell import command, folder_of_a_run, say, settings_of, write_json
-from jaxinterp.data.activations import harvest_jit
+from jaxinterp.data.activations import READ, harvest_jit, on_device
 from jaxinterp.data.text.load_text import load_text, take
 from jaxinterp.decompositions.nonnegative import nonnegative_least_squares, optimality_gap
 from jaxinterp.evaluation.planted.recovery import match
@@ -62,7 +62,7 @@ def activations(subject: Any, name: str, text: str, config: Config) -> tuple[Arr
     """([windows, seq, d], weights [windows, seq])."""
     windows, _ = load_text(text, subject.tokenizer, seq=config.seq, max_tokens=300_000)
     batch = take(windows, config.windows * config.seq, rows=config.windows)[0]
-    rows = harvest_jit(subject.model, {key: jnp.asarray(value) for key, value in batch.items()}, (name,))
+    rows = harvest_jit(subject.model, on_device(batch, READ), (name,))
     weight = jnp.asarray(batch["weight"]).at[:, 0].set(0)
     return rows.arrays[name].reshape(config.windows, config.seq, -1), weight
 

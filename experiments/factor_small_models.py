@@ -28,7 +28,7 @@ from jaxtyping import Array, Float
 from experiments import train_language_model as small
 from experiments.own_text import Text, text_of
 from jaxinterp.commands.shell import Columns, command, folder_of_a_run, print_table, say, settings_of, write_json
-from jaxinterp.data.activations import counted
+from jaxinterp.data.activations import counted, on_device
 from jaxinterp.data.text.load_text import load_text, take
 from jaxinterp.data.windows import windows
 from jaxinterp.decompositions.components import Scale
@@ -36,7 +36,7 @@ from jaxinterp.evaluation.coverage import coverage, used
 from jaxinterp.models.load import Subject
 from jaxinterp.models.mixtures.moe_x import MoEX
 from jaxinterp.models.mlp import MLP
-from jaxinterp.models.sites import run
+from jaxinterp.models.run import run
 from jaxinterp.training.fit import fit
 
 Part = Literal["moe_x", "monet"]
@@ -109,7 +109,7 @@ def heldout(text: Any, config: Config) -> Part_of_text:
     """A sample of windows as one batch."""
     rows = config.heldout_tokens // config.seq
     batch = take(text, config.heldout_tokens, rows=rows)[0]
-    return {name: jnp.asarray(batch[name]) for name in ("tokens", "weight", "document")}
+    return on_device(batch)
 
 
 @eqx.filter_jit

@@ -33,13 +33,14 @@ from jaxinterp.commands.on_text import OnText, Prepared, prepared, train_togethe
 from jaxinterp.commands.shell import Columns, command, measured_on, print_table, say, write_json
 from jaxinterp.core.batch import GRADIENT
 from jaxinterp.core.errors import UserError
-from jaxinterp.data.activations import Rows, harvest_jit
+from jaxinterp.data.activations import READ, Rows, harvest_jit, on_device
 from jaxinterp.data.text.load_text import take
 from jaxinterp.evaluation.equal_sparsity import Row, order
 from jaxinterp.evaluation.next_token import compare
 from jaxinterp.evaluation.scoreboard import scoreboard
 from jaxinterp.methods import GradientSparseAutoencoder, Method
-from jaxinterp.models.sites import Add, run
+from jaxinterp.models.edits import Add
+from jaxinterp.models.run import run
 from jaxinterp.report.plots import Dot, dot_plot
 from jaxinterp.report.sections import Chart, Section, write_page
 
@@ -135,8 +136,7 @@ def effects(dictionary: Any, model: Any, batches: Sequence[Mapping[str, Any]]) -
     """|g . (ŷ - y)| per held-out token, g over its own root mean square: choosing with the gradient, and without it."""
     sums, count = np.zeros(2), 0.0
     for batch in batches:
-        windows = {name: jnp.asarray(batch[name]) for name in ("tokens", "weight")}
-        rows = harvest_jit(model, windows, dictionary.sites.names()).flat()
+        rows = harvest_jit(model, on_device(batch, READ), dictionary.sites.names()).flat()
         sums += np.asarray(_changes(dictionary, rows), np.float64)
         count += float(rows.weight.sum())
     return float(sums[0] / count), float(sums[1] / count)

@@ -19,7 +19,7 @@ from rich.progress import track
 
 from jaxinterp.core.errors import UserError
 from jaxinterp.models.files.tokenizer import Tokenizer
-from jaxinterp.models.sites import run
+from jaxinterp.models.run import run
 from jaxinterp.models.transformer import Transformer
 
 NAMES = "Mary John Tom James Sarah David Paul Anna Mark Lisa Peter Emma Jack Kate Mike Alice Robert Susan George Laura"

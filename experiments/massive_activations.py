@@ -31,11 +31,12 @@ from jaxinterp.commands.shell import (
     settings_of,
     write_json,
 )
-from jaxinterp.data.activations import counted
+from jaxinterp.data.activations import counted, on_device
 from jaxinterp.data.text.load_text import load_text, take
 from jaxinterp.evaluation.sparsity.massive import massive, top_and_median
 from jaxinterp.models.load import load
-from jaxinterp.models.sites import run, sites
+from jaxinterp.models.run import run
+from jaxinterp.models.sites import sites
 
 
 @dataclass(frozen=True)
@@ -94,10 +95,7 @@ def main(config: Config) -> None:
     enough = 400 * config.seq * config.windows
     _, heldout = load_text(config.text, subject.tokenizer, seq=config.seq, max_tokens=enough)
     rows = min(4, config.windows)
-    batches = [
-        {name: jnp.asarray(batch[name]) for name in ("tokens", "weight", "document")}
-        for batch in take(heldout, config.windows * config.seq, seed=config.seed, rows=rows)
-    ]
+    batches = [on_device(batch) for batch in take(heldout, config.windows * config.seq, seed=config.seed, rows=rows)]
     names = [name for name in sites(model, "blocks/*/resid/post")]
     with folder_of_a_run(config.out, record) as out:
         parts = [_streams(model, batch["tokens"]) for batch in batches]

@@ -12,18 +12,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxinterp.commands.shell import read_json, say, write_json
-from jaxinterp.data.activations import counted
+from jaxinterp.data.activations import counted, on_device
 from jaxinterp.evaluation.intervals import ratio_interval
-from jaxinterp.models.sites import run
+from jaxinterp.models.run import run
 
 
 class Measure:
     """The loss of a model under edits, per document."""
 
     def __init__(self, model: Any, batches: Sequence[Mapping[str, Any]]):
-        self.batches = [
-            {name: jnp.asarray(batch[name]) for name in ("tokens", "weight", "document")} for batch in batches
-        ]
+        self.batches = [on_device(batch) for batch in batches]
         every = np.concatenate([np.asarray(batch["document"])[:, :-1].reshape(-1) for batch in batches])
         weight = np.concatenate([np.asarray(counted(batch)).reshape(-1) for batch in self.batches])
         self.documents, self.place = np.unique(every, return_inverse=True)

@@ -8,10 +8,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxinterp.data.activations import counted
+from jaxinterp.data.activations import counted, on_device
 from jaxinterp.evaluation.sparsity.calibrate import Summary, calibrate
+from jaxinterp.models.edits import Add
 from jaxinterp.models.leave_out import BySize
-from jaxinterp.models.sites import Add, run
+from jaxinterp.models.run import run
 
 
 class Statistics(eqx.Module):
@@ -36,7 +37,7 @@ def statistics(model: Any, leaves: Sequence[str], batches: Sequence[Mapping[str,
     stream: dict[str, Any] = dict.fromkeys(leaves, 0.0)
     tokens = 0.0
     for batch in batches:
-        arrays = {name: jnp.asarray(batch[name]) for name in ("tokens", "weight", "document")}
+        arrays = on_device(batch)
         values, gradients, norms = _gradients(model, arrays, tuple(hidden))
         weight = np.asarray(batch["weight"]) > 0
         tokens += weight.sum()

@@ -49,7 +49,7 @@ from jaxinterp.methods.causal.lineas import LinEAS, Transport, sorted_map
 from jaxinterp.methods.factor.semi_nmf import factorise, random_start
 from jaxinterp.models.files.subject import Subject
 from jaxinterp.models.load import load
-from jaxinterp.models.sites import run
+from jaxinterp.models.run import run
 from jaxinterp.training.fit import fit
 
 CONCEPTS = {

@@ -17,14 +17,18 @@ from jaxinterp.core.version import VERSION
 if TYPE_CHECKING:
     from jaxinterp.data.text.load_text import load_text
     from jaxinterp.decompositions.saved import load_decomposition, save
+    from jaxinterp.evaluation.features.ablation import ablation_effect
     from jaxinterp.evaluation.scoreboard import score
     from jaxinterp.evaluation.trial import try_objective
+    from jaxinterp.models.edits import Add, SetTo
     from jaxinterp.models.generate import generate
     from jaxinterp.models.load import Subject, load
     from jaxinterp.models.rules import EXACT, RELEVANCE, Rules
-    from jaxinterp.models.sites import Add, SetTo, Trace, replace, run, select, sites
+    from jaxinterp.models.run import Trace, run
+    from jaxinterp.models.sites import replace, select, sites
     from jaxinterp.models.view import show
     from jaxinterp.report.features import feature_pages
+    from jaxinterp.report.questions import codes_table, find_features, logits_of, top_contexts
     from jaxinterp.training.fit import Fit, fit
 
 __version__ = VERSION
@@ -39,12 +43,16 @@ __all__ = [
     "Subject",
     "Trace",
     "UserError",
+    "ablation_effect",
+    "codes_table",
     "feature_pages",
+    "find_features",
     "fit",
     "generate",
     "load",
     "load_decomposition",
     "load_text",
+    "logits_of",
     "replace",
     "run",
     "save",
@@ -52,6 +60,7 @@ __all__ = [
     "select",
     "show",
     "sites",
+    "top_contexts",
     "try_objective",
 ]
 
@@ -61,6 +70,7 @@ HOMES = {
         "load_decomposition",
         "save",
     ),
+    "jaxinterp.evaluation.features.ablation": ("ablation_effect",),
     "jaxinterp.evaluation.scoreboard": ("score",),
     "jaxinterp.evaluation.trial": ("try_objective",),
     "jaxinterp.models.generate": ("generate",),
@@ -73,17 +83,21 @@ HOMES = {
         "RELEVANCE",
         "Rules",
     ),
+    "jaxinterp.models.edits": ("Add", "SetTo"),
+    "jaxinterp.models.run": ("Trace", "run"),
     "jaxinterp.models.sites": (
-        "Add",
-        "SetTo",
-        "Trace",
         "replace",
-        "run",
         "select",
         "sites",
     ),
     "jaxinterp.models.view": ("show",),
     "jaxinterp.report.features": ("feature_pages",),
+    "jaxinterp.report.questions": (
+        "codes_table",
+        "find_features",
+        "logits_of",
+        "top_contexts",
+    ),
     "jaxinterp.training.fit": (
         "Fit",
         "fit",

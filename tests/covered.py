@@ -4,8 +4,8 @@
     python tests/covered.py parity --passed   notes in tests/covered.json that the check passed on these files
 
 A check that makes the goldens again with other libraries is repeated in CI only where a file below changed; the suite
-compares with the committed goldens every time. `make parity`, `peers`, `browser`, `frontend`, `test-tpu` and `test-gpu`
-note that they passed.
+compares with the committed goldens every time. `make parity`, `peers`, `tracer`, `browser`, `explorer`, `frontend`,
+`site`, `test-tpu` and `test-gpu` note that they passed.
 """
 
 import hashlib
@@ -24,6 +24,12 @@ COVERS = {
         "jaxinterp/decompositions",
         "constraints.txt",
     ),
+    "tracer": (
+        "tests/interchange",
+        "jaxinterp/interchange",
+        "jaxinterp/decompositions",
+        "constraints.txt",
+    ),
     "browser": (
         "tests/browser/driver.py",
         "tests/browser/graph_page.py",
@@ -31,15 +37,24 @@ COVERS = {
         "jaxinterp/report/graph.css",
         "jaxinterp/report/graph.js",
         "jaxinterp/causal/graphs",
-        "experiments/graph.py",
+        "jaxinterp/commands/graph.py",
+    ),
+    "explorer": (
+        "tests/browser/driver.py",
+        "tests/browser/explorer.py",
+        "jaxinterp/explore",
+        "jaxinterp/commands/explore.py",
+        "jaxinterp/report/palette.css",
     ),
     "frontend": (
         "tests/browser/driver.py",
         "tests/browser/frontend.py",
         "tests/browser/goldens",
     ),
+    "site": ("docs", "mkdocs.yml", "README.md", "BUILD.md", "colab", "jaxinterp"),
     "gpu": (
         "benchmarks/gpu_compile.py",
+        "benchmarks/gpu_memory.py",
         "benchmarks/compiled_for.py",
         "jaxinterp/kernels",
         "jaxinterp/preflight",

@@ -12,7 +12,8 @@ from jaxinterp.methods import SkipTranscoder, Transcoder
 
 ORDER = [
     "load", "Subject", "UserError", "sites", "select", "show", "Trace", "run", "Rules", "Add", "SetTo", "load_text",
-    "fit", "Fit", "score", "replace", "save", "load_decomposition", "feature_pages", "generate", "try_objective",
+    "fit", "Fit", "score", "replace", "save", "load_decomposition", "feature_pages", "find_features",
+    "top_contexts", "logits_of", "ablation_effect", "codes_table", "generate", "try_objective",
 ]  # fmt: skip
 
 

@@ -31,9 +31,10 @@ from jaxinterp.causal.measure import Metric
 from jaxinterp.causal.patch import array_shapes
 from jaxinterp.core.callables import takes
 from jaxinterp.core.errors import UserError, suggest
+from jaxinterp.models.edits import Add, Edit
 from jaxinterp.models.layers import Tap
 from jaxinterp.models.rules import EXACT, RELEVANCE, Rules
-from jaxinterp.models.sites import Add, Edit, Trace, run
+from jaxinterp.models.run import Trace, run
 
 Method = Literal["gradient", "relevance", "integrated", "integrated_inputs"]
 Points = Literal["midpoint", "left"]

@@ -27,7 +27,8 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 from jaxinterp.causal.measure import Metric
 from jaxinterp.causal.patch import Patch, array_shapes
 from jaxinterp.core.errors import UserError
-from jaxinterp.models.sites import Edit, run
+from jaxinterp.models.edits import Edit
+from jaxinterp.models.run import run
 
 Circuit = dict[str, Array]
 """By array name, which nodes are in: Bool, `[nodes]` or `[seq, nodes]`; of an error array `[1]` or `[seq, 1]`."""

@@ -23,9 +23,10 @@ from jaxinterp.causal.attribute import coefficients
 from jaxinterp.causal.measure import Metric
 from jaxinterp.core.errors import UserError
 from jaxinterp.models.attention import Attention
+from jaxinterp.models.edits import Add
 from jaxinterp.models.layers import normed
 from jaxinterp.models.rules import EXACT, Rules
-from jaxinterp.models.sites import Add, run
+from jaxinterp.models.run import run
 from jaxinterp.models.transformer import Transformer
 
 

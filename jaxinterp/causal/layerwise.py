@@ -26,7 +26,7 @@ from jaxinterp.causal.measure import Metric
 from jaxinterp.core.errors import UserError
 from jaxinterp.models.layers import normed
 from jaxinterp.models.rules import EXACT, Rules
-from jaxinterp.models.sites import Trace
+from jaxinterp.models.run import Trace
 from jaxinterp.models.transformer import Block, Transformer
 
 

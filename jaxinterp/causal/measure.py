@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from jaxinterp.models.sites import Trace
+from jaxinterp.models.run import Trace
 
 Metric = Callable[[Trace], Array]
 """A callable pytree from a trace to one number a prompt, [batch]."""

@@ -27,8 +27,9 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
 
 from jaxinterp.causal.measure import Metric
 from jaxinterp.core.errors import UserError, suggest
+from jaxinterp.models.edits import Edit
 from jaxinterp.models.rules import EXACT, Rules
-from jaxinterp.models.sites import Edit, run
+from jaxinterp.models.run import run
 
 
 class Patch(eqx.Module):

@@ -24,9 +24,11 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from jaxinterp.core.errors import UserError
 from jaxinterp.core.json_value import Json
+from jaxinterp.models.edits import Add, Edit
 from jaxinterp.models.files.subject import Subject
 from jaxinterp.models.generate import generate
-from jaxinterp.models.sites import Add, Edit, check_site, run
+from jaxinterp.models.run import run
+from jaxinterp.models.sites import check_site
 
 
 class Strength(NamedTuple):

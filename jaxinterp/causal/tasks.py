@@ -46,7 +46,7 @@ from jaxinterp.causal.task_words import (
 )
 from jaxinterp.core.errors import UserError, suggest
 from jaxinterp.models.files.tokenizer import Tokenizer
-from jaxinterp.models.sites import run
+from jaxinterp.models.run import run
 
 
 class Row(NamedTuple):

@@ -32,7 +32,7 @@ from jaxinterp.explore.build import build_index, digest, finished
 from jaxinterp.explore.compare import pair
 from jaxinterp.explore.export import export
 from jaxinterp.explore.index import Index, open_index
-from jaxinterp.explore.labels import NAME, Labels
+from jaxinterp.explore.labels import Labels
 from jaxinterp.explore.state import Explorer
 from jaxinterp.models.load import Subject, load
 from jaxinterp.training.progress import progress_of, waiting
@@ -98,10 +98,15 @@ class Run:
         """Where the index lies."""
         return self.folder / (INDEX if self.config.layer is None else f"{INDEX}-{self.config.layer}")
 
+    @property
+    def labels(self) -> Path:
+        """Where labels are kept."""
+        return self.folder / ("labels.json" if self.config.layer is None else f"labels-{self.config.layer}.json")
+
     @cached_property
     def digest(self) -> str:
         """Of the dictionary's files."""
-        return digest(self.dictionary) if (self.folder / "dictionary").is_dir() else _digest_beside(self.folder)
+        return digest(self.dictionary, self.index_folder / "digest.json")
 
     @cached_property
     def subject(self) -> Subject:
@@ -158,16 +163,6 @@ class Run:
         return self.decomposition, self.subject
 
 
-def _digest_beside(folder: Path) -> str:
-    """Of a decomposition's own folder, in which the index and labels will lie too: its top files alone."""
-    import hashlib
-
-    total = hashlib.sha256()
-    for path in sorted(path for path in folder.iterdir() if path.is_file() and path.name != NAME):
-        total.update(path.name.encode() + path.read_bytes())
-    return total.hexdigest()[:16]
-
-
 def explorer_of(config: Config) -> Explorer:
     """The indices of a run, and of the one to compare it with, made where they are not there."""
     for folder in (config.run, *([] if config.compare is None else [config.compare])):
@@ -179,7 +174,7 @@ def explorer_of(config: Config) -> Explorer:
     if config.compare is not None:
         second = Run(config.compare, config)
         other = pair(index, second.index(), (run.digest, second.digest))
-    return Explorer(index, Labels(config.run / NAME, index.features), run.load, other)
+    return Explorer(index, Labels(run.labels, index.features), run.load, other)
 
 
 def _stop(number: int, _: Any) -> None:
@@ -205,9 +200,10 @@ def main(config: Config) -> None:
         say(f"{export(explorer, config.export)}: open it in a browser, or put the folder on any web server.")
         return
     address = f"http://127.0.0.1:{sock.getsockname()[1]}/"
+    server = server_of(explorer, sock)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: setattr(server, "should_exit", True))  # also before it has started
     say(f"{explorer.index.features:,} features at {address} (this machine only); stop with Ctrl-C.")
     if config.open:
         webbrowser.open(address)
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: None)  # the server ends by itself
-    server_of(explorer, sock).run(sockets=[sock])
+    server.run(sockets=[sock])

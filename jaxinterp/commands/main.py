@@ -4,6 +4,7 @@ jaxinterp transcoder --out runs/demo             train a method, score it, write
 jaxinterp train --method gated --out runs/gated  the same with the method as an option
 jaxinterp sweep --out runs/k --sweep k=16,32     many settings in one program
 jaxinterp explore runs/demo                      its features in a browser: search, your own text, steering, labels
+jaxinterp graph --prompt "the end of the"        an attribution graph, to click through; trains the transcoders it needs
 jaxinterp preflight v5e:2x2 --model tiny         compile for hardware that is not here: does it fit, how long is a step
 jaxinterp launch 2 transcoder --out runs/two     several processes on this machine
 """
@@ -68,6 +69,13 @@ def _explore(words: list[str]) -> None:
     command(explore.Config, explore.main, explore.__doc__, words=words, name="jaxinterp explore")
 
 
+def _graph(words: list[str]) -> None:
+    from jaxinterp.commands import graph
+    from jaxinterp.commands.shell import command
+
+    command(graph.Config, graph.main, graph.__doc__, words=words, name="jaxinterp graph")
+
+
 def _preflight(words: list[str]) -> None:
     target = [] if words and not words[0].startswith("-") else ["auto"]
     _train(["--preflight", *target, *words], "preflight")
@@ -84,6 +92,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "train": _train,
     "sweep": _sweep,
     "explore": _explore,
+    "graph": _graph,
     "preflight": _preflight,
     "launch": _launch,
 }

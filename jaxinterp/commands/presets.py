@@ -5,6 +5,7 @@ from typing import Any
 
 from jaxinterp.commands.methods import SEVERAL
 from jaxinterp.core.errors import UserError
+from jaxinterp.models.files.shapes import PUBLISHED
 from jaxinterp.models.load import KNOWN, check_source
 
 
@@ -52,7 +53,8 @@ def planned(config: Any) -> Plan:
     Raises:
       UserError: there is no such model; or no site was named and the model has no preset.
     """
-    check_source(config.model)
+    if not (config.preflight and config.model in PUBLISHED):  # whose shapes are known, and a preflight takes no more
+        check_source(config.model)
     asked = {field.name: getattr(config, field.name) for field in fields(Plan)}
     plan = replace(
         preset_of(config.model, config.method), **{name: value for name, value in asked.items() if value is not None}

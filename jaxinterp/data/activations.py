@@ -5,24 +5,28 @@ them, and the compiler drops every layer behind the last site.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
+import numpy as np
+from jaxtyping import Array, ArrayLike, Float, Int, PRNGKeyArray, PyTree
 
 from jaxinterp.core.batch import GRADIENT, Names
 from jaxinterp.core.errors import UserError
 from jaxinterp.core.promotion import ordinary
+from jaxinterp.models.edits import Add
 from jaxinterp.models.ids import check_ids
-from jaxinterp.models.sites import Add, run
+from jaxinterp.models.run import run
 
 WINDOW = ("tokens", "weight", "document")
-EXPERT = re.compile(r"(.+/mlp/experts/\d+)/(?:in|pre|up|hidden|out)(?:/gradient)?")
 """What a window of text has; other entries are activations."""
+
+EXPERT = re.compile(r"(.+/mlp/experts/\d+)/(?:in|pre|up|hidden|out)(?:/gradient)?")
+"""Arrays of one expert, which has some of the tokens only."""
 
 CONSTANT = 1e-10
 """An array whose variance is at most this fraction of its mean square is constant: float32 tells no more."""
@@ -151,6 +155,30 @@ def harvest_jit(model: PyTree, windows: Mapping[str, PyTree], names: tuple[str, 
       UserError: a token id has no row in the model's embedding.
     """
     return Harvest(names).jitted(model, windows)
+
+
+READ = ("tokens", "weight")
+"""What a harvest of values reads of a window; gradients read the documents too."""
+
+
+def on_device(batch: Mapping[str, ArrayLike], names: tuple[str, ...] = WINDOW) -> dict[str, Array]:
+    """The entries of a batch of windows that a program reads, `[batch, seq]`, as arrays of the device."""
+    return {name: jnp.asarray(batch[name]) for name in names}
+
+
+def harvested(model: PyTree, batches: Iterable[Mapping[str, ArrayLike]], names: tuple[str, ...]) -> dict[str, Array]:
+    """The named arrays of all batches, tokens that have weight only: `[tokens, d]`, in the order of the text.
+
+    Args:
+      batches: "tokens" and "weight" `[batch, seq]`; small ones, as all rows lie on this host before they are joined.
+    """
+    parts: dict[str, list[np.ndarray]] = {name: [] for name in names}
+    for batch in batches:
+        rows = harvest_jit(model, on_device(batch, READ), names).flat()
+        counts = np.asarray(rows.weight) > 0
+        for name in names:
+            parts[name].append(np.asarray(rows.arrays[name])[counts])
+    return {name: jnp.asarray(np.concatenate(arrays)) for name, arrays in parts.items()}
 
 
 def check_finite(rows: Rows) -> None:

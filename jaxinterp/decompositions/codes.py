@@ -8,6 +8,7 @@ from typing import ClassVar
 
 import equinox as eqx
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
 from jaxinterp.core.decomposition import Codes
@@ -24,6 +25,10 @@ class SparseCodes(eqx.Module):
     indices: Int[Array, "*axes k"]
     features: int = eqx.field(static=True)
     capped: bool = eqx.field(static=True, default=False)
+
+    def __array__(self, dtype: np.dtype | None = None, copy: bool | None = None) -> np.ndarray:
+        """`np.asarray(codes)`: one value per feature, on the host."""
+        return np.asarray(self.dense(), dtype)
 
     def dense(self) -> Float[Array, "*axes features"]:
         """One value per feature."""
@@ -73,6 +78,10 @@ class DenseCodes(eqx.Module):
     def features(self) -> int:
         """The number of features."""
         return self.values.shape[-1]
+
+    def __array__(self, dtype: np.dtype | None = None, copy: bool | None = None) -> np.ndarray:
+        """`np.asarray(codes)`: one value per feature, on the host."""
+        return np.asarray(self.values, dtype)
 
     def dense(self) -> Float[Array, "*axes features"]:
         """One value per feature."""

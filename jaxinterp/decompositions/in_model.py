@@ -16,9 +16,10 @@ from jaxinterp.core.batch import several
 from jaxinterp.core.decomposition import Codes
 from jaxinterp.decompositions.offered import offered, with_error
 from jaxinterp.models.across import run_across
+from jaxinterp.models.edits import Edit
 from jaxinterp.models.layers import Tap
 from jaxinterp.models.rules import EXACT, Rules
-from jaxinterp.models.sites import Edit, Trace
+from jaxinterp.models.run import Trace
 
 
 @runtime_checkable

@@ -95,7 +95,8 @@ def check_arrays(modules: Sequence[Any], folder: Path) -> None:
             for field in fields(module):
                 value = getattr(module, field.name)
                 kinds = [kind for kind in (field.type, *get_args(field.type)) if _is_array_type(kind)]
-                for array in value if isinstance(value, tuple) else (value,):
+                several = tuple(value.values()) if isinstance(value, dict) else value
+                for array in several if isinstance(several, tuple) else (several,):
                     if kinds and array is not None and not any(isinstance(array, kind) for kind in kinds):
                         wanted = " or ".join(kind.__name__ for kind in kinds)
                         raise UserError(

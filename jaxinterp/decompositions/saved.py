@@ -13,6 +13,7 @@ from jaxtyping import PyTree
 
 from jaxinterp.core.errors import UserError
 from jaxinterp.decompositions import codec
+from jaxinterp.decompositions.at_output import AtOutput
 from jaxinterp.decompositions.by_effect import EffectDictionary
 from jaxinterp.decompositions.components import Components
 from jaxinterp.decompositions.cross_layer import CrossLayer, Layer, PerLayer
@@ -22,13 +23,19 @@ from jaxinterp.decompositions.directions import Directions
 from jaxinterp.decompositions.experts import DenseNeurons, DenseStudent, Experts, Router, Scaling
 from jaxinterp.decompositions.factor_analysers import FactorAnalysers
 from jaxinterp.decompositions.files import load_dictionary
+from jaxinterp.decompositions.linear_transforms import LinearTransforms
+from jaxinterp.decompositions.mixture_of_decoders import MixtureOfDecoders
+from jaxinterp.decompositions.mlp_parts import MLPParts
 from jaxinterp.decompositions.modules_on_disk import load_module
 from jaxinterp.decompositions.on_disk import KNOWN
+from jaxinterp.decompositions.parameter_parts import AttributionParts, Blocks, Gates, Lower, ParameterParts, Parts
 from jaxinterp.decompositions.parts import NonnegativeParts
 from jaxinterp.decompositions.per_token import PerToken
 from jaxinterp.decompositions.plain import LinearMap, Neurons, PrincipalComponents
+from jaxinterp.decompositions.product_key_neurons import ProductKeyNeurons
 from jaxinterp.decompositions.scales import Scales
 from jaxinterp.models.layers import Linear
+from jaxinterp.models.mixtures.product_keys import DenseScores, KeyScores, ProductKeyMLP
 from jaxinterp.models.mlp import MLP
 from jaxinterp.storage.files import check_empty
 
@@ -57,6 +64,20 @@ KINDS: tuple[type, ...] = (
     Directions,
     NonnegativeParts,
     PerToken,
+    MixtureOfDecoders,
+    LinearTransforms,
+    ProductKeyNeurons,
+    ProductKeyMLP,
+    DenseScores,
+    KeyScores,
+    AtOutput,
+    MLPParts,
+    Lower,
+    ParameterParts,
+    Parts,
+    Gates,
+    Blocks,
+    AttributionParts,
     *KNOWN,
 )
 """The classes that a file may name without being told of them."""

@@ -35,7 +35,8 @@ from jaxtyping import Array, Int, PyTree
 from jaxinterp.data.activations import CONSTANT
 from jaxinterp.evaluation.columns import Answer, Column
 from jaxinterp.evaluation.intervals import ratio_interval
-from jaxinterp.models.sites import SetTo, Trace, run
+from jaxinterp.models.edits import SetTo
+from jaxinterp.models.run import Trace, run
 
 Row = dict[str, Any]
 Columns = dict[str, Array]

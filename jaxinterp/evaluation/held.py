@@ -18,7 +18,7 @@ from jaxtyping import Array, Float
 from jaxinterp.core.decomposition import Decomposition
 from jaxinterp.core.errors import UserError
 from jaxinterp.core.promotion import ordinary
-from jaxinterp.data.activations import Rows, harvest_jit
+from jaxinterp.data.activations import READ, Rows, harvest_jit, on_device
 from jaxinterp.data.text.load_text import take
 from jaxinterp.evaluation.effects import Effect, Row, Windows, check_effect
 from jaxinterp.evaluation.next_token import NEXT_TOKEN
@@ -87,8 +87,8 @@ def hold(
     centers = heldout_means(subject.model, batches, names)
     parts, seen = [], 0
     for batch in batches:
-        windows = {name: jnp.asarray(batch[name]) for name in ("tokens", "weight", "document")}
-        rows = harvest_jit(subject.model, {name: windows[name] for name in ("tokens", "weight")}, names)
+        windows = on_device(batch)
+        rows = harvest_jit(subject.model, on_device(windows, READ), names)
         model = Replaced(effect, subject.model, rows, windows, {names[1]: mean}, {})
         parts.append(Part(batch, rows, model if seen < ce_tokens else None))
         seen += batch["tokens"].size

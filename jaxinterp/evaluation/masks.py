@@ -16,6 +16,7 @@ Sources: Bushnaq, Braun, Sharkey 2025 (arXiv 2506.20790); the evaluation's adver
 from collections.abc import Mapping
 from typing import Literal, get_args
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
@@ -23,10 +24,10 @@ from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 from jaxinterp.core.batch import Batch
 from jaxinterp.core.json_value import Json
 from jaxinterp.data.activations import counted
+from jaxinterp.decompositions.parameter_parts import ParameterParts
 from jaxinterp.methods.factor import parameters as spd
 from jaxinterp.methods.factor import vpd
-from jaxinterp.methods.factor.parameter_training import ParameterParts
-from jaxinterp.methods.factor.targets import ProjectionTarget
+from jaxinterp.methods.factor.targets import Clean, ProjectionTarget
 
 MaskName = Literal["all", "stochastic", "importance", "rounded", "adversarial", "none"]
 
@@ -55,18 +56,25 @@ def mask_table(
     assert batch.windows is not None  # `clean` has read them
     text = batch.windows
 
-    @jax.jit
-    def answer(parts: Mapping[str, spd.Parts], masks: Mapping[str, spd.Mask]) -> Array:
+    # Models and batches are arguments: as constants they would be folded into the program, logits and all.
+    @eqx.filter_jit
+    def answer(model: PyTree, parts: PyTree, batch: Batch, masks: Mapping[str, spd.Mask]) -> Array:
         return target.masked(model, parts, batch, masks)
 
-    def adversary() -> dict[str, spd.Mask]:
+    @eqx.filter_jit
+    def climb(
+        model: PyTree, parts: PyTree, batch: Batch, clean: Clean, given: Mapping[str, spd.Importances], start: PyTree
+    ) -> PyTree:
         def loss(sources: dict[str, Array]) -> Array:
-            masked = lambda masks: target.masked(model, learned.parts, batch, masks)
-            return vpd.adversarial(masked, clean.output, importances, sources, target.kind, clean.weight)
+            masked = lambda masks: target.masked(model, parts, batch, masks)
+            return vpd.adversarial(masked, clean.output, given, sources, target.kind, clean.weight)
 
+        return vpd.projected_ascent(loss, start, steps=ascents, rate=rate)
+
+    def adversary() -> dict[str, spd.Mask]:
         start = vpd.start_adversary(adversary_key, {name: len(one.read) for name, one in learned.parts.items()})
-        climb = jax.jit(lambda sources: vpd.projected_ascent(loss, sources, steps=ascents, rate=rate))
-        return vpd.adversarial_masks(importances, climb(start.sources))
+        found = climb(model, learned.parts, batch, clean, importances, start.sources)
+        return vpd.adversarial_masks(importances, found)
 
     makers = {
         "all": lambda: {n: spd.Mask(jnp.ones_like(g.lower)) for n, g in importances.items()},
@@ -79,7 +87,7 @@ def mask_table(
     rows: list[dict[str, Json]] = [{"mask": "clean", "ce": _cross_entropy(clean.output, text), "kl": 0.0, "l0": None}]
     for name in names:
         masks = makers[name]()
-        logits = answer(learned.parts, masks)
+        logits = answer(model, learned.parts, batch, masks)
         opened = sum(float(jnp.mean(jnp.sum(mask.parts > 0, axis=-1))) for mask in masks.values())
         kl = float(spd.distance(clean.output, logits, "kl", clean.weight))
         rows.append({"mask": name, "ce": _cross_entropy(logits, text), "kl": kl, "l0": opened})

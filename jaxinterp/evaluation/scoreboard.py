@@ -44,7 +44,7 @@ from jaxinterp.core.decomposition import Decomposition
 from jaxinterp.core.errors import UserError, suggest
 from jaxinterp.core.promotion import ordinary
 from jaxinterp.core.sites import Sites, several
-from jaxinterp.data.activations import Rows, harvest_jit
+from jaxinterp.data.activations import READ, Rows, harvest_jit, on_device
 from jaxinterp.data.text.load_text import take
 from jaxinterp.decompositions.cross_layer import LayerCodes
 from jaxinterp.decompositions.in_model import run_with
@@ -62,7 +62,7 @@ from jaxinterp.evaluation.effects import (
 from jaxinterp.evaluation.intervals import ratio_interval
 from jaxinterp.evaluation.next_token import NEXT_TOKEN
 from jaxinterp.models.load import Subject
-from jaxinterp.models.sites import run
+from jaxinterp.models.run import run
 
 Protocol = Literal["alone", "together", "propagated"]
 """What is replaced at once: see the module's docstring."""
@@ -156,8 +156,8 @@ def scoreboard(
     boards = [Board(name, decomposition, chosen) for name, decomposition in decompositions.items()]
     seen = 0
     for batch in batches:
-        windows = {name: jnp.asarray(batch[name]) for name in ("tokens", "weight", "document")}
-        rows = harvest_jit(subject.model, {name: windows[name] for name in ("tokens", "weight")}, sites)
+        windows = on_device(batch)
+        rows = harvest_jit(subject.model, on_device(windows, READ), sites)
         model = Replaced(effect, subject.model, rows, windows, ablations, {})
         for board in boards:
             board.add(batch, rows, centers, model if seen < ce_tokens else None)
@@ -314,7 +314,7 @@ def heldout_means(model: PyTree, batches: Iterable[Windows], sites: tuple[str, .
     """The mean of every array over the tokens that have weight."""
     sums, count = dict.fromkeys(sites, np.zeros(())), 0.0
     for batch in batches:
-        rows = harvest_jit(model, {name: jnp.asarray(batch[name]) for name in ("tokens", "weight")}, sites).flat()
+        rows = harvest_jit(model, on_device(batch, READ), sites).flat()
         sums = {name: sums[name] + np.asarray(rows.weight @ rows.arrays[name], np.float64) for name in sites}
         count += float(rows.weight.sum())
     if not count:

@@ -127,15 +127,31 @@ def finished(folder: Path, asked: Mapping[str, Json]) -> bool:
     return True
 
 
-def digest(folder: Path) -> str:
-    """A name for the contents of a folder's files: SHA-256 over their names and bytes."""
+def digest(folder: Path, record: Path | None = None) -> str:
+    """A name for the contents of a folder's files, but for index and labels: SHA-256 over their names and bytes.
+
+    Args:
+      record: a file that keeps it with the files' sizes and times: while those stay, nothing is read.
+    """
+    inside = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
+    own = {name: path for name, path in inside.items() if not name.startswith(("explore", "labels"))}
+    stamp = [[name, path.stat().st_size, path.stat().st_mtime_ns] for name, path in own.items()]
+    try:
+        kept = json.loads(record.read_text()) if record is not None else {}
+        if kept["stamp"] == stamp:
+            return str(kept["digest"])
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
     total = hashlib.sha256()
-    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-        total.update(f"{path.relative_to(folder).as_posix()}\0{path.stat().st_size}\0".encode())
+    for name, path in own.items():
+        total.update(f"{name}\0{path.stat().st_size}\0".encode())
         with path.open("rb") as file:
             while block := file.read(2**22):
                 total.update(block)
-    return total.hexdigest()[:16]
+    found = total.hexdigest()[:16]
+    if record is not None:
+        write_text(record, json.dumps({"stamp": stamp, "digest": found}))
+    return found
 
 
 def _parts(folder: Path, asked: Mapping[str, Json]) -> Path:

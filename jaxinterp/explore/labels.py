@@ -12,7 +12,6 @@ from pathlib import Path
 from jaxinterp.core.errors import UserError
 from jaxinterp.storage.files import write_text
 
-NAME = "labels.json"
 MOST = 500
 """Characters of a label."""
 

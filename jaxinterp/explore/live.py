@@ -16,9 +16,10 @@ from jaxinterp.core.promotion import ordinary
 from jaxinterp.core.sites import several
 from jaxinterp.evaluation.features.ablation import ablation_effect
 from jaxinterp.evaluation.features.firings import find_firings
+from jaxinterp.models.edits import Add
 from jaxinterp.models.files.subject import Subject
 from jaxinterp.models.generate import generate
-from jaxinterp.models.sites import Add, run
+from jaxinterp.models.run import run
 from jaxinterp.report.features import token_text
 
 MOST_TOKENS = 512

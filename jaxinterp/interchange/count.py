@@ -28,7 +28,7 @@ from jaxinterp.interchange.releases import Entry, Release, directory, place
 from jaxinterp.interchange.samples import shape_of, write_sample
 from jaxinterp.models.files.wanted import wanted_tensors
 from jaxinterp.models.load import load
-from jaxinterp.models.sites import run
+from jaxinterp.models.run import run
 
 GOLDENS = {
     **{"gemma_2": "goldens/gemma-scope-2b-pt-res", "gemma_2_transcoder": "goldens/gemma-scope-2b-pt-res"},

@@ -32,7 +32,7 @@ from jaxtyping import Array, Float, PyTree
 
 from jaxinterp.core.errors import UserError
 from jaxinterp.core.promotion import ordinary
-from jaxinterp.data.activations import harvest_jit
+from jaxinterp.data.activations import harvested
 from jaxinterp.data.text.load_text import take
 from jaxinterp.decompositions.activations import ReLU
 from jaxinterp.decompositions.codes import DenseCodes
@@ -294,15 +294,8 @@ def _names(dictionary: Dictionary | PerToken) -> tuple[str, str]:
 
 
 def _harvest(model: PyTree, tokens: grain.MapDataset, names: tuple[str, ...], count: int) -> dict[str, Rows]:
-    """Rows of tokens that have weight, by site name."""
-    parts: dict[str, list[np.ndarray]] = {name: [] for name in names}
-    for batch in take(tokens, count):
-        windows = {name: jnp.asarray(batch[name]) for name in ("tokens", "weight")}
-        rows = harvest_jit(model, windows, names).flat()
-        counts = np.asarray(rows.weight) > 0
-        for name in names:
-            parts[name].append(np.asarray(rows.arrays[name])[counts])
-    return {name: jnp.asarray(np.concatenate(arrays)[:count]) for name, arrays in parts.items()}
+    """At most `count` rows of tokens that have weight, by site name."""
+    return {name: array[:count] for name, array in harvested(model, take(tokens, count), names).items()}
 
 
 @eqx.filter_jit

@@ -4,9 +4,10 @@
     xla          plain XLA: two-stage selection, chunked gathers, weight gradients by token (CPU) or by sorted blocks
     dense        the passes as chunked matmuls, where k / M is large; `encode` as in xla
     pallas_tpu   fused encoder and selection, row DMA, sorted weight gradients; TPU only
-    pallas_gpu   gathers and CSC weight gradients; CUDA only, through Pallas' Triton backend; `encode` as in xla
+    mosaic_gpu   gathers and CSC weight gradients by the copy engine; Hopper and later; `encode` as in xla
+    pallas_gpu   the same for older CUDA GPUs, through Pallas' Triton backend
 
-`name:interpret` runs a Pallas implementation anywhere, slowly: for tests.
+`name:interpret` runs a kernel anywhere, slowly: for tests.
 """
 
 import logging
@@ -18,7 +19,10 @@ from typing import Any
 from jaxinterp.core.errors import UserError, suggest
 from jaxinterp.kernels import platforms, xla
 
-NAMES = ("reference", "xla", "dense", "pallas_tpu", "pallas_gpu")
+NAMES = ("reference", "xla", "dense", "pallas_tpu", "mosaic_gpu", "pallas_gpu")
+KERNELS = {"tpu": ("pallas_tpu",), "gpu": ("mosaic_gpu", "pallas_gpu")}
+"""Implementations by kernels, by platform; the first that takes the shape on the device is chosen."""
+NEEDS = {name: platform for platform, names in KERNELS.items() for name in names}
 
 BREAK_EVEN = {"cpu": 1 / 40, "gpu": 1 / 184, "tpu": 1 / 240}
 """k / M above which a dense pass is faster. cpu: measured (benchmarks/topk.py: a sparse pass at k 32 of 12,288 takes
@@ -37,9 +41,9 @@ def find(name: str | None, of: str, **shape: int) -> Callable[..., Any]:
       UserError: `name` is unknown, or cannot run on this platform, with the installed jax or at this shape.
     """
     platform = platforms.current()
-    chosen = name or choose(of, platform, **shape)
+    chosen = name or choose(of, platform, platforms.device_kind(), **shape)
     base, _, mode = chosen.partition(":")
-    if base not in NAMES or mode not in (("", "interpret") if base.startswith("pallas") else ("",)):
+    if base not in NAMES or mode not in (("", "interpret") if base in NEEDS else ("",)):
         raise UserError(f"implementation={name!r} is not known: {suggest(base, NAMES)}")
     reason = refusal(chosen, of, platform, **shape)
     if reason:
@@ -54,28 +58,31 @@ def find(name: str | None, of: str, **shape: int) -> Callable[..., Any]:
 
 
 @cache
-def choose(of: str, platform: str, **shape: int) -> str:
-    """The name of the implementation for a pass and a shape; says so once, to the logger `jaxinterp.kernels`."""
-    kernels = {"tpu": "pallas_tpu", "gpu": "pallas_gpu"}.get(platform)
+def choose(of: str, platform: str, kind: str = "", **shape: int) -> str:
+    """The name of the implementation for a pass and a shape; says so once, to the logger `jaxinterp.kernels`.
+
+    kind: the device's, by which a choice is remembered: described devices of several kinds may follow one another.
+    """
+    wanted = KERNELS.get(platform, ())
     if of == "encode":
-        wanted = "pallas_tpu" if platform == "tpu" and shape["tokens"] * shape["features"] >= FUSED_FROM else "xla"
+        fused = platform == "tpu" and shape["tokens"] * shape["features"] >= FUSED_FROM
+        wanted = wanted if fused else ()
     elif shape["k"] / shape["features"] > BREAK_EVEN.get(platform, 1):
-        wanted = "dense"
-    else:
-        wanted = kernels or "xla"
-    reason = refusal(wanted, of, platform, **shape)
-    chosen = "xla" if reason else wanted
+        wanted = ("dense",)
+    reasons = {name: refusal(name, of, platform, **shape) for name in wanted}
+    chosen = next((name for name, reason in reasons.items() if not reason), "xla")
     said = ", ".join(f"{name} {size}" for name, size in shape.items())
-    _log.info("%s on %s (%s): %s%s", of, platform, said, chosen, f", because {wanted}: {reason}" if reason else "")
+    refused = "".join(f", because {name}: {reason}" for name, reason in reasons.items() if reason)
+    _log.info("%s on %s (%s): %s%s", of, kind or platform, said, chosen, refused)
     return chosen
 
 
 def refusal(chosen: str, of: str, platform: str, **shape: int) -> str | None:
     """Why an implementation cannot run a pass; None where it can."""
     base, _, mode = chosen.partition(":")
-    if not base.startswith("pallas"):
+    if base not in NEEDS:
         return None
-    needed = base.removeprefix("pallas_")
+    needed = NEEDS[base]
     if platform != needed and not mode:
         return (
             f"it needs a {needed.upper()}, and this is a {platform.upper()}: leave implementation out, or take 'xla'."

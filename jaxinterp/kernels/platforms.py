@@ -17,6 +17,12 @@ def current() -> str:
     return "gpu" if name in ("cuda", "rocm") else name
 
 
+def device_kind() -> str:
+    """Of the current mesh's devices, described or here; else of the default backend's; such as `NVIDIA H200`."""
+    described = jax.sharding.get_abstract_mesh().abstract_device
+    return described.device_kind if described is not None else jax.devices()[0].device_kind
+
+
 def precision(*operands: Array) -> jax.lax.Precision | None:
     """That of float32 products where the operands are float32: without it a GPU rounds them to TF32, a TPU to bfloat16.
 

@@ -75,8 +75,7 @@ def largest(pre: Float[Array, "tokens features"], k: int) -> tuple[Float[Array, 
     # The NaN of x86 has its sign bit set: top_k, which goes by the bits, would put it last.
     pre = jnp.where(jnp.isnan(pre), jnp.nan, jnp.where(pre == 0, 0.0, pre))  # and -0.0 after 0.0
     tokens, features = pre.shape
-    # Where it is faster: benchmarks/selection.py.
-    if platforms.current() == "tpu" or features < 256 * k or features < 8192:
+    if not _in_two_stages(features, k):
         values, indices = jax.lax.top_k(pre, k)
         return values, indices
     padded = jnp.pad(pre, ((0, 0), (0, -features % GROUP)), constant_values=-jnp.inf)
@@ -88,6 +87,16 @@ def largest(pre: Float[Array, "tokens features"], k: int) -> tuple[Float[Array, 
     candidates = jnp.take_along_axis(grouped, best[:, :, None], axis=1).reshape(tokens, -1)
     values, places = jax.lax.top_k(candidates, k)
     return values, jnp.take_along_axis(best, places // GROUP, axis=1) * GROUP + places % GROUP
+
+
+def _in_two_stages(features: int, k: int) -> bool:
+    """On a CPU where it is faster (benchmarks/selection.py); on a GPU, whose compiler makes a whole sort of a `top_k`,
+    where the groups' maxima and the candidates are at most 5/8 of the features; not on a TPU.
+    """
+    platform = platforms.current()
+    if platform == "gpu":
+        return features >= 2 * GROUP * k
+    return platform != "tpu" and features >= 256 * k and features >= 8192
 
 
 def _ordered(bits: Array) -> Array:

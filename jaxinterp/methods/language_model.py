@@ -26,7 +26,7 @@ from jaxinterp.core.sites import Site
 from jaxinterp.data.activations import counted
 from jaxinterp.methods.base import Recipe, gradient_method, warmup_linear
 from jaxinterp.methods.checks import check_not_negative, check_positive
-from jaxinterp.models.sites import run
+from jaxinterp.models.run import run
 from jaxinterp.objectives import Metrics, Ratio
 
 

@@ -10,6 +10,7 @@ from jaxinterp.core.protocols import Method
 from jaxinterp.methods.causal.das import DAS
 from jaxinterp.methods.causal.lineas import LinEAS
 from jaxinterp.methods.causal.trained_vector import TrainedVector
+from jaxinterp.methods.factor.attribution_training import AttributionParameters
 from jaxinterp.methods.factor.experts import HiddenExperts
 from jaxinterp.methods.factor.factor_analysers import MixtureOfFactorAnalysers
 from jaxinterp.methods.factor.interaction_basis import LocalInteractionBasis
@@ -63,6 +64,7 @@ METHODS: dict[str, Listed] = {
     "semi_nmf": Listed(SemiNMF, "factor"),
     "stochastic_parameters": Listed(StochasticParameters, "factor"),
     "adversarial_parameters": Listed(AdversarialParameters, "factor"),
+    "attribution_parameters": Listed(AttributionParameters, "factor"),
     "das": Listed(DAS, "causal", "blocks/1/resid/post"),
     "lineas": Listed(LinEAS, "causal", "blocks/1/resid/post"),
     "trained_vector": Listed(TrainedVector, "causal", "blocks/1/resid/post"),

@@ -36,7 +36,8 @@ from jaxinterp.models.mixtures.monet import (
     next_statistics,
     uniformity,
 )
-from jaxinterp.models.sites import Trace, run, select
+from jaxinterp.models.run import Trace, run
+from jaxinterp.models.sites import select
 
 STATE = ("mean", "variance")
 """What the gradient does not train in a Monet layer."""

@@ -40,7 +40,8 @@ from jaxinterp.methods.language_model import adamw, check_no_site, every_number,
 from jaxinterp.methods.recipes import gradient_method
 from jaxinterp.models.mlp import MLP
 from jaxinterp.models.rules import Activation
-from jaxinterp.models.sites import run, select, sites
+from jaxinterp.models.run import run
+from jaxinterp.models.sites import select, sites
 
 Stages = tuple[tuple[float, int], ...]
 

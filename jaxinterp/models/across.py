@@ -16,9 +16,10 @@ from jaxtyping import Array, PyTree
 
 from jaxinterp.core.callables import takes
 from jaxinterp.core.errors import UserError
+from jaxinterp.models.edits import Edit
 from jaxinterp.models.layers import Tap, under
 from jaxinterp.models.rules import EXACT, Rules
-from jaxinterp.models.sites import Edit, Trace, run
+from jaxinterp.models.run import Trace, run
 
 Offer = Callable[[int, Array, Tap], Any]
 """(layer, what it reads, tap below the leaf it reads) -> whatever `Write` wants of it."""

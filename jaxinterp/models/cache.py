@@ -21,9 +21,10 @@ from jaxtyping import Array, Float, Int, PyTree
 
 from jaxinterp.models.attention import Attention
 from jaxinterp.models.delta_net import DeltaState, GatedDeltaNet
+from jaxinterp.models.edits import Edit
 from jaxinterp.models.layers import Tap, no_tap
 from jaxinterp.models.rules import EXACT, Rules
-from jaxinterp.models.sites import Edit, run
+from jaxinterp.models.run import run
 from jaxinterp.models.transformer import Transformer
 
 

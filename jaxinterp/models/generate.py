@@ -27,12 +27,14 @@ from jaxinterp.core.callables import takes
 from jaxinterp.core.errors import UserError
 from jaxinterp.core.promotion import ordinary
 from jaxinterp.models.cache import Kept, can_cache, empty_caches, pass_over_new
+from jaxinterp.models.edits import Edit
 from jaxinterp.models.files.chat import turn_ends
 from jaxinterp.models.files.subject import Subject
 from jaxinterp.models.ids import check_ids
 from jaxinterp.models.prompts import as_prompts, end_at, readable
+from jaxinterp.models.run import run
 from jaxinterp.models.sampling import Sampling, next_token
-from jaxinterp.models.sites import Edit, check_site, run
+from jaxinterp.models.sites import check_site
 from jaxinterp.models.tokenwise import check_tokenwise
 from jaxinterp.models.transformer import Transformer
 

@@ -9,8 +9,9 @@ from jaxtyping import Array, Float, Int, PyTree
 
 from jaxinterp.core.callables import takes
 from jaxinterp.core.errors import UserError
+from jaxinterp.models.edits import Edit
 from jaxinterp.models.layers import no_tap
-from jaxinterp.models.sites import Edit, run
+from jaxinterp.models.run import run
 
 MOST = 64
 """Positions that are tried."""

@@ -240,7 +240,7 @@ class Transformer(eqx.Module):
         mask: Bool[Array, "batch seq"] | None = None,
         positions: Int[Array, "batch seq"] | None = None,
     ) -> Float[Array, "batch seq vocab"] | None:
-        """The logits; `mask` is False for padding, `positions` are by default 0, 1, 2, ... (see `sites.run`)."""
+        """The logits; `mask` is False for padding, `positions` are by default 0, 1, 2, ... (see `models.run`)."""
         if self.config.learned_positions and positions is None and tokens.shape[1] > self.config.context:
             raise UserError(f"{tokens.shape[1]} positions, but the model learned only {self.config.context}.")
         real = None if self.config.padding is None else tokens != self.config.padding

@@ -26,7 +26,7 @@ from jaxinterp.core.decomposition import Decomposition
 from jaxinterp.core.errors import UserError
 from jaxinterp.data.activations import counted
 from jaxinterp.decompositions.in_model import run_with
-from jaxinterp.models.sites import run
+from jaxinterp.models.run import run
 from jaxinterp.models.transformer import RESIDUAL
 from jaxinterp.objectives.compose import Forward, Metrics, Ratio, Term
 

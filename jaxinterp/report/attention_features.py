@@ -15,7 +15,7 @@ from jaxinterp.evaluation.attention.features import SHARES
 from jaxinterp.evaluation.features.peaks import collect, measure
 from jaxinterp.models.attention import Attention
 from jaxinterp.models.load import Subject
-from jaxinterp.models.sites import run
+from jaxinterp.models.run import run
 from jaxinterp.report.features import choose, token_text
 
 PEAKS = 3

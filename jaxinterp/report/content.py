@@ -32,6 +32,11 @@ class TokenContext:
         if not 0 <= self.peak < len(self.tokens):
             raise UserError(f"peak={self.peak} is not an index into {len(self.tokens)} tokens.")
 
+    def __str__(self) -> str:
+        """One line: `7.53  ... returns the [[ number]] of rows`."""
+        marked = [f"[[{token}]]" if place == self.peak else token for place, token in enumerate(self.tokens)]
+        return f"{self.activations[self.peak]:.3g}  {''.join(marked)}".replace("\n", "\\n")
+
 
 @dataclass(frozen=True)
 class NeuronMatch:

@@ -25,6 +25,7 @@ from jaxinterp.models.load import Subject
 from jaxinterp.models.sites import LEAVES, PROJECTIONS, check_site, sites
 from jaxinterp.training.hosts import check_agreement
 from jaxinterp.training.loop import Tracker
+from jaxinterp.training.memory import memory_needed, said
 from jaxinterp.training.mesh import check_spread, make_mesh, place_model
 from jaxinterp.training.passes import Passes, Text
 from jaxinterp.training.program import Activations, Program, kept_in
@@ -112,7 +113,8 @@ def fit(
         of processes with the same data order, and sums that round otherwise.
       stop_after: leave (with a checkpoint) after this step, a multiple of `log_every`, as a preempted run would.
       track: called with a row of numbers every `log_every` steps, in the first process.
-      progress: show how far the run is: a bar on a terminal, elsewhere a line every ten seconds.
+      progress: say how much memory the run needs at least, and show how far it is: a bar on a terminal, elsewhere a
+        line every ten seconds.
       spike: a loss so many times the size of the usual one above it ends the run; None: any finite loss is good.
       on_failed_save: what a full disk does: "stop" the run, or "continue" it with a warning; several processes stop
         where one of them cannot save.
@@ -191,9 +193,12 @@ def fit(
         harvest_parts,
         {name: (array.shape, array.dtype) for name, array in first.items() if name not in WINDOW},
     )
+    model = place_model(subject.model, mesh)
+    if progress and jax.process_index() == 0 and recipes[0].step is not None and recipes[0].init_on == "device":
+        print(said(memory_needed(program, model)), flush=True)
     passes = Passes(
         program,
-        place_model(subject.model, mesh),
+        model,
         Text(tokens, ids, sizes["batch_size"], seq, order, mesh),
         None if checkpoint is None else Path(checkpoint),
         config,

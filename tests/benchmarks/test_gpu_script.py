@@ -8,7 +8,7 @@ pytest.importorskip("optax")
 
 from benchmarks import gpu, gpu_programs
 from benchmarks.workers import Shape
-from jaxinterp.kernels import dispatch
+from jaxinterp.kernels import dispatch, mosaic_gpu
 
 TINY = Shape(tokens=33, width=24, features=70, k=5)
 BOTH = ("xla", "pallas_gpu:interpret")
@@ -106,12 +106,32 @@ def test_a_peer_is_set_against_every_implementation():
     peak = {"step xla": 2e9, "sparsify": 5e9, "parts": None}
     result = {"shape": TINY.__dict__, "seconds": seconds, "peak_bytes": peak, "failures": {}}
     lines = {line.split("|")[1].strip(): line for line in gpu.table(result, 1e12, 1e12).splitlines() if "|" in line}
-    assert lines["step xla"].endswith("| 3.00 |  | 3.00 | 2,000 |")
-    assert lines["step sparsify"].endswith("| 4.50 |  | 1.00 | 5,000 |")
-    assert lines["forward+backward xla"].endswith("| 2.00 | 3.00 | 2.50 |  |")
+    assert lines["step xla"].endswith("| 3.00 |  | 3.00 | 2,000 | 11 |")
+    assert lines["step sparsify"].endswith("| 4.50 |  | 1.00 | 5,000 | 4 |")
+    assert lines["forward+backward xla"].endswith("| 2.00 | 3.00 | 2.50 |  |  |")
 
 
 def test_without_a_gpu_one_line_says_so(capsys):
     assert gpu.main([]) == 2
     printed = capsys.readouterr()
     assert printed.out == "" and printed.err.count("\n") == 1 and "needs a CUDA GPU" in printed.err
+
+
+def test_after_its_minutes_nothing_is_started():
+    found = gpu.run(TINY, 1, None, ("xla",), until=0.0)
+    assert set(found["failures"]) == {"parts", "step xla", "step dense"} and not found["seconds"]
+    assert all("no time was left" in reason for reason in found["failures"].values())
+
+
+@pytest.mark.slow
+def test_the_dry_run_goes_through_everything(capsys, tmp_path):
+    """Ceilings, checks, parts and steps of every implementation, in tiny and interpreted; the tables and the file."""
+    file = tmp_path / "found.json"
+    assert gpu.main(["--dry", "--json", str(file)]) == 0
+    printed = capsys.readouterr().out
+    found = json.loads(file.read_text())
+    assert "WRONG" not in printed and "tokens/s" in printed
+    kernels = ["pallas_gpu:interpret", *([] if mosaic_gpu.available() else ["mosaic_gpu:interpret"])]
+    for name in ("xla", *kernels):
+        assert f"| step {name} |" in printed and f"outer_sum {name}" in found["results"][0]["seconds"]["parts"]
+    assert not found["results"][0]["failures"] or mosaic_gpu.available()

@@ -89,7 +89,7 @@ def click_through(page, address, out, check):
     assert found and "fire on this token" in text_of(page, "#list")
     assert search(page, "text", "the number of") and search(page, "raises", "return")
     page.click(".row")
-    page.wait("return document.querySelector('#page h2')")
+    page.wait("return document.querySelector('#page .feature')")
     panel = text_of(page, "#page")
     for heading in ("Strongest", "Around the median", "Logits it raises", "Write vectors alike", "Fire together"):
         assert heading in panel, heading
@@ -147,7 +147,8 @@ def click_through(page, address, out, check):
     page.picture(out / "explore-compare.png")
     # Keys.
     page.run("location.hash = '#/'")
-    page.wait("return document.querySelector('.row')")
+    page.wait("return document.querySelector('#list .note')")
+    assert len(search(page, "token", "number")) > 2
     keys = "document.activeElement.dispatchEvent(new KeyboardEvent('keydown', {key: arguments[0], bubbles: true}))"
     page.run("document.activeElement.blur()")
     for key in "jjk":
@@ -279,7 +280,7 @@ def as_files(page, folder, feature):
     assert rows(page) == 100 and page.run("return document.querySelectorAll('#nav a').length") == 1
     assert search(page, "label", "numbers of things") == [feature]
     page.click(".row")
-    page.wait("return document.querySelector('#page h2')")
+    page.wait("return document.querySelector('#page .feature')")
     assert "Strongest" in text_of(page, "#page") and page.errors() == []
 
 

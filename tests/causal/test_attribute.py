@@ -10,7 +10,7 @@ from jaxinterp.causal.measure import Divergence, LogitDifference, LogProbability
 from jaxinterp.causal.patch import Patch, mean_fill, patch_effects, path_effect, resample_fill
 from jaxinterp.core.errors import UserError
 from jaxinterp.models.rules import EXACT, RELEVANCE, Rules
-from jaxinterp.models.sites import run
+from jaxinterp.models.run import run
 from tests.causal.toys import TOKENS, affine_stack, curved_stack, gated_stack, normal, small_transformer
 
 CLEAN, CORRUPTED = TOKENS, jnp.asarray([[0, 5, 2], [3, 2, 4]])

@@ -8,9 +8,9 @@ import pytest
 from jaxinterp.causal.graphs.contexts import about_features
 from jaxinterp.causal.graphs.transcoders import from_arrays
 from jaxinterp.core.errors import UserError
-from jaxinterp.models.sites import run
+from jaxinterp.models.run import run
 from jaxinterp.models.transformer import initialise
-from tests.causal.test_graph import LLAMA, weights
+from tests.causal.small_models import LLAMA, weights
 
 
 def test_contexts_and_logits_equal_their_definition():

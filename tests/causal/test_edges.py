@@ -10,7 +10,7 @@ from jaxinterp.causal.edges import edge_scores
 from jaxinterp.causal.measure import LogitDifference
 from jaxinterp.causal.patch import Patch, path_effect
 from jaxinterp.core.errors import UserError
-from jaxinterp.models.sites import run
+from jaxinterp.models.run import run
 from tests.causal.toys import TOKENS, Nodes, small_transformer
 
 FILL = jnp.asarray([[0, 5, 2], [3, 2, 4]])

@@ -12,7 +12,7 @@ from jaxinterp.causal.experts import switch_experts
 from jaxinterp.core.errors import UserError
 from jaxinterp.models.layers import Linear
 from jaxinterp.models.mixtures.config import MixtureConfig
-from jaxinterp.models.sites import run
+from jaxinterp.models.run import run
 from jaxinterp.models.transformer import initialise
 from tests.causal.toys import SMALL
 

@@ -11,7 +11,7 @@ from jaxinterp.causal.graphs.transcoders import from_arrays
 from jaxinterp.core.errors import UserError
 from jaxinterp.models.transformer import initialise
 from tests.causal import dense
-from tests.causal.test_graph import GPT2, PROMPT, weights, with_random_biases
+from tests.causal.small_models import GPT2, PROMPT, weights, with_random_biases
 
 
 @pytest.fixture(scope="module")

@@ -9,9 +9,10 @@ from jaxinterp.causal.graphs.capture import capture
 from jaxinterp.causal.graphs.intervene import intervene, total_effects
 from jaxinterp.causal.graphs.transcoders import from_arrays
 from jaxinterp.core.errors import UserError
-from jaxinterp.models.sites import SetTo, run
+from jaxinterp.models.edits import SetTo
+from jaxinterp.models.run import run
 from jaxinterp.models.transformer import initialise
-from tests.causal.test_graph import LLAMA, PROMPT, weights, wide, with_random_biases
+from tests.causal.small_models import LLAMA, PROMPT, weights, wide, with_random_biases
 
 
 @pytest.fixture(scope="module")

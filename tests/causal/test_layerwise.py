@@ -19,8 +19,9 @@ from jaxinterp.causal.layerwise import (
 from jaxinterp.causal.measure import LogitDifference
 from jaxinterp.causal.patch import patch_effects
 from jaxinterp.core.errors import UserError
+from jaxinterp.models.edits import SetTo
 from jaxinterp.models.rules import RELEVANCE
-from jaxinterp.models.sites import SetTo, run
+from jaxinterp.models.run import run
 from tests.causal.toys import small_transformer
 
 KINDS = ("mlp/out", "resid/post")

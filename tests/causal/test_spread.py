@@ -14,10 +14,11 @@ from jaxinterp.causal.attribute import attribute, summed
 from jaxinterp.causal.measure import LogitDifference
 from jaxinterp.causal.patch import patch_effects
 from jaxinterp.causal.steer import matched_strength
+from jaxinterp.models.edits import Add
 from jaxinterp.models.files.subject import Subject
 from jaxinterp.models.files.tokenizer import byte_tokenizer
 from jaxinterp.models.generate import generate
-from jaxinterp.models.sites import Add, run
+from jaxinterp.models.run import run
 from jaxinterp.training.mesh import make_mesh, place_model
 from tests.causal.das_worker import arrays
 from tests.causal.toys import small_transformer

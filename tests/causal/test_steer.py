@@ -23,9 +23,10 @@ from jaxinterp.causal.steer import (
 )
 from jaxinterp.core.errors import UserError
 from jaxinterp.methods.causal.lineas import Transport
+from jaxinterp.models.edits import Add
 from jaxinterp.models.files.subject import Subject
 from jaxinterp.models.files.tokenizer import byte_tokenizer
-from jaxinterp.models.sites import Add, run
+from jaxinterp.models.run import run
 from tests.causal.toys import small_transformer
 
 SITE = "blocks/0/resid/post"

@@ -10,7 +10,7 @@ from jaxinterp.causal.weights_circuits import de_embedding, strengths
 from jaxinterp.core.errors import UserError
 from jaxinterp.models.transformer import initialise
 from tests.causal import dense
-from tests.causal.test_graph import GPT2, LLAMA, PROMPT, weights, with_random_biases
+from tests.causal.small_models import GPT2, LLAMA, PROMPT, weights, with_random_biases
 
 
 @pytest.mark.parametrize("config", [LLAMA, GPT2])

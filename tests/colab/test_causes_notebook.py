@@ -9,7 +9,7 @@ import re
 
 import pytest
 
-from tests.colab.test_notebook import COLAB, execute, made_from, shown
+from tests.colab.notebooks import COLAB, execute, made_from, shown
 
 SOURCE, NOTEBOOK = COLAB / "causes.py", COLAB / "causes.ipynb"
 

@@ -2,37 +2,20 @@
 
 `colab/first_steps.py` is the source. After an edit, make the notebook again:
 
-    python tests/colab/test_notebook.py
+    python -m tests.colab.test_notebook
 """
 
-import os
 import re
-from pathlib import Path
 
 import jupytext
 import nbformat
 import pytest
-from ipykernel.kernelspec import write_kernel_spec
-from jupyter_client.kernelspec import KernelSpecManager
-from jupyter_client.manager import AsyncKernelManager
-from nbclient import NotebookClient
 
-COLAB = Path(__file__).parents[2] / "colab"
+from tests.colab.notebooks import COLAB, execute, made_from, shown
+
 SOURCE, NOTEBOOK = COLAB / "first_steps.py", COLAB / "first_steps.ipynb"
-KERNEL = "jaxinterp-test"
 
 pytestmark = pytest.mark.slow
-
-
-def made_from(source, name="first-steps"):
-    """The notebook that a percent-format source stands for: no outputs, cells numbered, metadata of the source only."""
-    notebook = jupytext.reads(source, fmt="py:percent")
-    notebook.metadata = {"kernelspec": notebook.metadata["kernelspec"], "language_info": {"name": "python"}}
-    for index, cell in enumerate(notebook.cells):
-        cell["id"] = f"{name}-{index:02}"
-        cell["metadata"] = {}
-    nbformat.validate(notebook)
-    return nbformat.writes(notebook, version=4) + "\n"
 
 
 @pytest.fixture(scope="module")
@@ -41,34 +24,9 @@ def executed(tmp_path_factory):
     return execute(NOTEBOOK, tmp_path_factory.mktemp("notebook"))
 
 
-def execute(path, folder):
-    """A notebook after a kernel of the running interpreter has executed it, somewhere outside the checkout."""
-    write_kernel_spec(folder / "kernels" / KERNEL)
-    specs = KernelSpecManager(kernel_dirs=[str(folder / "kernels")], ensure_native_kernel=False)
-    manager = AsyncKernelManager(kernel_name=KERNEL, kernel_spec_manager=specs)
-    manager.connection_file = str(folder / "kernel.json")
-    environment = {
-        name: value for name, value in os.environ.items() if name != "XLA_FLAGS"
-    }  # one device, as users have
-    environment |= {"JAX_PLATFORMS": "cpu", "IPYTHONDIR": str(folder / "ipython")}
-    notebook = nbformat.read(path, as_version=4)
-    client = NotebookClient(notebook, km=manager, timeout=600, resources={"metadata": {"path": str(folder)}})
-    return client.execute(env=environment, cleanup_kc=True)
-
-
-def shown(notebook, code):
-    """What the one cell that contains `code` shows: its text and its HTML."""
-    (cell,) = [cell for cell in notebook.cells if cell.cell_type == "code" and code in cell.source]
-    parts = []
-    for output in cell.outputs:
-        data = output.get("data", {})
-        parts.append(output.get("text") or data.get("text/html") or data.get("text/plain") or "")
-    return "".join(parts)
-
-
 def test_the_two_forms_are_the_same():
     source = SOURCE.read_text(encoding="utf-8")
-    assert NOTEBOOK.read_text(encoding="utf-8") == made_from(source), "run: python tests/colab/test_notebook.py"
+    assert NOTEBOOK.read_text(encoding="utf-8") == made_from(source), "run: python -m tests.colab.test_notebook"
     cells = [(cell.cell_type, cell.source) for cell in nbformat.read(NOTEBOOK, as_version=4).cells]
     back = jupytext.reads(jupytext.writes(nbformat.read(NOTEBOOK, as_version=4), fmt="py:percent"), fmt="py:percent")
     assert cells == [(cell.cell_type, cell.source) for cell in back.cells]

@@ -16,7 +16,7 @@ from jaxinterp.commands.shell import kept_settings, value_of
 from jaxinterp.core.errors import UserError
 from jaxinterp.methods import GatedSparseAutoencoder, PerLayerTranscoders, Transcoder
 from jaxinterp.methods.listed import METHODS
-from tests.experiments.test_transcoder import SMALL, corpus  # noqa: F401
+from tests.experiments.small_run import SMALL, write_corpus
 
 
 def said(capsys, *words):
@@ -70,6 +70,7 @@ def test_help_shows_the_values_that_a_run_would_take(capsys, words, site, rate):
         (["transcoder", "--out", "x", "--model", "gpt2"], "no model 'gpt2': .* tiny, .*hf download OWNER/gpt2"),
         (["sweep", "--out", "x", "--model", "gpt2"], "no model 'gpt2': .* tiny, .*hf download OWNER/gpt2"),
         (["preflight", "h101:8", "--model", "tiny"], "unknown chip 'h101'; known: .*v5e.*h200.*cpu, auto. Did"),
+        (["graph", "--model", "tiny", "--features", "0"], "features=0 must be"),
         (["preflight", "h100", "--model", "tiny"], "write h100:8 for eight GPUs of one machine"),
         (["gated", "--out", "x", "--model", "tiny", "--set", "l2=1"], "gated has no 'l2' to set: it has .*, l1,"),
         (["gated", "--out", "x", "--model", "tiny", "--activation", "topk"], "gated has no 'activation' to set"),
@@ -136,7 +137,8 @@ def test_the_package_is_a_program():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", methods.CLASSES)
-def test_every_method_runs_to_its_report(capsys, tmp_path, corpus, method):  # noqa: F811
+def test_every_method_runs_to_its_report(capsys, tmp_path, method):
+    corpus = write_corpus(tmp_path / "text")
     options = [*SMALL, "--tokens", "1024", "--text", corpus, "--out", tmp_path / "out"]
     if "k" not in methods.hyperparameters(method):
         options = options[:4] + options[6:]
@@ -148,3 +150,9 @@ def test_every_method_runs_to_its_report(capsys, tmp_path, corpus, method):  # n
     rows = json.loads((tmp_path / "out/scoreboard.json").read_text())
     assert rows and rows[0]["fvu"] is not None
     assert (tmp_path / "out/dictionary").is_dir()
+
+
+def test_a_graph_says_its_memory_and_writes_nothing(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, out, _ = said(capsys, "graph", "--model", "tiny", "--features", "64", "--k", "4", "--preflight")
+    assert code == 0 and "nodes" in out and not list(tmp_path.iterdir())

@@ -30,17 +30,16 @@ from jaxinterp.methods import (
 from jaxinterp.methods.causal.das import DAS, Rotation
 from jaxinterp.methods.causal.lineas import LinEAS, Transport
 from jaxinterp.methods.causal.trained_vector import TrainedVector, Vector
+from jaxinterp.methods.factor.attribution_training import AttributionParameters
 from jaxinterp.methods.factor.experts import DenseRival, HiddenExperts
 from jaxinterp.methods.factor.factor_analysers import MixtureOfFactorAnalysers
 from jaxinterp.methods.factor.interaction_basis import LocalInteractionBasis
-from jaxinterp.methods.factor.linear_transforms import LinearTransforms, LinearTransformsMethod
-from jaxinterp.methods.factor.mixture_of_decoders import MixtureOfDecoders, MixtureOfDecodersMethod
-from jaxinterp.methods.factor.parameter_training import AdversarialParameters, ParameterParts, StochasticParameters
-from jaxinterp.methods.factor.parameters import Gates, Parts
-from jaxinterp.methods.factor.product_key_neurons import ProductKeyNeurons, ProductKeyNeuronsMethod
+from jaxinterp.methods.factor.linear_transforms import LinearTransformsMethod
+from jaxinterp.methods.factor.mixture_of_decoders import MixtureOfDecodersMethod
+from jaxinterp.methods.factor.parameter_training import AdversarialParameters, StochasticParameters
+from jaxinterp.methods.factor.product_key_neurons import ProductKeyNeuronsMethod
 from jaxinterp.methods.factor.semi_nmf import SemiNMF
-from jaxinterp.methods.factor.targets import ProjectionTarget
-from jaxinterp.models.mixtures.product_keys import DenseScores, KeyScores
+from jaxinterp.methods.factor.targets import LeafTarget, ProjectionTarget
 from jaxinterp.objectives import ghost, reconstruction, total
 from tests.methods.dead import HalfDead
 from tests.methods.method_in_one_file import SignedSparseAutoencoder, TopKBySize
@@ -88,7 +87,7 @@ BATCH = SparseAutoencoder(**SHARED, k=3, activation="batch_topk")
 RELU = SparseAutoencoder(**SHARED, activation="relu", l1=0.3)
 GHOSTS = SparseAutoencoder(**SHARED, activation="relu", objective=total(reconstruction(), ghost(dead_after=64)))
 TARGET = ProjectionTarget(("blocks/0/mlp/up_proj",))
-PARTS = {"site": None, "place": "", "kinds": (ParameterParts, Parts, Gates)}
+PARTS = {"site": None, "place": ""}
 ALONE = {"site": None, "place": "", "text": False}
 PROMPTS, OTHERS = ((1, 2, 3), (4, 5, 6)), ((7, 8, 9), (10, 11, 12))
 
@@ -115,13 +114,10 @@ LISTED = {
         place="",
     ),
     "hidden_experts": Case(HiddenExperts(experts=32, k=4, shared=4, rank=4, **FACTORS), fast="alone"),
-    "linear_transforms": Case(LinearTransformsMethod(ranks=(8, 4, 4), k=2, **FACTORS), kinds=(LinearTransforms,)),
-    "mixture_of_decoders": Case(
-        MixtureOfDecodersMethod(features=16, hidden=8, k=4, **FACTORS), kinds=(MixtureOfDecoders,)
-    ),
+    "linear_transforms": Case(LinearTransformsMethod(ranks=(8, 4, 4), k=2, **FACTORS)),
+    "mixture_of_decoders": Case(MixtureOfDecodersMethod(features=16, hidden=8, k=4, **FACTORS)),
     "product_key_neurons": Case(
         ProductKeyNeuronsMethod(n=4, channels=2, knn=4, d_key=8, **FACTORS),
-        kinds=(ProductKeyNeurons, DenseScores, KeyScores),
     ),
     "factor_analysers": Case(MixtureOfFactorAnalysers(regions=4, rank=2, **FACTORS)),
     "interaction_basis": Case(LocalInteractionBasis(directions=6, probes=4), signs=True, fast="all"),
@@ -132,6 +128,7 @@ LISTED = {
         **PARTS,
         counts="sources/blocks/0/mlp/up_proj",
     ),
+    "attribution_parameters": Case(AttributionParameters(LeafTarget(MLP), parts=6, k=2.0, **FACTORS), place=""),
     "das": Case(DAS(PROMPTS, OTHERS, (1, 2), POST, rate=RATE), **ALONE, kinds=(Rotation,)),
     "lineas": Case(LinEAS(PROMPTS, OTHERS, (POST,), gamma=0.01, rate=RATE), **ALONE, kinds=(Transport,)),
     "trained_vector": Case(TrainedVector(PROMPTS, (1, 2), POST, rate=RATE), **ALONE, kinds=(Vector,)),

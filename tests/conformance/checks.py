@@ -20,7 +20,8 @@ from jaxinterp.decompositions.saved import load_decomposition, save
 from jaxinterp.decompositions.stand_in import StandIn
 from jaxinterp.evaluation.scoreboard import score
 from jaxinterp.models.files.subject import Subject
-from jaxinterp.models.sites import replace, run
+from jaxinterp.models.run import run
+from jaxinterp.models.sites import replace
 from jaxinterp.training.fit import Fit, fit
 from jaxinterp.training.mesh import make_mesh
 from tests.conformance.cases import RATE, Case

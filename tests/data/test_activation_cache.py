@@ -16,7 +16,7 @@ from jaxinterp.data import activation_cache
 from jaxinterp.data.activation_cache import cache_activations, cached_windows, harvested_once, holds
 from jaxinterp.methods import SkipTranscoder
 from jaxinterp.models.load import Subject, load
-from jaxinterp.models.sites import run
+from jaxinterp.models.run import run
 from jaxinterp.training.fit import fit
 from jaxinterp.training.mesh import make_mesh
 

@@ -10,7 +10,8 @@ from jaxinterp.core.errors import UserError
 from jaxinterp.core.trees import named_leaves
 from jaxinterp.decompositions.components import Components, Scale
 from jaxinterp.models.layers import Linear, cut_axes
-from jaxinterp.models.sites import replace, run, select, sites
+from jaxinterp.models.run import run
+from jaxinterp.models.sites import replace, select, sites
 from jaxinterp.models.transformer import TransformerConfig, initialise
 
 CONFIG = TransformerConfig(

@@ -18,41 +18,17 @@ from jaxinterp.core.trees import named_leaves
 from jaxinterp.decompositions.activations import BatchTopK, ReLU, TopK
 from jaxinterp.decompositions.adaptive import TopAFA
 from jaxinterp.decompositions.codes import DenseCodes, SparseCodes
-from jaxinterp.decompositions.dictionary import Dictionary, fold
+from jaxinterp.decompositions.dictionary import fold
 from jaxinterp.decompositions.files import load_dictionary
 from jaxinterp.decompositions.gates import JumpReLU
 from jaxinterp.decompositions.on_disk import check_arrays
 from jaxinterp.decompositions.stand_in import StandIn
-from jaxinterp.models.sites import replace, run
+from jaxinterp.models.run import run
+from jaxinterp.models.sites import replace
 from jaxinterp.models.tiny import planted_transformer
 from jaxinterp.objectives import Ratio, reconstruction, total
 from tests.decompositions.older import save_dictionary
-
-SITES = Sites("blocks/1/mlp/in", "blocks/1/mlp/out")
-
-
-def random_dictionary(activation, seed=0, features=24, d_in=8, d_out=6, skip=True, sites=SITES):
-    rng = np.random.default_rng(seed)
-
-    def draw(*shape):
-        return jnp.asarray(rng.normal(size=shape), jnp.float32)
-
-    return Dictionary(
-        encoder=draw(features, d_in),
-        encoder_bias=draw(features),
-        decoder=draw(features, d_out),
-        decoder_bias=draw(d_out),
-        skip=draw(d_in, d_out) if skip else None,
-        input_mean=draw(d_in),
-        input_scale=jnp.exp(draw()),
-        output_mean=draw(d_out),
-        output_scale=jnp.exp(draw()),
-        target_variance=jnp.exp(draw()),
-        target_mean=draw(d_out),
-        tokens_since_fired=jnp.zeros(features, jnp.int32),
-        activation=activation,
-        sites=sites,
-    )
+from tests.helpers import random_dictionary
 
 
 @pytest.mark.parametrize("activation", [TopK(4), ReLU(), BatchTopK(4, jnp.asarray(0.3))])

@@ -14,8 +14,10 @@ from jaxinterp.decompositions.cross_layer import PerLayer
 from jaxinterp.decompositions.exact import exact_transcoder
 from jaxinterp.evaluation.scoreboard import score, scoreboard
 from jaxinterp.evaluation.several import score_layers
+from jaxinterp.models.edits import SetTo
 from jaxinterp.models.files.subject import Subject
-from jaxinterp.models.sites import SetTo, replace, run
+from jaxinterp.models.run import run
+from jaxinterp.models.sites import replace
 from jaxinterp.models.tiny import TINY, planted_transformer
 from jaxinterp.models.transformer import initialise
 

@@ -19,8 +19,10 @@ from jaxinterp.decompositions.in_model import run_with
 from jaxinterp.decompositions.offered import Through
 from jaxinterp.decompositions.stand_in import StandIn
 from jaxinterp.methods.sparse.attention_sparse_autoencoder import AttentionStandIn
+from jaxinterp.models.edits import Add, SetTo
 from jaxinterp.models.rules import EXACT
-from jaxinterp.models.sites import Add, SetTo, replace, run, sites
+from jaxinterp.models.run import run
+from jaxinterp.models.sites import replace, sites
 from jaxinterp.models.transformer import TransformerConfig, initialise
 
 CONFIG = TransformerConfig(

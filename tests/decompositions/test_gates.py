@@ -23,7 +23,7 @@ from jaxinterp.decompositions.gates import Gated, JumpReLU, jump, step
 from jaxinterp.objectives import reconstruction, total
 from jaxinterp.objectives.gates import gate_auxiliary, gate_l1, l0, l0_to_target
 from tests.decompositions.older import save_dictionary
-from tests.decompositions.test_dictionary import SITES, random_dictionary
+from tests.helpers import SITES, random_dictionary
 
 KEY = jax.random.key(0)
 ROWS = 24

@@ -21,12 +21,12 @@ from jaxinterp.evaluation.several import score_layers
 from jaxinterp.methods import SkipTranscoder
 from jaxinterp.models.files.subject import Subject
 from jaxinterp.models.load import load
-from jaxinterp.models.sites import run
+from jaxinterp.models.run import run
 from jaxinterp.models.transformer import TransformerConfig, initialise
 from jaxinterp.objectives.end_to_end import spliced
 from jaxinterp.training.fit import fit
-from tests.decompositions.test_dictionary import random_dictionary
-from tests.evaluation.test_scoreboard import Whole
+from tests.evaluation.whole import Whole
+from tests.helpers import random_dictionary
 
 SITE = "blocks/1/mlp"
 SITES = Sites(f"{SITE}/in", f"{SITE}/out")

@@ -1,12 +1,10 @@
 """Quasi-orthogonality: exact cases, ratios of random atoms, bounds with the measured coherence."""
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxinterp.core.batch import Sites, make_batch
 from jaxinterp.decompositions.activations import ReLU, TopK
 from jaxinterp.decompositions.codes import DenseCodes
 from jaxinterp.evaluation.quasi_orthogonality import (
@@ -19,18 +17,9 @@ from jaxinterp.evaluation.quasi_orthogonality import (
     norm_bounds,
     zf_points,
 )
-from jaxinterp.methods import SparseAutoencoder
 from jaxinterp.models.tiny import unit_rows
-from tests.decompositions.test_dictionary import random_dictionary
-
-
-def sparse_codes(features, active, tokens, seed=0):
-    """Exactly `active` codes a token, uniform between 0.5 and 1.5."""
-    rng = np.random.default_rng(seed)
-    codes = np.zeros((tokens, features), np.float32)
-    for row in codes:
-        row[rng.choice(features, active, replace=False)] = rng.uniform(0.5, 1.5, active)
-    return jnp.asarray(codes)
+from tests.evaluation.planted_codes import exact, orthonormal, planted_pairs, planted_twelve, sparse_codes
+from tests.helpers import random_dictionary
 
 
 def test_orthonormal_atoms_are_exact():
@@ -123,36 +112,6 @@ def test_the_points_of_the_plot(activation):
     np.testing.assert_allclose(points.codes, expected, rtol=1e-4)
     np.testing.assert_array_equal(points.active, dictionary.encode(x).active())
     np.testing.assert_allclose(points.ratio(), expected / np.linalg.norm(z, axis=-1), rtol=1e-4)
-
-
-def exact(codes, atoms, kept):
-    """A TopK dictionary that reads and writes these atoms, and the inputs that the codes make of them."""
-    x = jnp.asarray(codes @ atoms)
-    method = SparseAutoencoder(features=32, activation=TopK(kept), normalise=False)
-    batch = make_batch({"m/out": x}, jnp.ones(len(x)), Sites("m/out", "m/out"))
-    dictionary = method.recipe(10).init(jax.random.key(0), batch, None).decomposition
-    places = lambda d: (d.encoder, d.decoder)
-    return eqx.tree_at(places, dictionary, (jnp.asarray(np.linalg.inv(atoms).T), jnp.asarray(atoms))), x
-
-
-def orthonormal():
-    return np.linalg.qr(np.random.default_rng(0).normal(size=(32, 32)))[0].astype(np.float32)
-
-
-def planted_pairs(*, related):
-    """Two atoms of each pair are active together, at a cosine of 0.8 or 0; the dictionary is exact."""
-    rng, atoms = np.random.default_rng(0), orthonormal()
-    if related:
-        atoms[1::2] = 0.8 * atoms[::2] + 0.6 * atoms[1::2]
-    codes = np.zeros((400, 32), np.float32)
-    pairs = rng.integers(0, 16, 400)
-    codes[np.arange(400), 2 * pairs] = codes[np.arange(400), 2 * pairs + 1] = rng.uniform(0.5, 1.5, 400)
-    return exact(codes, atoms, 2)
-
-
-def planted_twelve():
-    """Twelve orthonormal atoms are active, of which the dictionary keeps four."""
-    return exact(np.asarray(sparse_codes(32, 12, 400)), orthonormal(), 4)
 
 
 def test_lengths_of_orthonormal_atoms_are_exact():

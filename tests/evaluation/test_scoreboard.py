@@ -1,6 +1,5 @@
 """The scoreboard against direct computation, and the decompositions whose scores are known."""
 
-import equinox as eqx
 import grain
 import jax
 import jax.numpy as jnp
@@ -11,36 +10,20 @@ from jaxinterp.core.batch import Sites
 from jaxinterp.core.errors import UserError
 from jaxinterp.data.text.load_text import take
 from jaxinterp.decompositions.activations import TopK
-from jaxinterp.decompositions.codes import DenseCodes
 from jaxinterp.decompositions.plain import Neurons
 from jaxinterp.decompositions.stand_in import StandIn
 from jaxinterp.evaluation.baselines import baselines
 from jaxinterp.evaluation.intervals import ratio_interval
 from jaxinterp.evaluation.scoreboard import Table, row_of, score, scoreboard
 from jaxinterp.models.load import load
-from jaxinterp.models.sites import replace, run
-from tests.decompositions.test_dictionary import random_dictionary
+from jaxinterp.models.run import run
+from jaxinterp.models.sites import replace
+from tests.evaluation.whole import Whole
+from tests.helpers import random_dictionary
 
 SITE = "blocks/1/mlp"
 SITES = Sites(f"{SITE}/in", f"{SITE}/out")
 OPTIONS = {"tokens": 1024, "ce_tokens": 1024}
-
-
-class Whole(eqx.Module):
-    """The MLP itself as a decomposition: nothing is lost."""
-
-    mlp: eqx.Module
-    target_mean: jax.Array
-    sites: Sites = eqx.field(static=True)
-
-    def encode(self, x, **_):
-        return DenseCodes(self.mlp.hidden(x))
-
-    def decode(self, codes, x):
-        return self.mlp.write(codes.values)
-
-    def __call__(self, x):
-        return self.mlp(x)
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ import pytest
 from experiments.afa import Config, at_their_l0, main, methods, reading
 from jaxinterp.core.errors import UserError
 from jaxinterp.evaluation.quasi_orthogonality import CODE_LENGTHS, code_lengths
-from tests.evaluation.test_quasi_orthogonality import planted_pairs, planted_twelve
+from tests.evaluation.planted_codes import planted_pairs, planted_twelve
 
 SMALL = {
     "model": "tiny", "features": 96, "k": 4, "afa": (1 / 32,), "tokens": 5120, "seq": 64, "batch_size": 256,

@@ -37,8 +37,8 @@ def test_families_of_free_size_have_equal_parameters(d):
         if not family.sized or name in ("parameter components", "linear transforms"):
             continue
         sites = as_needs(family.method.needs(site)).sites
-        arrays = {each: jnp.zeros((8, d)) for each in sites.names()}
-        sample = make_batch(arrays, jnp.ones(8), sites)
+        arrays = {each: jnp.zeros((512, d)) for each in sites.names()}
+        sample = make_batch(arrays, jnp.ones(512), sites)
         recipe = one_pass(family.method, 4)
         start = eqx.filter_eval_shape(
             lambda key, sample=sample, recipe=recipe: recipe.init(key, sample, None), jax.random.key(0)

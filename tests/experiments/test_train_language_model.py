@@ -28,9 +28,11 @@ from jaxinterp.data.text.sources import load_corpus
 from jaxinterp.data.tokens import split
 from jaxinterp.models.files.tokenizer import tokenizer_from_file
 from jaxinterp.models.load import load
-from jaxinterp.models.sites import run, sites
+from jaxinterp.models.run import run
+from jaxinterp.models.sites import sites
 from jaxinterp.training.hosts import VARIABLE
 from jaxinterp.training.tracking import read_rows
+from tests.experiments.small_language_model import config
 
 WORDS = "the sum of squares along an axis returns array shape with given value when no other is".split()  # noqa: SIM905
 
@@ -43,14 +45,6 @@ def corpus(tmp_path_factory):
     lines = (" ".join(rng.choice(WORDS, rng.integers(20, 60))) + "." for _ in range(300))
     path.write_text("".join(json.dumps({"text": line}) + "\n" for line in lines))
     return path
-
-
-def config(corpus, out, **changes):
-    small = {
-        "layers": 1, "d_model": 64, "d_mlp": 128, "heads": 2, "vocabulary": 300, "tokens": 50 * 512, "seq": 64,
-        "batch_size": 512, "heldout_tokens": 1024, "save_every": 20,
-    }  # fmt: skip
-    return Config(out=out, text=str(corpus), **small | changes)
 
 
 @pytest.fixture(scope="module")
@@ -187,7 +181,7 @@ from jaxinterp.training.hosts import join
 join()
 from pathlib import Path
 from experiments.train_language_model import main
-from tests.experiments.test_train_language_model import config
+from tests.experiments.small_language_model import config
 main(config(sys.argv[1], Path(sys.argv[2]), mesh="data=2", tokens=10 * 512, track=sys.argv[2] + "-also.jsonl"))
 """
 

@@ -15,11 +15,8 @@ from jaxinterp.decompositions.files import load_dictionary
 from jaxinterp.models.files.tokenizer import byte_tokenizer
 from jaxinterp.models.load import Subject, save_subject
 from jaxinterp.models.transformer import TransformerConfig, initialise
+from tests.experiments.small_run import SMALL, write_corpus
 
-SMALL = [
-    "--model", "tiny", "--features", "64", "--k", "4", "--tokens", "12800", "--seq", "64", "--batch-size", "256",
-    "--heldout-tokens", "4096", "--ce-tokens", "2048", "--pages", "4", "--save-every", "20",
-]  # fmt: skip
 KEYS = {
     "method", "fvu", "l0", "dead_fraction", "ce_clean", "ce_replaced", "ce_zero", "ce_mean", "ce_recovered_zero",
     "ce_recovered_mean", "kl", "top1_agreement", "tokens", "seconds",
@@ -41,12 +38,7 @@ def run(*arguments):
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory):
-    """A folder of small text files."""
-    folder = tmp_path_factory.mktemp("text")
-    for index in range(120):
-        words = " ".join(f"the {index + n} quick brown foxes jump over {n * index} lazy dogs." for n in range(12))
-        (folder / f"{index}.txt").write_text(words)
-    return folder
+    return write_corpus(tmp_path_factory.mktemp("text"))
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ from jaxinterp.explore.state import Explorer
 from jaxinterp.models.files.subject import Subject
 from jaxinterp.models.files.tokenizer import byte_tokenizer
 from jaxinterp.models.tiny import TINY, planted_transformer
-from tests.report.test_features import as_dictionary
+from tests.report.as_dictionary import as_dictionary
 
 WINDOWS, SEQ = 10, 32
 SITES = Sites("blocks/1/mlp/in", "blocks/1/mlp/out")

@@ -16,7 +16,7 @@ from jaxinterp.evaluation.features.firings import (
     sums_of,
 )
 from jaxinterp.evaluation.features.peaks import batches, token_codes
-from jaxinterp.models.sites import run
+from jaxinterp.models.run import run
 
 TOKENS, FEATURES = 60, 7
 

@@ -13,7 +13,7 @@ from jaxinterp.explore.compare import nearest_rows, pair, pair_rows
 from jaxinterp.explore.export import export
 from jaxinterp.explore.index import open_index
 from jaxinterp.explore.labels import Labels
-from jaxinterp.models.sites import run
+from jaxinterp.models.run import run
 from jaxinterp.report.features import feature_pages
 from tests.explore.conftest import ASKED, SEQ, WINDOWS
 
@@ -151,8 +151,14 @@ def test_a_digest_is_of_names_and_bytes(tmp_path):
     (tmp_path / "a").write_text("1")
     first = digest(tmp_path)
     assert first == digest(tmp_path)
+    record = tmp_path / "explore" / "digest.json"
+    assert digest(tmp_path, record) == first == digest(tmp_path, record)
+    (tmp_path / "labels.json").write_text("{}")
+    assert digest(tmp_path, record) == first
     (tmp_path / "a").write_text("2")
-    assert digest(tmp_path) != first
+    assert digest(tmp_path, record) == digest(tmp_path) != first
+    record.write_text("[]")
+    assert digest(tmp_path, record) == digest(tmp_path)
 
 
 def test_labels_are_written_in_one_step_and_read_again(tmp_path):

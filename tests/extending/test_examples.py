@@ -20,8 +20,10 @@ from jaxinterp.core.trees import named_leaves
 from jaxinterp.decompositions.saved import load_decomposition, save
 from jaxinterp.evaluation.comparison import compare
 from jaxinterp.methods import SparseAutoencoder, Transcoder
+from jaxinterp.models.edits import SetTo
 from jaxinterp.models.load import load
-from jaxinterp.models.sites import SetTo, replace, run
+from jaxinterp.models.run import run
+from jaxinterp.models.sites import replace
 from jaxinterp.models.tiny import planted_transformer
 from jaxinterp.objectives import Forward
 from jaxinterp.report.content import Report

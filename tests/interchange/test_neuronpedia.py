@@ -9,44 +9,18 @@ import numpy as np
 import pytest
 
 from jaxinterp.core.errors import UserError
-from jaxinterp.core.sites import Sites
-from jaxinterp.decompositions.activations import ReLU
-from jaxinterp.decompositions.dictionary import Dictionary
 from jaxinterp.evaluation.features.peaks import collect
 from jaxinterp.interchange import write_neuronpedia
-from jaxinterp.models.sites import run
-from jaxinterp.models.tiny import tiny_subject
+from jaxinterp.models.run import run
+from tests.interchange.written_batches import SITE, subject_text_dictionary
 
 GOLDEN = json.loads((Path(__file__).parent / "neuronpedia_golden.json").read_text())
-SITE, FEATURES = "blocks/1/mlp/out", 12
 
 
 @pytest.fixture(scope="module")
 def made() -> Any:
     """(subject, held-out text, a random dictionary)."""
-    subject = tiny_subject()
-    rng, d = np.random.default_rng(0), subject.model.config.d_model
-    draw = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)
-    dictionary = Dictionary(
-        encoder=draw(FEATURES, d),
-        encoder_bias=draw(FEATURES) - 1,
-        decoder=draw(FEATURES, d),
-        decoder_bias=draw(d),
-        skip=None,
-        input_mean=jnp.zeros(d),
-        input_scale=jnp.ones(()),
-        output_mean=jnp.zeros(d),
-        output_scale=jnp.ones(()),
-        target_mean=jnp.zeros(d),
-        target_variance=jnp.ones(()),
-        tokens_since_fired=jnp.zeros(FEATURES, jnp.int32),
-        activation=ReLU(),
-        sites=Sites(SITE, SITE),
-    )
-    windows = np.random.default_rng(1).integers(97, 123, (6, 16)).astype(np.int32)
-    weight = np.ones((6, 16), np.float32)
-    weight[0, :4] = 0
-    return subject, [{"tokens": row, "weight": each} for row, each in zip(windows, weight, strict=True)], dictionary
+    return subject_text_dictionary()
 
 
 def kinds(value: Any) -> Any:

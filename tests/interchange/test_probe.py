@@ -25,7 +25,7 @@ from jaxinterp.decompositions.gates import JumpReLU
 from jaxinterp.interchange import probe, read, write
 from jaxinterp.interchange.contents import Contents, behind_gain, build
 from jaxinterp.models.files.subject import Subject
-from jaxinterp.models.sites import run
+from jaxinterp.models.run import run
 from jaxinterp.models.tiny import TINY, planted_transformer, unit_rows
 
 D = 32

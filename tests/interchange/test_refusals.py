@@ -18,7 +18,7 @@ from jaxinterp.core.batch import Sites
 from jaxinterp.core.errors import UserError
 from jaxinterp.interchange import read
 from jaxinterp.interchange.formats import READERS
-from tests.interchange.test_torch_file import MEGABYTE, refused
+from tests.interchange.refused import MEGABYTE, refused
 
 GOLDENS = Path(__file__).parent / "goldens"
 SCOPE = "gemma-scope-2b-pt-res/layer_1/width_16k/average_l0_5"

@@ -3,7 +3,6 @@
 import os
 import pickle
 import struct
-import tracemalloc
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -14,9 +13,9 @@ import pytest
 
 from jaxinterp.core.errors import UserError
 from jaxinterp.interchange.torch_file import open_torch
+from tests.interchange.refused import MEGABYTE, refused
 
 GOLDEN = Path(__file__).parent / "goldens" / "dictionary_learning-AutoEncoder" / "ae.pt"
-MEGABYTE = 2**20
 
 
 def rewritten(path: Path, edit: Callable[[dict[str, bytes]], Any]) -> Path:
@@ -32,18 +31,6 @@ def rewritten(path: Path, edit: Callable[[dict[str, bytes]], Any]) -> Path:
 
 def with_pickle(path: Path, program: bytes) -> Path:
     return rewritten(path, lambda members: members.update({"ae/data.pkl": program}))
-
-
-def refused(call: Callable[[], Any], message: str) -> None:
-    """Fails unless the call is refused in these words and allocates less than a megabyte."""
-    tracemalloc.start()
-    try:
-        with pytest.raises(UserError, match=message):
-            call()
-        peak = tracemalloc.get_traced_memory()[1]
-    finally:
-        tracemalloc.stop()
-    assert peak < MEGABYTE
 
 
 class Shell:

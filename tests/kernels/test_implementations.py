@@ -7,10 +7,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from jaxinterp.core.errors import UserError
-from jaxinterp.kernels import dispatch
+from jaxinterp.kernels import dispatch, mosaic_gpu
 from tests.kernels import oracle
 
 NAMES = ["reference", "xla", "xla of a gpu", "dense", "pallas_tpu:interpret", "pallas_gpu:interpret"]
+NAMES += [] if mosaic_gpu.available() else ["mosaic_gpu:interpret"]  # only the newest jax has its interpreter
 SHAPES = [(3, 20, 48, 5), (33, 96, 130, 1), (7, 64, 64, 64), (17, 576, 1000, 32), (5, 768, 520, 8), (4, 2304, 260, 7)]
 """Tokens, width, features, k: multiples of nothing, k = 1 and k = M, widths that are no power of two."""
 

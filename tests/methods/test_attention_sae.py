@@ -17,10 +17,12 @@ from jaxinterp.evaluation.planted.laboratory import train
 from jaxinterp.evaluation.planted.recovery import match
 from jaxinterp.evaluation.scoreboard import score
 from jaxinterp.methods.sparse.attention_sparse_autoencoder import AttentionSparseAutoencoder, AttentionStandIn
-from jaxinterp.models.sites import SetTo, replace, run
+from jaxinterp.models.edits import SetTo
+from jaxinterp.models.run import run
+from jaxinterp.models.sites import replace
 from jaxinterp.models.tiny import unit_rows
 from jaxinterp.training.fit import fit
-from tests.decompositions.test_dictionary import random_dictionary
+from tests.helpers import random_dictionary
 from tests.methods import laboratory
 
 SITE, HEADS, FEATURES, D, ACTIVE = "blocks/1/attn", 2, 48, 32, 3

@@ -16,7 +16,7 @@ from jaxinterp.models.load import Subject
 from jaxinterp.models.selection import block_norms
 from jaxinterp.models.transformer import TransformerConfig, initialise
 from jaxinterp.training.fit import fit
-from tests.methods.test_sparse_language_model import text  # noqa: F401
+from tests.methods.counting_text import counting_text
 
 
 def planted_support(grow, steps=200):
@@ -59,11 +59,11 @@ def test_counts_are_exact_and_the_ramp_is_cubic():
 
 
 @pytest.mark.slow
-def test_a_training_ends_block_sparse(text):  # noqa: F811
+def test_a_training_ends_block_sparse():
     config = TransformerConfig(16, 16, 1, 2, 2, 8, 64, context=16, rotary_dimensions=8)
     subject = Subject(initialise(config, jax.random.key(0)), None, "x")
     method = BlockSparseLanguageModel(sparsity=0.5, block=8, every=5, learning_rate=2e-2, weight_decay=0.0)
-    trained = fit(method, subject, text, steps=60, batch_size=96, seed=0, log_every=20)
+    trained = fit(method, subject, counting_text(), steps=60, batch_size=96, seed=0, log_every=20)
     shares = [float((block_norms(weight, (8, 8)) == 0).mean()) for weight in mlp_matrices(trained.decomposition)]
     np.testing.assert_allclose(shares, 0.5)
     assert trained.history[-1]["block_sparsity"] == pytest.approx(0.5)

@@ -13,32 +13,15 @@ import numpy as np
 import optax
 import pytest
 
-from jaxinterp.core.batch import Sites, make_batch
+from jaxinterp.core.batch import make_batch
 from jaxinterp.evaluation.planted.recovery import mcc
 from jaxinterp.methods.base import gradient_method
 from jaxinterp.methods.sparse.cross_layer_transcoder import CrossLayerTranscoder, count_layers
-from jaxinterp.models.tiny import unit_rows
+from tests.methods.two_layers import LAYERS, SITES, D, draw, plant
 
-NEURONS, D, LAYERS, STEPS, BATCH = 24, 32, 2, 1000, 256
-SITES = Sites(("m0/in", "m1/in"), ("m0/out", "m1/out"))
+STEPS, BATCH = 1000, 256
 JUMP = CrossLayerTranscoder(features=48, sparsity=1e-2, learning_rate=3e-3)
 TOP = CrossLayerTranscoder(features=48, activation="topk", k=4, sparsity=0.0, learning_rate=3e-3)
-
-
-def plant(seed):
-    """Read vectors [layer, neuron, d], write vectors [layer, neuron, target, d]; layer 1 writes nothing to output 0."""
-    keys = jax.random.split(jax.random.key(seed), 5)
-    reads = jnp.stack([unit_rows(key, NEURONS, D) for key in keys[:2]])
-    to = [unit_rows(key, NEURONS, D) for key in keys[2:]]
-    return reads, jnp.stack([jnp.stack([to[0], to[1]], 1), jnp.stack([0 * to[2], to[2]], 1)])
-
-
-def draw(planted, key, size):
-    reads, writes = planted
-    x = jax.random.normal(key, (LAYERS, size, D))
-    hidden = jax.nn.relu(jnp.einsum("snd,std->stn", reads, x) - 1.5)
-    y = jnp.einsum("stn,snld->ltd", hidden, writes)
-    return dict(zip(SITES.reads + SITES.writes, [*x, *y], strict=True))
 
 
 def recovered(recipe, seeds):

@@ -20,8 +20,10 @@ from jaxinterp.data.activations import harvest
 from jaxinterp.decompositions.cross_layer import PerLayer
 from jaxinterp.decompositions.exact import exact_transcoder
 from jaxinterp.methods import GradientSparseAutoencoder, SparseAutoencoder, Transcoder
+from jaxinterp.models.edits import SetTo
 from jaxinterp.models.files.subject import Subject
-from jaxinterp.models.sites import SetTo, replace, run
+from jaxinterp.models.run import run
+from jaxinterp.models.sites import replace
 from jaxinterp.models.tiny import TINY, planted_transformer
 from jaxinterp.objectives import l1, reconstruction, scale, total
 from jaxinterp.objectives.end_to_end import counted, cross_entropy, divergence, spliced

@@ -19,13 +19,15 @@ from jaxinterp.methods import GradientSparseAutoencoder, Transcoder
 from jaxinterp.methods.base import MethodState
 from jaxinterp.methods.combine.per_layer_transcoders import PerLayerTranscoders
 from jaxinterp.methods.sparse.cross_layer_transcoder import CrossLayerTranscoder, count_layers
+from jaxinterp.models.edits import SetTo
 from jaxinterp.models.files.subject import Subject
-from jaxinterp.models.sites import SetTo, replace, run
+from jaxinterp.models.run import run
+from jaxinterp.models.sites import replace
 from jaxinterp.models.tiny import TINY, planted_transformer
 from jaxinterp.objectives import Ratio, total
 from jaxinterp.objectives.end_to_end import divergence, spliced
 from jaxinterp.training.fit import fit
-from tests.methods.test_cross_layer import SITES, draw, plant
+from tests.methods.two_layers import SITES, draw, plant
 
 CONFIG = dataclasses.replace(TINY, vocab_size=64, d_model=32, layers=2, heads=2, kv_heads=2, d_mlp=64)
 

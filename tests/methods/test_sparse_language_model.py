@@ -1,6 +1,5 @@
 """Training towards sparsity: the printed values of schedules and penalties, and a run that gets sparser."""
 
-import grain
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,6 +11,7 @@ from jaxinterp.models.leave_out import FATReLU
 from jaxinterp.models.load import Subject
 from jaxinterp.models.transformer import TransformerConfig, initialise
 from jaxinterp.training.fit import fit
+from tests.methods.counting_text import counting_text
 
 SEVEN_B = ((5e-3, 6000), (5e-2, 10000), (5e-2, 12000), (2e-1, 16000), (2e-1, 16500))
 
@@ -49,13 +49,7 @@ def test_fatrelu_keeps_what_equals_the_threshold():
 
 @pytest.fixture(scope="module")
 def text():
-    rng = np.random.default_rng(0)
-    rows = []
-    for index in range(64):  # a token says which comes next
-        tokens = (rng.integers(0, 16) + 3 * np.arange(12)) % 16
-        rows.append({"tokens": tokens.astype(np.int32), "weight": np.ones(12, np.float32)})
-        rows[-1]["document"] = np.full(12, index, np.int32)
-    return grain.MapDataset.source(rows)
+    return counting_text()
 
 
 def test_a_penalty_makes_activations_sparser_at_about_the_same_loss(text):

@@ -15,15 +15,17 @@ from jaxinterp.evaluation.baselines import baselines
 from jaxinterp.evaluation.scoreboard import score
 from jaxinterp.methods import Transcoder
 from jaxinterp.models.adapters import Places, from_linen, from_nnx, from_penzai, to_penzai
+from jaxinterp.models.edits import Add, SetTo
 from jaxinterp.models.files.subject import Subject
 from jaxinterp.models.rules import RELEVANCE
-from jaxinterp.models.sites import Add, LanguageModel, SetTo, replace, run, select, sites
+from jaxinterp.models.run import LanguageModel, run
+from jaxinterp.models.sites import replace, select, sites
 from jaxinterp.models.transformer import RESIDUAL
 from jaxinterp.models.view import tree_html
 from jaxinterp.training.fit import fit
 from jaxinterp.training.mesh import make_mesh
 from tests.models.flax_llamas import CONFIG, LinenLlama, linen_params, nnx_llama, own_llama, random_tokens
-from tests.models.test_sites import Wrapped
+from tests.models.wrapped import Wrapped
 
 INSIDE = {"gate": "gate_proj", "up": "up_proj", "down": "down_proj", "final_norm": "norm"}
 NNX = Places(block="layers/{i}", attn="layers/{i}/attention", mlp="layers/{i}/mlp", **INSIDE)

@@ -11,7 +11,8 @@ import pytest
 from flax import nnx
 
 from jaxinterp.models.adapters import to_penzai
-from jaxinterp.models.sites import run, sites
+from jaxinterp.models.run import run
+from jaxinterp.models.sites import sites
 from tests.models.flax_llamas import CONFIG, LinenLlama, linen_params, nnx_llama, own_llama, random_tokens
 
 PAGE = (Path(__file__).parents[2] / "docs" / "adapters.md").read_text()

@@ -13,7 +13,7 @@ from jaxinterp.core.errors import UserError
 from jaxinterp.models.files.chat import render_chat, render_template, turn_ends
 from jaxinterp.models.files.subject import Subject
 from jaxinterp.models.files.tokenizer import byte_tokenizer, tokenizer_from_file
-from jaxinterp.models.sites import run
+from jaxinterp.models.run import run
 from jaxinterp.models.transformer import TransformerConfig, initialise
 
 CHATML = (

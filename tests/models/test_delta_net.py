@@ -15,12 +15,14 @@ from safetensors.numpy import load_file, save_file
 from jaxinterp.core.errors import UserError
 from jaxinterp.models.cache import can_cache, empty_caches
 from jaxinterp.models.delta_net import DeltaConfig, DeltaState, gated_delta_rule
+from jaxinterp.models.edits import Add, SetTo
 from jaxinterp.models.files.subject import Subject, save_subject
 from jaxinterp.models.generate import generate
 from jaxinterp.models.layers import cut_axes
 from jaxinterp.models.load import load
 from jaxinterp.models.rules import Rules
-from jaxinterp.models.sites import Add, SetTo, check_site, replace, run, select, sites
+from jaxinterp.models.run import run
+from jaxinterp.models.sites import check_site, replace, select, sites
 
 GOLDENS = Path(__file__).parents[1] / "parity" / "goldens"
 TOKENS = jnp.asarray(np.random.default_rng(0).integers(0, 48, (2, 7)))

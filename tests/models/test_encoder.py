@@ -6,11 +6,13 @@ import numpy as np
 import pytest
 
 from jaxinterp.core.errors import UserError
+from jaxinterp.models.edits import SetTo
 from jaxinterp.models.load import load, save_subject
-from jaxinterp.models.sites import SetTo, replace, run, sites
+from jaxinterp.models.run import run
+from jaxinterp.models.sites import replace, sites
 from jaxinterp.models.transformer import Transformer
 from tests.models.model_files import GOLDENS, assert_same_leaves
-from tests.models.test_sites import Wrapped
+from tests.models.wrapped import Wrapped
 
 PADDING = 3
 TOKENS = jnp.asarray([[5, 9, 14, 2, 40, 7], [8, 1, 30, PADDING, PADDING, PADDING]])

@@ -18,7 +18,7 @@ from flax import nnx
 from jaxinterp.core.errors import UserError
 from jaxinterp.core.trees import named_leaves
 from jaxinterp.models.adapters import Places, fill_nnx, from_linen, from_nnx, read_flax
-from jaxinterp.models.sites import run
+from jaxinterp.models.run import run
 from tests.models.flax_llamas import LinenLlama, NNXLlama, linen_params, nnx_llama, own_llama, random_tokens
 
 TREE = {

@@ -13,7 +13,8 @@ from jaxinterp.core.errors import UserError
 from jaxinterp.core.trees import named_leaves
 from jaxinterp.models.adapters import Places, from_linen, from_nnx
 from jaxinterp.models.adapters.flax_places import count_blocks
-from jaxinterp.models.sites import run, sites
+from jaxinterp.models.run import run
+from jaxinterp.models.sites import sites
 from tests.models.flax_llamas import (
     CONFIG,
     LinenBlock,

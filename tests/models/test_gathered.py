@@ -10,7 +10,8 @@ from jaxinterp.models.gathered import gathered
 from jaxinterp.models.generate import generate
 from jaxinterp.models.leave_out import BySize, LeaveOut, TopK
 from jaxinterp.models.load import Subject
-from jaxinterp.models.sites import replace, run
+from jaxinterp.models.run import run
+from jaxinterp.models.sites import replace
 from jaxinterp.models.transformer import TransformerConfig, initialise
 
 SIZES = {"vocab_size": 20, "d_model": 8, "layers": 1, "heads": 1, "kv_heads": 1, "head_dim": 8, "d_mlp": 32}

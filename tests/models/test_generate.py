@@ -11,12 +11,13 @@ import pytest
 
 from jaxinterp.core.errors import UserError
 from jaxinterp.models.cache import empty_caches, pass_over_new
+from jaxinterp.models.edits import Add, At, SetTo
 from jaxinterp.models.files.subject import Subject
 from jaxinterp.models.files.tokenizer import byte_tokenizer
 from jaxinterp.models.generate import During, generate
 from jaxinterp.models.load import load
+from jaxinterp.models.run import run
 from jaxinterp.models.sampling import Sampling, filtered, next_token
-from jaxinterp.models.sites import Add, At, SetTo, run
 from jaxinterp.models.transformer import TransformerConfig, initialise
 from tests.models.model_files import GOLDENS
 

@@ -21,7 +21,7 @@ from jaxinterp.models.files.subject import Subject
 from jaxinterp.models.files.tokenizer import BYTE_OF, tokenizer_from_file
 from jaxinterp.models.ids import check_ids, token_rows
 from jaxinterp.models.load import load
-from jaxinterp.models.sites import run
+from jaxinterp.models.run import run
 from jaxinterp.models.transformer import TransformerConfig, initialise
 from jaxinterp.training.fit import fit
 from tests.models.model_files import GOLDENS

@@ -7,6 +7,7 @@ import pytest
 
 from jaxinterp.core.errors import UserError
 from jaxinterp.models import selection
+from jaxinterp.models.edits import SetTo
 from jaxinterp.models.leave_out import (
     Above,
     Affine,
@@ -22,7 +23,7 @@ from jaxinterp.models.leave_out import (
     TopK,
     every,
 )
-from jaxinterp.models.sites import SetTo, run
+from jaxinterp.models.run import run
 from jaxinterp.models.transformer import TransformerConfig, initialise
 from jaxinterp.training.mesh import make_mesh
 

@@ -12,7 +12,7 @@ import pytest
 from jaxinterp.core.errors import UserError
 from jaxinterp.models.files.wheels import wheel_path
 from jaxinterp.models.load import Subject, load
-from jaxinterp.models.sites import run
+from jaxinterp.models.run import run
 
 pytestmark = pytest.mark.real_weights
 

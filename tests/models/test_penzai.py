@@ -15,7 +15,8 @@ from jaxinterp.core.trees import named_leaves
 from jaxinterp.models.adapters import from_penzai, to_penzai
 from jaxinterp.models.load import load
 from jaxinterp.models.mlp import MLP
-from jaxinterp.models.sites import replace, run, select, sites
+from jaxinterp.models.run import run
+from jaxinterp.models.sites import replace, select, sites
 from jaxinterp.models.transformer import TransformerConfig
 from tests.models.flax_llamas import filled, own_llama
 from tests.models.model_files import GOLDENS

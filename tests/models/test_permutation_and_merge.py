@@ -10,7 +10,8 @@ from jaxinterp.models.layers import Linear
 from jaxinterp.models.merge import ensemble, task_arithmetic
 from jaxinterp.models.permutation import align, balanced, match_neurons
 from jaxinterp.models.pruning import keep_neurons
-from jaxinterp.models.sites import replace, run
+from jaxinterp.models.run import run
+from jaxinterp.models.sites import replace
 from jaxinterp.models.transformer import TransformerConfig, initialise
 
 CONFIG = TransformerConfig(20, 8, 1, 1, 1, 8, 12, context=8, rotary_dimensions=8)

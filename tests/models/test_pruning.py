@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from jaxinterp.core.errors import UserError
+from jaxinterp.models.edits import SetTo
 from jaxinterp.models.mixtures.config import MixtureConfig
 from jaxinterp.models.pruning import keep_experts, keep_heads, keep_neurons, mask_weights, weight_mask
-from jaxinterp.models.sites import SetTo, run
+from jaxinterp.models.run import run
 from jaxinterp.models.transformer import TransformerConfig, initialise
 
 SIZES = {"vocab_size": 20, "d_model": 8, "layers": 2, "heads": 4, "kv_heads": 2, "head_dim": 4, "d_mlp": 12}

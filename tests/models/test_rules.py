@@ -5,10 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxinterp.models.edits import Add
 from jaxinterp.models.layers import Linear, Norm
 from jaxinterp.models.mlp import MLP
 from jaxinterp.models.rules import ACTIVATIONS, EXACT, RELEVANCE, Rules, activate, gate_product
-from jaxinterp.models.sites import Add, run
+from jaxinterp.models.run import run
 from jaxinterp.models.transformer import TransformerConfig, initialise
 
 CONFIG = TransformerConfig(

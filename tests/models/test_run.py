@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 
 from jaxinterp.core.errors import UserError
+from jaxinterp.models.edits import Add, Apply, At, SetTo
 from jaxinterp.models.layers import wants
-from jaxinterp.models.sites import Add, Apply, At, SetTo, Trace, replace, run, sites
+from jaxinterp.models.run import Trace, run
+from jaxinterp.models.sites import replace, sites
 from jaxinterp.models.transformer import TransformerConfig, initialise
 
 SIZES = {"vocab_size": 50, "d_model": 16, "layers": 2, "heads": 2, "kv_heads": 1, "head_dim": 8, "d_mlp": 24}

@@ -7,27 +7,21 @@ import numpy as np
 import pytest
 
 from jaxinterp.core.errors import UserError
+from jaxinterp.models.edits import Add, SetTo
 from jaxinterp.models.load import Subject, load
 from jaxinterp.models.mlp import MLP
 from jaxinterp.models.rules import Rules
-from jaxinterp.models.sites import Add, SetTo, replace, run, select, sites
+from jaxinterp.models.run import run
+from jaxinterp.models.sites import replace, select, sites
 from jaxinterp.models.tiny import TINY, planted_transformer
 from jaxinterp.models.transformer import TransformerConfig, initialise
 from jaxinterp.models.view import show, tree_html, tree_text
+from tests.models.wrapped import Wrapped
 
 TOKENS = jnp.arange(24).reshape(2, 12) * 7 % 257
 GATED = TransformerConfig(
     vocab_size=50, d_model=16, layers=2, heads=2, kv_heads=1, head_dim=8, d_mlp=24, context=32, rotary_dimensions=8
 )
-
-
-class Wrapped(eqx.Module):
-    """A different module that does what the original does."""
-
-    inner: eqx.Module
-
-    def __call__(self, x):
-        return self.inner(x)
 
 
 @pytest.fixture(scope="module")

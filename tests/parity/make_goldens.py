@@ -357,7 +357,7 @@ def relative_error(actual: np.ndarray, expected: np.ndarray, counts: np.ndarray)
 def check() -> bool:
     """Make every golden anew; compare it with our forward pass, and the committed one with it."""
     from jaxinterp.models.load import load
-    from jaxinterp.models.sites import run
+    from jaxinterp.models.run import run
 
     good = True
     with tempfile.TemporaryDirectory() as folder:

@@ -23,7 +23,7 @@ from jaxinterp.models.families.configs import FAMILIES
 from jaxinterp.models.families.wrappers import WRAPPERS
 from jaxinterp.models.files.weights import Layout
 from jaxinterp.models.load import load
-from jaxinterp.models.sites import run
+from jaxinterp.models.run import run
 from jaxinterp.models.transformer import Transformer
 
 GOLDENS = Path(__file__).parent / "goldens"

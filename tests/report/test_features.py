@@ -16,11 +16,12 @@ from jaxinterp.evaluation.features.peaks import collect
 from jaxinterp.evaluation.features.vectors import direct_logits, neuron_cosines, row_cosines, unit
 from jaxinterp.models.files.subject import Subject
 from jaxinterp.models.files.tokenizer import byte_tokenizer
-from jaxinterp.models.sites import run
+from jaxinterp.models.run import run
 from jaxinterp.models.tiny import TINY, planted_transformer
 from jaxinterp.report.content import Report
 from jaxinterp.report.features import AROUND, BINS, choose, feature_pages
 from jaxinterp.report.page import write_report
+from tests.report.as_dictionary import as_dictionary
 
 SITE = "blocks/1/mlp"
 WINDOWS, SEQ = 10, 64
@@ -47,28 +48,6 @@ def dataset() -> list[dict[str, np.ndarray]]:
         }
         for index in range(WINDOWS)
     ]
-
-
-def as_dictionary(subject: Subject, sites: Sites, activation: ReLU | TopK) -> Dictionary:
-    """The dictionary that is the planted MLP itself: feature j is neuron j. The last feature is dead."""
-    mlp = subject.model.blocks[1].mlp
-    features, d = mlp.up_proj.weight.shape[1], mlp.up_proj.weight.shape[0]
-    return Dictionary(
-        encoder=mlp.up_proj.weight.T,
-        encoder_bias=mlp.up_proj.bias.at[-1].set(-1e9),
-        decoder=mlp.down_proj.weight,
-        decoder_bias=jnp.zeros(d),
-        skip=None,
-        input_mean=jnp.zeros(d),
-        input_scale=jnp.ones(()),
-        output_mean=jnp.zeros(d),
-        output_scale=jnp.ones(()),
-        target_variance=jnp.ones(()),
-        target_mean=jnp.zeros(d),
-        tokens_since_fired=jnp.zeros(features, jnp.int32),
-        activation=activation,
-        sites=sites,
-    )
 
 
 @pytest.fixture(scope="module")

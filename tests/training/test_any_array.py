@@ -12,10 +12,11 @@ from jaxinterp.decompositions.files import load_dictionary, save_dictionary
 from jaxinterp.evaluation.features.vectors import direct_logits, neuron_cosines
 from jaxinterp.evaluation.scoreboard import score
 from jaxinterp.methods import SparseAutoencoder, Transcoder
+from jaxinterp.models.edits import SetTo
 from jaxinterp.models.files.subject import Subject
 from jaxinterp.models.files.tokenizer import byte_tokenizer
 from jaxinterp.models.load import load
-from jaxinterp.models.sites import SetTo, run
+from jaxinterp.models.run import run
 from jaxinterp.models.transformer import TransformerConfig, initialise
 from jaxinterp.report.features import feature_pages
 from jaxinterp.training.fit import expand, fit

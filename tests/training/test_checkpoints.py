@@ -17,13 +17,9 @@ from orbax.checkpoint import v1 as ocp
 
 from jaxinterp.core.errors import UserError
 from jaxinterp.storage.checkpoints import Checkpoints
+from tests.training.small import NUMBERS, numbers
 
-NUMBERS = "of 0.5/numbers"
 SHAPES = {NUMBERS: jax.ShapeDtypeStruct((4096,), jnp.float32), "flags": jax.ShapeDtypeStruct((3,), jnp.bool_)}
-
-
-def numbers(seed):
-    return {NUMBERS: jax.random.normal(jax.random.key(seed), (4096,)), "flags": jnp.array([True, False, True])}
 
 
 def saved(folder, steps=(1, 2)):

@@ -25,8 +25,7 @@ from jaxinterp.training.loop import Run
 from jaxinterp.training.mesh import make_mesh
 from jaxinterp.training.program import Program
 from jaxinterp.training.state import TrainState
-from tests.training.test_checkpoints import numbers
-from tests.training.test_fit import METHOD, SIZES, same
+from tests.training.small import METHOD, SIZES, numbers, same
 
 
 @pytest.mark.slow

@@ -15,15 +15,15 @@ from jaxinterp.core.errors import UserError
 from jaxinterp.core.trees import named_leaves
 from jaxinterp.data.activations import Rows, harvest, shuffle_in
 from jaxinterp.methods import SkipTranscoder, SparseAutoencoder, Transcoder, gradient_method
+from jaxinterp.models.edits import Add
 from jaxinterp.models.load import Subject
-from jaxinterp.models.sites import Add, run
+from jaxinterp.models.run import run
 from jaxinterp.objectives import Ratio, l1, reconstruction, scale, total
 from jaxinterp.training.fit import check_word, fit
 from jaxinterp.training.mesh import make_mesh, parse_mesh
 from jaxinterp.training.state import make_step, start_state
+from tests.training.small import METHOD, SIZES, same
 
-METHOD = SkipTranscoder(features=64, k=4, learning_rate=3e-3)
-SIZES = {"site": "blocks/1/mlp", "steps": 20, "batch_size": 256, "buffer_batches": 4, "log_every": 5}
 TRAFFIC = re.compile(r"\b(infeed|outfeed|send|recv|custom-call[^\n]*callback)\b")
 
 
@@ -32,18 +32,6 @@ def spoiled(decomposition, batch, key, *, model=None):
     loss, metrics = total(reconstruction())(decomposition, batch, key)
     poison = jnp.where(batch.step >= 12, jnp.nan, 0.0) * jnp.sum(decomposition.decoder)
     return loss + poison - jax.lax.stop_gradient(poison), metrics | {"loss": Ratio(loss, jnp.ones(()))}
-
-
-def same(first, second):
-    """Every leaf equal to the last bit."""
-    one, two = named_leaves(first), named_leaves(second)
-    assert one.keys() == two.keys()
-    for name in one:
-        leaves = (
-            jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x
-            for x in (one[name], two[name])
-        )
-        np.testing.assert_array_equal(*(np.asarray(leaf) for leaf in leaves), err_msg=name)
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxinterp.methods import Transcoder
-from jaxinterp.models.sites import replace, run
+from jaxinterp.models.run import run
+from jaxinterp.models.sites import replace
 from jaxinterp.objectives import Ratio
 from jaxinterp.training.fit import fit
 

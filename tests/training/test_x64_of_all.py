@@ -17,6 +17,7 @@ from jaxinterp.decompositions.dictionary import Dictionary
 from jaxinterp.methods.causal.das import DAS
 from jaxinterp.methods.causal.lineas import LinEAS
 from jaxinterp.methods.causal.trained_vector import TrainedVector
+from jaxinterp.methods.factor.attribution_training import AttributionParameters
 from jaxinterp.methods.factor.experts import DenseRival, HiddenExperts
 from jaxinterp.methods.factor.factor_analysers import MixtureOfFactorAnalysers
 from jaxinterp.methods.factor.interaction_basis import LocalInteractionBasis
@@ -25,16 +26,16 @@ from jaxinterp.methods.factor.mixture_of_decoders import MixtureOfDecodersMethod
 from jaxinterp.methods.factor.parameter_training import AdversarialParameters, StochasticParameters
 from jaxinterp.methods.factor.product_key_neurons import ProductKeyNeuronsMethod
 from jaxinterp.methods.factor.semi_nmf import SemiNMF
-from jaxinterp.methods.factor.targets import ProjectionTarget
+from jaxinterp.methods.factor.targets import LeafTarget, ProjectionTarget
 from jaxinterp.methods.listed import METHODS as LISTED
 from jaxinterp.models.files.subject import Subject
 from jaxinterp.models.files.tokenizer import byte_tokenizer
-from jaxinterp.models.mixtures.config import MixtureConfig
 from jaxinterp.models.transformer import TransformerConfig, initialise
 from jaxinterp.training.fit import expand, fit
 from jaxinterp.training.mesh import make_mesh
 from jaxinterp.training.program import Program
-from tests.training.test_x64_and_strict import FLOATS, ONE, SIZES, TEXT, floats, strict, subject
+from tests.models.mixtures.kinds import KINDS
+from tests.training.small_x64 import FLOATS, ONE, SIZES, TEXT, floats, strict, subject
 
 RESID = "blocks/1/resid/post"
 TARGET = ProjectionTarget(("blocks/1/mlp/up_proj", "blocks/1/mlp/down_proj"))
@@ -52,20 +53,10 @@ METHODS = {
     "semi_nmf": (SemiNMF(features=4, sparsity=0.5), ONE),
     "stochastic_parameters": (StochasticParameters(TARGET, parts=4, hidden=4), None),
     "adversarial_parameters": (AdversarialParameters(TARGET, parts=4, hidden=4, scope="shared"), None),
+    "attribution_parameters": (AttributionParameters(LeafTarget("blocks/1/mlp"), parts=4, k=2.0), None),
     "das": (DAS(PROMPTS, OTHERS, (1, 2), RESID), None),
     "lineas": (LinEAS(PROMPTS, OTHERS, (RESID,)), None),
     "trained_vector": (TrainedVector(PROMPTS, (1, 2), RESID), None),
-}
-KINDS = {
-    "moe_x": MixtureConfig("moe_x", experts=4, hidden=6, active=2),
-    "switch": MixtureConfig("switch", experts=4, hidden=6, active=1),
-    "monet_horizontal": MixtureConfig("monet_horizontal", experts=4, hidden=4, active=2, heads=2),
-    "monet_vertical": MixtureConfig("monet_vertical", experts=4, hidden=4, active=2, heads=2),
-    "linear_neurons": MixtureConfig("linear_neurons", experts=4, active=2, heads=2, key_size=4),
-    "peer": MixtureConfig("peer", experts=4, active=2, heads=2, key_size=4),
-    "mixer": MixtureConfig("mixer", experts=2),
-    "permuted": MixtureConfig("permuted", experts=2),
-    "kat": MixtureConfig("kat", experts=4, hidden=8),
 }
 
 

@@ -21,7 +21,7 @@ from jaxinterp.causal.graphs.transcoders import Transcoders
 from jaxinterp.core.errors import UserError
 from jaxinterp.models.files.subject import Subject
 from jaxinterp.models.load import load
-from jaxinterp.models.sites import run
+from jaxinterp.models.run import run
 from jaxinterp.models.transformer import Transformer
 
 

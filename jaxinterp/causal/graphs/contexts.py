@@ -18,7 +18,7 @@ from jaxtyping import Array, Float, Int
 from jaxinterp.causal.graphs.transcoders import Transcoders
 from jaxinterp.core.errors import UserError
 from jaxinterp.evaluation.features.vectors import direct_logits
-from jaxinterp.models.sites import run
+from jaxinterp.models.run import run
 from jaxinterp.models.transformer import Transformer
 
 Place = tuple[int, int]

@@ -28,7 +28,7 @@ from jaxinterp.causal.graphs.graph import Graph
 from jaxinterp.causal.graphs.linear import Effects, Frozen, Sources, Writes, contract
 from jaxinterp.causal.graphs.transcoders import Transcoders
 from jaxinterp.core.errors import UserError
-from jaxinterp.models.sites import Add, Edit
+from jaxinterp.models.edits import Add, Edit
 
 
 class HeadLoadings(NamedTuple):

@@ -26,8 +26,9 @@ from jaxtyping import Array, Float, Int, PyTree
 
 from jaxinterp.causal.graphs.transcoders import Transcoders
 from jaxinterp.core.trees import path_name
+from jaxinterp.models.edits import Edit
 from jaxinterp.models.rules import Rules
-from jaxinterp.models.sites import Edit, Trace, run
+from jaxinterp.models.run import Trace, run
 from jaxinterp.models.transformer import Transformer
 
 HELD = Rules(norm=True, attention=True)

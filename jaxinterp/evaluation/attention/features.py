@@ -20,6 +20,7 @@ from jaxtyping import Array, PyTree
 
 from jaxinterp.core.errors import UserError
 from jaxinterp.core.json_value import Json
+from jaxinterp.data.activations import READ, on_device
 from jaxinterp.data.text.load_text import take
 from jaxinterp.decompositions.codes import OneLayer
 from jaxinterp.decompositions.dictionary import Dictionary
@@ -33,7 +34,7 @@ from jaxinterp.evaluation.attention.attribution import (
     share_beyond,
 )
 from jaxinterp.models.attention import Attention
-from jaxinterp.models.sites import run
+from jaxinterp.models.run import run
 
 FAR = 16
 """Tokens back: beyond this a feature reads far."""
@@ -68,7 +69,7 @@ def attribute(
     totals: dict[str, np.ndarray] = {}
     worst = 0.0
     for batch in take(heldout, tokens, seed=seed, rows=2):
-        inputs = {name: jnp.asarray(batch[name]) for name in ("tokens", "weight")}
+        inputs = on_device(batch, READ)
         part, error = _attributed(dictionary, attention, model, inputs, site, k)
         worst = max(worst, float(error))
         totals = {name: totals.get(name, 0) + np.asarray(value, np.float64) for name, value in part.items()}

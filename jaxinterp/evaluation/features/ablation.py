@@ -16,13 +16,13 @@ from jaxtyping import Array, Float, Int, PyTree
 from jaxinterp.core.errors import UserError
 from jaxinterp.core.sites import several
 from jaxinterp.decompositions.in_model import run_with
-from jaxinterp.models.sites import run
+from jaxinterp.models.run import run
 
 
 class Without(eqx.Module):
     """The edit of codes that sets one feature to 0 everywhere."""
 
-    feature: Int[Array, ""]
+    feature: int | Int[Array, ""] = eqx.field(converter=jnp.asarray)
 
     def __call__(self, codes: Float[Array, "... features"]) -> Float[Array, "... features"]:
         return jnp.where(jnp.arange(codes.shape[-1]) == self.feature, 0, codes)
@@ -35,6 +35,10 @@ def ablation_effect(
 
     Raises:
       UserError: the decomposition writes several arrays, there is no such feature, or there is no token to predict.
+
+    Example:
+      >>> ablation_effect(result.decomposition, subject.model, jnp.asarray(tokens), 3).shape
+      (1, 7)
     """
     writes = several(decomposition.sites.writes)
     if len(writes) != 1:

@@ -24,7 +24,8 @@ from jaxtyping import Array, Float, Int, PyTree
 
 from jaxinterp.core.errors import UserError
 from jaxinterp.core.promotion import ordinary
-from jaxinterp.models.sites import run
+from jaxinterp.data.activations import READ, on_device
+from jaxinterp.models.run import run
 from jaxinterp.training.mesh import over_data, replicated
 
 BUCKETS = 2**15
@@ -101,7 +102,7 @@ def calibrate(
     if mesh is not None:
         model = jax.device_put(model, replicated(mesh))
     for batch in batches:
-        arrays = {name: jnp.asarray(batch[name]) for name in ("tokens", "weight")}
+        arrays = on_device(batch, READ)
         if mesh is not None:
             arrays = jax.device_put(arrays, over_data(mesh))
         part = jax.tree.map(_wide, jax.device_get(_batch(model, arrays, dict(wanted))))

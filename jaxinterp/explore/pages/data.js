@@ -73,7 +73,8 @@ const Data = (() => {
         for (const row of await shard('rows-' + number(s)))
           if (kind === 'label' ? row.label.toLowerCase().includes(wanted) :
             row[field].some(token => token.trim().toLowerCase() === wanted)) rows.push(row);
-      return {total: rows.length, rows, said: 'in the three strongest tokens of the exported features'};
+      return {total: rows.length, rows, said: kind === 'label' ? 'features whose label contains this'
+        : 'features with it among their three strongest tokens (an export knows no more)'};
     },
     async feature(i) { return (await shard('features-' + number(Math.floor(i / PAGES))))[i % PAGES]; },
   };

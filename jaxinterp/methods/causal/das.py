@@ -26,7 +26,7 @@ from jaxinterp.core.sites import Needs, Site
 from jaxinterp.methods.causal.lineas import Rows
 from jaxinterp.methods.checks import check_positive, check_whole
 from jaxinterp.methods.recipes import gradient_method
-from jaxinterp.models.sites import run
+from jaxinterp.models.run import run
 
 
 class Rotation(eqx.Module):

@@ -33,7 +33,8 @@ from jaxinterp.core.protocols import MethodState, Recipe
 from jaxinterp.core.sites import Needs, Site
 from jaxinterp.methods.checks import check_not_negative, check_positive, check_whole
 from jaxinterp.methods.recipes import gradient_method
-from jaxinterp.models.sites import Edit, run
+from jaxinterp.models.edits import Edit
+from jaxinterp.models.run import run
 
 Rows = tuple[tuple[int, ...], ...]
 """Token ids, prompt by prompt, all of one length: a method holds no arrays."""

@@ -25,7 +25,8 @@ from jaxinterp.core.sites import Needs, Site
 from jaxinterp.methods.causal.lineas import Rows
 from jaxinterp.methods.checks import check_not_negative, check_positive
 from jaxinterp.methods.recipes import gradient_method
-from jaxinterp.models.sites import Add, run
+from jaxinterp.models.edits import Add
+from jaxinterp.models.run import run
 
 
 class Vector(eqx.Module):

@@ -15,21 +15,15 @@ Source: Braun, Bushnaq, Heimersheim, Mendel, Sharkey 2025 (arXiv 2501.14926) and
 
 from collections.abc import Callable, Mapping
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxinterp.core.fields import PARAMETER_ROWS
+from jaxinterp.decompositions.parameter_parts import Blocks
+
+__all__ = ["Blocks"]
 
 SMALL = 1e-16
-
-
-class Blocks(eqx.Module):
-    """Of one matrix, a block of rank m for every part: sum_c A_c B_c."""
-
-    read: Float[Array, "parts d_in m"] = eqx.field(metadata=PARAMETER_ROWS)
-    write: Float[Array, "parts m d_out"] = eqx.field(metadata=PARAMETER_ROWS)
 
 
 def blocks_linear(

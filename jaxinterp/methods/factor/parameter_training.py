@@ -18,32 +18,17 @@ from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from jaxinterp.core.batch import Batch
 from jaxinterp.core.errors import UserError
-from jaxinterp.core.fields import PARAMETER
 from jaxinterp.core.metrics import Metrics, Ratio
 from jaxinterp.core.protocols import MethodState, Recipe
 from jaxinterp.core.sites import Needs, Site, Sites
 from jaxinterp.decompositions.mlp_parts import MaskKind, MLPParts
+from jaxinterp.decompositions.parameter_parts import Lower, ParameterParts
 from jaxinterp.methods.checks import check_not_negative, check_one_of, check_positive, check_whole
 from jaxinterp.methods.factor import parameters as spd
 from jaxinterp.methods.factor import vpd
 from jaxinterp.methods.factor.targets import Clean, Target, leading_axes, no_gradient, share_left_over
 from jaxinterp.methods.recipes import gradient_method, learned
 from jaxinterp.models.sites import select
-
-
-class ParameterParts(eqx.Module):
-    """Parts and gates of several matrices, by name."""
-
-    parts: dict[str, spd.Parts] = eqx.field(metadata=PARAMETER)
-    gates: dict[str, spd.Gates] = eqx.field(metadata=PARAMETER)
-    leak: float = eqx.field(static=True, default=0.01)
-
-    def importances(self, reads: dict[str, Float[Array, "..."]]) -> dict[str, spd.Importances]:
-        """g of every matrix for what it reads: one node of `lower` each."""
-        return {
-            name: spd.causal_importances(x, self.parts[name], self.gates[name], leak=self.leak)
-            for name, x in reads.items()
-        }
 
 
 @dataclass(frozen=True)
@@ -292,15 +277,6 @@ def reported(
     active = jnp.sum(jnp.stack(each))
     metrics = {name: Ratio(value, one) for name, value in found.items()}
     return jax.lax.stop_gradient(metrics | {"l0": Ratio(active, one), "left_over": Ratio(rest, one)})
-
-
-class Lower(eqx.Module):
-    """g of every matrix, as `MLPParts` asks for it."""
-
-    learned: ParameterParts
-
-    def __call__(self, reads: dict[str, Float[Array, "..."]]) -> dict[str, Float[Array, "..."]]:
-        return {name: g.lower for name, g in self.learned.importances(reads).items()}
 
 
 def as_decomposition(

@@ -28,44 +28,25 @@ own, and the leak with a derivative only.
 
 import math
 from collections.abc import Callable, Mapping
-from functools import partial
 from typing import Literal, NamedTuple
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
-from jaxinterp.core.fields import PARAMETER_ROWS
+from jaxinterp.decompositions.parameter_parts import (
+    Gates,
+    Importances,
+    Parts,
+    causal_importances,
+    lower,
+    lower_of_the_paper,
+    upper,
+)
+
+__all__ = ["Gates", "Importances", "Parts", "causal_importances", "lower", "lower_of_the_paper", "upper"]
 
 Distance = Literal["squares", "kl"]
-
-
-class Parts(eqx.Module):
-    """The rank-one parts of one matrix: sum_c outer(read[c], write[c])."""
-
-    read: Float[Array, "parts d_in"] = eqx.field(metadata=PARAMETER_ROWS)
-    write: Float[Array, "parts d_out"] = eqx.field(metadata=PARAMETER_ROWS)
-
-
-class Gates(eqx.Module):
-    """One small network a part, from v_c . x to the logit h_c."""
-
-    weight: Float[Array, "parts hidden"] = eqx.field(metadata=PARAMETER_ROWS)
-    bias: Float[Array, "parts hidden"] = eqx.field(metadata=PARAMETER_ROWS)
-    out_weight: Float[Array, "parts hidden"] = eqx.field(metadata=PARAMETER_ROWS)
-    out_bias: Float[Array, " parts"] = eqx.field(metadata=PARAMETER_ROWS)
-
-    def __call__(self, inner: Float[Array, "*axes parts"]) -> Float[Array, "*axes parts"]:
-        hidden = jax.nn.gelu(inner[..., None] * self.weight + self.bias, approximate=False)
-        return jnp.sum(hidden * self.out_weight, axis=-1) + self.out_bias
-
-
-class Importances(NamedTuple):
-    """Of one matrix: what masks are made of, and what is penalised."""
-
-    lower: Float[Array, "*axes parts"]
-    upper: Float[Array, "*axes parts"]
 
 
 class Mask(NamedTuple):
@@ -77,48 +58,6 @@ class Mask(NamedTuple):
 
 Masked = Callable[[Mapping[str, Mask]], Array]
 """The model's output with these matrices masked; matrices that are not named are the model's own."""
-
-
-@partial(jax.custom_vjp, nondiff_argnums=(1,))
-def lower(h: Float[Array, "*axes"], leak: float = 0.01) -> Float[Array, "*axes"]:
-    """clip(h, 0, 1), with the derivative leak at h <= 0 for negative cotangents: a gate that is shut can open."""
-    return jnp.clip(h, 0, 1)
-
-
-def _lower_forward(h: Array, leak: float) -> tuple[Array, Array]:
-    return jnp.clip(h, 0, 1), h
-
-
-def _lower_backward(leak: float, h: Array, cotangent: Array) -> tuple[Array]:
-    below = jnp.where(cotangent < 0, leak * cotangent, 0)
-    return (jnp.where(h <= 0, below, jnp.where(h <= 1, cotangent, 0)).astype(h.dtype),)
-
-
-lower.defvjp(_lower_forward, _lower_backward)
-
-
-def upper(h: Float[Array, "*axes"], leak: float = 0.01) -> Float[Array, "*axes"]:
-    """clip(h, 0, 1) below 1, 1 + leak (h - 1) above: a gate that is wide open can shut. Slope 1 at 0 and at 1."""
-    inside = jnp.where(h >= 0, h, 0)  # not `clip`, whose derivative at 0 and 1 is 1/2
-    return jnp.where(h > 1, 1 + leak * (h - 1), inside)
-
-
-def lower_of_the_paper(h: Float[Array, "*axes"], leak: float = 0.01) -> Float[Array, "*axes"]:
-    """leak h below 0, h, 1 above 1: the paper's own lower sigmoid, whose values below 0 are kept."""
-    return jnp.where(h > 0, jnp.where(h > 1, 1, h), leak * h)
-
-
-def causal_importances(
-    x: Float[Array, "*axes d_in"],
-    parts: Parts,
-    gates: Gates,
-    *,
-    leak: float = 0.01,
-    squash: Callable[[Array, float], Array] = lower,
-) -> Importances:
-    """lower(h) and upper(h) of what a matrix reads in the unmasked model; call it once a step for all terms."""
-    h = gates(x @ parts.read.T)
-    return Importances(squash(h, leak), upper(h, leak))
 
 
 def mask_from(

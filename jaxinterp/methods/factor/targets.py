@@ -24,7 +24,8 @@ from jaxinterp.core.sites import Needs, Site
 from jaxinterp.decompositions.components import Components, Scale
 from jaxinterp.decompositions.mlp_parts import mlp_linear, mlp_with
 from jaxinterp.methods.factor.parameters import Distance, Mask, Parts, left_over, masked_linear
-from jaxinterp.models.sites import replace, run, select
+from jaxinterp.models.run import run
+from jaxinterp.models.sites import replace, select
 
 
 class Clean(NamedTuple):
@@ -182,7 +183,7 @@ class LeafTarget:
         x = batch.inputs.astype(jnp.float32)
         hidden = mlp.hidden(x)
         reads = {name: hidden if name == "down_proj" else x for name in mlp.projections()}
-        return Clean(reads, mlp.write(hidden) / self._unit(batch), batch.weight)
+        return Clean(reads, mlp.write(hidden) / self.unit(batch), batch.weight)
 
     def masked(self, model: PyTree, parts: Mapping[str, Parts], batch: Batch, masks: Mapping[str, Mask]) -> Array:
         """The MLP with masked projections."""
@@ -193,9 +194,10 @@ class LeafTarget:
                 return mlp_linear(mlp, name)(x)
             return masked_linear(x, weights[name], parts[name], masks[name], mlp_linear(mlp, name).bias)
 
-        return mlp_with(mlp, batch.inputs.astype(jnp.float32), linear) / self._unit(batch)
+        return mlp_with(mlp, batch.inputs.astype(jnp.float32), linear) / self.unit(batch)
 
-    def _unit(self, batch: Batch) -> Array:
+    def unit(self, batch: Batch) -> Float[Array, ""]:
+        """The root of the mean over dimensions of the output's variance in the batch."""
         y, weight = batch.targets.astype(jnp.float32), batch.weight / jnp.maximum(jnp.sum(batch.weight), 1)
         return jnp.sqrt(jnp.maximum(jnp.mean(weight @ (y - weight @ y) ** 2), 1e-30))
 

@@ -44,8 +44,24 @@ PUBLISHED: dict[str, dict[str, Json]] = {
         "attention_bias": False,
         "mlp_bias": False,
     },
+    "smollm2-135m": {
+        "model_type": "llama",
+        "hidden_size": 576,
+        "intermediate_size": 1536,
+        "num_hidden_layers": 30,
+        "num_attention_heads": 9,
+        "num_key_value_heads": 3,
+        "vocab_size": 49152,
+        "max_position_embeddings": 8192,
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 100000.0,
+        "hidden_act": "silu",
+        "tie_word_embeddings": True,
+        "attention_bias": False,
+        "mlp_bias": False,
+    },
 }
-"""The config.json of models whose weights are not free to download without an account, for their shapes alone."""
+"""The config.json of models for their shapes alone: no weight, and no wheel that carries some, needs to be here."""
 
 
 def model_shapes(source: str | Path, *, dtype: DTypeLike = jnp.bfloat16, sharding: Shardings = None) -> Transformer:
@@ -68,10 +84,10 @@ def model_shapes(source: str | Path, *, dtype: DTypeLike = jnp.bfloat16, shardin
 
 
 def _config(source: str | Path) -> TransformerConfig:
-    path = installed_path(str(source)) or Path(source)
     if str(source) in PUBLISHED:
         fields = PUBLISHED[str(source)]
         return family_config(family_of(fields), fields)
+    path = installed_path(str(source)) or Path(source)
     if path.suffix == ".gguf" and path.is_file():
         reader, tensors = open_gguf(path)
         return gguf_config(reader, tensors, path)
@@ -80,7 +96,7 @@ def _config(source: str | Path) -> TransformerConfig:
     if (path / "config.json").is_file():
         fields, _ = without_quantisation(read_json(path / "config.json"))
         return family_config(family_of(fields), fields)
-    names = [*KNOWN, *PUBLISHED]
+    names = list(dict.fromkeys([*KNOWN, *PUBLISHED]))
     raise UserError(
         f"no shapes of model {str(source)!r}: neither a folder with a config.json, nor a .gguf file, nor one of "
         f"{', '.join(names)}.{suggest(str(source), names)}"

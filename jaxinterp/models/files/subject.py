@@ -35,7 +35,7 @@ from jaxinterp.models.files.weights import Shardings, leaf_shapes, load_model
 from jaxinterp.models.mixtures.config import MixtureConfig
 from jaxinterp.models.mixtures.routed import RoutedConfig
 from jaxinterp.models.rotary import RopeScaling
-from jaxinterp.models.sites import LanguageModel, Trace, run
+from jaxinterp.models.run import LanguageModel, Trace, run
 from jaxinterp.models.transformer import Transformer, TransformerConfig
 from jaxinterp.storage.files import write_arrays, write_text
 

@@ -23,7 +23,7 @@ from jaxinterp.evaluation.attention.attribution import (
 )
 from jaxinterp.methods.sparse.attention_sparse_autoencoder import AttentionSparseAutoencoder
 from jaxinterp.models.load import load
-from jaxinterp.models.sites import run
+from jaxinterp.models.run import run
 from jaxinterp.models.transformer import TransformerConfig, initialise
 
 SITE = "blocks/1/attn"

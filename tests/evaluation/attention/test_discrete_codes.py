@@ -16,7 +16,7 @@ from jaxinterp.evaluation.attention.discrete_codes import (
     roc_auc,
 )
 from jaxinterp.models.load import load
-from jaxinterp.models.sites import run
+from jaxinterp.models.run import run
 
 # Three positive and three negative examples (rows), three heads (columns): head 0 tells them apart, head 1 mixes, and
 # head 2 always takes the same code.

@@ -8,7 +8,7 @@ import pytest
 from jaxinterp.core.errors import UserError
 from jaxinterp.evaluation.sparsity.calibrate import calibrate, quantile, summarise
 from jaxinterp.models.leave_out import BySize
-from jaxinterp.models.sites import run
+from jaxinterp.models.run import run
 from jaxinterp.models.transformer import TransformerConfig, initialise
 from jaxinterp.training.mesh import make_mesh
 

@@ -12,7 +12,7 @@ from jaxinterp.methods.causal.lineas import LinEAS, gaussian_map, prox, sorted_m
 from jaxinterp.methods.causal.trained_vector import TrainedVector
 from jaxinterp.models.files.subject import Subject
 from jaxinterp.models.rules import EXACT
-from jaxinterp.models.sites import run
+from jaxinterp.models.run import run
 from jaxinterp.training.fit import fit
 
 

@@ -11,7 +11,8 @@ from jaxinterp.core.errors import UserError
 from jaxinterp.methods.factor import context_update as context
 from jaxinterp.models.layers import Linear, Norm
 from jaxinterp.models.mlp import MLP
-from jaxinterp.models.sites import replace, run
+from jaxinterp.models.run import run
+from jaxinterp.models.sites import replace
 from jaxinterp.models.tiny import tiny_subject
 
 

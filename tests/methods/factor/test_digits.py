@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.factor_digits import ranks, read_digits, train
+from experiments.factor_digits import first_vectors, fooled, ranks, read_digits, train
 from jaxinterp.core.errors import UserError
 from jaxinterp.methods.factor.bilinear import interaction_matrix
 
@@ -45,6 +45,18 @@ def test_ranks_are_those_of_the_whole_matrices_of_pixels():
         values = np.linalg.eigvalsh(np.asarray(layer.embed @ inner @ layer.embed.T, np.float64))
         wanted = (np.abs(values).sum() / np.sqrt((values**2).sum())) ** 2
         assert float(ranks(layer)[digit]) == pytest.approx(wanted, rel=1e-3)
+
+
+def test_eigenvectors_fool_the_classifier_where_random_directions_do_not():
+    """At half the length of an image; and they are unit eigenvectors of the matrices of pixels."""
+    x, y = digits()
+    layer = jax.jit(lambda key: train(key, x[:1000], y[:1000], 0.5, 0.0, **SIZES | {"steps": 300}))(jax.random.key(0))
+    inner = interaction_matrix(layer.left, layer.right, layer.down, layer.head[:, 3])
+    whole, vector = layer.embed @ inner @ layer.embed.T, first_vectors(layer)[3]
+    np.testing.assert_allclose(whole @ vector, (vector @ whole @ vector) * vector, atol=1e-3 * jnp.abs(whole).max())
+    length = float(jnp.mean(jnp.linalg.norm(x, axis=1))) / 2
+    found = fooled(layer, x[1000:], y[1000:], length, jax.random.key(7))
+    assert found["eigenvector"] > found["random"] + 0.1 and found["clean"] < 0.05, found
 
 
 def test_folders_without_digits_are_refused(tmp_path):

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from scipy.special import erf
 
-from jaxinterp.evaluation.planted.superposition import IN, OUT, Superposition
+from jaxinterp.evaluation.planted.superposition import IN, OUT
 from jaxinterp.methods.factor import parameters as p
+from tests.methods.factor.planted_parts import masked_by, problem
 
 
 @pytest.fixture(autouse=True)
@@ -36,29 +37,6 @@ def test_upper_leaks_above_one():
 
 def test_the_papers_lower_one_keeps_negative_values():
     np.testing.assert_allclose(p.lower_of_the_paper(jnp.asarray(H)), [-0.015, -0.002, 0, 0.3, 1, 1])
-
-
-def problem(seed=0, samples=6, features=5, hidden=2, parts=4):
-    draw = np.random.default_rng(seed)
-    normal = lambda *shape: jnp.asarray(draw.normal(size=shape))
-    model = Superposition(normal(features, hidden), normal(hidden, features), normal(features))
-    sizes = {IN: (features, hidden), OUT: (hidden, features)}
-    made = {name: p.Parts(normal(parts, d_in), normal(parts, d_out)) for name, (d_in, d_out) in sizes.items()}
-    gates = {name: p.Gates(normal(parts, 3), normal(parts, 3), normal(parts, 3), normal(parts)) for name in sizes}
-    uniform = lambda *shape: jnp.asarray(draw.uniform(size=shape))
-    sources = {name: p.Mask(uniform(samples, parts), uniform(samples)) for name in sizes}
-    return model, made, gates, sources, uniform(samples, features)
-
-
-def masked_by(model, parts, x):
-    def masked(masks):
-        def apply(name, x):
-            weight = model.weights()[name]
-            return p.masked_linear(x, weight, parts[name], masks[name]) if name in masks else x @ weight
-
-        return model(x, apply)
-
-    return masked
 
 
 def loss(parts, gates, model, sources, x, kind="squares", exponent=0.9):

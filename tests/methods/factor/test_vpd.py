@@ -9,7 +9,7 @@ from jaxinterp.evaluation.planted.superposition import IN, OUT
 from jaxinterp.methods.factor import attribution_parameters as apd
 from jaxinterp.methods.factor import parameters as p
 from jaxinterp.methods.factor import vpd
-from tests.methods.factor.test_parameters import masked_by, problem
+from tests.methods.factor.planted_parts import masked_by, problem
 
 
 @pytest.fixture(autouse=True)

@@ -22,7 +22,7 @@ from jaxinterp.kernels import encode_topk
 from jaxinterp.methods.sparse.afa import TopAFASparseAutoencoder, norm_difference
 from jaxinterp.models.tiny import unit_rows
 from jaxinterp.objectives import reconstruction, scale, total
-from tests.decompositions.test_dictionary import random_dictionary
+from tests.helpers import random_dictionary
 from tests.methods.laboratory import recovered
 
 PLANTED = TopAFASparseAutoencoder(features=96, afa=1 / 32, learning_rate=1e-2, auxk=0.0)

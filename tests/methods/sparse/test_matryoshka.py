@@ -17,7 +17,7 @@ from jaxinterp.decompositions.activations import ReLU, TopK
 from jaxinterp.methods.sparse.matryoshka import MatryoshkaSparseAutoencoder
 from jaxinterp.objectives import total
 from jaxinterp.objectives.matryoshka import prefixes
-from tests.decompositions.test_dictionary import random_dictionary
+from tests.helpers import random_dictionary
 from tests.methods.laboratory import (
     planted_dictionary,
     recovered,

@@ -13,7 +13,7 @@ from jaxinterp.core.errors import UserError
 from jaxinterp.models.files.write_huggingface import save_huggingface
 from jaxinterp.models.load import Subject, load
 from jaxinterp.models.pruning import keep_heads, keep_neurons, mask_weights
-from jaxinterp.models.sites import run
+from jaxinterp.models.run import run
 from jaxinterp.models.transformer import initialise
 from tests.models.model_files import GOLDENS, LLAMA, TOKENS, assert_same_leaves
 

@@ -1,5 +1,7 @@
 """Every kind of MLP in a language model: forward, sites, training with its auxiliary losses, files, placement."""
 
+from typing import get_args
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,21 +15,12 @@ from jaxinterp.methods.mixture_language_model import MixtureLanguageModel, set_t
 from jaxinterp.models.files.subject import Subject, save_subject
 from jaxinterp.models.layers import cut_axes
 from jaxinterp.models.load import load
-from jaxinterp.models.mixtures.config import MixtureConfig
-from jaxinterp.models.sites import run, sites
+from jaxinterp.models.mixtures.config import KindOfMLP, MixtureConfig
+from jaxinterp.models.run import run
+from jaxinterp.models.sites import sites
 from jaxinterp.models.transformer import TransformerConfig, initialise
+from tests.models.mixtures.kinds import KINDS
 
-KINDS = {
-    "moe_x": MixtureConfig("moe_x", experts=4, hidden=6, active=2),
-    "switch": MixtureConfig("switch", experts=4, hidden=6, active=1),
-    "monet_horizontal": MixtureConfig("monet_horizontal", experts=4, hidden=4, active=2, heads=2),
-    "monet_vertical": MixtureConfig("monet_vertical", experts=4, hidden=4, active=2, heads=2),
-    "linear_neurons": MixtureConfig("linear_neurons", experts=4, active=2, heads=2, key_size=4),
-    "peer": MixtureConfig("peer", experts=4, active=2, heads=2, key_size=4),
-    "mixer": MixtureConfig("mixer", experts=2),
-    "permuted": MixtureConfig("permuted", experts=2),
-    "kat": MixtureConfig("kat", experts=4, hidden=12),
-}
 TOKENS = jnp.asarray(np.random.default_rng(0).integers(0, 11, (4, 8)))
 
 
@@ -44,6 +37,10 @@ def model_of(kind):
 def batch():
     windows = {"tokens": TOKENS, "document": jnp.zeros((4, 8), jnp.int32), "weight": jnp.ones((4, 8))}
     return make_batch({}, jnp.ones(0), Sites((), ()), windows=windows)
+
+
+def test_no_kind_is_left_out():
+    assert set(KINDS) == set(get_args(KindOfMLP))
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 
 from jaxinterp.core.errors import UserError
+from jaxinterp.models.edits import SetTo
 from jaxinterp.models.load import load
 from jaxinterp.models.mixtures.grouped import grouped_matmul
 from jaxinterp.models.mixtures.routed import Replaced, RoutedConfig, RoutedMLP, SwitchOff, random_routed
-from jaxinterp.models.sites import SetTo, open_experts, replace, run, sites
+from jaxinterp.models.run import run
+from jaxinterp.models.sites import open_experts, replace, sites
 
 GOLDENS = Path(__file__).parents[2] / "parity" / "goldens"
 CONFIGS = {

@@ -9,9 +9,10 @@ from jaxinterp.evaluation.scoreboard import score
 from jaxinterp.methods import Transcoder
 from jaxinterp.models.files.subject import Subject
 from jaxinterp.models.load import load
-from jaxinterp.models.sites import open_experts, run
+from jaxinterp.models.run import run
+from jaxinterp.models.sites import open_experts
 from jaxinterp.training.fit import fit
-from tests.parity.test_goldens import GOLDENS
+from tests.models.model_files import GOLDENS
 
 METHOD = Transcoder(features=24, k=4, auxk=0.0, learning_rate=1e-2)
 

@@ -48,10 +48,11 @@ from jaxinterp.causal.weights_paths import (
 from jaxinterp.core.errors import UserError
 from jaxinterp.data.text.load_text import load_text
 from jaxinterp.methods import Transcoder
+from jaxinterp.models.edits import Add
 from jaxinterp.models.files.subject import Subject
 from jaxinterp.models.layers import normed
 from jaxinterp.models.load import load
-from jaxinterp.models.sites import Add, run
+from jaxinterp.models.run import run
 from jaxinterp.models.transformer import Transformer
 from jaxinterp.training.fit import fit
 

@@ -31,7 +31,7 @@ from jaxinterp.causal.graphs.transcoders import Transcoders
 from jaxinterp.causal.weights_circuits import read_vector, through_norm
 from jaxinterp.core.errors import UserError
 from jaxinterp.models.layers import Norm
-from jaxinterp.models.sites import run
+from jaxinterp.models.run import run
 from jaxinterp.models.transformer import Transformer
 
 

@@ -10,7 +10,8 @@ from jaxinterp.causal.ablate import ablated_metric, matched, strongest_units, un
 from jaxinterp.causal.layerwise import stack_layers
 from jaxinterp.causal.measure import LogitDifference
 from jaxinterp.core.errors import UserError
-from jaxinterp.models.sites import Apply, run
+from jaxinterp.models.edits import Apply
+from jaxinterp.models.run import run
 from jaxinterp.models.transformer import TransformerConfig, initialise
 from tests.causal.test_graph import LLAMA
 

@@ -10,7 +10,7 @@ from jaxinterp.causal.editing import Update, balanced, edited_metric, key_reader
 from jaxinterp.causal.layerwise import layer_arrays, stack_layers
 from jaxinterp.causal.measure import LogProbability
 from jaxinterp.core.errors import UserError
-from jaxinterp.models.sites import run
+from jaxinterp.models.run import run
 from jaxinterp.models.transformer import initialise
 from tests.causal.test_graph import LLAMA
 

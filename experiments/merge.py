@@ -13,7 +13,7 @@ Claim (2402.00433): the ensemble is ahead of task arithmetic on every task, clos
 the routers give each task are measured on both texts. Small: one base, one seed.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -189,7 +189,7 @@ def tuned_on(name: str, base: Subject, train: grain.MapDataset, config: Config) 
     return load(folder, dtype=jnp.float32).model
 
 
-def loss(model: Any, batches: list[Mapping[str, Any]]) -> float:
+def loss(model: Any, batches: Sequence[Mapping[str, Any]]) -> float:
     """Cross-entropy, nats."""
     sums = [_summed(model, on_device(batch)) for batch in batches]
     return sum(float(total) for total, _ in sums) / sum(float(count) for _, count in sums)
@@ -201,7 +201,7 @@ def _summed(model: Any, batch: Any) -> Any:
     return jnp.sum(next_token_nll(model, batch["tokens"]) * counts), jnp.sum(counts)
 
 
-def shares(model: Any, batches: list[Mapping[str, Any]]) -> list[list[float]]:
+def shares(model: Any, batches: Sequence[Mapping[str, Any]]) -> list[list[float]]:
     """λ of both tasks in every layer, mean over windows."""
     found = []
     for index, block in enumerate(model.blocks):

@@ -15,7 +15,7 @@ Sources: AMP 2504.21174; MAW 2512.22671; Wanda 2306.11695; DaSS 2405.01943.
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -121,7 +121,7 @@ def main(config: Config) -> None:
         write_json(out / "results.json", results.content)
 
 
-def statistics(model: Any, leaves: list[str], batches: list[Mapping[str, Any]]) -> Sums:
+def statistics(model: Any, leaves: list[str], batches: Sequence[Mapping[str, Any]]) -> Sums:
     """Sums over the calibration text."""
     wanted = {f"{leaf}/{port}": (f"{leaf}/{port}", BySize()) for leaf in leaves for port in ("hidden", "in")}
     found = calibrate(model, batches, wanted)

@@ -27,7 +27,7 @@ from jaxtyping import Array, Float
 
 from jaxinterp.core.decomposition import Decomposition, Vectors
 from jaxinterp.core.errors import UserError
-from jaxinterp.decompositions.codes import Codes, DenseCodes, SparseCodes
+from jaxinterp.decompositions.codes import DenseCodes, SparseCodes
 from jaxinterp.decompositions.plain import Neurons
 from jaxinterp.evaluation.columns import Column
 from jaxinterp.evaluation.effects import Columns, Effect, Row, Table
@@ -42,7 +42,7 @@ class Parts(NamedTuple):
     missing: Float[Array, "*batch counts"]  # counts = kept + 1, from c = 0, where all is missing
 
 
-def parts_of(codes: Codes, decoder: Float[Array, "features d"], most: int = 256) -> Parts:
+def parts_of(codes: SparseCodes | DenseCodes, decoder: Float[Array, "features d"], most: int = 256) -> Parts:
     """Sizes and missing shares; `missing` is NaN for a token that writes nothing."""
     count = codes.values.shape[-1]
     norms = jnp.linalg.norm(decoder.astype(jnp.float32), axis=-1)

@@ -13,7 +13,7 @@ from jaxinterp.core.errors import UserError
 from jaxinterp.models.edits import Apply
 from jaxinterp.models.run import run
 from jaxinterp.models.transformer import TransformerConfig, initialise
-from tests.causal.test_graph import LLAMA
+from tests.causal.small_models import LLAMA
 
 TOKENS = jnp.asarray([[3, 7, 1, 0], [2, 5, 9, 4]])
 METRIC = LogitDifference(jnp.asarray([1, 2]), jnp.asarray([3, 4]))

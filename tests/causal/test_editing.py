@@ -12,7 +12,7 @@ from jaxinterp.causal.measure import LogProbability
 from jaxinterp.core.errors import UserError
 from jaxinterp.models.run import run
 from jaxinterp.models.transformer import initialise
-from tests.causal.test_graph import LLAMA
+from tests.causal.small_models import LLAMA
 
 TOKENS = jnp.asarray([[3, 7, 1, 0], [2, 5, 9, 4]])
 METRIC = LogProbability(jnp.asarray([8, 6]))

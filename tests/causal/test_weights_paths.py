@@ -20,7 +20,7 @@ from jaxinterp.core.errors import UserError
 from jaxinterp.models.layers import Linear
 from jaxinterp.models.mlp import MLP
 from jaxinterp.models.transformer import TransformerConfig, initialise
-from tests.causal.test_graph import GPT2, LLAMA, PROMPT, weights, with_random_biases
+from tests.causal.small_models import GPT2, LLAMA, PROMPT, weights, with_random_biases
 
 DIGITS, TO = 6, 6
 DIGIT, SEEN, MOVED, OUT = 0, 7, 13, 19  # where the residual stream holds what

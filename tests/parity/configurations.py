@@ -397,6 +397,13 @@ MIXTURES: dict[str, Golden] = {
         None,
     ),
 }
+PACKED = "gpt-oss-mxfp4"
+"""Its experts are stored as gpt-oss's are: blocks of 32 numbers of 4 bits, with a scale each."""
+MIXTURES[PACKED] = (
+    "GptOssForCausalLM",
+    OSS | {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2, "num_local_experts": 2},
+    None,
+)
 SIGHT = {"boi_token_index": 40, "eoi_token_index": 41, "image_token_index": 42, "vision_config": TINY_SIGHT}
 for wrapped in ("llama4", "llama4-dense", "llama4-chunked"):
     TEXT = {key: value for key, value in MIXTURES[wrapped][1].items() if key != "initializer_range"}

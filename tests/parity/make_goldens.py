@@ -14,6 +14,7 @@ of order one, attention is uneven, and norms and biases are far from their usual
 """
 
 import argparse
+import json
 import sys
 import tempfile
 import zlib
@@ -21,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from configurations import LATER
+from configurations import LATER, PACKED
 
 HERE = Path(__file__).parent / "goldens"
 TOLERANCE = 1e-4
@@ -302,6 +303,39 @@ def randomise(model: Any, seed: int, later: bool = False) -> None:
                 parameter.copy_(parameter.to(torch.bfloat16))
 
 
+def pack_experts(model: Any, seed: int) -> dict[str, Any]:
+    """Random MXFP4 blocks, put into the model as transformers dequantises them; what their file keeps instead."""
+    import torch
+    from transformers.integrations.mxfp4 import convert_moe_packed_tensors
+
+    rng, kept = np.random.default_rng(seed), {}
+    for name, parameter in model.named_parameters():
+        if not name.endswith(("experts.gate_up_proj", "experts.down_proj")):
+            continue
+        experts, inputs, outputs = parameter.shape
+        blocks = torch.from_numpy(rng.integers(0, 256, (experts, outputs, inputs // 32, 16), dtype=np.uint8))
+        scales = torch.from_numpy(rng.integers(121, 126, blocks.shape[:-1], dtype=np.uint8))
+        with torch.no_grad():
+            parameter.copy_(convert_moe_packed_tensors(blocks, scales, dtype=torch.float32))
+        kept |= {f"{name}_blocks": blocks, f"{name}_scales": scales}
+    return kept
+
+
+def store_packed(directory: Path, packed: dict[str, Any]) -> None:
+    """The blocks in place of the matrices that they mean, and what config.json says of them."""
+    from safetensors.torch import load_file, save_file
+
+    tensors = load_file(directory / "model.safetensors")
+    meant = {name.rpartition("_")[0] for name in packed}
+    save_file(
+        {name: each for name, each in tensors.items() if name not in meant} | packed, directory / "model.safetensors"
+    )
+    config = json.loads((directory / "config.json").read_text())
+    whole = ["model.layers.*.self_attn", "model.layers.*.mlp.router", "model.embed_tokens", "lm_head"]
+    config["quantization_config"] = {"modules_to_not_convert": whole, "quant_method": "mxfp4"}
+    (directory / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+
+
 def three_depths(hidden: tuple[Any, ...], model: Any) -> dict[str, np.ndarray]:
     """The residual stream behind the embedding, in the middle, and behind the final norm, under our names."""
     middle = len(hidden) // 2
@@ -321,6 +355,7 @@ def make(name: str, directory: Path) -> None:
     model = model_class(model_class.config_class(**settings, attn_implementation="eager")).eval()
     seed, later = zlib.crc32(name.encode()), name in LATER
     randomise(model, seed, later)
+    packed = pack_experts(model, seed) if name == PACKED else {}
     limit = 40 if "ConditionalGeneration" in class_name else VOCAB  # ids beyond are those of images
     tokens = np.random.default_rng(seed + 1).integers(0, limit, (BATCH, SHORT if later else SEQ))
     kind, expected, depths = "logits", None, {}
@@ -340,6 +375,8 @@ def make(name: str, directory: Path) -> None:
         old.unlink()
     model = model.to(torch.bfloat16) if later else model
     model.save_pretrained(directory, **({"max_shard_size": split} if split else {}))
+    if packed:
+        store_packed(directory, packed)
     (directory / "generation_config.json").unlink(missing_ok=True)
     np.savez_compressed(directory / "expected.npz", tokens=tokens.astype(np.int32), **{kind: expected}, **depths)
     size = sum(path.stat().st_size for path in directory.iterdir())

@@ -297,6 +297,7 @@ BROKEN_WEIGHTS = [
     ("qwen3.5-moe", drop_shared_expert),
     ("qwen3.5-moe", swap_experts),
     ("gpt-oss", drop_sinks),
+    ("gpt-oss-mxfp4", swap_experts),
     *[(name, drop_shared_expert) for name in ("qwen2-moe", "llama4")],
     *[(name, swap_experts) for name in ("mixtral", "qwen3-moe", "gpt-oss", "llama4")],
     *[(name, pair_halves) for name in ("gptj", "cohere")],

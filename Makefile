@@ -31,9 +31,14 @@ QUICK := XLA_FLAGS="--xla_backend_optimization_level=0 $$XLA_FLAGS"
 test: $(INSTALLED) lint  ## everything but benchmarks and the slow proofs
 	$(QUICK) $(PYTEST) -m "not slow"
 
-test-slow: $(INSTALLED)  ## the slow proofs: planted trainings, whole experiments, Pallas interpreters
-	$(QUICK) $(PYTEST) -m slow $(addprefix --ignore=,$(LONG))
-	$(PYTEST) -m slow $(LONG)
+test-slow: $(INSTALLED)  ## the slow proofs: planted trainings, whole experiments, Pallas interpreters; both commands are run
+	@mkdir -p build; code=0; \
+	$(QUICK) $(PYTEST) -m slow $(addprefix --ignore=,$(LONG)) || code=$$?; \
+	$(PYTEST) -m slow $(LONG) || code=$$?; \
+	times > build/slow.times; \
+	tail -n 1 build/slow.times | awk '{ split($$1 "m" $$2, t, /[ms]+/); \
+	  printf "CPU seconds of both commands together: %.0f\n", 60 * (t[1] + t[3]) + t[2] + t[4] }'; \
+	exit $$code
 
 # Proofs that train for so many steps that the compiler's optimisation pays, and goldens that were made with it.
 LONG := $(addprefix tests/,colab experiments/test_discrete_circuits.py experiments/test_gba.py $(addprefix methods/, \

@@ -8,7 +8,8 @@ where a limit is broken: a program does not compile, takes a minute, holds an ar
 tokens x k x width, or more temporary memory than below; the step sorts twice; chips exchange more than candidates.
 
     encode            temporary memory <= 5 % of tokens x features x 4 bytes
-    gradient, passes  temporary memory <= outputs + 512 x features x 4 bytes + 64 MiB
+    gradient, passes  temporary memory <= outputs + 512 x features x 4 bytes + 64 MiB; block_sparse, the product with a
+                      fifth of the 128 x 128 blocks of width x 4 width, likewise
     encode on a mesh  collectives: tokens x k x shards x 8 bytes for the tokens of a data shard, and nothing else
     encode on v5e     bundles of a grid step against the plain matmul's: `benchmarks.tpu_bundles`; not in --quick
 
@@ -149,6 +150,7 @@ def programs(chip: str, devices: Any, width: int, features: int, k: int) -> list
     from jax.sharding import PartitionSpec as P
 
     from jaxinterp.kernels import encode_topk, sampled_dot, sparse_decode, sparse_outer
+    from jaxinterp.kernels.pallas_tpu.block_sparse import block_sparse_product
 
     one, four = mesh(devices[:1], 1, 1), mesh(devices[:4], 2, 2)
 
@@ -169,11 +171,16 @@ def programs(chip: str, devices: Any, width: int, features: int, k: int) -> list
     ]
     wide.append(array((features,), jnp.float32, four, P("feature")))
     exchanged = TOKENS // 2 * k * 2 * 8
+    stored = width // 128 * (4 * width // 128) // 5  # a fifth of the blocks of W_up
+    blocks, places = array((stored, 128, 128), jnp.bfloat16), array((stored,), jnp.int32)
     found = [
         Program("encode", encode, (x, rows, bias), one, small, {}),
         Program("gather_sum", partial(sparse_decode, **ours), (values, indices, rows), one, spare, {}),
         Program("sampled_dot", partial(sampled_dot, **ours), (x, rows, indices), one, spare, {}),
         Program("outer_sum", outer, (values, indices, x), one, spare, {}, sorts=1),
+        Program(
+            "block_sparse", partial(block_sparse_product, d_out=4 * width), (x, blocks, places, places), one, spare, {}
+        ),
         Program("encode data2 feature2", encode, tuple(wide), four, small / 4 + 3 * exchanged, {}, exchanged),
     ]
     state_bytes = 2 * features * width * 4 * 4  # parameters, two moments and the gradient of two matrices

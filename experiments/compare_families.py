@@ -303,7 +303,7 @@ def answers(rows: Sequence[Row], sizes: Plan) -> list[str]:
             ranked = sorted((r for r in own if " of " in r["status"] and r["reads"] == reads), key=lambda r: r["fvu"])
             if ranked:
                 order = ", ".join(f"{row['family']} {row['fvu']:.3f}" for row in ranked)
-                said.append(f"With {k} active components, reading `{reads}`, by FVU: {order}.")
+                said.append(f"With {k} active components, reading the MLP's {reads}put, by FVU: {order}.")
         for word in ("undertrained", "other L0", "reference"):
             names = [f"{row['family']} {row['fvu']:.3f}" for row in own if row["status"] == word]
             if names:

@@ -24,7 +24,7 @@ from typing import Any
 from experiments.sparsity_page import write
 from experiments.sparsity_results import Measure, OutOfTime, Results
 from experiments.sparsity_rows import scores
-from experiments.sparsity_searches import budgets, cett_ppl, pruning
+from experiments.sparsity_searches import budgets, cett_percent, pruning
 from experiments.sparsity_statistics import Statistics, statistics
 from jaxinterp.commands.shell import check_folder, chosen, command, folder_of_a_run, say, settings_of
 from jaxinterp.core.errors import UserError
@@ -144,7 +144,7 @@ def rows_of(
         if name == "budgets":
             results.also("budgets", lambda: budgets(model, leaves, stats, results, config.dense_before))
         for percent in config.percents if name == "CETT" else ():
-            solve = partial(cett_ppl, model, leaves, stats, results, config.dense_before, percent)
+            solve = partial(cett_percent, model, stats, results, config.dense_before, percent)
             results.also(f"CETT-PPL-{percent:g}%", solve)
 
 

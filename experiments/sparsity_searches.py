@@ -1,21 +1,21 @@
 """The rows of the sparsity experiment that are not one score at one share: pruned weights, budgets by layer, CETT."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from experiments.sparsity_results import Results
 from experiments.sparsity_statistics import Statistics
 from jaxinterp.commands.shell import say
-from jaxinterp.evaluation.sparsity.budgets import greedy_levels, ppl_percent
-from jaxinterp.evaluation.sparsity.measures import cett_threshold
+from jaxinterp.evaluation.sparsity.budgets import greedy_levels
+from jaxinterp.evaluation.sparsity.calibrate import Summary
+from jaxinterp.evaluation.sparsity.curves import cett_curves, cett_ppl
 from jaxinterp.models import selection
-from jaxinterp.models.leave_out import Above, BySize, LeaveOut, TopK
+from jaxinterp.models.leave_out import BySize, LeaveOut, TopK
 from jaxinterp.models.pruning import mask_weights, weight_mask
 
 
@@ -29,8 +29,17 @@ def pruning(model: Any, leaves: Sequence[str], stats: Statistics, results: Resul
                 results.row(name, share, mask_weights(model, masks), dict)
 
 
+class Norms(Protocol):
+    """What `prune_masks` reads: sums over the calibration text, by leaf."""
+
+    @property
+    def hidden(self) -> Mapping[str, Summary]: ...
+    @property
+    def inputs(self) -> Mapping[str, Summary]: ...
+
+
 def prune_masks(
-    model: Any, leaves: Sequence[str], stats: Statistics, name: str, sparsity: float | tuple[int, int]
+    model: Any, leaves: Sequence[str], stats: Norms, name: str, sparsity: float | tuple[int, int]
 ) -> dict[str, Any]:
     """Masks of every MLP's matrices by a published rule."""
     masks = {}
@@ -88,35 +97,29 @@ def _output_change(a: Any, weight: Any, k: Any) -> Any:
     return jnp.mean(jnp.linalg.norm(jnp.where(mask, 0, a) @ weight, axis=-1))
 
 
-def cett_ppl(
-    model: Any, leaves: Sequence[str], stats: Statistics, results: Results, before: int, percent: float
-) -> dict[str, Any]:
-    """CETT-PPL-p %: one CETT for all layers, thresholds from the calibration text, loss on held-out text."""
-    weights = {leaf: model.blocks[int(leaf.split("/")[1])].mlp.down_proj.weight for leaf in leaves}
-    norms = {leaf: selection.row_norms(weight) for leaf, weight in weights.items()}
+def cett_percent(model: Any, stats: Statistics, results: Results, before: int, percent: float) -> dict[str, Any]:
+    """CETT-PPL-p %: one CETT for all layers, thresholds from the calibration text, loss on held-out text.
+
+    Every loss is kept as it comes, so that a search that was stopped goes on where it was.
+    """
     dense = results.find("dense", 0.0)
     assert dense is not None
-    layers: dict[float, list[float]] = {}
+    curves = cett_curves(model, stats.kept)
+    searched: dict[str, float] = results.content.setdefault("searched", {})
 
-    def measure(target: float) -> tuple[float, float]:
-        found = {}
-        for leaf in leaves:
-            sizes = np.asarray(stats.kept[leaf]) * np.asarray(norms[leaf])
-            grid = np.quantile(np.abs(sizes), np.linspace(0, 0.99, 256))
-            found[leaf] = cett_threshold(stats.kept[leaf], weights[leaf], target, candidates=grid)
-        edits = {
-            f"{leaf}/hidden": LeaveOut(
-                BySize(norms[leaf]), Above(jnp.asarray(found[leaf].epsilon, jnp.float32)), dense_before=before
-            )
-            for leaf in leaves
-        }
-        loss = sum(results.measure(model, edits)) / results.measure.counts.sum()
-        layers[target] = [found[leaf].ratio for leaf in leaves]
-        ratio = float(np.mean(layers[target]))
-        say(f"CETT {target:.4f}: active {ratio:.3f}, perplexity {100 * math.expm1(loss - dense['ce']):+.2f} %")
-        return loss, ratio
+    def loss(edits: Any) -> float:
+        key = ",".join(f"{float(edit.selector.threshold):.6g}" for edit in edits.values())
+        if key not in searched:
+            results.check_time()
+            searched[key] = float(sum(results.measure(model, edits)) / results.measure.counts.sum())
+            results.keep()
+        say(f"CETT-PPL: perplexity {100 * math.expm1(searched[key] - dense['ce']):+.2f} %")
+        return searched[key]
 
-    found = ppl_percent(measure, dense["ce"], percent, tolerance=5e-3)
-    return {"CETT": found.cett, "activation ratio": found.ratio, "perplexity rise %": found.percent} | {
-        "ratio by layer": [round(ratio, 3) for ratio in layers.get(found.cett, [])]
+    found = cett_ppl(model, curves, loss, dense["ce"], percent, tolerance=5e-3, dense_before=before)
+    return {
+        "CETT": found.cett,
+        "activation ratio": found.ratio,
+        "perplexity rise %": found.percent,
+        "ratio by layer": [round(layer.ratio, 3) for layer in found.layers.values()],
     }

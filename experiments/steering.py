@@ -12,12 +12,15 @@ unsteered, on contexts that no direction saw.
     PCA              first component of the pairs' differences, uncentred
     PCA centred      the same, less the mean difference (repeng's pca_diff)
     semi-NMF         the feature, of K on both kinds of prompts, whose coefficients separate the kinds best
+    SAE              the feature, of a sparse autoencoder of the residual stream (`--sae-layers`, trained here on
+                     `--sae-tokens` of documentation, a small budget), whose codes at the word separate the kinds best
     Lin-AcT          an affine map by channel, closed form, strength from 0 (not a direction)
     LinEAS           the same, trained through the model, on what attention and MLP of the three layers read, together
     random           a random direction of length 1: the control
 
 Rows are written as they come; a second call goes on where the first stopped. The table's interval is 95 percent, by
-bootstrap over (seed, context).
+bootstrap over (seed, context). With `--words N` every row also has the fluency: the perplexity, under the unsteered
+model, of N tokens written by the steered one (greedy).
 
 Expected: DiM at least PCA and semi-NMF; PCA centred far below PCA; random near 0.
 """
@@ -27,6 +30,7 @@ import json
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import equinox as eqx
@@ -38,6 +42,9 @@ from jaxtyping import Array
 from jaxinterp.causal.directions import difference_in_means, paired_component, unit
 from jaxinterp.causal.steer import Steering, steering_rows
 from jaxinterp.core.errors import UserError
+from jaxinterp.data.text.load_text import load_text
+from jaxinterp.decompositions.dictionary import Dictionary, fold
+from jaxinterp.methods import SparseAutoencoder
 from jaxinterp.methods.causal.lineas import LinEAS, Transport, sorted_map
 from jaxinterp.methods.factor.semi_nmf import factorise, random_start
 from jaxinterp.models.files.subject import Subject
@@ -114,7 +121,13 @@ def semi_nmf_direction(positive: Array, negative: Array, features: int, seed: in
 
 
 def steerings(
-    subject: Subject, layers: Sequence[int], words: str, seed: int, count: int, features: int
+    subject: Subject,
+    layers: Sequence[int],
+    words: str,
+    seed: int,
+    count: int,
+    features: int,
+    saes: Mapping[int, Dictionary] = MappingProxyType({}),
 ) -> dict[tuple[str, str], Array | Steering]:
     """Every direction and closed-form map, by (site, name)."""
     positive, negative = pairs(subject, words, seed, count)
@@ -129,6 +142,8 @@ def steerings(
         found[name, "PCA centred"] = paired_component(here, there, centred=True)
         found[name, "semi-NMF"] = semi_nmf_direction(plus, minus, features, seed)
         found[name, "random"] = unit(jax.random.normal(jax.random.key(100 * seed + place), here.shape[1:]))
+        if layers[place] in saes:
+            found[name, "SAE"] = sae_direction(saes[layers[place]], here, there)
         scale, shift = sorted_map(there, here)
         found[name, "Lin-AcT"] = Transport((scale,), (shift,), (), (name,)).edits
     return found
@@ -151,6 +166,25 @@ def lineas(
         print(f"LinEAS at rate {method.rate:g}: cost {[round(row['cost'], 2) for row in result.history]}", flush=True)
         return result.decomposition.edits
     raise UserError(f"LinEAS diverges at lineas_rate={rate:g} and down to a 64th of it: give a lower one.")
+
+
+def sae_direction(sae: Dictionary, positive: Array, negative: Array) -> Array:
+    """The write vector, length 1, of the feature whose codes at the last word separate the kinds best, [pairs, d]."""
+    codes = [sae.encode(kind).dense() for kind in (positive, negative)]
+    gap = (codes[0].mean(0) - codes[1].mean(0)) / (jnp.concatenate(codes).std(0) + 1e-6)
+    return unit(sae.decoder[jnp.argmax(gap)])
+
+
+def trained_sae(subject: Subject, layer: int, tokens: int) -> Dictionary:
+    """A TopK autoencoder of the residual stream behind a block."""
+    train, _ = load_text("docs+kjv", subject.tokenizer, seq=64, max_tokens=2 * tokens)
+    method = SparseAutoencoder(features=2048, k=32, learning_rate=1e-3)
+    found = fit(
+        method, subject, train, site=f"blocks/{layer}/resid/post", steps=tokens // 2048, batch_size=2048,
+        buffer_batches=4,
+    )  # fmt: skip
+    print(f"SAE of layer {layer}: {found!r}", flush=True)
+    return fold(found.decomposition)
 
 
 @eqx.filter_jit
@@ -182,6 +216,7 @@ def table(rows: Sequence[Mapping[str, Any]], resamples: int = 2000) -> list[dict
                     "kl": float(np.mean([row["kl"] for row in some])),
                     "converged": float(np.mean([row["converged"] for row in some])),
                     "cells": len(some),
+                    "fluency": float(np.median([row.get("fluency", np.nan) for row in some])),
                 }
             )
     return found
@@ -197,6 +232,10 @@ def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
     parser.add_argument("--target", type=float, default=0.25, help="nats of KL")
     parser.add_argument("--pairs", type=int, default=24)
     parser.add_argument("--features", type=int, default=16, help="of semi-NMF")
+    parser.add_argument("--sae-layers", nargs="*", type=int, default=[14])
+    parser.add_argument("--sae-tokens", type=int, default=65_536)
+    parser.add_argument("--words", type=int, default=0, help="tokens written for the fluency column; 0: no column")
+    parser.add_argument("--methods", nargs="+", default=[], help="only these; default: all")
     parser.add_argument("--lineas-steps", type=int, default=30)
     parser.add_argument("--lineas-rate", type=float, default=0.01, help="at .1 it diverges on this model")
     parser.add_argument("--out", type=Path, default=Path("results/steering.json"))
@@ -206,13 +245,21 @@ def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
     given.out.parent.mkdir(parents=True, exist_ok=True)
     subject = load(given.model)
     start = time.process_time()
+    saes = {layer: trained_sae(subject, layer, given.sae_tokens) for layer in given.sae_layers if layer in given.layers}
 
     def measure(
         concept: str, seed: int, site: str, name: str, steering: Array | Steering, tokens: Sequence[int]
     ) -> None:
         high = 4.0 if name in ("LinEAS", "Lin-AcT") else 80.0
         new = steering_rows(
-            subject, {(site, name): steering}, CONTEXTS, tokens, targets=(given.target,), high=high, steps=12
+            subject,
+            {(site, name): steering},
+            CONTEXTS,
+            tokens,
+            targets=(given.target,),
+            high=high,
+            steps=12,
+            words=given.words,
         )
         rows.extend({**row, "concept_name": concept, "seed": seed} for row in new)
         given.out.write_text(json.dumps(rows, indent=1) + "\n")
@@ -229,9 +276,9 @@ def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
             tokens = sorted({subject.ids(f" {word}")[-1] for word in measured.split()})
             found: dict[tuple[str, str], Array | Steering] = {}
             if any((concept, seed, "DiM", f"blocks/{layer}/resid/post") not in done for layer in given.layers):
-                found |= steerings(subject, given.layers, train, seed, given.pairs, given.features)
+                found |= steerings(subject, given.layers, train, seed, given.pairs, given.features, saes)
             for (site, name), steering in found.items():
-                if (concept, seed, name, site) not in done:
+                if (concept, seed, name, site) not in done and (not given.methods or name in given.methods):
                     measure(concept, seed, site, name, steering, tokens)
             if given.lineas_steps and (concept, seed, "LinEAS", "together") not in done:
                 joint = lineas(subject, given.layers, train, seed, 12, given.lineas_steps, given.lineas_rate)
@@ -240,7 +287,7 @@ def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
         print(
             f"{line['method']:12s} {line['site']:22s} gain {line['gain']:+.3f} "
             f"[{line['low']:+.3f}, {line['high']:+.3f}] KL {line['kl']:.3f} "
-            f"converged {line['converged']:.2f} cells {line['cells']}"
+            f"converged {line['converged']:.2f} cells {line['cells']} fluency {line['fluency']:.2f}"
         )
     return rows
 

@@ -43,7 +43,7 @@ def test_every_page_with_python_is_run_somewhere():
 def test_the_site_has_every_page():
     listed = set(re.findall(r": ([\w/]+\.md)$", (DOCS.parent / "mkdocs.yml").read_text(), re.MULTILINE))
     pages = {str(page.relative_to(DOCS)) for page in DOCS.rglob("*.md")}
-    made = {"index.md", "build.md", "notebooks/first_steps.md", "notebooks/causes.md"}
+    made = {"index.md", "build.md", *(f"notebooks/{source.stem}.md" for source in (DOCS.parent / "colab").glob("*.py"))}
     assert listed - made == {page for page in pages if not page.startswith(("evidence/", "oracles/"))}
 
 

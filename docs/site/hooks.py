@@ -10,7 +10,7 @@ from posixpath import normpath
 from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).parents[2]
-NOTEBOOKS = ("first_steps", "causes")
+NOTEBOOKS = ("first_steps", "causes", "public_dictionary", "tpu")
 GENERATED = {"index.md": "README.md", "build.md": "BUILD.md"}
 
 

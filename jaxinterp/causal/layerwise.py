@@ -72,7 +72,7 @@ def stack_layers(model: Transformer) -> Layers:
     return Layers(stacked, parts[0][1], dataclasses.replace(model, blocks=()), len(parts))
 
 
-class _Look:
+class Look:
     """The tap of one block: adds to named arrays, puts values, keeps what is asked for."""
 
     def __init__(self, keep: Sequence[str] = (), add: Mapping[str, Array] | None = None, edit: Any = None):
@@ -103,7 +103,7 @@ def layer_arrays(
     """
 
     def step(x: Array, arrays: PyTree) -> tuple[Array, dict[str, Array]]:
-        look = _Look(names)
+        look = Look(names)
         x = eqx.combine(arrays, layers.rest)(x, tap=look)
         for name in names:
             if name not in look.arrays:
@@ -131,7 +131,7 @@ def layer_attributions(
 
     def total(deltas: Mapping[str, Array]) -> tuple[Array, dict[str, Array]]:
         def step(x: Array, given: tuple[Any, Mapping[str, Array]]) -> tuple[Array, dict[str, Array]]:
-            look = _Look(tuple(deltas), given[1])
+            look = Look(tuple(deltas), given[1])
             x = eqx.combine(given[0], layers.rest)(x, tap=look, rules=rules)
             return x, look.arrays
 
@@ -166,7 +166,7 @@ def layer_patch_effects(
 
         def through(index: Array, x: Array) -> Array:
             put = lambda own, value: jnp.where(here & (index == layer), fill, value) if own == name else value
-            return layers.block(index)(x, tap=_Look(edit=put))
+            return layers.block(index)(x, tap=Look(edit=put))
 
         x = jax.lax.fori_loop(layer, layers.count, through, many(before["resid/pre"][layer]))
         rows = x.reshape(places, batch, *x.shape[1:])
@@ -188,6 +188,6 @@ def layer_set_metric(
 
     def through(index: Array, x: Array) -> Array:
         put = lambda own, found: jnp.where(index == layer, value, found) if own == name else found
-        return layers.block(index)(x, tap=_Look(edit=put))
+        return layers.block(index)(x, tap=Look(edit=put))
 
     return layers.metric(metric, jax.lax.fori_loop(0, layers.count, through, layers.ends.embedding(tokens)))

@@ -47,7 +47,7 @@ def read_vector(model: Transformer, transcoders: Transcoders, layer: int, index:
     encoder = transcoders.readers[transcoders.layers.index(layer)].encoder
     if not 0 <= index < encoder.shape[0]:
         raise UserError(f"feature {index} of layer {layer}: give an index below {encoder.shape[0]}.")
-    return _through(model.blocks[layer].mlp_norm, encoder[index])
+    return through_norm(model.blocks[layer].mlp_norm, encoder[index])
 
 
 def head_read_vectors(model: Transformer, transcoders: Transcoders, layer: int, index: int) -> Float[Array, "heads d"]:
@@ -57,7 +57,7 @@ def head_read_vectors(model: Transformer, transcoders: Transcoders, layer: int, 
     value = jnp.repeat(attention.v_proj.weight.reshape(d, attention.kv_heads, -1), group, axis=1)
     out = attention.o_proj.weight.reshape(attention.heads, -1, d)
     seen = jnp.einsum("dhk,hke,e->hd", value, out, read)
-    return jnp.stack([_through(model.blocks[layer].attn_norm, row) for row in seen])
+    return jnp.stack([through_norm(model.blocks[layer].attn_norm, row) for row in seen])
 
 
 def de_embedding(model: Transformer, transcoders: Transcoders, layer: int, index: int) -> Float[Array, " vocab"]:
@@ -83,8 +83,8 @@ def strengths(model: Transformer, transcoders: Transcoders, source: int, layer: 
     )
 
 
-def _through(norm: Norm | None, vector: Float[Array, " d"]) -> Float[Array, " d"]:
-    """A read vector behind a norm, as one before it, without the norm's scale."""
+def through_norm(norm: Norm | None, vector: Float[Array, " d"]) -> Float[Array, " d"]:
+    """C(g v): a read vector behind a norm, as one before it, without the norm's scale."""
     if norm is None:
         return vector
     vector = vector * (norm.weight + norm.offset)

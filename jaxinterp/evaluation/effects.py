@@ -114,6 +114,8 @@ class Effect:
       numbers: (table) -> the entries of the row, on the host.
       columns: of these entries, in the order of a page; those with a `short` title are printed on a terminal, too.
       answer: the words for what is read; None: those of cross-entropy.
+      of_codes: (decomposition, codes) -> numbers per token, each with the leading axes of the codes; traced. They are
+        in the table of rows of one array, all held-out tokens long, beside "weight". None: there are none.
     """
 
     read: Callable[[Trace], Array]
@@ -121,6 +123,7 @@ class Effect:
     numbers: Callable[[Table], Row] = every_column
     columns: tuple[Column, ...] = ()
     answer: Answer | None = None
+    of_codes: Callable[[PyTree, PyTree], Columns] | None = None
 
 
 def check_effect(model: PyTree, effect: Effect) -> None:

@@ -30,7 +30,7 @@ Intervals are 95 percent, by resampling documents. A next token counts where it 
 belong to one document.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -153,7 +153,7 @@ def scoreboard(
     for decomposition in reversed(list(decompositions.values())):
         ablations |= dict(zip(several(decomposition.sites.writes), _means_of(decomposition), strict=True))
     ablations |= dict(means or {})
-    boards = [Board(name, decomposition, chosen) for name, decomposition in decompositions.items()]
+    boards = [Board(name, each, chosen, effect.of_codes) for name, each in decompositions.items()]
     seen = 0
     for batch in batches:
         windows = on_device(batch)
@@ -185,15 +185,21 @@ def _means_of(decomposition: Decomposition) -> tuple[Array, ...]:
 class Board:
     """The tables of one decomposition: one for each array that it writes, one for each protocol that replaces all."""
 
-    def __init__(self, name: str, decomposition: Decomposition, protocols: tuple[Protocol, ...]) -> None:
-        self.name, self.decomposition, self.protocols = name, decomposition, protocols
+    def __init__(
+        self,
+        name: str,
+        decomposition: Decomposition,
+        protocols: tuple[Protocol, ...],
+        of_codes: Callable[[PyTree, PyTree], Columns] | None = None,
+    ) -> None:
+        self.name, self.decomposition, self.protocols, self.of_codes = name, decomposition, protocols, of_codes
         self.writes = several(decomposition.sites.writes)
         self.layers = [Table() for _ in self.writes]
         self.joint: dict[Protocol, Table] = {protocol: Table() for protocol in protocols if protocol != "alone"}
 
     def add(self, batch: Windows, rows: Rows, centers: Mapping[str, Array], model: "Replaced | None") -> None:
         """Add a batch; `model` None: without the effect."""
-        found = _reconstruct(self.decomposition, rows, {name: centers[name] for name in self.writes})
+        found = _reconstruct(self.decomposition, rows, {name: centers[name] for name in self.writes}, self.of_codes)
         about = {"document": batch["document"], "weight": batch["weight"]}
         for table, (_, columns) in zip(self.layers, found, strict=True):
             table.add(**about, **columns)
@@ -324,7 +330,10 @@ def heldout_means(model: PyTree, batches: Iterable[Windows], sites: tuple[str, .
 
 @eqx.filter_jit
 def _reconstruct(
-    decomposition: Decomposition, rows: Rows, centers: dict[str, Array]
+    decomposition: Decomposition,
+    rows: Rows,
+    centers: dict[str, Array],
+    of_codes: Callable[[PyTree, PyTree], Columns] | None = None,
 ) -> list[tuple[Array, dict[str, Array]]]:
     """For every array that is written: ŷ where there is weight and y elsewhere; per token the numbers of `Table`."""
     x, weight = rows.at(decomposition.sites.reads), rows.weight
@@ -341,6 +350,8 @@ def _reconstruct(
             "active": weight * own.active(),
             "fired": own.fired(weight),
         }
+        if of_codes is not None and codes is own:
+            columns |= of_codes(decomposition, own)
         found.append((jnp.where(weight[..., None] > 0, output, y), columns))
     return found
 

@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
-from jaxinterp.causal.steer import Outcome, next_token_outcome
 from jaxinterp.core.decomposition import Revivable, Shown
 from jaxinterp.core.errors import UserError
 from jaxinterp.core.json_value import Json
@@ -98,26 +97,27 @@ def steered(
     sampling: dict[str, Any] = {"max_tokens": new, "temperature": temperature, "seed": seed}
     plain = generate(subject, ids, **sampling)
     changed = generate(subject, ids, edits=edits, **sampling)
-    outcome, before, after = _outcome(subject.model, jnp.asarray([ids]), edits)
+    before, after = (np.asarray(each, np.float64) for each in _next_tokens(subject.model, jnp.asarray([ids]), edits))
 
-    def words(p: Array) -> list[Json]:
-        return [[token_text(subject.tokenizer, int(t)), _round(p[t])] for t in np.argsort(-np.asarray(p))[:WORDS]]
+    def words(log_p: np.ndarray) -> list[Json]:
+        strongest = np.argsort(-log_p, kind="stable")[:WORDS]
+        return [[token_text(subject.tokenizer, int(t)), _round(np.exp(log_p[t]))] for t in strongest]
 
     return {
         "plain": plain.text,
         "steered": changed.text,
-        "kl": _round(outcome.kl[0]),
-        "agrees": bool(outcome.agrees[0]),
+        "kl": _round(max(0.0, float(np.sum(np.exp(before) * (before - after))))),
+        "agrees": bool(before.argmax() == after.argmax()),
         "before": words(before),
         "after": words(after),
     }
 
 
 @eqx.filter_jit
-def _outcome(model: PyTree, tokens: Array, edits: Any) -> tuple[Outcome, Array, Array]:
-    outcome = next_token_outcome(model, tokens, edits, jnp.zeros(1, jnp.int32))
-    before = jax.nn.softmax(run(model, tokens, keep=()).logits[0, -1])
-    return outcome, before, jax.nn.softmax(run(model, tokens, edits=edits, keep=()).logits[0, -1])
+def _next_tokens(model: PyTree, tokens: Array, edits: Any) -> tuple[Array, Array]:
+    """Log-probabilities of the next token, without the edits and with them."""
+    before, after = run(model, tokens, keep=()).logits[0, -1], run(model, tokens, edits=edits, keep=()).logits[0, -1]
+    return jax.nn.log_softmax(before.astype(jnp.float32)), jax.nn.log_softmax(after.astype(jnp.float32))
 
 
 @ordinary()

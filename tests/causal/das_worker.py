@@ -1,4 +1,4 @@
-"""One process of several: `python -m tests.causal.das_worker OUT MESH`. Started by test_spread.py."""
+"""One process of several: `python -m tests.causal.das_worker OUT MESH ...`. Started by test_spread.py."""
 
 import sys
 from pathlib import Path
@@ -41,16 +41,18 @@ def arrays(mesh=None):
     return found
 
 
-def main(out: str, mesh: str) -> None:
+def main(out: str, *meshes: str) -> None:
     join()
     import jax
     import numpy as np
 
     from jaxinterp.training.mesh import parse_mesh
 
-    found = arrays(parse_mesh(mesh))
+    for mesh in meshes:
+        found = arrays(parse_mesh(mesh))
+        if jax.process_index() == 0:
+            np.savez(Path(out) / f"{mesh}.npz", **found)
     if jax.process_index() == 0:
-        np.savez(Path(out) / "result.npz", **found)
         print(f"{jax.process_count()} processes, {jax.device_count()} devices", flush=True)
 
 

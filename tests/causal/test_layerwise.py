@@ -27,29 +27,53 @@ from tests.causal.toys import small_transformer
 KINDS = ("mlp/out", "resid/post")
 
 
-def test_stacked_layers_give_the_numbers_of_the_whole_model():
+CLEAN, CORRUPTED = jnp.asarray([[1, 2, 3, 4], [5, 6, 7, 8]]), jnp.asarray([[1, 2, 9, 4], [5, 6, 7, 3]])
+METRIC = LogitDifference(jnp.asarray([10, 11]), jnp.asarray([12, 13]))
+
+
+@pytest.fixture(scope="module")
+def given():
+    """(model, its layers stacked, their arrays on the clean prompts, the same of the whole model by name)."""
     model = small_transformer()
-    clean, corrupted = jnp.asarray([[1, 2, 3, 4], [5, 6, 7, 8]]), jnp.asarray([[1, 2, 9, 4], [5, 6, 7, 3]])
-    metric = LogitDifference(jnp.asarray([10, 11]), jnp.asarray([12, 13]))
-    layers = stack_layers(model)
-    fills = layer_arrays(layers, clean, KINDS)
-    trace = run(model, clean)
+    layers, trace = stack_layers(model), run(model, CLEAN)
     named = {f"blocks/{layer}/{kind}": trace[f"blocks/{layer}/{kind}"] for kind in KINDS for layer in range(2)}
-    truth = patch_effects(model, corrupted, metric, named, chunk=16)
-    found = layer_patch_effects(layers, corrupted, metric, fills, jnp.arange(1, 4))
-    estimate = summed(attribute(model, corrupted, metric, named, method="gradient", rules=RELEVANCE, guard=False))
-    relevance = layer_attributions(layers, corrupted, metric, fills, RELEVANCE)
+    return model, layers, layer_arrays(layers, CLEAN, KINDS), named
+
+
+@pytest.fixture(scope="module")
+def effects(given):
+    _, layers, fills, _ = given
+    return layer_patch_effects(layers, CORRUPTED, METRIC, fills, jnp.arange(1, 4))
+
+
+def test_stacked_layers_give_the_numbers_of_the_whole_model(given, effects):
+    model, _, fills, named = given
+    truth = patch_effects(model, CORRUPTED, METRIC, named, chunk=16)
     for kind in KINDS:
         for layer in range(2):
             name = f"blocks/{layer}/{kind}"
-            np.testing.assert_allclose(fills[kind][layer], trace[name], atol=1e-5)
-            np.testing.assert_allclose(found[kind][layer], truth[name][:, 1:], atol=2e-5)
-            np.testing.assert_allclose(relevance[kind][layer], estimate[name], atol=2e-5)
-    assert float(jnp.abs(found["mlp/out"]).max()) > 0.05
-    heads = layer_attributions(layers, corrupted, metric, layer_arrays(layers, clean, ("attn/z", "attn/out")))
+            np.testing.assert_allclose(fills[kind][layer], named[name], atol=1e-5)
+            np.testing.assert_allclose(effects[kind][layer], truth[name][:, 1:], atol=2e-5)
+    assert float(jnp.abs(effects["mlp/out"]).max()) > 0.05
+
+
+def test_their_attributions_are_those_of_the_whole_model(given, effects):
+    model, layers, fills, named = given
+    estimate = summed(attribute(model, CORRUPTED, METRIC, named, method="gradient", rules=RELEVANCE, guard=False))
+    relevance = layer_attributions(layers, CORRUPTED, METRIC, fills, RELEVANCE)
+    for kind in KINDS:
+        for layer in range(2):
+            np.testing.assert_allclose(relevance[kind][layer], estimate[f"blocks/{layer}/{kind}"], atol=2e-5)
+    assert float(jnp.abs(effects["mlp/out"] - relevance["mlp/out"][..., 1:]).max()) > 1e-3, (
+        "an estimate, not the effect"
+    )
+
+
+def test_heads_of_stacked_layers_add_up_to_what_attention_writes(given):
+    _, layers, _, _ = given
+    heads = layer_attributions(layers, CORRUPTED, METRIC, layer_arrays(layers, CLEAN, ("attn/z", "attn/out")))
     assert heads["attn/z"].shape == (2, 2, 4, 4)
     np.testing.assert_allclose(heads["attn/z"].sum(axis=-1), heads["attn/out"], atol=2e-5)
-    assert float(jnp.abs(found["mlp/out"] - relevance["mlp/out"][..., 1:]).max()) > 1e-3, "an estimate, not the effect"
 
 
 def test_one_array_of_one_layer_is_set():

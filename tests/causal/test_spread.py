@@ -22,6 +22,7 @@ from jaxinterp.models.run import run
 from jaxinterp.training.mesh import make_mesh, place_model
 from tests.causal.das_worker import arrays
 from tests.causal.toys import small_transformer
+from tests.training.hosted import QUICK
 
 SITE = "blocks/0/resid/post"
 DIRECTION = jnp.asarray(np.random.default_rng(0).normal(size=16), jnp.float32)
@@ -57,15 +58,20 @@ def test_a_subject_spread_over_two_devices_gives_the_same():
     assert np.abs(numbers[1]).max() > 0.05
 
 
+MESHES = ("data=2,model=4", "data=8")
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("mesh", ["data=2,model=4", "data=8"])
-def test_das_and_lineas_on_two_processes_are_those_of_one(tmp_path, mesh):
-    command = [sys.executable, "-m", "experiments.launch", "2", "tests.causal.das_worker", str(tmp_path), mesh]
-    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=4", "JAX_PLATFORMS": "cpu"}
+def test_das_and_lineas_on_two_processes_are_those_of_one(tmp_path):
+    """On two meshes, one after the other in the same processes."""
+    command = [sys.executable, "-m", "experiments.launch", "2", "tests.causal.das_worker", str(tmp_path), *MESHES]
+    flags = {"XLA_FLAGS": f"{QUICK} --xla_force_host_platform_device_count=4", "JAX_PLATFORMS": "cpu"}
     done = subprocess.run(command, env=os.environ | flags, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert "2 processes, 8 devices" in done.stdout
-    found, alone = np.load(tmp_path / "result.npz"), arrays()
-    assert set(found) == set(alone) and len(alone) > 4
-    for name, value in alone.items():
-        np.testing.assert_allclose(found[name], value, rtol=1e-3, atol=1e-4, err_msg=name)
+    alone = arrays()
+    for mesh in MESHES:
+        found = np.load(tmp_path / f"{mesh}.npz")
+        assert set(found) == set(alone) and len(alone) > 4
+        for name, value in alone.items():
+            np.testing.assert_allclose(found[name], value, rtol=1e-3, atol=1e-4, err_msg=f"{mesh}: {name}")

@@ -11,7 +11,7 @@ import pytest
 COLAB = Path(__file__).parents[2] / "colab"
 
 
-@pytest.fixture(params=["first_steps", "causes"])
+@pytest.fixture(params=["first_steps", "causes", "public_dictionary", "tpu"])
 def first_cell(request, monkeypatch, tmp_path):
     """Runs the cell in a folder; the words after `pip install --quiet`."""
     notebook = nbformat.read(COLAB / f"{request.param}.ipynb", as_version=4)

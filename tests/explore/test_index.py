@@ -212,7 +212,7 @@ def test_an_export_is_scripts_of_json_and_the_page(explorer, tmp_path):
         export(explorer, tmp_path / "site")
 
 
-def test_ablation_steering_and_own_text_in_numbers(explorer, subject, dictionary):
+def test_your_own_text_token_by_token(explorer, subject, dictionary):
     text = "abcab"
     found = explorer.fires_on(text)
     codes = np.asarray(dictionary.encode(run(subject.model, subject.tokens(text))["blocks/1/mlp/in"]).dense())[0]
@@ -222,17 +222,22 @@ def test_ablation_steering_and_own_text_in_numbers(explorer, subject, dictionary
         assert fires[0][1] == pytest.approx(np.abs(codes[at]).max(), rel=1e-2)
     one = found["features"][0]
     np.testing.assert_allclose(one["values"], codes[:, one["i"]], rtol=1e-2, atol=1e-4)
-    strongest = one["i"]
-    still = explorer.steered("abc", strongest, 0.0, 5, 0.0, 0)
-    moved = explorer.steered("abc", strongest, 10.0, 5, 0.0, 0)
-    assert still["kl"] == 0 and still["agrees"] and still["plain"] == still["steered"] == moved["plain"]
-    vector = moved["amount"] * np.asarray(dictionary.decoder[strongest])
-    edits = {"blocks/1/mlp/out": lambda y: y + vector}
-    log_q, log_p = (
-        np.asarray(run(subject.model, subject.tokens("abc"), edits=e).logits[0, -1], np.float64) for e in ({}, edits)
-    )
+
+
+def test_the_kl_of_steering_is_that_of_both_distributions(explorer, subject, dictionary):
+    feature = int(np.argmax(explorer.index.sums.fired))
+    still = explorer.steered("abc", feature, 0.0, 3, 0.0, 0)
+    moved = explorer.steered("abc", feature, 10.0, 3, 0.0, 0)
+    assert still["kl"] < 1e-5 and still["agrees"] and still["plain"] == still["steered"] == moved["plain"]
+    vector = moved["amount"] * np.asarray(dictionary.decoder[feature])
+    tokens, edits = subject.tokens("abc"), {"blocks/1/mlp/out": lambda y: y + vector}
+    log_q, log_p = (np.asarray(run(subject.model, tokens, edits=e).logits[0, -1], np.float64) for e in ({}, edits))
     log_q, log_p = (x - np.log(np.exp(x).sum()) for x in (log_q, log_p))
     assert moved["kl"] == pytest.approx(float((np.exp(log_q) * (log_q - log_p)).sum()), rel=1e-2) and moved["kl"] > 0.01
+    assert moved["after"][0][1] == pytest.approx(np.exp(log_p).max(), rel=1e-2)
+
+
+def test_an_effect_is_measured_once(explorer):
     busiest = int(np.argmax(explorer.index.sums.fired))
     effect = explorer.effect(busiest)
     assert effect["where_fires"] is not None and sum(effect["tokens"]) == 8 * (SEQ - 1)

@@ -46,16 +46,31 @@ SIZES = {"site": MLP, "steps": 4, "rows": 128, "batch_size": 64, "buffer_batches
 TOKENS = jnp.asarray(np.stack([text()[index]["tokens"] for index in range(64)]))
 
 
+APART = ("apart",)
+"""Compared by themselves, so that no one test takes the time of all."""
+
+
+def compared(names, **options):
+    given = {name: METHODS[name] for name in names}
+    return compare(given, subject(), text(), text(), **SIZES, effect=AMONG_TEN, progress=False, **options)
+
+
 @pytest.fixture(scope="module")
 def one():
-    return compare(METHODS, subject(), text(), text(), **SIZES, effect=AMONG_TEN, progress=False)
+    return compared([name for name in METHODS if name not in APART])
 
 
-def test_each_is_the_same_on_two_by_four_devices(one):
-    mesh = make_mesh(2, 4)
-    many = compare(METHODS, subject(), text(), text(), **SIZES, effect=AMONG_TEN, progress=False, mesh=mesh)
-    assert [row["method"] for row in many.rows] == list(METHODS)
-    for name in METHODS:
+@pytest.fixture(scope="module")
+def apart():
+    return compared(APART)
+
+
+@pytest.mark.parametrize("of", ["one", "apart"])
+def test_each_is_the_same_on_two_by_four_devices(request, of):
+    one = request.getfixturevalue(of)
+    many = compared(one.fits, mesh=make_mesh(2, 4))
+    assert [row["method"] for row in many.rows] == list(one.fits)
+    for name in one.fits:
         leaves = named_leaves(many.fits[name].decomposition)
         for leaf, array in named_leaves(one.fits[name].decomposition).items():
             np.testing.assert_allclose(leaves[leaf], array, rtol=1e-3, atol=1e-4, err_msg=f"{name}: {leaf}")
@@ -82,8 +97,8 @@ def test_the_objective_is_huber_s(one):
     assert last["loss"] == pytest.approx(last["huber"], rel=0.05), "the same number, averaged in another way"
 
 
-def test_the_term_is_the_mean_squared_cosine(one):
-    learned, batch, _ = rows_and_dictionary(one, "apart")
+def test_the_term_is_the_mean_squared_cosine(apart):
+    learned, batch, _ = rows_and_dictionary(apart, "apart")
     value, _ = overlap()(learned, batch, Forward(None, batch.targets, jax.random.key(0), None))
     rows = np.asarray(learned.decoder, np.float64)
     unit = rows / np.linalg.norm(rows, axis=1, keepdims=True)
@@ -91,7 +106,7 @@ def test_the_term_is_the_mean_squared_cosine(one):
     assert float(value) == pytest.approx(expected, rel=1e-4)
     loss, metrics = objective(learned, batch, jax.random.key(0))
     assert float(loss) == pytest.approx(float(metrics["fvu"].value()) + 3 * expected, rel=1e-4)
-    assert {"fvu", "overlap"} <= one.fits["apart"].history[0].keys()
+    assert {"fvu", "overlap"} <= apart.fits["apart"].history[0].keys()
 
 
 def test_the_method_s_step_is_lloyd_s():

@@ -6,15 +6,17 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from benchmarks.fuzz import FORBIDDEN, SPARE, Report, Seed, _one, fuzz, watched
 
 
-def test_mutated_files_are_refused_in_words() -> None:
+@pytest.mark.parametrize("seed", [11, 12])
+def test_mutated_files_are_refused_in_words(seed) -> None:
     without_exec = tuple(event for event in FORBIDDEN if event != "exec")  # the checks of types in tests use it
-    report = fuzz(200, seed=11, forbidden=without_exec)
+    report = fuzz(100, seed=seed, forbidden=without_exec)
     assert not report.failures
-    assert report.refused.total() > 60 and report.read.total() > 20
+    assert report.refused.total() > 30 and report.read.total() > 10
     assert report.largest < SPARE
 
 

@@ -27,6 +27,7 @@ CASES = [
     pytest.param(name, shape, dtype, id=f"{name}-{shape}-{dtype.__name__}", marks=marks(name))
     for name in NAMES
     for number, shape in enumerate(SHAPES)
+    if not (name.startswith("mosaic") and shape[2] == 1000)  # its interpreter takes milliseconds a row
     for dtype in (DTYPES if ":" not in name else DTYPES[number % 2 : number % 2 + 1])  # interpreters are slow
 ]
 
@@ -153,6 +154,8 @@ def test_one_feature_may_have_every_token(name):
 @settings(max_examples=4, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.integers(1, 40), st.integers(1, 40), st.integers(1, 60), st.integers(0, 2**31), st.data())
 def test_small_shapes_of_any_kind(name, tokens, width, features, seed, data):
+    if name.startswith("mosaic"):
+        tokens, features = min(tokens, 3), min(features, 9)
     k = data.draw(st.integers(1, features))
     shape = (tokens, width, features, k)
     rng = np.random.default_rng(seed)

@@ -126,3 +126,18 @@ def test_without_mosaic_the_reason_is_told(monkeypatch):
         with pytest.raises(UserError, match="too old for Mosaic GPU kernels"):
             dispatch.find("mosaic_gpu", "gather_sum", **SHAPE)
     dispatch.choose.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("without", "chosen"),
+    [("mosaic_gpu", "pallas_gpu"), ("mosaic_gpu,pallas_gpu", "xla"), ("pallas_gpu", "mosaic_gpu")],
+)
+def test_kernels_can_be_left_out(monkeypatch, caplog, without, chosen):
+    if chosen == "mosaic_gpu" and TOO_OLD:
+        pytest.skip(str(TOO_OLD))
+    monkeypatch.setenv("JAXINTERP_WITHOUT", without)
+    dispatch.choose.cache_clear()
+    with on("NVIDIA H200"), caplog.at_level("INFO", logger="jaxinterp.kernels"):
+        assert dispatch.choose("gather_sum", "gpu", "NVIDIA H200", **SHAPE) == chosen
+    dispatch.choose.cache_clear()
+    assert ("mosaic_gpu: JAXINTERP_WITHOUT names it" in caplog.text) == (chosen != "mosaic_gpu")

@@ -39,23 +39,6 @@ def train(method, draw, sites, *, steps, batch_size, seed):
     return trained[0], metrics[0]
 
 
-def train_on_samples(method, samples, seed, *, steps=6000, batch_size=256):
-    """`train` with batches drawn from fixed samples."""
-
-    def draw(key, size):
-        return {"x": samples[jax.random.randint(key, (size,), 0, len(samples))]}
-
-    return train(method, draw, Sites("x", "x"), steps=steps, batch_size=batch_size, seed=seed)
-
-
-@cache
-def recovered(method, seed=0, steps=3000):
-    """(mean matched cosine with the plant, dictionary, late metrics)."""
-    rows, samples = planted_dictionary(seed)
-    dictionary, metrics = train_on_samples(method, samples, seed, steps=steps)
-    return mcc(rows, dictionary.decoder), dictionary, metrics
-
-
 @cache
 def subject():
     return load("tiny")
@@ -98,6 +81,13 @@ def trained_on_plants(method, seeds, steps=6000):
         method, draw, [samples for _, samples in plants], Sites("x", "x"), steps=steps, batch_size=256, seed=seeds[0]
     )
     return [rows for rows, _ in plants], trained, metrics
+
+
+@cache
+def recovered(method, seed=0, steps=3000):
+    """(mean matched cosine with the plant, dictionary, late metrics); all seeds have one program in the cache."""
+    (rows,), (dictionary,), (metrics,) = trained_on_plants(method, (seed,), steps)
+    return mcc(rows, dictionary.decoder), dictionary, metrics
 
 
 def recovery(method, seeds):

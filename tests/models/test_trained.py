@@ -42,7 +42,7 @@ def test_it_reproduces_its_stated_loss_on_its_heldout_documents(recipe):
 
 
 def test_every_mlp_matters_to_that_loss(subject, recipe):
-    corpus = read_token_file(bilinear_path() / "heldout.npy", subject.tokenizer, max_tokens=4096)
+    corpus = read_token_file(bilinear_path() / "heldout.npy", subject.tokenizer, max_tokens=2048)
     text = windows(corpus, 256)
     whole = language_loss(subject.model, text)["ce"]
     for layer in range(4):

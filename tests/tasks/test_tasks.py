@@ -15,7 +15,7 @@ import pytest
 from jaxinterp import save
 from jaxinterp.core.batch import Sites
 from jaxinterp.decompositions.activations import TopK
-from tests.decompositions.test_dictionary import random_dictionary
+from tests.helpers import random_dictionary
 
 FOLDER = Path(__file__).parent
 TASKS = ("student", "auditor", "writer")

@@ -6,6 +6,9 @@ import numpy as np
 from jaxinterp.methods import SkipTranscoder
 
 METHOD = SkipTranscoder(features=64, k=4, dead_after=500, learning_rate=3e-3)
+QUICK = "--xla_backend_optimization_level=0"
+"""Processes of tests compile for themselves, and programs are small: the compiler need not optimise for them."""
+
 SIZES = {"site": "blocks/1/mlp", "steps": 20, "batch_size": 256, "buffer_batches": 4, "log_every": 5}
 
 

@@ -18,10 +18,7 @@ from jaxinterp.core.trees import named_leaves
 from jaxinterp.models.load import load
 from jaxinterp.training.fit import fit
 from jaxinterp.training.hosts import VARIABLE, check_agreement, join
-from tests.training.hosted import METHOD, SIZES, text
-
-QUICK = "--xla_backend_optimization_level=0"
-"""Processes compile for themselves, and programs are small: the compiler need not optimise for them."""
+from tests.training.hosted import METHOD, QUICK, SIZES, text
 
 
 def of_devices(count):
@@ -64,14 +61,6 @@ def finished(run):
     out, error = run.communicate(timeout=300)
     assert run.returncode == 0, error
     return out, error
-
-
-@pytest.mark.slow
-def test_two_processes_with_the_model_spread_are_one(alone, tmp_path):
-    """Invariant 5, on data=2,feature=2,model=2; without the model's axis: the tests of resumed runs below."""
-    out, _ = finished(launch(2, tmp_path / "run", "data=2,feature=2,model=2"))
-    assert "2 processes, 8 devices" in out
-    is_the_same(alone, tmp_path / "run")
 
 
 @pytest.mark.slow
@@ -142,11 +131,14 @@ def test_the_launcher_runs_a_whole_experiment(tmp_path, experiment, text, code):
 
 @pytest.mark.slow
 def test_another_number_of_processes_continues(alone, tmp_path):
-    """Invariant 5. Two processes stop at step 10, four go on, on another mesh, and are one process in the end.
+    """Invariant 5. Two processes with the model spread stop at step 10 and are one process so far; four go on, on
+    another mesh, and are one process in the end.
 
     Of the four, two read the same rows of every batch; logs and result are the first one's.
     """
-    finished(launch(2, tmp_path / "run", "data=4,feature=2", 20, 10))
+    halfway = fit(METHOD, load("tiny"), text(), **SIZES, stop_after=10)
+    finished(launch(2, tmp_path / "run", "data=2,feature=2,model=2", 20, 10))
+    is_the_same(halfway, tmp_path / "run")
     assert (tmp_path / "run" / "checkpoints" / "10").is_dir()
     out, _ = finished(launch(4, tmp_path / "run", "data=2,feature=4"))
     assert "4 processes, 8 devices" in out
@@ -157,7 +149,7 @@ def test_another_number_of_processes_continues(alone, tmp_path):
 def test_two_processes_are_one_and_damage_that_one_alone_sees_is_passed_over_by_both(alone, tmp_path):
     """Invariant 5; then the second process's part of the newest checkpoint is gone, and both go on from the one before.
 
-    None waits for the other.
+    None waits for the other. They go on with the data spread over four, the features over two.
     """
     out, _ = finished(launch(2, tmp_path / "run", "data=2,feature=4", 20))
     assert "2 processes, 8 devices" in out
@@ -167,7 +159,7 @@ def test_two_processes_are_one_and_damage_that_one_alone_sees_is_passed_over_by_
     (tmp_path / "run" / "log.jsonl").unlink()
     (tmp_path / "run" / "result.npz").unlink()
     started = time.monotonic()
-    _, error = finished(launch(2, tmp_path / "run", "data=2,feature=4", 20))
+    _, error = finished(launch(2, tmp_path / "run", "data=4,feature=2", 20))
     assert "step 20 in" in error and "continues from step 15" in error, error
     assert time.monotonic() - started < 150, "Orbax's barriers wait for five minutes"
     found = np.load(tmp_path / "run" / "result.npz")

@@ -37,5 +37,3 @@ def test_what_is_said_is_what_is_held(text, capsys, monkeypatch):
     assert needed["buffer"] == held(result.state.buffer) > 3 * 64 * 2 * 64 * 4 - 1
     assert needed["step"] == 64 * 2 * 64 * 4
     assert said(needed) in capsys.readouterr().out
-    fit(Transcoder(features=32, k=4), subject, train, site="blocks/1/mlp", **size, progress=False)
-    assert capsys.readouterr().out == ""

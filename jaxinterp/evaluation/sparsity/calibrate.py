@@ -26,7 +26,7 @@ from jaxinterp.core.errors import UserError
 from jaxinterp.core.promotion import ordinary
 from jaxinterp.data.activations import READ, on_device
 from jaxinterp.models.run import run
-from jaxinterp.training.mesh import over_data, replicated
+from jaxinterp.training.mesh import check_spread, fetch, over_data, place_model
 
 BUCKETS = 2**15
 
@@ -91,25 +91,33 @@ def calibrate(
     Args:
       batches: {"tokens", "weight"}, each `[batch, seq]`.
       wanted: by a name of your own, an array of the model and the score whose quantiles are wanted.
-      mesh: spread the windows of every batch over its `data` axis.
+      mesh: spread the windows of every batch over its `data` axis. Of several processes all must call this together,
+        with the same batches: each reads the windows of its own devices, and all get the sums over all windows.
     Raises:
-      UserError: there is no batch, or no token has weight.
+      UserError: there is no batch, no token has weight, or the windows of a batch cannot be spread evenly.
 
     Example:
       calibrate(model, batches, {"teal": ("blocks/3/mlp/hidden", BySize())})["teal"].mean_square()
     """
     found: dict[str, Summary] | None = None
     if mesh is not None:
-        model = jax.device_put(model, replicated(mesh))
+        model = place_model(model, mesh)
     for batch in batches:
-        arrays = on_device(batch, READ)
-        if mesh is not None:
-            arrays = jax.device_put(arrays, over_data(mesh))
-        part = jax.tree.map(_wide, jax.device_get(_batch(model, arrays, dict(wanted))))
+        if mesh is None:
+            arrays = on_device(batch, READ)
+        else:
+            count = len(batch["tokens"])
+            check_spread("windows of a batch", count, count, mesh, "data")
+            arrays = {name: _spread(np.asarray(batch[name]), mesh) for name in READ}
+        part = jax.tree.map(_wide, jax.device_get(fetch(_batch(model, arrays, dict(wanted)))))
         found = part if found is None else {name: found[name] + part[name] for name in found}
     if found is None or not all(float(summary.tokens) for summary in found.values()):
         raise UserError("no token of the calibration text has weight: give longer documents, or more windows.")
     return found
+
+
+def _spread(array: np.ndarray, mesh: Any) -> Array:
+    return jax.make_array_from_callback(array.shape, over_data(mesh), lambda index: array[index])
 
 
 @eqx.filter_jit

@@ -1,5 +1,9 @@
 """Streaming statistics against NumPy on the whole array; sums that add over parts and devices."""
 
+import os
+import subprocess
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,9 +12,11 @@ import pytest
 from jaxinterp.core.errors import UserError
 from jaxinterp.evaluation.sparsity.calibrate import calibrate, quantile, summarise
 from jaxinterp.models.leave_out import BySize
+from jaxinterp.models.load import load
 from jaxinterp.models.run import run
 from jaxinterp.models.transformer import TransformerConfig, initialise
 from jaxinterp.training.mesh import make_mesh
+from tests.evaluation.sparsity import calibrate_worker
 
 SIZES = {"vocab_size": 20, "d_model": 8, "layers": 1, "heads": 1, "kv_heads": 1, "head_dim": 8, "d_mlp": 12}
 HIDDEN, PRE = "blocks/0/mlp/hidden", "blocks/0/mlp/pre"
@@ -62,6 +68,38 @@ def test_statistics_are_the_same_on_eight_devices_and_in_two_halves(model):
             np.testing.assert_allclose(other.square, whole[name].square, rtol=1e-6)
             assert other.tokens == whole[name].tokens
         assert (parts[0][name].histogram != whole[name].histogram).any()  # broken: half the text
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mesh", ["data=8", "data=2,model=4"])
+def test_two_processes_sum_what_one_does(tmp_path, mesh):
+    """Every process gets the sums over the whole text, not those over its own windows."""
+    command = [sys.executable, "-m", "experiments.launch", "2", "tests.evaluation.sparsity.calibrate_worker"]
+    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=4", "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run(
+        [*command, str(tmp_path), mesh], env=os.environ | flags, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    assert "2 processes, 8 devices" in done.stdout
+    alone = calibrate_worker.sums()
+    assert float(alone["hidden.tokens"]) == 80 and len(alone) == 10
+    for process in range(2):
+        found = np.load(tmp_path / f"{process}.npz")
+        assert set(found) == set(alone)
+        for name, value in alone.items():
+            if "histogram" in name:  # a score at a bucket's edge may fall on its other side: programs round differently
+                assert found[name].sum() == value.sum() and np.abs(found[name] - value).sum() < 0.02 * value.sum()
+            else:
+                np.testing.assert_allclose(found[name], value, rtol=1e-4, atol=1e-4, err_msg=name)
+    half = calibrate(load("tiny").model, [{k: v[:4] for k, v in calibrate_worker.windows(0).items()}],
+                     {"hidden": (calibrate_worker.HIDDEN, BySize())})["hidden"]  # fmt: skip
+    assert not np.allclose(half.square, alone["hidden.square"], rtol=0.1)  # broken: its own windows alone
+
+
+def test_windows_that_cannot_be_spread_are_refused(model):
+    batch = {name: array[:6] for name, array in windows(0).items()}
+    with pytest.raises(UserError, match=r"windows of a batch=6"):
+        calibrate(model, [batch], WANTED, mesh=make_mesh(8))
 
 
 def test_quantiles_of_a_known_distribution():

@@ -70,12 +70,18 @@ def test_as_a_decomposition_it_computes_the_mlp_of_its_parts():
             np.testing.assert_array_equal(codes.values[:, at : at + 6] != 0, g["up_proj"].lower > 0)
 
 
-def test_it_is_trained_through_fit_and_has_a_row():
-    method = StochasticParameters(TARGET, parts=8, learning_rate=3e-3, coefficients=Coefficients(importance=1e-3))
-    result = fit(method, subject(), text(), site=SITE, steps=10, batch_size=256, buffer_batches=2, log_every=5)
+THROUGH_FIT = StochasticParameters(TARGET, parts=8, learning_rate=3e-3, coefficients=Coefficients(importance=1e-3))
+
+
+@pytest.fixture(scope="module")
+def result():
+    return fit(THROUGH_FIT, subject(), text(), site=SITE, steps=10, batch_size=256, buffer_batches=2, log_every=5)
+
+
+def test_it_is_trained_through_fit_and_has_a_row(result):
     mean = jnp.zeros(subject().model.blocks[1].mlp.down_proj.weight.shape[1])
     found = as_decomposition(result.decomposition, subject().model, SITE, mean)
     row = score(found, subject(), text(), tokens=256, ce_tokens=256)
     assert np.isfinite(row["fvu"]) and row["l0"] > 0 and np.isfinite(row["ce_replaced"])
     with pytest.raises(UserError, match="the target is 'blocks/1/mlp'"):
-        method.needs("blocks/0/mlp")
+        THROUGH_FIT.needs("blocks/0/mlp")

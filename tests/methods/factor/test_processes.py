@@ -11,14 +11,14 @@ from jaxinterp.core.trees import named_leaves
 from jaxinterp.models.load import load
 from jaxinterp.training.fit import fit
 from tests.methods.factor.process_worker import runs
-from tests.training.hosted import text
+from tests.training.hosted import QUICK, text
 
 
 @pytest.mark.slow
 def test_two_processes_are_one_for_every_lifter(tmp_path):
     """Invariant 5. Directions have free signs: what is compared is their square."""
     command = [sys.executable, "-m", "experiments.launch", "2", "tests.methods.factor.process_worker", str(tmp_path)]
-    given = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=4", "JAX_PLATFORMS": "cpu"}
+    given = os.environ | {"XLA_FLAGS": f"{QUICK} --xla_force_host_platform_device_count=4", "JAX_PLATFORMS": "cpu"}
     done = subprocess.run(command, env=given, capture_output=True, text=True, timeout=400, check=False)
     assert done.returncode == 0, done.stderr
     assert "2 processes, 8 devices" in done.stdout

@@ -1,13 +1,14 @@
 """How many public dictionaries can be read, on models that can be loaded: `python -m jaxinterp.interchange.count`.
 
-For every release of SAELens's directory, tiny files of every shape that its entries have are written (`samples.py`) and
-read by the path that the directory gives; and for every model a small one of its own configuration is written
-(`public_models.py`) and loaded with random weights. An entry counts where both hold. `--releases` prints every release
-with its evidence, `--snapshot` writes the names anew from an installed SAELens.
+For every release of SAELens's directory, tiny files are written (`samples.py`) for every combination of values that its
+entries have in the YAML (`values_of`), and read by the path that the directory gives; and for every model a small one
+of its own configuration is written (`public_models.py`) and loaded with random weights. Entries count where both hold.
+`--releases` prints every release with its evidence, `--snapshot` writes the names anew from an installed SAELens.
 """
 
 import argparse
 import json
+import re
 import tempfile
 import warnings
 from collections import Counter, defaultdict
@@ -25,30 +26,76 @@ from jaxinterp.interchange import releases as names
 from jaxinterp.interchange.formats import read_place
 from jaxinterp.interchange.public_models import MODELS, SAME, shrunken
 from jaxinterp.interchange.releases import Entry, Release, directory, place
-from jaxinterp.interchange.samples import shape_of, write_sample
+from jaxinterp.interchange.samples import shape_of, values_of, write_sample
 from jaxinterp.models.files.wanted import wanted_tensors
 from jaxinterp.models.load import load
 from jaxinterp.models.run import run
 
+CLASSES = {
+    **{"AutoEncoder": "AutoEncoder", "AutoEncoderTopK": "AutoEncoderTopK", "BatchTopKSAE": "BatchTopKSAE"},
+    **{"GatedAutoEncoder": "GatedAutoEncoder", "MatryoshkaBatchTopKSAE": "MatryoshkaBatchTopKSAE"},
+}
+GEMMA_3 = {
+    **{"resid_post": "gs2-res", "attn_out": "gs2-att", "mlp_out": "gs2-mlp", "transcoder": "gs2-transcoder"},
+    "transcoder, affine": "gs2-affine",
+}
 GOLDENS = {
     **{"gemma_2": "goldens/gemma-scope-2b-pt-res", "gemma_2_transcoder": "goldens/gemma-scope-2b-pt-res"},
-    **{"gemma_3": "goldens_public/gs2-*", "dictionary_learning_1": "goldens/dictionary_learning-*"},
     **{"qwen_scope": "goldens_public/qwen-scope", "llama_scope": "goldens_public/llama-scope"},
-    **{"llama_scope_r1_distill": "goldens_public/llama-scope-r1", "saelens": "goldens/saelens-*"},
+    "llama_scope_r1_distill": "goldens_public/llama-scope-r1",
     **{"mwhanna_transcoder": "goldens_public/tracer-relu", "goodfire": "goldens_public/goodfire"},
     **{"mntss_clt_layer_transcoder": "goldens_public/tracer-clt", "connor_rob_hook_z": "goldens_public/hook-z"},
     **{"deepseek_r1": "goldens_public/deepseek-r1"},
 }
-"""Which goldens of tests/interchange, made by the peers' own code, a loader's format has."""
+"""Which golden of tests/interchange, made by the peer's own code, has a loader's layout."""
+
+
+def golden_of(release: Release, entry: Entry) -> str:
+    """The golden, made by the peer's own code, whose layout and computation an entry has; "" where there is none."""
+    shape = shape_of(release, entry)
+    if release.loader == "gemma_3":
+        return f"goldens_public/{GEMMA_3[shape]}" if shape in GEMMA_3 else ""
+    if release.loader == "dictionary_learning_1":
+        return f"goldens/dictionary_learning-{CLASSES[shape]}" if shape in CLASSES else ""
+    if release.loader == "saelens":
+        if "normalize_activations" in release.overrides:
+            return f"goldens_public/saelens-{release.overrides['normalize_activations']}"
+        kind = "old-topk" if "v5" in release.name else "jumprelu" if "matryoshka" in release.name else "old-relu"
+        return "goldens_public/saelens-layer_norm" if kind == "old-topk" else f"goldens/saelens-{kind}"
+    return GOLDENS.get(release.loader, "")
+
+
+HOOKS = {
+    **{"hook_resid_pre": "resid/pre", "hook_resid_mid": "resid/mid", "hook_resid_post": "resid/post"},
+    **{"hook_attn_out": "attn/out", "hook_mlp_out": "mlp/out", "hook_z": "attn/z"},
+}
+
+
+def misplaced(entry: Entry, site: str) -> str | None:
+    """Why a site contradicts the layer and the hook in an entry's name or path; None where it does not."""
+    text = f"{entry.name} {entry.path}"
+    layer = re.search(r"(?:layer_|blocks\.|layer|/L|-L|^W_enc_|^l)(\d+)", text)
+    layer = layer or re.search(r"_l(\d+)|^(\d+)$", entry.path)
+    if layer is not None and f"/{next(filter(None, layer.groups()))}/" not in f"/{site}/":
+        return f"it was put at {site}, and its name says layer {layer[1]}"
+    hook = re.search("|".join(HOOKS), entry.name)
+    if hook and not site.endswith(HOOKS[hook[0]]) and not (hook[0] == "hook_mlp_out" and site.endswith("mlp/added")):
+        return f"it was put at {site}, and its name says {hook[0]}"
+    return None
 
 
 @dataclass(frozen=True)
 class Found:
-    """One release: entries, how many can be read, why others cannot, and whether its model loads (else why not)."""
+    """One release: entries, how many can be read, why others cannot, and whether its model loads (else why not).
+
+    `values`: of its YAML, that samples were made of and read; `goldens`: of the peers' own code for such files.
+    """
 
     release: Release
     readable: int
-    shapes: int
+    samples: int
+    values: tuple[str, ...]
+    goldens: tuple[str, ...]
     reasons: tuple[str, ...]
     model: str | None
 
@@ -75,7 +122,10 @@ def try_entry(release: Release, entry: Entry, root: Path, model: Path | None = N
         return str(error)
     if not np.all(np.isfinite(np.asarray(found(jnp.ones((2, found.encoder.shape[1])))))):
         return "its outputs are not finite"
-    return None
+    if entry.scale is not None and release.loader == "saelens" and not np.isclose(found.input_scale, 1 / entry.scale):
+        return f"norm_scaling_factor={entry.scale} was not used"
+    site = found.sites.reads
+    return misplaced(entry, site if isinstance(site, str) else site[0])
 
 
 def try_model(name: str, root: Path) -> str | None:
@@ -109,16 +159,21 @@ def count(releases: Mapping[str, Release]) -> list[Found]:
         folders = {release.model: root / "models" / release.model.replace("/", "--") for release in releases.values()}
         models = {name: try_model(name, folder) for name, folder in folders.items()}
         for release in releases.values():
-            shapes: dict[str, list[Entry]] = defaultdict(list)
+            alike: dict[tuple[str, ...], list[Entry]] = defaultdict(list)
             for entry in release.entries.values():
-                shapes[shape_of(release, entry)].append(entry)
-            reasons, readable = [], 0
-            for number, (_, entries) in enumerate(shapes.items()):
+                alike[values_of(release, entry)].append(entry)
+            reasons, readable, read_values, goldens = [], 0, {}, {}
+            for number, (values, entries) in enumerate(alike.items()):
                 model = folders[release.model] if models[release.model] is None else None
                 reason = try_entry(release, entries[0], root / f"{release.name}-{number}", model)
                 readable += len(entries) if reason is None else 0
-                reasons += [] if reason is None else [reason.replace(str(root), "")]
-            found.append(Found(release, readable, len(shapes), tuple(reasons), models[release.model]))
+                if reason is None:
+                    read_values |= dict.fromkeys(values)
+                    goldens[golden_of(release, entries[0])] = None
+                else:
+                    reasons.append(reason.replace(str(root), ""))
+            seen = (tuple(read_values), tuple(goldens))
+            found.append(Found(release, readable, len(alike), *seen, tuple(reasons), models[release.model]))
     return found
 
 
@@ -149,8 +204,8 @@ def main() -> None:
     if arguments.releases:
         print("\n| release | dictionaries | readable | evidence | model |\n|---|---|---|---|---|")
         for each in found:
-            golden = GOLDENS.get(each.release.loader, "none")
-            said = "; ".join(each.reasons)[:160] or f"{each.shapes} generated shapes read, golden {golden}"
+            said = f"{each.samples} samples read with {'; '.join(each.values)}. Golden: {', '.join(each.goldens)}"
+            said = said.replace("|", "/") + "".join(f". Not: {reason[:160]}" for reason in each.reasons)
             loaded = "loads" if each.model is None else each.model[:120]
             print(f"| {each.release.name} | {len(each.release.entries)} | {each.readable} | {said} | {loaded} |")
     total, good = sum(len(each.release.entries) for each in found), sum(each.counted for each in found)

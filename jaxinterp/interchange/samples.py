@@ -51,6 +51,22 @@ def shape_of(release: Release, entry: Entry) -> str:
     return release.loader
 
 
+def values_of(release: Release, entry: Entry) -> tuple[str, ...]:
+    """Every value of SAELens's YAML that says how an entry is read: what entries of one sample must have in common.
+
+    Numbers in names and paths are left out: layers, widths, sparsities. Links, dashboards and measures are not read.
+    """
+    said = [f"{release.loader} {shape_of(release, entry)}", f"name {_pattern(entry.name)}"]
+    said += [] if entry.path == entry.name else [f"path {_pattern(entry.path)}"]
+    said += [] if entry.scale is None else ["norm_scaling_factor"]
+    return (*said, *(f"{name}={json.dumps(value)}" for name, value in sorted(release.overrides.items())))
+
+
+def _pattern(text: str) -> str:
+    """A name with its numbers and sizes left out."""
+    return re.sub(r"small|medium|big", "#", re.sub(r"\d+", "#", text))
+
+
 def _class(release: Release) -> str:
     """Which class of dictionary_learning the trainers of a release make."""
     text = f"{release.name} {release.repository} {next(iter(release.entries.values())).path}".lower()

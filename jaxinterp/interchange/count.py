@@ -165,7 +165,9 @@ def count(releases: Mapping[str, Release]) -> list[Found]:
             alike: dict[tuple[str, ...], list[Entry]] = defaultdict(list)
             for entry in release.entries.values():
                 alike[values_of(release, entry)].append(entry)
-            reasons, readable, read_values, goldens = [], 0, {}, {}
+            reasons, readable = [], 0
+            read_values: dict[str, None] = {}
+            goldens: dict[str, None] = {}
             for number, (values, entries) in enumerate(alike.items()):
                 model = folders[release.model] if models[release.model] is None else None
                 reason = try_entry(release, entries[0], root / f"{release.name}-{number}", model)

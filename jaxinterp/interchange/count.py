@@ -26,7 +26,7 @@ from jaxinterp.interchange import releases as names
 from jaxinterp.interchange.formats import read_place
 from jaxinterp.interchange.public_models import MODELS, SAME, shrunken
 from jaxinterp.interchange.releases import Entry, Release, directory, place
-from jaxinterp.interchange.samples import shape_of, values_of, write_sample
+from jaxinterp.interchange.samples import OWN_SCALE, shape_of, values_of, write_sample
 from jaxinterp.models.files.wanted import wanted_tensors
 from jaxinterp.models.load import load
 from jaxinterp.models.run import run
@@ -61,7 +61,9 @@ def golden_of(release: Release, entry: Entry) -> str:
         if "normalize_activations" in release.overrides:
             return f"goldens_public/saelens-{release.overrides['normalize_activations']}"
         kind = "old-topk" if "v5" in release.name else "jumprelu" if "matryoshka" in release.name else "old-relu"
-        return "goldens_public/saelens-layer_norm" if kind == "old-topk" else f"goldens/saelens-{kind}"
+        if kind == "old-topk":
+            return "goldens_public/saelens-layer_norm"
+        return f"goldens/saelens-{kind}{'' if entry.scale is None else ', whose scale is 1'}"
     return GOLDENS.get(release.loader, "")
 
 
@@ -122,7 +124,8 @@ def try_entry(release: Release, entry: Entry, root: Path, model: Path | None = N
         return str(error)
     if not np.all(np.isfinite(np.asarray(found(jnp.ones((2, found.encoder.shape[1])))))):
         return "its outputs are not finite"
-    if entry.scale is not None and release.loader == "saelens" and not np.isclose(found.input_scale, 1 / entry.scale):
+    needed = entry.scale if release.loader not in OWN_SCALE else None
+    if needed is not None and not np.isclose(found.input_scale, 1 / needed):
         return f"norm_scaling_factor={entry.scale} was not used"
     site = found.sites.reads
     return misplaced(entry, site if isinstance(site, str) else site[0])
@@ -162,7 +165,9 @@ def count(releases: Mapping[str, Release]) -> list[Found]:
             alike: dict[tuple[str, ...], list[Entry]] = defaultdict(list)
             for entry in release.entries.values():
                 alike[values_of(release, entry)].append(entry)
-            reasons, readable, read_values, goldens = [], 0, {}, {}
+            reasons, readable = [], 0
+            read_values: dict[str, None] = {}
+            goldens: dict[str, None] = {}
             for number, (values, entries) in enumerate(alike.items()):
                 model = folders[release.model] if models[release.model] is None else None
                 reason = try_entry(release, entries[0], root / f"{release.name}-{number}", model)
@@ -204,7 +209,8 @@ def main() -> None:
     if arguments.releases:
         print("\n| release | dictionaries | readable | evidence | model |\n|---|---|---|---|---|")
         for each in found:
-            said = f"{each.samples} samples read with {'; '.join(each.values)}. Golden: {', '.join(each.goldens)}"
+            said = f"samples with {'; '.join(each.values)}. Golden: {', '.join(each.goldens)}"
+            said = f"{each.samples} {said}" if each.values else "no sample was read"
             said = said.replace("|", "/") + "".join(f". Not: {reason[:160]}" for reason in each.reasons)
             loaded = "loads" if each.model is None else each.model[:120]
             print(f"| {each.release.name} | {len(each.release.entries)} | {each.readable} | {said} | {loaded} |")

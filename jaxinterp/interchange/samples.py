@@ -21,6 +21,9 @@ from jaxinterp.interchange.releases import Entry, Release
 D, FEATURES = 32, 128
 """`D` is the width of the small models of `public_models.py`."""
 
+OWN_SCALE = ("llama_scope",)
+"""Loaders whose files hold the scale that SAELens's YAML repeats: readers take it from the file, into the weights."""
+
 Arrays = Mapping[str, np.ndarray]
 
 
@@ -58,7 +61,9 @@ def values_of(release: Release, entry: Entry) -> tuple[str, ...]:
     """
     said = [f"{release.loader} {shape_of(release, entry)}", f"name {_pattern(entry.name)}"]
     said += [] if entry.path == entry.name else [f"path {_pattern(entry.path)}"]
-    said += [] if entry.scale is None else ["norm_scaling_factor"]
+    scale = "norm_scaling_factor (in the files, too, which are believed)"
+    scale = scale if release.loader in OWN_SCALE else "norm_scaling_factor"
+    said += [] if entry.scale is None else [scale]
     return (*said, *(f"{name}={json.dumps(value)}" for name, value in sorted(release.overrides.items())))
 
 
@@ -111,6 +116,8 @@ def _saelens(release: Release, entry: Entry, root: Path) -> Path:
     hook = re.findall(r"blocks\.\d+\.hook_[a-z_]+", entry.name)[0].rstrip("_")
     fields: dict[str, Json] = {"d_in": D, "d_sae": FEATURES, "dtype": "torch.float32", "hook_point": hook}
     fields |= {"hook_point_layer": int(hook.split(".")[1]), "hook_point_head_index": None, "model_name": release.model}
+    if entry.scale is not None:  # of gpt2-small-mlp-tm and gemma-2b-res-jb: SAELens's table of its files says so
+        fields |= {"normalize_activations": "expected_average_only_in"}
     if "v5" in release.name:
         fields |= {"activation_fn_str": "topk", "activation_fn_kwargs": {"k": 4}, "normalize_activations": "layer_norm"}
     if "matryoshka" in release.name:

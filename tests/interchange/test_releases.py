@@ -1,11 +1,13 @@
 """SAELens's directory: names resolve to files, and what files do not say comes with them."""
 
+import json
 import lzma
 from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
 from jaxinterp.core.errors import UserError
 from jaxinterp.core.sites import Sites
@@ -97,6 +99,76 @@ def test_what_files_do_not_say_comes_with_the_name(tmp_path: Path) -> None:
         assert release is not None and entry is not None
         found = read_place(place(release, entry), write_sample(release, entry, tmp_path / kind))
         assert isinstance(found, PerToken) and found.kind == kind
+
+
+SCALED = {
+    *(f"gpt2-small-mlp-tm/blocks.{layer}.hook_mlp_out" for layer in range(12)),
+    "gemma-2b-res-jb/blocks.12.hook_resid_post",
+}
+"""Those whose files say expected_average_only_in, by the table of its files that SAELens publishes (sae_table.md)."""
+
+
+@pytest.mark.parametrize("said", ["expected_average_only_in", True, "none"])
+def test_a_scale_of_the_directory_is_used_where_the_file_asks_for_one(said: str | bool, tmp_path: Path) -> None:
+    """x is multiplied by it and y divided, as SAELens folds it; a file that says `none` was not scaled."""
+    release, entry = lookup("gemma-2b-res-jb/blocks.12.hook_resid_post") or (None, None)
+    assert release is not None and entry is not None and entry.scale == 0.21381938399317255
+    folder = write_sample(release, entry, tmp_path)
+    fields = json.loads((folder / "cfg.json").read_text())
+    assert fields["normalize_activations"] == "expected_average_only_in"
+    (folder / "cfg.json").write_text(json.dumps(fields | {"normalize_activations": said}))
+    found = read_place(place(release, entry), folder)
+    arrays = {name: array.astype(np.float64) for name, array in load_file(folder / "sae_weights.safetensors").items()}
+    x = np.random.default_rng(0).normal(size=(5, D)) * 9
+    outputs = {}
+    for scale in (1.0, entry.scale):
+        codes = np.maximum((x * scale - arrays["b_dec"]) @ arrays["W_enc"] + arrays["b_enc"], 0)
+        outputs[scale] = (codes @ arrays["W_dec"] + arrays["b_dec"]) / scale
+    right, other = (outputs[scale] for scale in ((1.0, entry.scale) if said == "none" else (entry.scale, 1.0)))
+    assert np.abs(right - other).max() > 1, "the scale matters"
+    np.testing.assert_allclose(np.asarray(found(jnp.asarray(x, jnp.float32))), right, rtol=1e-4, atol=1e-3)
+
+
+def test_a_scale_that_is_not_used_is_not_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The 13 that SAELens scales by its directory count; none of them where the files do not ask for it."""
+    scaled = [
+        (release, entry)
+        for release in directory().values()
+        for entry in release.entries.values()
+        if release.loader == "saelens" and entry.scale is not None
+    ]
+    assert {f"{release.name}/{entry.name}" for release, entry in scaled} == SCALED
+    few = {name: directory()[name] for name in ("gpt2-small-mlp-tm", "gemma-2b-res-jb")}
+    found = count.count(few)
+    assert [(each.counted, each.samples) for each in found] == [(12, 1), (5, 4)]
+    assert all("norm_scaling_factor" in each.values for each in found)
+
+    def unscaled(release: releases.Release, entry: releases.Entry, root: Path) -> Path:
+        folder = write_sample(release, entry, root)
+        fields = json.loads((folder / "cfg.json").read_text())
+        (folder / "cfg.json").write_text(json.dumps(fields | {"normalize_activations": "none"}))
+        return folder
+
+    monkeypatch.setattr(count, "write_sample", unscaled)
+    broken = count.count(few)
+    assert [each.counted for each in broken] == [0, 4]
+    assert all("was not used" in each.reasons[0] for each in broken)
+
+
+@pytest.mark.parametrize(
+    ("name", "site", "why"),
+    [
+        ("gpt2-small-res-jb/blocks.8.hook_resid_pre", "blocks/8/resid/pre", None),
+        ("gpt2-small-res-jb/blocks.8.hook_resid_pre", "blocks/7/resid/pre", "its name says layer 8"),
+        ("gpt2-small-res-jb/blocks.8.hook_resid_pre", "blocks/8/resid/post", "its name says hook_resid_pre"),
+        ("llama_scope_lxa_8x/l16a_8x", "blocks/1/attn/out", "its name says layer 16"),
+    ],
+)
+def test_a_wrong_place_is_not_counted(name: str, site: str, why: str | None) -> None:
+    _, entry = lookup(name) or (None, None)
+    assert entry is not None
+    found = count.misplaced(entry, site)
+    assert found is None if why is None else why in str(found)
 
 
 def test_read_by_name_fetches_from_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -500,7 +500,7 @@ SHARING: dict[str, Golden] = {
     ),
 }
 for wrapped in list(SHARING):
-    TEXT = {key: value for key, value in SHARING[wrapped][1].items() if key != "initializer_range"}
+    TEXT = {key: value for key, value in SHARING[wrapped][1].items() if key != "initializer_range"} | {"pad_token_id": 0}
     TIED = {"tie_word_embeddings": TEXT["tie_word_embeddings"], "image_token_id": 40, "audio_token_id": 41}
     TIED |= {"video_token_id": 42, "vision_config": None, "audio_config": None}
     SHARING[f"{wrapped}-wrapped"] = ("Gemma4ForConditionalGeneration", {"text_config": TEXT} | TIED, None)

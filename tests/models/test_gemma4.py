@@ -1,6 +1,7 @@
 """Gemma 4: layers that share keys, vectors of a token for every layer; files, refusals, generation."""
 
 import json
+import math
 import shutil
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from jaxinterp.core.errors import UserError
 from jaxinterp.models.cache import can_cache
 from jaxinterp.models.edits import SetTo
 from jaxinterp.models.files.subject import Subject, save_subject
+from jaxinterp.models.files.wanted import wanted_tensors
 from jaxinterp.models.generate import generate
 from jaxinterp.models.layers import cut_axes
 from jaxinterp.models.load import load
@@ -56,17 +58,57 @@ def test_generation_needs_no_cache_and_says_so(model) -> None:
     assert "share keys" in can_cache(model)
     with pytest.raises(UserError, match="cache=False"):
         generate(subject, [3, 1], max_tokens=2, cache=True)
-    tokens = list(generate(subject, [3, 1, 4], max_tokens=2).tokens[0])
-    expected = [3, 1, 4]
-    for _ in range(2):
-        expected.append(int(run(model, jnp.asarray([expected])).logits[0, -1].argmax()))
-    assert tokens == expected[3:]
+    text = [3, 1, 4, *generate(subject, [3, 1, 4], max_tokens=2).tokens[0]]
+    assert list(run(model, jnp.asarray([text])).logits[0, 2:4].argmax(axis=-1)) == text[3:]
 
 
 def test_own_form_keeps_everything(model, tmp_path: Path) -> None:
     save_subject(Subject(model, None, "small"), tmp_path / "own")
     again = load(tmp_path / "own", dtype="float32").model
     assert again.config == model.config and eqx.tree_equal(again, model)
+
+
+WHOLE, LOCAL = "full_attention", "sliding_attention"
+PUBLISHED = {
+    "vocab_size": 262_144,
+    "vocab_size_per_layer_input": 262_144,
+    "head_dim": 256,
+    "global_head_dim": 512,
+    "final_logit_softcapping": 30.0,
+    "hidden_activation": "gelu_pytorch_tanh",
+    "rms_norm_eps": 1e-6,
+    "enable_moe_block": False,
+    "expert_intermediate_size": None,
+    "num_experts": None,
+    "rope_parameters": {
+        WHOLE: {"partial_rotary_factor": 0.25, "rope_theta": 1e6, "rope_type": "proportional"},
+        LOCAL: {"rope_theta": 1e4, "rope_type": "default"},
+    },
+}
+E2B = {"hidden_size": 1536, "num_hidden_layers": 35, "num_attention_heads": 8, "num_key_value_heads": 1}
+E2B |= {"intermediate_size": 6144, "num_kv_shared_layers": 20, "use_double_wide_mlp": True, "sliding_window": 512}
+E2B |= {"layer_types": ([LOCAL] * 4 + [WHOLE]) * 7, "hidden_size_per_layer_input": 256, "attention_k_eq_v": False}
+DENSE_31B = {"hidden_size": 5376, "num_hidden_layers": 60, "num_attention_heads": 32, "num_key_value_heads": 16}
+DENSE_31B |= {"intermediate_size": 21504, "num_global_key_value_heads": 4, "attention_k_eq_v": True}
+DENSE_31B |= {"layer_types": ([LOCAL] * 5 + [WHOLE]) * 10, "hidden_size_per_layer_input": 0, "sliding_window": 1024}
+DENSE_31B |= {"use_bidirectional_attention": "vision"}
+
+
+@pytest.mark.parametrize(("text", "billions"), [(E2B, 4.63), (DENSE_31B, 30.7)], ids=["E2B", "31B"])
+def test_published_configurations_ask_for_tensors_of_their_sizes(text: dict[str, object], billions: float) -> None:
+    """The 31B's 30.7 billion parameters are all text; E2B's 5.1 are 4.63 and the parts that see and hear."""
+    shapes = wanted_tensors(
+        {"model_type": "gemma4", "vision_config": {}, "audio_config": None, "vision_soft_tokens_per_image": 280}
+        | {"architectures": ["Gemma4ForConditionalGeneration"], "text_config": PUBLISHED | text}
+    )
+    assert sum(math.prod(shape) for shape in shapes.values()) == pytest.approx(billions * 1e9, rel=2e-3)
+    if text is DENSE_31B:
+        assert shapes["model.layers.5.self_attn.k_proj.weight"] == (4 * 512, 5376)
+        assert "model.layers.5.self_attn.v_proj.weight" not in shapes, "of layers without a window"
+        assert shapes["model.layers.4.self_attn.v_proj.weight"] == (16 * 256, 5376)
+    else:
+        assert "model.layers.15.self_attn.k_proj.weight" not in shapes
+        assert shapes["model.layers.15.mlp.up_proj.weight"] == (2 * 6144, 1536)
 
 
 @pytest.mark.parametrize(

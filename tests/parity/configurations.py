@@ -500,9 +500,18 @@ SHARING: dict[str, Golden] = {
     ),
 }
 for wrapped in list(SHARING):
-    TEXT = {key: value for key, value in SHARING[wrapped][1].items() if key != "initializer_range"} | {"pad_token_id": 0}
+    TEXT = {key: value for key, value in SHARING[wrapped][1].items() if key != "initializer_range"} | {
+        "pad_token_id": 0
+    }
     TIED = {"tie_word_embeddings": TEXT["tie_word_embeddings"], "image_token_id": 40, "audio_token_id": 41}
     TIED |= {"video_token_id": 42, "vision_config": None, "audio_config": None}
     SHARING[f"{wrapped}-wrapped"] = ("Gemma4ForConditionalGeneration", {"text_config": TEXT} | TIED, None)
+# One has parts that see and hear, whose tensors are left out.
+SHARING["gemma4-wrapped"][1].update(
+    vision_config={"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+    | {"num_key_value_heads": 2, "head_dim": 4, "patch_size": 2, "position_embedding_size": 4, "standardize": True},
+    audio_config={"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "output_proj_dims": 8}
+    | {"subsampling_conv_channels": [4, 2]},
+)
 
 LATER = ROPE | DENSE | MIXTURES | HYBRIDS | SHARING

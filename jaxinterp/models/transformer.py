@@ -287,9 +287,8 @@ class Transformer(eqx.Module):
         shared: dict[str, Any] | None = {} if self.config.shared_layers else None  # keys and values, for later layers
         for index, block in enumerate(self.blocks):
             own = None if vectors is None else vectors[:, :, index]
-            name = f"blocks/{index}"
-            others = {"real": real, "positions": positions, "shared": shared, "vectors": own}
-            x = block(x, tap=under(tap, name), rules=rules, **others)
+            others: dict[str, Any] = {"real": real, "positions": positions, "shared": shared, "vectors": own}
+            x = block(x, tap=under(tap, f"blocks/{index}"), rules=rules, **others)
         final = tap("final", normed(self.final_norm, x, rules))
         if self.config.head:
             return self.unembed(final)

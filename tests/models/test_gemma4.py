@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from jaxinterp.core.errors import UserError
+from jaxinterp.evaluation.attention.attribution import Reading, by_source
 from jaxinterp.models.cache import can_cache
 from jaxinterp.models.edits import SetTo
 from jaxinterp.models.files.subject import Subject, save_subject
@@ -60,6 +61,13 @@ def test_generation_needs_no_cache_and_says_so(model) -> None:
         generate(subject, [3, 1], max_tokens=2, cache=True)
     text = [3, 1, 4, *generate(subject, [3, 1, 4], max_tokens=2).tokens[0]]
     assert list(run(model, jnp.asarray([text])).logits[0, 2:4].argmax(axis=-1)) == text[3:]
+
+
+def test_parts_of_sources_need_values_of_the_layers_own(model) -> None:
+    reading = Reading(jnp.ones((3, 4, 8)), jnp.zeros(3))
+    places = jnp.zeros((1, 2, 1), jnp.int32)
+    with pytest.raises(UserError, match="this layer has no v_proj"):
+        by_source(reading, model.blocks[4].attn, jnp.ones((1, 2, 16)), jnp.ones((1, 4, 2, 2)), places)
 
 
 def test_own_form_keeps_everything(model, tmp_path: Path) -> None:

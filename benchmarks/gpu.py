@@ -86,7 +86,7 @@ def run(
     implementations: Sequence[str] = IMPLEMENTATIONS,
     until: float = math.inf,
 ) -> dict[str, Any]:
-    """Everything about one shape, as the JSON file has it; what cannot run is told under "failures".
+    """What the JSON file says about one shape; what does not run is under "failures", with the reason.
 
     until: a time of `time.monotonic`, after which no process is started.
     """

@@ -44,7 +44,7 @@ MOST = {LARGE: 0.1 * 2691e6}
 
 
 KERNEL_CALLS = {"mosaic": "mosaic_gpu", "triton": "xla.gpu.triton"}
-"""What a compiled program calls for a kernel of ours; XLA's own fusions by Triton have another name."""
+"""The name of the call to one of our kernels in a compiled program; XLA's own Triton fusions have another."""
 
 
 class Program(NamedTuple):

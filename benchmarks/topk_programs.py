@@ -1,6 +1,6 @@
 """The programs that `benchmarks.topk` times, and what their compiled form shows; each runs in a worker.
 
-The step is that of `methods.base.gradient_method` on the least that a sparse autoencoder needs, with the state donated
+The step is that of `methods.recipes.gradient_method` on the least that a sparse autoencoder needs; its state is donated
 as `training.fit` does; the package's own step adds normalisation, metrics and the activation's own state.
 """
 

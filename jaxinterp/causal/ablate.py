@@ -89,7 +89,7 @@ def unit_means(
     """Means of the array `name` over batches of prompts, positions below `first` left out.
 
     Raises:
-      UserError: there are no batches, or no positions are left.
+      UserError: `batches` is empty, or no position is left.
     """
     if not batches or any(batch.shape[1] <= first for batch in batches):
         raise UserError(f"first={first} leaves no position of {len(batches)} batches of prompts: give longer ones.")

@@ -11,9 +11,9 @@ import grain
 import numpy as np
 
 from jaxinterp.core.errors import UserError
+from jaxinterp.core.protocols import Method
 from jaxinterp.evaluation.effects import Row
 from jaxinterp.evaluation.scoreboard import score
-from jaxinterp.methods.base import Method
 from jaxinterp.methods.sparse.transcoder import Transcoder
 from jaxinterp.models.load import load
 from jaxinterp.objectives import Objective

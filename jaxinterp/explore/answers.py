@@ -137,7 +137,7 @@ def feature(index: Index, number: int, labels: Mapping[int, str]) -> dict[str, J
     """Everything that the index says of one feature.
 
     Raises:
-      UserError: there is no such feature.
+      UserError: the feature does not exist.
     """
     check_feature(index, number)
     where, values = index.firings.of(number)

@@ -41,7 +41,7 @@ class Labels:
         """Keep a label; an empty one removes it. Returns all.
 
         Raises:
-          UserError: there is no such feature, the label is too long, or the file cannot be read or written.
+          UserError: the feature does not exist, the label is too long, or reading or writing the file fails.
         """
         text = " ".join(text.split())
         if not 0 <= feature < self._features:

@@ -22,10 +22,11 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 from jaxinterp.core.batch import Batch, Sites
 from jaxinterp.core.errors import UserError
+from jaxinterp.core.protocols import Recipe
 from jaxinterp.core.sites import Site
 from jaxinterp.data.activations import counted
-from jaxinterp.methods.base import Recipe, gradient_method, warmup_linear
 from jaxinterp.methods.checks import check_not_negative, check_positive
+from jaxinterp.methods.recipes import gradient_method, warmup_linear
 from jaxinterp.models.run import run
 from jaxinterp.objectives import Metrics, Ratio
 

@@ -70,7 +70,7 @@ def logits_of(decomposition: Shown, subject: Subject, feature: int, *, count: in
     """The tokens whose logits a feature raises and lowers by the direct path (see `evaluation.features.vectors`).
 
     Raises:
-      UserError: there is no such feature, or what it writes does not reach the logits.
+      UserError: the feature does not exist, or what it writes does not reach the logits.
 
     Example:
       >>> len(logits_of(result.decomposition, subject, 3, count=4).raised)

@@ -15,7 +15,7 @@ import pytest
 
 from jaxinterp.core.batch import make_batch
 from jaxinterp.evaluation.planted.recovery import mcc
-from jaxinterp.methods.base import gradient_method
+from jaxinterp.methods.recipes import gradient_method
 from jaxinterp.methods.sparse.cross_layer_transcoder import CrossLayerTranscoder, count_layers
 from tests.methods.two_layers import LAYERS, SITES, D, draw, plant
 

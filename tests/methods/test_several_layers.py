@@ -10,13 +10,13 @@ import pytest
 
 from jaxinterp.core.batch import Sites, make_batch
 from jaxinterp.core.errors import UserError
+from jaxinterp.core.protocols import MethodState
 from jaxinterp.core.trees import named_leaves
 from jaxinterp.decompositions.activations import BatchTopK
 from jaxinterp.decompositions.cross_layer import PerLayer
 from jaxinterp.decompositions.files import load_dictionary, save_dictionary
 from jaxinterp.evaluation.several import score_layers
 from jaxinterp.methods import GradientSparseAutoencoder, Transcoder
-from jaxinterp.methods.base import MethodState
 from jaxinterp.methods.combine.per_layer_transcoders import PerLayerTranscoders
 from jaxinterp.methods.sparse.cross_layer_transcoder import CrossLayerTranscoder, count_layers
 from jaxinterp.models.edits import SetTo

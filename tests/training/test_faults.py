@@ -140,7 +140,15 @@ def test_a_signal_in_the_last_step_is_passed_on(number):
         signal.signal(number, before)
 
 
-def test_a_second_ctrl_c_interrupts_at_once(capsys):
+@pytest.fixture
+def interruptible():
+    """Ctrl-C as in a terminal: a shell that starts the suite in the background lets it ignore the signal."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_a_second_ctrl_c_interrupts_at_once(capsys, interruptible):
     with pytest.raises(KeyboardInterrupt), Preemption() as preemption:
         os.kill(os.getpid(), signal.SIGINT)
         assert preemption.asked(together=True) and preemption.by == "SIGINT"
@@ -149,7 +157,7 @@ def test_a_second_ctrl_c_interrupts_at_once(capsys):
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
-def test_ctrl_c_saves_says_so_and_the_finished_run_has_all_rows(subject, text, tmp_path):
+def test_ctrl_c_saves_says_so_and_the_finished_run_has_all_rows(subject, text, tmp_path, interruptible):
     def stop(row):
         if row["step"] == 10:
             os.kill(os.getpid(), signal.SIGINT)

@@ -4,7 +4,7 @@
     file      documents-<key>.json: a hash of the rest, and a list of [text, source]; the key is a hash of all that the
               documents follow from
 
-A file that is damaged, or a folder that cannot be written, costs the seconds and nothing else.
+Where the file is damaged or the folder is read-only, the documents are read again.
 """
 
 import hashlib
@@ -57,7 +57,7 @@ def kept_documents(key: str, make: Callable[[], list[Document]]) -> list[Documen
 
 
 def _read(path: Path) -> list[Document] | None:
-    """What the file holds; None where there is no such file, or it is damaged."""
+    """The documents in the file; None if it is missing or damaged."""
     try:
         first, _, text = path.read_text(encoding="utf-8").partition("\n")
         if hashlib.sha256(text.encode()).hexdigest() != first:

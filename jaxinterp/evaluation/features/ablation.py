@@ -34,7 +34,7 @@ def ablation_effect(
     """The module's equation for every token but the last, `[batch, seq - 1]`.
 
     Raises:
-      UserError: the decomposition writes several arrays, there is no such feature, or there is no token to predict.
+      UserError: the decomposition writes several arrays, the feature is unknown, or no token can be predicted.
 
     Example:
       >>> ablation_effect(result.decomposition, subject.model, jnp.asarray(tokens), 3).shape

@@ -94,7 +94,7 @@ def calibrate(
       mesh: spread the windows of every batch over its `data` axis. Of several processes all must call this together,
         with the same batches: each reads the windows of its own devices, and all get the sums over all windows.
     Raises:
-      UserError: there is no batch, no token has weight, or the windows of a batch cannot be spread evenly.
+      UserError: `batches` is empty, no token has weight, or a batch's windows do not spread evenly.
 
     Example:
       calibrate(model, batches, {"teal": ("blocks/3/mlp/hidden", BySize())})["teal"].mean_square()

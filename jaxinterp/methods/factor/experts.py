@@ -30,10 +30,11 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from jaxinterp.core.batch import Batch, Sites
 from jaxinterp.core.errors import UserError
+from jaxinterp.core.protocols import Recipe
 from jaxinterp.core.sites import Site
 from jaxinterp.decompositions.experts import DenseNeurons, DenseStudent, Experts, Router, Scaling
-from jaxinterp.methods.base import Recipe, gradient_method
 from jaxinterp.methods.checks import check_one_of, check_positive, check_whole, one_leaf
+from jaxinterp.methods.recipes import gradient_method
 from jaxinterp.methods.sparse.dictionary import moments
 from jaxinterp.objectives import Objective, reconstruction, total
 

@@ -21,7 +21,8 @@ from jaxinterp.evaluation.sparsity.functional import functional, needed_at, part
 from jaxinterp.evaluation.sparsity.measures import cett_threshold, functional_l0
 from jaxinterp.models.load import load
 from jaxinterp.models.run import run
-from tests.decompositions.test_dictionary import random_dictionary
+from tests.evaluation.whole import Whole as WithoutVectors
+from tests.helpers import random_dictionary
 
 SITE = "blocks/1/mlp"
 SITES = Sites(f"{SITE}/in", f"{SITE}/out")
@@ -105,22 +106,7 @@ def test_one_row_by_hand_and_what_is_not_known():
 
 def test_rows_without_a_decoder_are_undefined_and_a_bad_target_is_refused(heldout):
     subject = load("tiny")
-
-    class Plain(eqx.Module):
-        mlp: eqx.Module
-        target_mean: jax.Array
-        sites: Sites = eqx.field(static=True)
-
-        def encode(self, x, **_):
-            return DenseCodes(self.mlp.hidden(x))
-
-        def decode(self, codes, x):
-            return self.mlp.write(codes.values)
-
-        def __call__(self, x):
-            return self.mlp(x)
-
-    plain = Plain(subject.model.blocks[1].mlp, jnp.zeros(64), SITES)
+    plain = WithoutVectors(subject.model.blocks[1].mlp, jnp.zeros(64), SITES)
     row = scoreboard({"plain": plain}, subject, heldout, effect=functional(), tokens=64, ce_tokens=64)[0]
     assert math.isnan(row["functional_l0"]) and math.isnan(row["density"]) and row["l0"] > 0
     effect = functional(0.1)

@@ -11,6 +11,7 @@ from jaxinterp.core.errors import UserError
 from jaxinterp.models.families.configs import ANYWHERE, FAMILIES, NO_EFFECT, REQUIRED, family_config, family_of
 from jaxinterp.models.families.tables import PHI3_CODE
 from jaxinterp.models.families.wrappers import text_fields
+from jaxinterp.models.files.quantised import without_quantisation
 from jaxinterp.models.files.weights import leaf_shapes, skeleton
 from jaxinterp.models.rotary import RopeScaling
 from jaxinterp.models.transformer import TransformerConfig
@@ -20,8 +21,8 @@ NAMES = sorted(path.name for path in GOLDENS.iterdir())
 
 
 def fields_of(name: str) -> dict[str, Any]:
-    """Of a model that reads images as well, the fields of its text model."""
-    fields = json.loads((GOLDENS / name / "config.json").read_text())
+    """Of a model that reads images as well, the fields of its text model; of a quantised one, those of its model."""
+    fields, _ = without_quantisation(json.loads((GOLDENS / name / "config.json").read_text()))
     return {field: value for field, value in text_fields(fields, ANYWHERE).items() if field != "architectures" or value}
 
 

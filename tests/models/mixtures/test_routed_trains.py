@@ -26,6 +26,7 @@ def text():
     return grain.MapDataset.source(windows)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("site", ["blocks/1/mlp", "blocks/1/mlp/experts/3"])
 def test_a_transcoder_of_a_mixture_and_of_one_expert(site: str) -> None:
     model = open_experts(load(GOLDENS / "qwen3-moe", dtype="float32").model, "blocks/1/mlp", 3)

@@ -9,6 +9,7 @@ import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from jaxinterp.core.errors import UserError
 from jaxinterp.evaluation.attention.attribution import Reading, by_source
@@ -117,6 +118,40 @@ def test_published_configurations_ask_for_tensors_of_their_sizes(text: dict[str,
     else:
         assert "model.layers.15.self_attn.k_proj.weight" not in shapes
         assert shapes["model.layers.15.mlp.up_proj.weight"] == (2 * 6144, 1536)
+
+
+def with_tensors(golden: str, folder: Path, named: dict[str, tuple[int, ...]]) -> Path:
+    """A copy of a golden, tensors of noise added to its file."""
+    shutil.copytree(GOLDEN.parent / golden, folder)
+    whole = load_file(folder / "model.safetensors")
+    rng = np.random.default_rng(5)
+    added = {name: rng.normal(size=shape).astype(np.float32) for name, shape in named.items()}
+    assert not set(added) & set(whole)
+    save_file(whole | added, folder / "model.safetensors")
+    return folder
+
+
+def test_keys_of_layers_that_share_are_left_out(model, tmp_path: Path) -> None:
+    """Published files keep them; transformers drops them, of these layers alone."""
+    unused = {"k_proj.weight": (8, 16), "v_proj.weight": (8, 16), "k_norm.weight": (4,)}
+    folder = with_tensors("gemma4", tmp_path / "m", {f"model.layers.3.self_attn.{name}": unused[name] for name in unused})
+    assert eqx.tree_equal(load(folder, dtype="float32").model, model)
+
+
+@pytest.mark.parametrize(
+    ("golden", "name"),
+    [
+        ("gemma4-equal", "model.layers.1.self_attn.v_proj.weight"),  # whose values are its keys
+        ("gemma4-equal", "model.layers.2.self_attn.k_proj.weight"),  # of a layer that does not exist
+        ("gemma4", "model.layers.0.self_attn.v_proj.bias"),
+        ("gemma4", "model.layers.13.self_attn.k_proj.weight"),
+    ],
+)
+def test_keys_and_values_that_would_matter_are_refused(golden: str, name: str, tmp_path: Path) -> None:
+    """transformers warns and goes on; the configuration or the file is wrong, and nobody knows which."""
+    folder = with_tensors(golden, tmp_path / "m", {name: (8, 16)})
+    with pytest.raises(UserError, match=f"unknown tensor '{name}'"):
+        load(folder)
 
 
 @pytest.mark.parametrize(

@@ -111,6 +111,4 @@ GEMMA4 = Family(
         "per_layer/projection/weight": ("model.per_layer_model_projection.weight", TRANSPOSED),
         "per_layer/norm/weight": ("model.per_layer_projection_norm.weight", PLAIN),
     },
-    # Files keep keys of layers that share those of others.
-    buffers=r".*\.rotary_emb\..*|.*\.self_attn\.(k_proj|v_proj|k_norm|v_norm)\.weight",
 )

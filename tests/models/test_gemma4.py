@@ -134,7 +134,8 @@ def with_tensors(golden: str, folder: Path, named: dict[str, tuple[int, ...]]) -
 def test_keys_of_layers_that_share_are_left_out(model, tmp_path: Path) -> None:
     """Published files keep them; transformers drops them, of these layers alone."""
     unused = {"k_proj.weight": (8, 16), "v_proj.weight": (8, 16), "k_norm.weight": (4,)}
-    folder = with_tensors("gemma4", tmp_path / "m", {f"model.layers.3.self_attn.{name}": unused[name] for name in unused})
+    named = {f"model.layers.3.self_attn.{name}": shape for name, shape in unused.items()}
+    folder = with_tensors("gemma4", tmp_path / "m", named)
     assert eqx.tree_equal(load(folder, dtype="float32").model, model)
 
 

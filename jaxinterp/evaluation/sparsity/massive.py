@@ -79,12 +79,13 @@ class Curve(NamedTuple):
 
 
 def fit_curve(
-    t: Float[np.ndarray, " steps"], y: Float[np.ndarray, " steps"], start: Curve | None = None
+    t: Float[np.ndarray, " steps"], y: Float[np.ndarray, " steps"], start: Curve | None = None, *, most: int = 2000
 ) -> tuple[Curve, float]:
     """The curve of least squares and its R^2; t must not be negative, γ and t_0 stay positive.
 
     Args:
-      start: where the search begins; default: five starts, the best of which counts.
+      start: where the search begins; default: six starts, the best of which counts.
+      most: evaluations from each start.
     Raises:
       UserError: fewer than five points, or a negative t.
     """
@@ -107,7 +108,7 @@ def fit_curve(
         begins = [np.asarray([sign, np.log(decay), np.log(rate), 0.0, level]) for sign in (1.0, -1.0)
                   for decay, rate in ((0.1, 10.0), (1.0, 3.0), (0.01, 100.0))]  # fmt: skip
     bounds = ([-np.inf, -14, -14, -14, -np.inf], [np.inf, 6, 12, 6, np.inf])
-    fits = [least_squares(residual, begin, bounds=bounds, max_nfev=2000) for begin in begins]
+    fits = [least_squares(residual, begin, bounds=bounds, max_nfev=most) for begin in begins]
     best = curve(min(fits, key=lambda fit: fit.cost).x)
     return best, r_squared(y, best(t))
 

@@ -41,7 +41,7 @@ def test_the_five_parameter_curve_is_recovered():
 
 
 def test_no_amplitude_and_level_are_better_at_the_curve_s_own_shape():
-    """Of noisy points: A and K are those of a line through the curve's shape, and of five rising ones hardly any is left."""
+    """A and K are those of a line through the curve's shape; five points that rise leave hardly anything."""
     t = np.asarray([10.0, 20.0, 40.0, 50.0, 60.0])
     noisy, rising = np.asarray([3.0, 2.6, 3.3, 3.2, 3.6]), np.asarray([2.0, 2.4, 3.3, 3.5, 3.6])
     found, fit = fit_curve(t, noisy)

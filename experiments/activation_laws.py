@@ -94,8 +94,6 @@ class Config:
     """Training tokens for thresholds."""
     percent: float = 1.0
     """For CETT-PPL-p %."""
-    evaluations: int = 2000
-    """Of the five-parameter curve, from each start."""
     resume: bool = False
     """Continue the run in the output folder."""
 
@@ -267,7 +265,7 @@ def summary(config: Config, results: Mapping[str, Any]) -> dict[str, Any]:
             for kind in ("silu", "relu")
         }
         for kind, rows in runs.items():
-            found["runs"].append(run_summary(kind, seed, rows, config.evaluations))
+            found["runs"].append(run_summary(kind, seed, rows))
         at = max(rows[-1]["ce"] for rows in runs.values())
         ratios = {kind: at_loss(rows, at) for kind, rows in runs.items()}
         found["equal loss"].append({"seed": seed, "ce": at} | ratios)
@@ -275,15 +273,13 @@ def summary(config: Config, results: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def run_summary(kind: str, seed: int, rows: Sequence[Mapping[str, Any]], evaluations: int = 2000) -> dict[str, Any]:
+def run_summary(kind: str, seed: int, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """The last row of a model, its law, and the five-parameter curve of its largest entry."""
     tokens, ratio = (np.asarray([row[name] for row in rows], np.float64) for name in ("tokens", "ratio"))
     law, fit_of_law = (fit_power_law if kind == "silu" else fit_log_power_law)(tokens, ratio)
     sizes = np.asarray([np.divide(row["top"], row["median"]) for row in rows])
     layer = int(sizes[-1].argmax())
-    curve, fit_of_curve = fit_curve(
-        np.asarray([row["step"] for row in rows], np.float64), sizes[:, layer], most=evaluations
-    )
+    curve, fit_of_curve = fit_curve(np.asarray([row["step"] for row in rows], np.float64), sizes[:, layer])
     not_zero = np.asarray([1 - row["zeros"] for row in rows])
     extra = {}
     if kind == "relu":  # what is exactly 0, besides

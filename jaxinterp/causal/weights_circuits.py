@@ -20,6 +20,7 @@ from jaxtyping import Array, Float
 
 from jaxinterp.causal.graphs.transcoders import Transcoders
 from jaxinterp.core.errors import UserError
+from jaxinterp.models.attention import Attention
 from jaxinterp.models.layers import Norm
 from jaxinterp.models.transformer import Transformer
 
@@ -42,6 +43,10 @@ def read_vector(model: Transformer, transcoders: Transcoders, layer: int, index:
         raise UserError(
             "strengths from weights need a model that norms only what sublayers read: take a graph instead."
         )
+    if config.residual_scale != 1:
+        raise UserError(
+            f"residual_scale={config.residual_scale}: strengths from weights would be off by it at each step."
+        )
     if layer not in transcoders.layers:
         raise UserError(f"layer {layer} has no transcoder: features are in layers {transcoders.layers}.")
     encoder = transcoders.readers[transcoders.layers.index(layer)].encoder
@@ -53,6 +58,9 @@ def read_vector(model: Transformer, transcoders: Transcoders, layer: int, index:
 def head_read_vectors(model: Transformer, transcoders: Transcoders, layer: int, index: int) -> Float[Array, "heads d"]:
     """C(a_l W_OV^h C(g_l E_j)): what the feature reads through each head of its own layer's attention."""
     read, attention = read_vector(model, transcoders, layer, index), model.blocks[layer].attn
+    plain = isinstance(attention, Attention) and attention.v_proj is not None
+    if not plain or attention.gate_proj is not None or attention.value_norm is not None or attention.clip is not None:
+        raise UserError(f"blocks/{layer}/attn does not move values as they are (a gate, norm, clip, or no v_proj).")
     d, group = read.shape[0], attention.heads // attention.kv_heads
     value = jnp.repeat(attention.v_proj.weight.reshape(d, attention.kv_heads, -1), group, axis=1)
     out = attention.o_proj.weight.reshape(attention.heads, -1, d)

@@ -128,9 +128,7 @@ def _scale(norm: Norm | None, x: Array) -> Array:
 
 def logit_reading(model: Transformer, text: PromptRun, direction: Float[np.ndarray, " vocab"]) -> Reading:
     """What reads a weighted sum of the last position's logits (before a soft cap), the last norm's scale in it."""
-    token, head = model.embedding.token, model.unembedding
-    matrix = np.asarray(token).T if head is None else np.asarray(head.weight)
-    vector = np.asarray(through_norm(model.final_norm, jnp.asarray(matrix @ direction)))
+    vector = np.asarray(through_norm(model.final_norm, jnp.asarray(np.asarray(model.output_matrix()) @ direction)))
     return Reading(vector * text.final_scale[-1], len(model.blocks), "end", len(text.embed) - 1)
 
 

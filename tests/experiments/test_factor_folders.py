@@ -10,12 +10,14 @@ FIRST = {
     "factor_context_update": "load",
     "factor_digits": "read_digits",
     "factor_experts": "model_inputs",
+    "factor_in_context": "train",
     "factor_modular": "train",
     "factor_neuron_classes": "load",
     "factor_parameters": "load",
     "factor_recall": "load",
     "factor_semi_nmf": "load",
     "factor_small_models": "text_of",
+    "factor_toy_parameters": "measured",
 }
 """Experiment -> what it does first that costs something."""
 

@@ -33,7 +33,7 @@ def test_activation_laws_end_to_end(given, tmp_path):
     config = activation_laws.Config(
         out=tmp_path / "run", text=str(given / "foxes"), seeds=(0,), layers=1, d_model=16, d_mlp=32, heads=2,
         vocabulary=280, seq=16, batch_size=64, tokens=64 * 60, tuning=0.5, weights=(0.3,), heldout=512,
-        calibration=256, points=(0.2, 0.4, 0.6, 0.8, 1.0), evaluations=100,
+        calibration=256, points=(0.2, 0.4, 0.6, 0.8, 1.0),
     )  # fmt: skip
     activation_laws.main(config)
     results = json.loads((tmp_path / "run" / "results.json").read_text())

@@ -19,6 +19,8 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 from jaxinterp.causal.graphs.linear import Frozen, Sources, Writes, freeze
 from jaxinterp.causal.graphs.transcoders import Transcoders
 from jaxinterp.core.errors import UserError
+from jaxinterp.models.attention import Attention
+from jaxinterp.models.delta_net import GatedDeltaNet
 from jaxinterp.models.files.subject import Subject
 from jaxinterp.models.load import load
 from jaxinterp.models.run import run
@@ -40,8 +42,7 @@ class Captured(eqx.Module):
     @property
     def unembedding(self) -> Float[Array, "d vocab"]:
         """W_U."""
-        model = self.model
-        return model.embedding.token.T if model.unembedding is None else model.unembedding.weight
+        return self.model.output_matrix()
 
 
 def prompt_tokens(subject: Subject, prompt: str | Any) -> Int[Array, " seq"]:
@@ -188,6 +189,24 @@ def _check(model: Transformer, tokens: Int[Array, " seq"], transcoders: Transcod
         raise UserError(f"the prompt has {seq} tokens, but the model learned {model.config.context} positions.")
     if not transcoders.layers or transcoders.layers[-1] >= len(model.blocks):
         raise UserError(f"transcoders of layers {transcoders.layers} for a model with {len(model.blocks)} layers.")
+    _check_linear(model)
     width = transcoders.readers[0].encoder.shape[1]
     if width != model.config.d_model:
         raise UserError(f"the transcoders read {width} dimensions, but the model has d_model={model.config.d_model}.")
+
+
+def _check_linear(model: Transformer) -> None:
+    """Raises UserError where something other than norms, patterns and MLPs is not linear in the residual stream."""
+    attentions = [block.attn for block in model.blocks if isinstance(block.attn, Attention)]
+    curved = {
+        "vectors of a token for every layer (per_layer)": model.per_layer is not None,
+        "a Gated DeltaNet": any(isinstance(block.attn, GatedDeltaNet) for block in model.blocks),
+        "gates on heads": any(attention.gate_proj is not None for attention in attentions),
+        "values that are clipped": any(attention.clip is not None for attention in attentions),
+    }
+    found = [name for name, there in curved.items() if there]
+    if found:
+        raise UserError(
+            f"the model has {' and '.join(found)}: with patterns and norms held it is not linear, and effects in a "
+            "graph would not add up. Take attribute(...) or patch_effects(...) instead."
+        )

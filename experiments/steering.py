@@ -29,6 +29,7 @@ Expected: DiM at least PCA and semi-NMF; PCA centred far below PCA; random near 
 import argparse
 import json
 import time
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -45,6 +46,7 @@ from jaxinterp.causal.steer import Steering, perplexity, steering_rows
 from jaxinterp.core.errors import UserError, suggest
 from jaxinterp.data.text.load_text import load_text
 from jaxinterp.decompositions.dictionary import Dictionary, fold
+from jaxinterp.decompositions.saved import load_decomposition, save
 from jaxinterp.methods import SparseAutoencoder
 from jaxinterp.methods.causal.lineas import LinEAS, Transport, sorted_map
 from jaxinterp.methods.factor.semi_nmf import factorise, random_start
@@ -127,30 +129,35 @@ def semi_nmf_direction(positive: Array, negative: Array, features: int, seed: in
 
 def steerings(
     subject: Subject,
-    layers: Sequence[int],
+    cells: Sequence[tuple[str, str]],
     words: str,
     seed: int,
     count: int,
     features: int,
-    saes: Mapping[int, Dictionary] = MappingProxyType({}),
+    saes: Mapping[str, Dictionary] = MappingProxyType({}),
 ) -> dict[tuple[str, str], Array | Steering]:
-    """Every direction and closed-form map, by (site, name)."""
+    """The directions and closed-form maps of the given cells (site, name); `saes` by site."""
     positive, negative = pairs(subject, words, seed, count)
-    names = tuple(f"blocks/{layer}/resid/post" for layer in layers)
-    arrays = [_kept(subject.model, jnp.asarray(ids), names) for ids in (positive, negative)]
+    sites = tuple(dict.fromkeys(site for site, _ in cells))
+    arrays = [_kept(subject.model, jnp.asarray(ids), sites) for ids in (positive, negative)]
     found: dict[tuple[str, str], Array | Steering] = {}
-    for place, name in enumerate(names):
-        plus, minus = (kind[name] for kind in arrays)
+    for site, name in cells:
+        plus, minus = (kind[site] for kind in arrays)
         here, there = plus[:, -1], minus[:, -1]
-        found[name, "DiM"] = difference_in_means(here, there)
-        found[name, "PCA"] = paired_component(here, there, centred=False)
-        found[name, "PCA centred"] = paired_component(here, there, centred=True)
-        found[name, "semi-NMF"] = semi_nmf_direction(plus, minus, features, seed)
-        found[name, "random"] = unit(jax.random.normal(jax.random.key(100 * seed + place), here.shape[1:]))
-        if layers[place] in saes:
-            found[name, "SAE"] = sae_direction(saes[layers[place]], here, there)
-        scale, shift = sorted_map(there, here)
-        found[name, "Lin-AcT"] = Transport((scale,), (shift,), (), (name,)).edits
+        if name == "DiM":
+            found[site, name] = difference_in_means(here, there)
+        elif name in ("PCA", "PCA centred"):
+            found[site, name] = paired_component(here, there, centred=name == "PCA centred")
+        elif name == "semi-NMF":
+            found[site, name] = semi_nmf_direction(plus, minus, features, seed)
+        elif name == "SAE":
+            found[site, name] = sae_direction(saes[site], here, there)
+        elif name == "random":
+            key = jax.random.key(zlib.crc32(f"{seed} {site}".encode()))
+            found[site, name] = unit(jax.random.normal(key, here.shape[1:]))
+        else:
+            scale, shift = sorted_map(there, here)
+            found[site, name] = Transport((scale,), (shift,), (), (site,)).edits
     return found
 
 
@@ -180,15 +187,25 @@ def sae_direction(sae: Dictionary, positive: Array, negative: Array) -> Array:
     return unit(sae.decoder[jnp.argmax(gap)])
 
 
-def trained_sae(subject: Subject, layer: int, tokens: int, text: str, features: int) -> Dictionary:
-    """A TopK autoencoder of the residual stream behind a block, in steps of 256 tokens, each token seen once."""
-    train, _ = load_text(text, subject.tokenizer, seq=64, max_tokens=2 * tokens)
-    method = SparseAutoencoder(features=features, k=32, learning_rate=1e-3)
+def trained_sae(subject: Subject, layer: int, given: argparse.Namespace) -> Dictionary:
+    """A TopK autoencoder of the residual stream behind a block, in steps of 256 tokens, each token seen once.
+
+    It is kept beside the rows, so that a second call does not train it again.
+    """
+    settings = f"{given.model} {layer} {given.sae_features} {given.sae_tokens} {given.sae_text}"
+    folder = given.out.parent / f"{given.out.stem}_sae_{layer}_{zlib.crc32(settings.encode()):08x}"
+    if folder.is_dir():
+        kept = load_decomposition(folder)
+        assert isinstance(kept, Dictionary)
+        return fold(kept)
+    train, _ = load_text(given.sae_text, subject.tokenizer, seq=64, max_tokens=20_000 + 2 * given.sae_tokens)
+    method = SparseAutoencoder(features=given.sae_features, k=32, learning_rate=1e-3)
     found = fit(
-        method, subject, train, site=f"blocks/{layer}/resid/post", steps=tokens // 256, batch_size=256,
+        method, subject, train, site=f"blocks/{layer}/resid/post", steps=given.sae_tokens // 256, batch_size=256,
         buffer_batches=16, progress=False,
     )  # fmt: skip
     print(f"SAE of layer {layer}: {found!r}", flush=True)
+    save(found.decomposition, folder)
     return fold(found.decomposition)
 
 
@@ -286,33 +303,35 @@ def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
     """Run it; prints and writes the rows as they come."""
     given = options(arguments)
     rows: list[dict[str, Any]] = json.loads(given.out.read_text()) if given.out.is_file() else []
+    for row in rows:
+        if (row.get("model", given.model), row["target"]) != (given.model, given.target):
+            raise UserError(
+                f"--out {given.out} has rows of model {row.get('model')!r} at target {row['target']}, not of "
+                f"{given.model!r} at {given.target}: give another file."
+            )
     if given.words:  # rows of a run without the column are measured again
         rows = [row for row in rows if "fluency" in row or row["direction"] not in given.methods]
     done = {(row["concept_name"], row["seed"], row["direction"], row["site"]) for row in rows}
     given.out.parent.mkdir(parents=True, exist_ok=True)
     subject = load(given.model)
     start = time.process_time()
-    if given.words:
-        print(f"unsteered: fluency {unsteered_fluency(subject, given.words):.2f}", flush=True)
     at_sites = {f"blocks/{layer}/resid/post": layer for layer in given.layers}
     direct = [name for name in given.methods if name != "LinEAS"]
-
-    def missing(concept: str, seed: int) -> list[tuple[str, str]]:
-        """Cells (site, name) that are asked for and not yet in the file."""
-        cells = [
-            (site, name)
-            for site, layer in at_sites.items()
-            for name in direct
-            if name != "SAE" or layer in given.sae_layers
-        ]
-        return [(site, name) for site, name in cells if (concept, seed, name, site) not in done]
-
-    todo = {(concept, seed): missing(concept, seed) for seed in given.seeds for concept in given.concepts}
-    wanted = {at_sites[site] for cells in todo.values() for site, name in cells if name == "SAE"}
-    saes = {
-        layer: trained_sae(subject, layer, given.sae_tokens, given.sae_text, given.sae_features)
-        for layer in sorted(wanted)
+    cells = [
+        (site, name)
+        for site, layer in at_sites.items()
+        for name in direct
+        if name != "SAE" or layer in given.sae_layers
+    ]
+    todo = {
+        (concept, seed): [(site, name) for site, name in cells if (concept, seed, name, site) not in done]
+        for seed in given.seeds
+        for concept in given.concepts
     }
+    if given.words and any(todo.values()):
+        print(f"unsteered: fluency {unsteered_fluency(subject, given.words):.2f}", flush=True)
+    wanted = {site for own in todo.values() for site, name in own if name == "SAE"}
+    saes = {site: trained_sae(subject, at_sites[site], given) for site in sorted(wanted)}
 
     def measure(
         concept: str, seed: int, site: str, name: str, steering: Array | Steering, tokens: Sequence[int]
@@ -328,7 +347,7 @@ def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
             steps=12,
             words=given.words,
         )
-        rows.extend({**row, "concept_name": concept, "seed": seed} for row in new)
+        rows.extend({**row, "model": given.model, "concept_name": concept, "seed": seed} for row in new)
         given.out.write_text(json.dumps(rows, indent=1) + "\n")
         gain = np.mean([np.log(row["concept"] / row["concept_before"]) for row in new])
         fluency = np.exp(np.mean([np.log(row["fluency"]) for row in new])) if given.words else float("nan")
@@ -338,13 +357,13 @@ def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
             flush=True,
         )
 
-    for (concept, seed), cells in todo.items():
+    for (concept, seed), missing in todo.items():
         train, measured = CONCEPTS[concept]
         tokens = sorted({subject.ids(f" {word}")[-1] for word in measured.split()})
-        if cells:
-            found = steerings(subject, given.layers, train, seed, given.pairs, given.features, saes)
-            for site, name in cells:
-                measure(concept, seed, site, name, found[site, name], tokens)
+        if missing:
+            found = steerings(subject, missing, train, seed, given.pairs, given.features, saes)
+            for (site, name), steering in found.items():
+                measure(concept, seed, site, name, steering, tokens)
         joint = "LinEAS" in given.methods and given.lineas_steps
         if joint and (concept, seed, "LinEAS", "together") not in done:
             maps = lineas(subject, given.layers, train, seed, 12, given.lineas_steps, given.lineas_rate)

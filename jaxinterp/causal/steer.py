@@ -27,6 +27,7 @@ from jaxinterp.core.json_value import Json
 from jaxinterp.models.edits import Add, Edit
 from jaxinterp.models.files.subject import Subject
 from jaxinterp.models.generate import generate
+from jaxinterp.models.ids import check_ids
 from jaxinterp.models.run import run
 from jaxinterp.models.sites import check_site
 
@@ -205,13 +206,37 @@ def _matched(
 def perplexity(
     model: PyTree, rows: Sequence[Sequence[int]], prompts: Sequence[Sequence[int]]
 ) -> Float[np.ndarray, " rows"]:
-    """exp of the mean negative log-likelihood of each row behind its prompt, under the model as it is."""
+    """exp of the mean negative log-likelihood of each row behind its prompt, under the model as it is.
+
+    Rows are padded on the right, which a causal model does not see. NaN of an empty row.
+
+    Raises:
+      UserError: rows and prompts differ in number, a prompt is empty, or an id is not in the vocabulary.
+    """
+    if len(rows) != len(prompts) or not all(len(prompt) for prompt in prompts):
+        raise UserError(
+            f"{len(rows)} rows behind {len(prompts)} prompts: give a prompt of at least one token for each."
+        )
+    width = max((len(prompt) + len(row) for prompt, row in zip(prompts, rows, strict=True)), default=0)
     found = []
     for prompt, row in zip(prompts, rows, strict=True):
-        tokens = jnp.asarray([[*prompt, *row]])
-        log_p = jax.nn.log_softmax(run(model, tokens, keep=()).logits[0, len(prompt) - 1 : -1])
-        found.append(float(jnp.exp(-jnp.mean(log_p[jnp.arange(len(row)), jnp.asarray(row)]))) if row else float("nan"))
+        tokens = np.zeros((1, width), np.int32)
+        tokens[0, : len(prompt) + len(row)] = [*prompt, *row]
+        check_ids(model, tokens, "rows")
+        found.append(
+            float(_perplexity(model, jnp.asarray(tokens), *map(jnp.asarray, (len(prompt), len(row)))))
+            if len(row)
+            else np.nan
+        )
     return np.asarray(found)
+
+
+@eqx.filter_jit
+def _perplexity(model: PyTree, tokens: Array, start: Array, count: Array) -> Array:
+    log_p = jax.nn.log_softmax(run(model, tokens, keep=()).logits[0, :-1])
+    nll = -jnp.take_along_axis(log_p, tokens[0, 1:, None], axis=-1)[:, 0]
+    place = jnp.arange(1, tokens.shape[1])
+    return jnp.exp(jnp.sum(jnp.where((place >= start) & (place < start + count), nll, 0)) / count)
 
 
 def steering_rows(

@@ -67,7 +67,7 @@ clean:
 PARITY := .venv-parity
 TORCH := torch==2.13.0
 
-parity:  ## remake the goldens with transformers and compare; fails with .no-cpu-torch where only CUDA builds are to be had
+parity:  ## remake the goldens with transformers and compare, and load with it what we write; fails with .no-cpu-torch where only CUDA builds are to be had
 	test -x $(PARITY)/bin/python || $(PYTHON) -m venv $(PARITY)
 	@rm -f $(PARITY)/.no-cpu-torch
 	$(PARITY)/bin/python -c 'import torch' 2>/dev/null || { \
@@ -76,6 +76,7 @@ parity:  ## remake the goldens with transformers and compare; fails with .no-cpu
 	  && $(PARITY)/bin/python -m pip install --quiet $(TORCH); } || { touch $(PARITY)/.no-cpu-torch; exit 2; }
 	$(PARITY)/bin/python -m pip install --quiet --constraint constraints.txt --editable ".[convert]"
 	JAX_PLATFORMS=cpu $(PARITY)/bin/python tests/parity/make_goldens.py --check
+	JAX_PLATFORMS=cpu $(PARITY)/bin/python tests/parity/written.py
 	$(PARITY)/bin/python tests/covered.py parity --passed
 
 PEERS := .venv-peers

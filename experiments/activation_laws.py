@@ -30,7 +30,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.own_text import Text, text_of
-from experiments.train_language_model import start_model
+from experiments.train_language_model import start_model, transformer_of
 from jaxinterp.commands.shell import (
     check_folder,
     check_positive,
@@ -53,7 +53,6 @@ from jaxinterp.models.files.subject import Subject, save_subject
 from jaxinterp.models.load import load
 from jaxinterp.models.rules import Activation
 from jaxinterp.models.run import run
-from jaxinterp.models.transformer import TransformerConfig
 from jaxinterp.training.fit import fit
 
 POINTS = (1 / 32, 1 / 16, 1 / 8, 3 / 16, 1 / 4, 3 / 8, 1 / 2, 5 / 8, 3 / 4, 7 / 8, 1)
@@ -124,24 +123,6 @@ def main(config: Config) -> None:
         say(*lines_of(results["summary"]))
 
 
-def shape(config: Config, kind: Activation) -> TransformerConfig:
-    """The transformer; only the activation differs between kinds."""
-    return TransformerConfig(
-        vocab_size=config.vocabulary,
-        d_model=config.d_model,
-        layers=config.layers,
-        heads=config.heads,
-        kv_heads=config.heads,
-        head_dim=config.d_model // config.heads,
-        d_mlp=config.d_mlp,
-        context=config.seq,
-        activation=kind,
-        gated=True,
-        rotary_dimensions=config.d_model // config.heads,
-        tied=False,
-    )
-
-
 class Measure:
     """The numbers of one model."""
 
@@ -202,7 +183,7 @@ def over_training(
     results: dict[str, Any],
 ) -> None:
     """One model: trained in parts, measured between them."""
-    subject = Subject(start_model(shape(config, kind), seed), text.tokenizer, f"{kind}-{seed}")
+    subject = Subject(start_model(transformer_of(config, kind, gated=True), seed), text.tokenizer, f"{kind}-{seed}")
     done = {row["step"] for row in results["rows"] if (row["kind"], row["seed"]) == (kind, seed)}
     folder = out / subject.name
     for part in config.points:

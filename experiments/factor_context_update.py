@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from jaxinterp.commands.shell import command, folder_of_a_run, say, settings_of, write_json
+from jaxinterp.commands.shell import check_folder, command, folder_of_a_run, say, settings_of, write_json
 from jaxinterp.data.text.load_text import load_text, take
 from jaxinterp.methods.factor import context_update as context
 from jaxinterp.models.load import load
@@ -83,6 +83,7 @@ def with_biases(model: Any) -> Any:
 
 def main(config: Config) -> None:
     """Patch, compare, write `results.json`."""
+    check_folder(config.out, settings_of(config), resume=False)
     subject = load(config.model)
     original: Any = with_biases(subject.model)
     train, _ = load_text(config.text, subject.tokenizer, seq=config.length, max_tokens=200_000)

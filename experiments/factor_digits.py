@@ -26,7 +26,16 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from jaxinterp.commands.shell import command, folder_of_a_run, print_table, read_json, say, settings_of, write_json
+from jaxinterp.commands.shell import (
+    check_folder,
+    command,
+    folder_of_a_run,
+    print_table,
+    read_json,
+    say,
+    settings_of,
+    write_json,
+)
 from jaxinterp.core.errors import UserError
 from jaxinterp.methods.factor.bilinear import (
     adversarial_input,
@@ -195,6 +204,7 @@ def fooled(
 
 def main(config: Config) -> None:
     """Train all, measure, write `results.json` and a page."""
+    check_folder(config.out, {k: str(v) for k, v in settings_of(config).items()}, resume=False)
     images, labels = read_digits(config.digits)
     count = len(labels) * 85 // 100
     x, y = jnp.asarray(images[:count]), jnp.asarray(labels[:count])

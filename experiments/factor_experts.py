@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxinterp.commands.shell import command, folder_of_a_run, say, settings_of, write_json
+from jaxinterp.commands.shell import check_folder, command, folder_of_a_run, say, settings_of, write_json
 from jaxinterp.core.batch import Sites
 from jaxinterp.core.protocols import Method
 from jaxinterp.data.activations import harvested
@@ -122,6 +122,7 @@ def errors(config: Config, methods: dict[str, Method], x: Array, mlp: Any) -> di
 
 def main(config: Config) -> None:
     """Train, compare, write `results.json`."""
+    check_folder(config.out, settings_of(config), resume=False)
     x, mlp = toy_inputs(jax.random.key(config.seed), config.inputs) if config.problem == "toy" else model_inputs(config)
     found = errors(config, students(config), x, mlp)
     dense = found["dense"]

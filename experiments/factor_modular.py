@@ -20,7 +20,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from jaxinterp.commands.shell import command, folder_of_a_run, print_table, say, settings_of, write_json
+from jaxinterp.commands.shell import check_folder, command, folder_of_a_run, print_table, say, settings_of, write_json
 from jaxinterp.methods.factor import interaction_basis as lib
 from jaxinterp.methods.factor.interaction_ablation import least, strongest, with_edges, with_nodes
 
@@ -161,6 +161,7 @@ def needed(
 
 def main(config: Config) -> None:
     """Train, count, write `results.json`."""
+    check_folder(config.out, settings_of(config), resume=False)
     rows: list[dict[str, Any]] = []
     sizes = {name: getattr(config, name) for name in ("p", "d", "hidden", "steps", "weight_decay")}
     run = jax.jit(lambda key: train(key, **sizes))

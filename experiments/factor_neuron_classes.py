@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from jaxinterp.commands.shell import command, folder_of_a_run, say, settings_of, write_json
+from jaxinterp.commands.shell import check_folder, command, folder_of_a_run, say, settings_of, write_json
 from jaxinterp.data.text.load_text import load_text, take
 from jaxinterp.methods.factor import neuron_classes as classes
 from jaxinterp.models.load import load
@@ -97,6 +97,7 @@ def spread(model: Any, tokens: Any, names: tuple[str, ...]) -> dict[str, tuple[A
 
 def main(config: Config) -> None:
     """Count, ablate, write `results.json`."""
+    check_folder(config.out, settings_of(config), resume=False)
     subject = load(config.model)
     _, heldout = load_text(config.text, subject.tokenizer, seq=config.seq, max_tokens=400_000)
     tokens = jnp.asarray(take(heldout, config.windows * config.seq, rows=config.windows)[0]["tokens"])

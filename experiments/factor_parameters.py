@@ -19,7 +19,16 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
-from jaxinterp.commands.shell import Columns, command, folder_of_a_run, print_table, say, settings_of, write_json
+from jaxinterp.commands.shell import (
+    Columns,
+    check_folder,
+    command,
+    folder_of_a_run,
+    print_table,
+    say,
+    settings_of,
+    write_json,
+)
 from jaxinterp.core.batch import make_batch
 from jaxinterp.core.protocols import Method
 from jaxinterp.core.sites import Sites
@@ -85,6 +94,15 @@ def methods(config: Config, projections: tuple[str, ...]) -> dict[str, Method]:
 
 def main(config: Config) -> None:
     """Train, measure, write `results.json`."""
+    check_folder(config.out, settings_of(config), resume=False)
+    with folder_of_a_run(config.out, settings_of(config)) as out:
+        rows = measured(config)
+        print_table(COLUMNS, rows)
+        write_json(out / "results.json", rows)
+
+
+def measured(config: Config) -> list[dict[str, Any]]:
+    """A row for every method and mask."""
     leaf = config.problem == "leaf"
     subject = load("smollm2-135m" if leaf else "bilinear-4x128")
     fields = ("gate_proj", "up_proj", "down_proj") if leaf else ("up_proj", "down_proj")
@@ -116,9 +134,7 @@ def main(config: Config) -> None:
         say(f"{name}: {seconds:.0f} CPU s, {last}")
         table = mask_table(target, learned, subject.model, batch, jax.random.key(config.seed), ascents=config.ascents)
         rows += [{"method": name} | row | {"cpu_seconds": seconds} | last for row in table]
-    print_table(COLUMNS, rows)
-    with folder_of_a_run(config.out, settings_of(config)) as out:
-        write_json(out / "results.json", rows)
+    return rows
 
 
 COLUMNS: Columns = {

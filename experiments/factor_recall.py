@@ -29,7 +29,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from jaxinterp.commands.shell import command, folder_of_a_run, say, settings_of, write_json
+from jaxinterp.commands.shell import check_folder, command, folder_of_a_run, say, settings_of, write_json
 from jaxinterp.methods.factor import regression
 from jaxinterp.models.load import load
 from jaxinterp.models.run import run
@@ -99,6 +99,7 @@ def without_suppression(
 
 def main(config: Config) -> None:
     """Regress, test, write `results.json`."""
+    check_folder(config.out, settings_of(config), resume=False)
     subject = load(config.model)
     model: Any = subject.model
     tokenizer = subject.tokenizer

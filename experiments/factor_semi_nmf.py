@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from jaxinterp.commands.shell import command, folder_of_a_run, say, settings_of, write_json
+from jaxinterp.commands.shell import check_folder, command, folder_of_a_run, say, settings_of, write_json
 from jaxinterp.data.activations import READ, harvest_jit, on_device
 from jaxinterp.data.text.load_text import load_text, take
 from jaxinterp.decompositions.nonnegative import nonnegative_least_squares, optimality_gap
@@ -74,6 +74,7 @@ def matched(first: Array, second: Array) -> float:
 
 def main(config: Config) -> None:
     """Fit, measure, write `results.json`."""
+    check_folder(config.out, settings_of(config), resume=False)
     subject, name = load(config.model), f"{config.site}/hidden"
     half = config.windows // 2
     texts = [activations(subject, name, text, config) for text in (config.concept, config.neutral)]

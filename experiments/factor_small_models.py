@@ -27,7 +27,16 @@ from jaxtyping import Array, Float
 
 from experiments import train_language_model as small
 from experiments.own_text import Text, text_of
-from jaxinterp.commands.shell import Columns, command, folder_of_a_run, print_table, say, settings_of, write_json
+from jaxinterp.commands.shell import (
+    Columns,
+    check_folder,
+    command,
+    folder_of_a_run,
+    print_table,
+    say,
+    settings_of,
+    write_json,
+)
 from jaxinterp.data.activations import counted, on_device
 from jaxinterp.data.text.load_text import load_text, take
 from jaxinterp.data.windows import windows
@@ -239,6 +248,7 @@ MASKED: Columns = {
 
 def main(config: Config) -> None:
     """Train, measure, write `results.json`."""
+    check_folder(config.out, settings_of(config), resume=False)
     results: dict[str, Any] = {}
     with folder_of_a_run(config.out, settings_of(config)) as out:
         for part in config.parts:

@@ -29,7 +29,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal, Protocol, cast
 
 import equinox as eqx
 import jax
@@ -211,33 +211,58 @@ def steps_of(config: Config) -> int:
     return config.tokens // config.batch_size
 
 
+class Sizes(Protocol):
+    """What `transformer_of` reads of an experiment's configuration."""
+
+    @property
+    def vocabulary(self) -> int: ...
+    @property
+    def d_model(self) -> int: ...
+    @property
+    def layers(self) -> int: ...
+    @property
+    def heads(self) -> int: ...
+    @property
+    def d_mlp(self) -> int: ...
+    @property
+    def seq(self) -> int: ...
+
+
 def shape_of(config: Config) -> TransformerConfig:
     """The transformer that the options describe.
 
     Raises:
       UserError: its sizes contradict each other.
     """
-    if config.d_model % config.heads:
-        raise UserError(f"d_model={config.d_model} must be a multiple of heads={config.heads}, which share it.")
-    gated, activation = MLPS.get(config.mlp, (False, "relu"))
-    mixture = None
-    if config.mlp not in MLPS:
-        kind = cast(KindOfMLP, config.mlp)
-        mixture = MixtureConfig(kind, config.experts, config.d_mlp, config.active, config.routers)
+    if config.mlp in MLPS:
+        gated, activation = MLPS[config.mlp]
+        return transformer_of(config, activation, gated=gated)
+    kind = cast(KindOfMLP, config.mlp)
+    mixture = MixtureConfig(kind, config.experts, config.d_mlp, config.active, config.routers)
+    return replace(transformer_of(config, "relu", gated=False), mixture=mixture)
+
+
+def transformer_of(sizes: Sizes, activation: Activation, *, gated: bool) -> TransformerConfig:
+    """A small transformer with rotary positions, without grouped heads and with a read-out of its own.
+
+    Raises:
+      UserError: d_model is not a multiple of heads.
+    """
+    if sizes.d_model % sizes.heads:
+        raise UserError(f"d_model={sizes.d_model} must be a multiple of heads={sizes.heads}, which share it.")
     return TransformerConfig(
-        vocab_size=config.vocabulary,
-        d_model=config.d_model,
-        layers=config.layers,
-        heads=config.heads,
-        kv_heads=config.heads,
-        head_dim=config.d_model // config.heads,
-        d_mlp=config.d_mlp,
-        context=config.seq,
+        vocab_size=sizes.vocabulary,
+        d_model=sizes.d_model,
+        layers=sizes.layers,
+        heads=sizes.heads,
+        kv_heads=sizes.heads,
+        head_dim=sizes.d_model // sizes.heads,
+        d_mlp=sizes.d_mlp,
+        context=sizes.seq,
         activation=activation,
         gated=gated,
-        rotary_dimensions=config.d_model // config.heads,
+        rotary_dimensions=sizes.d_model // sizes.heads,
         tied=False,
-        mixture=mixture,
     )
 
 

@@ -17,6 +17,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from jaxinterp.core.decomposition import Codes
+from jaxinterp.core.errors import UserError
 from jaxinterp.core.fields import PARAMETER, PARAMETER_ROWS, STATE
 from jaxinterp.core.sites import Sites
 from jaxinterp.decompositions.codes import DenseCodes
@@ -83,7 +84,16 @@ def transform(
     write: Float[Array, "rows d_out"],
     ranks: tuple[int, ...],
 ) -> Float[Array, "*axes d_out"]:
-    """sum_t a_t x V_t^T U_t for given gates."""
+    """sum_t a_t x V_t^T U_t for given gates.
+
+    Raises:
+      UserError: the ranks do not add up to the rows, or there is not one for every gate.
+    """
+    if sum(ranks) != read.shape[0] or len(ranks) != gates.shape[-1]:
+        raise UserError(
+            f"ranks={ranks} has {len(ranks)} transforms of {sum(ranks)} rows in all: there are {gates.shape[-1]} gates "
+            f"and {read.shape[0]} rows."
+        )
     return ((x @ read.T) * gates[..., owners(ranks)]) @ write
 
 

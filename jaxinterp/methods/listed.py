@@ -19,6 +19,11 @@ from jaxinterp.methods.factor.mixture_of_decoders import MixtureOfDecodersMethod
 from jaxinterp.methods.factor.parameter_training import AdversarialParameters, StochasticParameters
 from jaxinterp.methods.factor.product_key_neurons import ProductKeyNeuronsMethod
 from jaxinterp.methods.factor.semi_nmf import SemiNMF
+from jaxinterp.methods.solved.exact_transcoder import ExactTranscoder
+from jaxinterp.methods.solved.linear_map import LinearMapMethod
+from jaxinterp.methods.solved.neurons import NeuronsMethod
+from jaxinterp.methods.solved.principal_components import PrincipalComponentsMethod
+from jaxinterp.methods.solved.random_features import RandomFeatures
 from jaxinterp.methods.sparse.afa import TopAFASparseAutoencoder
 from jaxinterp.methods.sparse.attention_sparse_autoencoder import AttentionSparseAutoencoder
 from jaxinterp.methods.sparse.cross_layer_transcoder import CrossLayerTranscoder
@@ -31,7 +36,7 @@ from jaxinterp.methods.sparse.skip_transcoder import SkipTranscoder
 from jaxinterp.methods.sparse.sparse_autoencoder import SparseAutoencoder
 from jaxinterp.methods.sparse.transcoder import Transcoder
 
-Room = Literal["sparse", "factor", "causal"]
+Room = Literal["sparse", "factor", "solved", "causal"]
 
 
 @dataclass(frozen=True)
@@ -65,6 +70,11 @@ METHODS: dict[str, Listed] = {
     "stochastic_parameters": Listed(StochasticParameters, "factor"),
     "adversarial_parameters": Listed(AdversarialParameters, "factor"),
     "attribution_parameters": Listed(AttributionParameters, "factor"),
+    "neurons": Listed(NeuronsMethod, "solved"),
+    "principal_components": Listed(PrincipalComponentsMethod, "solved"),
+    "linear_map": Listed(LinearMapMethod, "solved"),
+    "random_features": Listed(RandomFeatures, "solved"),
+    "exact_transcoder": Listed(ExactTranscoder, "solved"),
     "das": Listed(DAS, "causal", "blocks/1/resid/post"),
     "lineas": Listed(LinEAS, "causal", "blocks/1/resid/post"),
     "trained_vector": Listed(TrainedVector, "causal", "blocks/1/resid/post"),

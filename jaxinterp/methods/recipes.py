@@ -131,7 +131,7 @@ class Sums(eqx.Module):
 
     def wide(self) -> PyTree:
         """The sums as NumPy arrays in float64 on this host (integers as they are)."""
-        return jax.tree.map(lambda total, lost: _wide(total) - _wide(lost), self.total, self.lost)
+        return jax.tree.map(lambda total, lost: np.asarray(_wide(total) - _wide(lost)), self.total, self.lost)
 
 
 def streaming_method(

@@ -40,6 +40,11 @@ from jaxinterp.methods.factor.parameter_training import AdversarialParameters, S
 from jaxinterp.methods.factor.product_key_neurons import ProductKeyNeuronsMethod
 from jaxinterp.methods.factor.semi_nmf import SemiNMF
 from jaxinterp.methods.factor.targets import LeafTarget, ProjectionTarget
+from jaxinterp.methods.solved.exact_transcoder import ExactTranscoder
+from jaxinterp.methods.solved.linear_map import LinearMapMethod
+from jaxinterp.methods.solved.neurons import NeuronsMethod
+from jaxinterp.methods.solved.principal_components import PrincipalComponentsMethod
+from jaxinterp.methods.solved.random_features import RandomFeatures
 from jaxinterp.objectives import ghost, reconstruction, total
 from tests.methods.dead import HalfDead
 from tests.methods.method_in_one_file import SignedSparseAutoencoder, TopKBySize
@@ -62,6 +67,8 @@ class Case:
       kinds: classes of its decomposition that a file may name only where they are given.
       signs: whether directions are free in sign, so that squares are compared.
       text: whether `fit` takes text.
+      stepped: whether it has steps; a closed form has none.
+      spread: whether its rows of features lie over the mesh; what is solved on the host lies there whole.
       kept: whether its decomposition is one that `save` takes.
       fast: what every run of the suite asks of it; the rest are slow proofs. "all", "alone": what takes one device.
     """
@@ -75,6 +82,8 @@ class Case:
     signs: bool = False
     text: bool = True
     kept: bool = True
+    stepped: bool = True
+    spread: bool = True
     fast: Literal["all", "alone", ""] = ""
 
 
@@ -129,6 +138,11 @@ LISTED = {
         counts="sources/blocks/0/mlp/up_proj",
     ),
     "attribution_parameters": Case(AttributionParameters(LeafTarget(MLP), parts=6, k=2.0, **FACTORS), place=""),
+    "neurons": Case(NeuronsMethod(k=4), counts="total/hidden"),
+    "principal_components": Case(PrincipalComponentsMethod(k=4), counts="total/y", signs=True),
+    "linear_map": Case(LinearMapMethod(), counts="total/x"),
+    "random_features": Case(RandomFeatures(features=16, k=3), counts="total/codes", spread=False),
+    "exact_transcoder": Case(ExactTranscoder(), place="", stepped=False, spread=False),
     "das": Case(DAS(PROMPTS, OTHERS, (1, 2), POST, rate=RATE), **ALONE, kinds=(Rotation,)),
     "lineas": Case(LinEAS(PROMPTS, OTHERS, (POST,), gamma=0.01, rate=RATE), **ALONE, kinds=(Transport,)),
     "trained_vector": Case(TrainedVector(PROMPTS, (1, 2), POST, rate=RATE), **ALONE, kinds=(Vector,)),

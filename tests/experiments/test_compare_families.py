@@ -7,8 +7,9 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from experiments.compare_families import QUICK, Config, falls, marked, sized, status
+from experiments.compare_families import QUICK, Config, falls, sized
 from experiments.every_family import Shape, families
+from experiments.families_page import marked, status
 from jaxinterp.core.batch import make_batch
 from jaxinterp.core.errors import UserError
 from jaxinterp.core.sites import as_needs

@@ -4,6 +4,8 @@
 loop or a cotangent is an error of tracing.
 """
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -28,6 +30,11 @@ from jaxinterp.methods.factor.product_key_neurons import ProductKeyNeuronsMethod
 from jaxinterp.methods.factor.semi_nmf import SemiNMF
 from jaxinterp.methods.factor.targets import LeafTarget, ProjectionTarget
 from jaxinterp.methods.listed import METHODS as LISTED
+from jaxinterp.methods.solved.exact_transcoder import ExactTranscoder
+from jaxinterp.methods.solved.linear_map import LinearMapMethod
+from jaxinterp.methods.solved.neurons import NeuronsMethod
+from jaxinterp.methods.solved.principal_components import PrincipalComponentsMethod
+from jaxinterp.methods.solved.random_features import RandomFeatures
 from jaxinterp.models.files.subject import Subject
 from jaxinterp.models.files.tokenizer import byte_tokenizer
 from jaxinterp.models.transformer import TransformerConfig, initialise
@@ -35,7 +42,7 @@ from jaxinterp.training.fit import expand, fit
 from jaxinterp.training.mesh import make_mesh
 from jaxinterp.training.program import Program
 from tests.models.mixtures.kinds import KINDS
-from tests.training.small_x64 import FLOATS, ONE, SIZES, TEXT, floats, strict, subject
+from tests.training.small_x64 import CONFIG, FLOATS, ONE, SIZES, TEXT, floats, strict, subject
 
 RESID = "blocks/1/resid/post"
 TARGET = ProjectionTarget(("blocks/1/mlp/up_proj", "blocks/1/mlp/down_proj"))
@@ -54,6 +61,10 @@ METHODS = {
     "stochastic_parameters": (StochasticParameters(TARGET, parts=4, hidden=4), None),
     "adversarial_parameters": (AdversarialParameters(TARGET, parts=4, hidden=4, scope="shared"), None),
     "attribution_parameters": (AttributionParameters(LeafTarget("blocks/1/mlp"), parts=4, k=2.0), None),
+    "neurons": (NeuronsMethod(k=2), ONE),
+    "principal_components": (PrincipalComponentsMethod(k=2), ONE),
+    "linear_map": (LinearMapMethod(), ONE),
+    "random_features": (RandomFeatures(features=6, k=2), ONE),
     "das": (DAS(PROMPTS, OTHERS, (1, 2), RESID), None),
     "lineas": (LinEAS(PROMPTS, OTHERS, (RESID,)), None),
     "trained_vector": (TrainedVector(PROMPTS, (1, 2), RESID), None),
@@ -62,7 +73,7 @@ METHODS = {
 
 def test_no_listed_method_is_left_out():
     others = {name for name, listed in LISTED.items() if listed.family != "sparse"}
-    assert others <= METHODS.keys()
+    assert others - METHODS.keys() == {"exact_transcoder"}, "of a ReLU MLP alone: a test of its own"
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -91,6 +102,13 @@ def test_it_trains_in_float32_under_x64(name):
         result = fit(method, subject(), text, **({} if site is None else {"site": site}), **options)
         assert floats(result.decomposition) == FLOATS and floats(result.state) <= FLOATS
         assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(result.decomposition))
+
+
+def test_an_exact_transcoder_is_float32_under_x64():
+    with jax.enable_x64(True):
+        relu = initialise(dataclasses.replace(CONFIG, activation="relu", gated=False), jax.random.key(0))
+        found = fit(ExactTranscoder(), Subject(relu, None, "small"), TEXT, site=ONE, **SIZES)
+        assert floats(found.decomposition) == FLOATS
 
 
 @pytest.mark.parametrize("kind", KINDS)

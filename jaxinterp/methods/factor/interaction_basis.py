@@ -269,6 +269,23 @@ def legendre_points(intervals: int) -> tuple[tuple[float, ...], tuple[float, ...
     return tuple(float(place) for place in (x + 1) / 2), tuple(float(weight) for weight in w / 2)
 
 
+def trapezoid_points(intervals: int, margin: float = 1e-3) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """(places, weights) of the authors' trapezoidal rule: intervals + 1 even places from e to 1 - e, the first and the
+    last at half weight, with e = margin / (intervals + 1); 0 intervals: the middle alone.
+
+    Raises:
+      UserError: intervals is negative.
+    """
+    if intervals < 0:
+        raise UserError(f"intervals={intervals} must not be negative.")
+    if intervals == 0:
+        return (0.5,), (1.0,)
+    edge = margin / (intervals + 1)
+    weights = np.full(intervals + 1, 1 / intervals)
+    weights[[0, -1]] /= 2
+    return tuple(np.linspace(edge, 1 - edge, intervals + 1).tolist()), tuple(weights.tolist())
+
+
 def edges(
     function: Function,
     samples: Float[Array, "batch *axes d"],

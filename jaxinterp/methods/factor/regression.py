@@ -15,6 +15,7 @@ Ordinary least squares from moments that add: t is eliminated by means, and beta
 Source: Lv et al. 2024 (arXiv 2403.19521). The form with scalar coefficients is our reading of it.
 """
 
+import warnings
 from typing import Any, Literal, NamedTuple
 
 import jax.numpy as jnp
@@ -71,6 +72,10 @@ def moments(
 def solve(sums: Moments, *, kind: Coefficients = "scalar", intercept: bool = True, ridge: float = 0.0) -> Regression:
     """beta, t and R^2 from sums, in float64.
 
+    Where the sums leave beta open (collinear regressors, fewer samples than unknowns), it is the shortest of the best
+    ones, as `numpy.linalg.lstsq` of the centred samples has it, with a warning; the prediction is determined. The
+    condition number is that of what was to be solved, infinite where it is singular to rounding.
+
     Args:
       intercept: whether there is a task vector t; without it R^2 is about 0, not about the mean.
       ridge: added to the diagonal, in units of the mean diagonal entry (collinear regressors need it).
@@ -88,13 +93,13 @@ def solve(sums: Moments, *, kind: Coefficients = "scalar", intercept: bool = Tru
     size = square.shape[-1]
     scale = np.trace(square, axis1=-2, axis2=-1) / size
     damped = square + ridge * np.multiply.outer(scale, np.eye(size))
-    condition = float(np.max(np.linalg.cond(damped)))
+    inverse, condition = _inverse(damped)
     if kind == "diag":
-        flat = np.linalg.solve(damped, cross[..., None])[..., 0]  # [d, R]
+        flat = (inverse @ cross[..., None])[..., 0]  # [d, R]
         explained = 2 * np.sum(flat * cross) - np.einsum("dh,dhk,dk->", flat, square, flat)
         beta = flat.T
     else:
-        flat = np.linalg.solve(damped, cross)
+        flat = inverse @ cross
         explained = 2 * np.sum(flat * cross) - np.sum(flat * (square @ flat))
         beta = flat if kind == "scalar" else flat.reshape(len(a), a.shape[1], -1)
     task = m - _apply(a, beta, kind) if intercept else np.zeros_like(m)
@@ -158,6 +163,25 @@ def less_suppression(
     """
     unit = direction / jnp.maximum(jnp.linalg.norm(direction), 1e-12)
     return added + (scale - 1) * (added @ unit)[..., None] * unit
+
+
+def _inverse(square: np.ndarray) -> tuple[np.ndarray, float]:
+    """The (pseudo-)inverse of symmetric matrices without negative eigenvalues, and the worst condition number.
+
+    Eigenvalues below 10 eps R of the largest are rounding of 0: a sum of products has no more digits.
+    """
+    values, vectors = np.linalg.eigh(square)
+    least = 10 * np.finfo(np.float64).eps * square.shape[-1] * values[..., -1:]
+    kept = values > least
+    condition = float(np.max(values[..., -1] / values[..., 0])) if kept.all() else float("inf")
+    if not kept.all():
+        warnings.warn(
+            f"{int(np.sum(~kept))} of {kept.size} directions of the regressors do not vary on their own: the shortest "
+            "coefficients are taken. Leave regressors out, take more samples, or give a ridge.",
+            stacklevel=4,
+        )
+    turned = vectors * np.where(kept, 1 / np.where(kept, values, 1), 0)[..., None, :]
+    return turned @ np.swapaxes(vectors, -1, -2), condition
 
 
 def _sums(x: Any, y: Any, kind: str, xp: Any) -> Moments:

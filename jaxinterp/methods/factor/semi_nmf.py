@@ -319,10 +319,16 @@ def svd_start(rows: Float[Array, "tokens d"], features: int) -> Float[Array, "to
 def kmeans_start(
     rows: Float[Array, "tokens d"], centres: Float[Array, "features d"], iterations: int = 15
 ) -> Float[Array, "tokens features"]:
-    """One-hot assignment to the nearest centre after Lloyd iterations from given centres, floored at 1e-6.
+    """One-hot assignment to the nearest of given centres, floored at 1e-6, the centres moved to their means between
+    `iterations` assignments, so iterations - 1 times: the labels are the last ones, as in the authors' code.
 
     A centre without tokens stays where it is. (The authors put it on a random token.)
+
+    Raises:
+      UserError: iterations is below 1.
     """
+    if iterations < 1:
+        raise UserError(f"iterations={iterations} must be at least 1: the first one assigns tokens to centres.")
 
     def assign(centres: Array) -> Array:
         distance = jnp.sum(centres**2, axis=1) - 2 * rows @ centres.T
@@ -333,7 +339,7 @@ def kmeans_start(
         count = jnp.sum(member, axis=0)[:, None]
         return jnp.where(count > 0, member.T @ rows / jnp.maximum(count, 1), centres)
 
-    return jnp.maximum(assign(jax.lax.fori_loop(0, iterations, lloyd, centres)), START)
+    return jnp.maximum(assign(jax.lax.fori_loop(0, iterations - 1, lloyd, centres)), START)
 
 
 def hierarchy(

@@ -106,7 +106,7 @@ def huggingface_config(config: TransformerConfig) -> tuple[Family, dict[str, Jso
 
 def _fields(config: TransformerConfig, name: str) -> dict[str, Json]:
     activation = next((theirs for theirs, ours in ACTIVATION_NAMES.items() if ours == config.activation), None)
-    windows = set(config.windows)
+    windows = set(config.windows) - {None}  # a file has one size
     fields: dict[str, Json] = {
         "architectures": [FAMILIES[name].architectures[0]],
         "model_type": name,
@@ -131,7 +131,10 @@ def _fields(config: TransformerConfig, name: str) -> dict[str, Json]:
     if name == "mistral":
         fields |= {"sliding_window": next(iter(windows)) if len(windows) == 1 else None}
     if name in ("qwen2", "qwen3"):
-        fields |= {"use_sliding_window": False}
+        fields |= {"use_sliding_window": bool(windows)}
+        if len(windows) == 1:
+            types = ["full_attention" if window is None else "sliding_attention" for window in config.windows]
+            fields |= {"sliding_window": next(iter(windows)), "layer_types": [*types]}
     return fields
 
 

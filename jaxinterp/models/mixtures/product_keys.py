@@ -10,7 +10,7 @@ best i and the knn best j, so that n^2 scores are never computed.
              keys    s = q . key / sqrt(2 d_key),  q = x Q, Q [2, channels, d, d_key], keys [2, channels, n, d_key]
 
 The authors use dense scores for linear neurons and keys for PEER; either goes with either here. The softmax of PEER is
-over the knn that are kept.
+over the knn that are kept; its GELU is the tanh form, JAX's default, which both authors use.
 
 Source: Schug 2026 (arXiv 2606.07414) and its code; He 2024 (PEER, arXiv 2407.04153); product keys: Lample et al. 2019
 (arXiv 1907.05242).

@@ -186,3 +186,20 @@ def test_integrated_edges_add_up_to_the_function(float64):
     eye = lib.Basis(np.eye(1), np.eye(1), np.ones(1))
     assert float(lib.edges(function, x, eye, points=lib.legendre_points(4))[0, 0]) == pytest.approx(1)
     assert float(lib.edges(function, x, eye)[0, 0]) == pytest.approx(9), "the gradient at the end is not the integral"
+
+
+def test_trapezoid_points_are_the_authors(float64):
+    """Ends a thousandth of a step inside, at half weight; a quadratic's integral; broken: ends at full weight."""
+    places, weights = lib.trapezoid_points(4)
+    np.testing.assert_allclose(places, [2e-4, 0.2501, 0.5, 0.7499, 0.9998])
+    np.testing.assert_allclose(weights, [0.125, 0.25, 0.25, 0.25, 0.125])
+    assert lib.trapezoid_points(0) == ((0.5,), (1.0,))
+    fine, heavy = (np.asarray(each) for each in lib.trapezoid_points(200))
+    assert heavy @ fine**2 == pytest.approx(1 / 3, abs=1e-4)
+    assert abs((np.ones(201) / 200) @ fine**2 - 1 / 3) > 1e-3
+    eye = lib.Basis(np.eye(1), np.eye(1), np.ones(1))
+    square = lambda x: x**2  # d(a x)^2 / d(a x) * x = 2 a x^2, integral x^2, squared x^4
+    found = lib.edges(square, jnp.asarray([[2.0]]), eye, points=lib.trapezoid_points(200))
+    assert float(found[0, 0]) == pytest.approx(16, rel=1e-3)
+    with pytest.raises(UserError, match="intervals=-1"):
+        lib.trapezoid_points(-1)

@@ -55,18 +55,47 @@ def test_every_kind_is_least_squares(float64, kind):
     np.testing.assert_allclose(streamed.task, found.task, atol=1e-9)
 
 
-def test_collinear_regressors_show_in_the_condition_and_a_ridge_mends_them(without_annotations):
+def test_collinear_regressors_show_in_the_condition_and_a_ridge_mends_them(without_annotations, float64):
     a, target, _ = planted(0)
-    twice = np.concatenate([a, a[:, :1] * (1 + 1e-9)], axis=1)
-    found = reg.fit_regression(jnp.asarray(twice), jnp.asarray(target))
-    assert found.condition > 1e6
-    damped = reg.fit_regression(jnp.asarray(twice), jnp.asarray(target), ridge=1e-4)
+    nearly = np.concatenate([a, a[:, :1] + 1e-5 * np.random.default_rng(1).normal(size=a[:, :1].shape)], axis=1)
+    found = reg.fit_regression(jnp.asarray(nearly), jnp.asarray(target))
+    assert 1e6 < found.condition < np.inf
+    damped = reg.fit_regression(jnp.asarray(nearly), jnp.asarray(target), ridge=1e-4)
     assert damped.condition < 1e6
     np.testing.assert_allclose(damped.beta[[0, 3]], -0.5, atol=0.02)
     with pytest.raises(UserError, match="ridge=-1"):
         reg.fit_regression(jnp.asarray(a), jnp.asarray(target), ridge=-1.0)
     with pytest.raises(UserError, match="kind='full'"):
         reg.moments(jnp.asarray(a), jnp.asarray(target), "full")
+
+
+@pytest.mark.parametrize("kind", ["scalar", "diag", "matrix"])
+@pytest.mark.parametrize("fault", ["twice", "zero", "few"])
+def test_open_coefficients_are_the_shortest_and_say_so(float64, kind, fault):
+    """A regressor that is there twice or is 0, or fewer samples than unknowns: NumPy's lstsq, and a warning.
+
+    Before, a zero was NumPy's LinAlgError, and a regressor that is there twice gave coefficients of rounding errors.
+    """
+    a, target, _ = planted(2, 40, 5)
+    if fault == "few" and kind != "scalar":
+        a, target = a[: 3 if kind == "diag" else 6], target[: 3 if kind == "diag" else 6]
+    elif fault == "few":
+        a, target = a[:1], target[:1]
+    else:
+        a[:, 2] = a[:, 0] if fault == "twice" else 0
+    with pytest.warns(UserWarning, match="do not vary on their own"):
+        found = reg.fit_regression(jnp.asarray(a), jnp.asarray(target), kind=kind)
+    x, y = a - a.mean(axis=0), target - target.mean(axis=0)
+    if kind == "scalar":
+        wanted = np.linalg.lstsq(x.transpose(0, 2, 1).reshape(-1, 3), y.reshape(-1), rcond=1e-6)[0]
+    elif kind == "diag":
+        wanted = np.stack([np.linalg.lstsq(x[:, :, i], y[:, i], rcond=1e-6)[0] for i in range(5)], axis=1)
+    else:
+        wanted = np.linalg.lstsq(x.reshape(len(x), -1), y, rcond=1e-6)[0].reshape(3, 5, 5)
+    np.testing.assert_allclose(found.beta, wanted, atol=1e-7)
+    assert found.condition == np.inf
+    if fault == "twice" and kind != "matrix":
+        np.testing.assert_allclose(found.beta[0], found.beta[2], atol=1e-9)
 
 
 def test_large_means_do_not_cost_digits():

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from jaxinterp.core.batch import make_batch
+from jaxinterp.core.errors import UserError
 from jaxinterp.core.sites import Sites
 from jaxinterp.decompositions import linear_transforms, mixture_of_decoders
 from jaxinterp.decompositions.codes import DenseCodes
@@ -64,6 +65,8 @@ def test_transforms_are_the_sum_of_gated_linear_maps(float64):
         at += rank
     np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-12)
     np.testing.assert_allclose(molt.frobenius_norms(read, write, ranks), norms, rtol=1e-9)
+    with pytest.raises(UserError, match="11 rows"):
+        linear_transforms.transform(x, gates, read, write, (4, 2, 2, 1, 1, 1))
     shuffled = linear_transforms.transform(x, gates, read, write, ranks[::-1])
     assert np.abs(shuffled - wanted).max() > 0.1
 

@@ -217,3 +217,22 @@ def test_coefficients_of_new_tokens_are_the_non_negative_least_squares(float64):
 def test_a_feature_of_length_0_gets_no_coefficient():
     found = nonnegative_least_squares(jnp.ones((2, 3)), jnp.array([[0.0, 0, 0], [1, 1, 0]]))
     np.testing.assert_allclose(found, [[0, 1], [0, 1]], atol=1e-6)
+
+
+def test_a_kmeans_start_is_the_authors_after_few_iterations(float64):
+    """`iterations` assignments with the centres moved between them, in NumPy; broken: assigned once more at the end."""
+    rng = np.random.default_rng(5)
+    rows = rng.normal(size=(90, 6))
+    centres = rows[:7]
+    nearest = lambda centres: ((rows[:, None] - centres) ** 2).sum(axis=2).argmin(axis=1)
+    for iterations in (1, 2, 3):
+        labels, now = nearest(centres), centres
+        for _ in range(iterations - 1):
+            now = np.stack([rows[labels == each].mean(axis=0) for each in range(7)])
+            labels = nearest(now)
+        found = np.asarray(semi_nmf.kmeans_start(jnp.asarray(rows), jnp.asarray(centres), iterations))
+        np.testing.assert_array_equal(found, np.maximum(np.eye(7)[labels], 1e-6))
+        once_more = nearest(np.stack([rows[labels == each].mean(axis=0) for each in range(7)]))
+        assert (once_more != labels).any(), "the start has converged: nothing is tested"
+    with pytest.raises(UserError, match="iterations=0"):
+        semi_nmf.kmeans_start(jnp.asarray(rows), jnp.asarray(centres), 0)

@@ -17,7 +17,8 @@ from jaxinterp.models.run import run
 from jaxinterp.models.transformer import initialise
 from tests.models.model_files import GOLDENS, LLAMA, TOKENS, assert_same_leaves
 
-WRITTEN = ("llama", "llama-llama3", "llama-tied", "mistral-window", "mistral-full", "qwen2", "qwen3")
+WRITTEN = ("llama", "llama-linear", "llama-llama3", "llama-tied", "mistral-window", "mistral-full")
+WRITTEN += ("qwen2", "qwen2-window", "qwen3", "qwen3-bias")
 
 
 @pytest.mark.parametrize("name", WRITTEN)

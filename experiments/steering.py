@@ -188,7 +188,7 @@ def sae_direction(sae: Dictionary, positive: Array, negative: Array) -> Array:
 
 
 def trained_sae(subject: Subject, layer: int, given: argparse.Namespace) -> Dictionary:
-    """A TopK autoencoder of the residual stream behind a block, in steps of 256 tokens, each token seen once.
+    """A TopK autoencoder of the residual stream behind a block, in steps of 512 tokens, each token seen once.
 
     It is kept beside the rows, so that a second call does not train it again.
     """
@@ -201,8 +201,8 @@ def trained_sae(subject: Subject, layer: int, given: argparse.Namespace) -> Dict
     train, _ = load_text(given.sae_text, subject.tokenizer, seq=64, max_tokens=20_000 + 2 * given.sae_tokens)
     method = SparseAutoencoder(features=given.sae_features, k=32, learning_rate=1e-3)
     found = fit(
-        method, subject, train, site=f"blocks/{layer}/resid/post", steps=given.sae_tokens // 256, batch_size=256,
-        buffer_batches=16, progress=False,
+        method, subject, train, site=f"blocks/{layer}/resid/post", steps=given.sae_tokens // 512, batch_size=512,
+        buffer_batches=8, progress=False, spike=None,  # a token with massive activations is not a divergence
     )  # fmt: skip
     print(f"SAE of layer {layer}: {found!r}", flush=True)
     save(found.decomposition, folder)
@@ -286,8 +286,8 @@ def options(arguments: Sequence[str] | None) -> argparse.Namespace:
         for value in values:
             if value not in known:
                 raise UserError(f"--{name} {value!r} is unknown; known: {', '.join(known)}.{suggest(value, known)}")
-    if "SAE" in given.methods and given.sae_layers and given.sae_tokens < 256:
-        raise UserError(f"--sae-tokens {given.sae_tokens} is less than one step of 256 tokens: give more.")
+    if "SAE" in given.methods and given.sae_layers and given.sae_tokens < 512:
+        raise UserError(f"--sae-tokens {given.sae_tokens} is less than one step of 512 tokens: give more.")
     if given.words < 0:
         raise UserError(f"--words {given.words} must be 0 (no fluency) or positive.")
     return given

@@ -241,7 +241,7 @@ def _perplexity(model: PyTree, tokens: Array, start: Array, count: Array) -> Arr
 
 def steering_rows(
     subject: Subject,
-    directions: Mapping[tuple[str, str], Float[Array, " d"] | Steering],
+    directions: Mapping[tuple[str, str], Float[Array | np.ndarray, " d"] | Steering],
     contexts: Sequence[str],
     concept: Sequence[int],
     *,
@@ -262,18 +262,22 @@ def steering_rows(
       dicts with site, direction, target, context, alpha, converged, and the fields of `Outcome`; `fluency` and `text`
       where words > 0.
     Raises:
-      UserError: no context, no concept token, or no direction.
+      UserError: no context, no concept token, or no direction; or a token id that is not in the vocabulary.
     """
     if not contexts or not len(concept) or not directions:
         raise UserError("contexts, concept and directions must not be empty.")
     tokens, mask = padded([subject.ids(text) for text in contexts])
     wanted = jnp.asarray(concept, jnp.int32)
+    check_ids(subject.model, wanted, "concept")
     outcome = eqx.filter_jit(next_token_outcome)
     rows: list[dict[str, Json]] = []
     for (site, name), given in directions.items():
-        if isinstance(given, jax.Array):
+        steering: Steering
+        if isinstance(given, jax.Array | np.ndarray):
             check_site(subject.model, site)
-        steering: Steering = Along(site, given) if isinstance(given, jax.Array) else given
+            steering = Along(site, jnp.asarray(given))
+        else:
+            steering = given
         for target in targets:
             found = matched_steering(subject.model, tokens, steering, target, mask=mask, high=high, steps=steps)
             edits = dict(steering(found.value))

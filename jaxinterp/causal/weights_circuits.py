@@ -20,6 +20,7 @@ from jaxtyping import Array, Float
 
 from jaxinterp.causal.graphs.transcoders import Transcoders
 from jaxinterp.core.errors import UserError
+from jaxinterp.models.attention import Attention
 from jaxinterp.models.layers import Norm
 from jaxinterp.models.transformer import Transformer
 
@@ -50,6 +51,20 @@ def read_vector(model: Transformer, transcoders: Transcoders, layer: int, index:
     return through_norm(model.blocks[layer].mlp_norm, encoder[index])
 
 
+def check_plain_heads(model: Transformer) -> None:
+    """Raises UserError unless every attention moves values as they are, by weights alone, into an unscaled stream."""
+    for block in model.blocks:
+        attention = block.attn
+        plain = isinstance(attention, Attention) and (
+            attention.gate_proj is None and attention.value_norm is None and attention.clip is None
+        )
+        if model.config.residual_scale != 1 or not plain:
+            raise UserError(
+                "strengths and paths from weights need heads that move values as they are (no gate, norm, clip) and "
+                "residual_scale=1: take a graph."
+            )
+
+
 def head_read_vectors(model: Transformer, transcoders: Transcoders, layer: int, index: int) -> Float[Array, "heads d"]:
     """C(a_l W_OV^h C(g_l E_j)): what the feature reads through each head of its own layer's attention."""
     read, attention = read_vector(model, transcoders, layer, index), model.blocks[layer].attn
@@ -69,10 +84,11 @@ def strengths(model: Transformer, transcoders: Transcoders, source: int, layer: 
     """The input-invariant strengths of all features of layer `source` on feature `index` of `layer`.
 
     Raises:
-      UserError: as `read_vector`; or `source` is not before `layer`.
+      UserError: as `read_vector` and `check_plain_heads`; or `source` is not before `layer`.
     """
     if source not in transcoders.layers or source >= layer:
         raise UserError(f"source={source} must be a transcoded layer before layer {layer}.")
+    check_plain_heads(model)
     start = transcoders.layers.index(source)
     decoder = transcoders.readers[start].decoder
     reached = [step for step in range(decoder.shape[1]) if transcoders.layers[start + step] < layer]

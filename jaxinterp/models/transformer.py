@@ -255,6 +255,19 @@ class Transformer(eqx.Module):
         tap("pooled", mean_over(final, jnp.ones(tokens.shape, bool) if real is None else real))
         return None
 
+    def unembedding_matrix(self) -> Float[Array, "d_model vocab"]:
+        """W_U: logits = final W_U (+ biases), before a soft cap; a head projection and the logits' scale are in it.
+
+        Raises:
+          UserError: the model has no head.
+        """
+        if not self.config.head:
+            raise UserError("the model has no head (head=False) and so no logits: no matrix leads to them.")
+        matrix = self.embedding.token.T if self.unembedding is None else self.unembedding.weight
+        if self.head_projection is not None:
+            matrix = self.head_projection.weight @ matrix
+        return matrix if self.config.logit_scale == 1.0 else matrix * jnp.asarray(self.config.logit_scale, matrix.dtype)
+
     def unembed(self, final: Float[Array, "*axes d_model"]) -> Float[Array, "*axes vocab"]:
         """Logits of what the final norm returned.
 

@@ -21,7 +21,7 @@ def test_features_and_fluency_from_the_command(tmp_path, monkeypatch, capsys):
     text, out = write_corpus(tmp_path / "text"), tmp_path / "steering.json"
     common = [
         "--layers", "1", "--concepts", "food", "--seeds", "0", "--lineas-steps", "0", "--pairs", "2", "--features", "2",
-        "--sae-layers", "1", "--sae-tokens", "512", "--sae-features", "64", "--sae-text", str(text), "--out", str(out),
+        "--sae-layers", "1", "--sae-tokens", "1024", "--sae-features", "64", "--sae-text", str(text), "--out", str(out),
     ]  # fmt: skip
     rows = main([*common, "--methods", "SAE", "--words", "2"])
     assert [row["direction"] for row in rows] == 6 * ["SAE"] and all(row["fluency"] >= 1 for row in rows)
@@ -62,7 +62,7 @@ def test_intervals_are_over_seeds_and_contexts_and_fluency_is_a_geometric_mean()
     [
         (["--methods", "Dim"], "--methods 'Dim' is unknown; known: DiM"),
         (["--concepts", "foods"], "Did you mean 'food'"),
-        (["--sae-tokens", "100"], "less than one step of 256 tokens"),
+        (["--sae-tokens", "100"], "less than one step of 512 tokens"),
         (["--words", "-1"], "--words -1 must be 0"),
     ],
 )

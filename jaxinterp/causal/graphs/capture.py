@@ -19,6 +19,7 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 from jaxinterp.causal.graphs.linear import Frozen, Sources, Writes, freeze
 from jaxinterp.causal.graphs.transcoders import Transcoders
 from jaxinterp.core.errors import UserError
+from jaxinterp.models.attention import Attention
 from jaxinterp.models.files.subject import Subject
 from jaxinterp.models.load import load
 from jaxinterp.models.run import run
@@ -39,9 +40,8 @@ class Captured(eqx.Module):
 
     @property
     def unembedding(self) -> Float[Array, "d vocab"]:
-        """W_U."""
-        model = self.model
-        return model.embedding.token.T if model.unembedding is None else model.unembedding.weight
+        """W_U, the logits' scale in it."""
+        return self.model.unembedding_matrix()
 
 
 def prompt_tokens(subject: Subject, prompt: str | Any) -> Int[Array, " seq"]:
@@ -179,6 +179,16 @@ def _active(codes: list[np.ndarray], first: int) -> tuple[np.ndarray, np.ndarray
 
 def _check(model: Transformer, tokens: Int[Array, " seq"], transcoders: Transcoders, first: int) -> None:
     seq, vocabulary, ids = tokens.shape[0], model.config.vocab_size, np.asarray(tokens)
+    for layer, block in enumerate(model.blocks):
+        if not isinstance(block.attn, Attention):
+            raise UserError(
+                f"blocks/{layer}/attn is a {type(block.attn).__name__}, which is not linear where patterns are held: "
+                "a graph needs attention with a pattern in every layer."
+            )
+    if model.config.padding is not None and (ids == model.config.padding).any():
+        raise UserError(
+            f"the prompt has the padding token {model.config.padding}, which no token looks at: leave it out."
+        )
     for id in (int(ids.min()), int(ids.max())):
         if not 0 <= id < vocabulary:
             raise UserError(f"the prompt has token id {id}, but the vocabulary has ids 0 to {vocabulary - 1}.")

@@ -49,8 +49,9 @@ def direct_logits(
         vectors = vectors * _gain(block.mlp_post_norm)
     if model.final_norm.kind == "layer":
         vectors = vectors - vectors.mean(axis=1, keepdims=True)
-    unembedding = model.embedding.token.T if model.unembedding is None else model.unembedding.weight
-    logits = (vectors * _gain(model.final_norm)) @ _wide(unembedding)
+    if not sublayer.endswith("/resid") and port != "added" and model.config.residual_scale != 1.0:
+        vectors = vectors * model.config.residual_scale
+    logits = (vectors * _gain(model.final_norm)) @ _wide(model.unembedding_matrix())
     return logits - logits.mean(axis=1, keepdims=True)
 
 

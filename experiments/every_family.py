@@ -76,6 +76,11 @@ def families(
     keys = max(n for n in range(2, 4 + int((features / 4) ** 0.5)) if n == 2 or of_keys(n) <= 1.05 * budget)
     of_pool = lambda n: 2 * d * n**2 + 256 * (d + n)  # one pool of n^2 neurons, four channels of 32
     pool = max(n for n in range(2, 4 + int(features**0.5)) if n == 2 or of_pool(n) <= 1.05 * budget)
+    ranks_of = lambda largest: halving_ranks(largest, max(1, features // 144))
+    of_ranks = lambda ranks: 2 * d * sum(ranks) + (d + 1) * len(ranks)  # linear transforms and their gates
+    ranks = max(
+        (ranks_of(r) for r in range(4, features) if r == 4 or of_ranks(ranks_of(r)) <= 1.02 * budget), key=of_ranks
+    )
 
     def streamed(method: Method) -> Family:
         return Family(method, steps, batch_size)
@@ -132,13 +137,7 @@ def families(
                 regions=max(2, features * 2 // max(k, 2)), rank=max(1, k - 1), port="out", learning_rate=rate
             )
         ),
-        "linear transforms": streamed(
-            LinearTransformsMethod(
-                ranks=halving_ranks(max(4, features // 9), max(1, features // 144)),
-                k=max(1, k // 4),
-                learning_rate=rate,
-            )
-        ),
+        "linear transforms": streamed(LinearTransformsMethod(ranks=ranks, k=max(1, k // 4), learning_rate=rate)),
     }
 
 

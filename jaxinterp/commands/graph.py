@@ -48,7 +48,6 @@ from jaxinterp.models.transformer import Transformer
 from jaxinterp.preflight.graphs import graph_memory, transcoder_shapes
 from jaxinterp.report.graph import write_graph_page
 from jaxinterp.training.fit import fit
-from jaxinterp.training.progress import ProgressBar
 from jaxinterp.training.tracking import JsonLines
 
 
@@ -133,12 +132,11 @@ def trained(config: Config, subject: Subject, train: Any) -> Transcoders:
     steps = config.tokens // config.batch_size
     say(f"training transcoders of {len(sites(subject.model, 'blocks/*/mlp'))} MLPs, {config.tokens:,} tokens")
     checkpoints = folder / "checkpoints"
-    with ProgressBar(steps) as bar:
-        found = fit(
-            method_of(config), subject, train, site="blocks/*/mlp", steps=steps, batch_size=config.batch_size,
-            seed=config.seed, checkpoint=checkpoints, save_every=max(10, steps // 40 * 10), resume=config.resume,
-            track=(JsonLines(folder / "log.jsonl", resume=config.resume), bar),
-        )  # fmt: skip
+    found = fit(
+        method_of(config), subject, train, site="blocks/*/mlp", steps=steps, batch_size=config.batch_size,
+        seed=config.seed, checkpoint=checkpoints, save_every=max(10, steps // 40 * 10), resume=config.resume,
+        track=(JsonLines(folder / "log.jsonl", resume=config.resume),),
+    )  # fmt: skip
     decomposition = found.decomposition
     if isinstance(decomposition, CrossLayer):
         save_cross_layer(decomposition, folder / "cross_layer")

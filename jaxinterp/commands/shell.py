@@ -97,6 +97,11 @@ def command(
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         leave(2)
+    except BrokenPipeError:
+        # The reader of a pipe went away, as `--help | head` does: nothing is left to say, and Python's own flush at the
+        # end would fail again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        leave(141)
     except OSError as error:
         if not error.filename:
             traceback.print_exc()

@@ -13,8 +13,9 @@ from jaxinterp.core.errors import UserError
 from jaxinterp.core.json_value import Json
 from jaxinterp.core.promotion import ordinary
 from jaxinterp.core.sites import several
-from jaxinterp.evaluation.features.ablation import ablation_effect
+from jaxinterp.evaluation.features.ablation import ablation
 from jaxinterp.evaluation.features.firings import find_firings
+from jaxinterp.evaluation.features.head_parts import head_parts, why_no_parts
 from jaxinterp.models.edits import Add
 from jaxinterp.models.files.subject import Subject
 from jaxinterp.models.generate import generate
@@ -27,7 +28,9 @@ MOST_NEW = 128
 SHOWN = 12
 """Features of a text that are listed first, and of every token."""
 WORDS = 8
-"""Next tokens that are listed."""
+"""Next tokens and heads that are listed."""
+MEASURED = {"where_fires", "elsewhere", "tokens", "windows", "raised", "lowered", "heads"}
+"""What `ablated` returns."""
 
 
 @ordinary()
@@ -124,23 +127,48 @@ def _next_tokens(model: PyTree, tokens: Array, edits: Any) -> tuple[Array, Array
 def ablated(
     decomposition: Shown, subject: Subject, rows: np.ndarray, fired: np.ndarray, feature: int
 ) -> dict[str, Json]:
-    """The effect on the loss of setting a feature to 0 in some windows of text.
+    """The effect of setting a feature to 0 in some windows of text: on the loss, and on the next token where it fires.
 
     Args:
       rows: token ids, `[windows, seq]`.
       fired: where the feature fires, `[windows, seq]`.
     Returns:
       where_fires, elsewhere: mean change of the loss of the token that follows, in nats, over tokens on which it fires
-      and over all others; tokens: how many they are.
+      and over all others; tokens: how many they are; raised, lowered: the next tokens whose log-probability it changes
+      most, (token, nats), through all later layers; heads: the attention heads with the largest direct part in its
+      pre-activation, (layer.head, part), each window at its strongest token; None where it reads no sum of heads.
     """
-    effect = np.asarray(ablation_effect(decomposition, subject.model, jnp.asarray(rows), feature), np.float64)
+    everywhere = jnp.asarray(fired != 0)
+    found = ablation(decomposition, subject.model, jnp.asarray(rows), feature, everywhere)
+    effect, raises = np.asarray(found.effect, np.float64), np.asarray(found.raises)
     here = np.asarray(fired)[:, :-1] != 0
+
+    def words(sign: int) -> list[Json]:
+        order = np.argsort(-sign * raises, kind="stable")[:WORDS]
+        return [[token_text(subject.tokenizer, int(t)), _round(raises[t])] for t in order if sign * raises[t] > 0]
+
     return {
         "where_fires": _round(effect[here].mean()) if here.any() else None,
         "elsewhere": _round(effect[~here].mean()) if (~here).any() else None,
         "tokens": [int(here.sum()), int((~here).sum())],
         "windows": len(rows),
+        "raised": words(1),
+        "lowered": words(-1),
+        "heads": _strongest_heads(decomposition, subject, rows, np.abs(fired).argmax(axis=1), feature),
     }
+
+
+def _strongest_heads(
+    decomposition: Shown, subject: Subject, rows: np.ndarray, positions: np.ndarray, feature: int
+) -> list[Json] | None:
+    """Mean parts of heads over windows, the largest first."""
+    if why_no_parts(decomposition, subject.model) is not None:
+        return None
+    parts = head_parts(decomposition, subject.model, jnp.asarray(rows), feature, jnp.asarray(positions))
+    mean = np.asarray(parts).mean(axis=0)
+    order = np.argsort(-np.abs(mean), axis=None, kind="stable")[:WORDS]
+    layers, heads = np.unravel_index(order, mean.shape)
+    return [[f"{layer}.{head}", _round(mean[layer, head])] for layer, head in zip(layers, heads, strict=True)]
 
 
 def _ids(subject: Subject, text: str) -> list[int]:

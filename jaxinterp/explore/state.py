@@ -111,6 +111,9 @@ class Explorer:
 
     def _kept_effect(self, number: int) -> dict[str, Json] | None:
         try:
-            return json.loads(self._effect_path(number).read_text())
+            found = json.loads(self._effect_path(number).read_text())
         except (OSError, ValueError):
             return None
+        return (
+            found if isinstance(found, dict) and found.keys() >= live.MEASURED else None
+        )  # an older one is measured again

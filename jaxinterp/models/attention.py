@@ -7,18 +7,22 @@ at most `window` positions in all, or those of its own chunk of `chunk` position
 
     sinks     a number s_h a head takes its share: pattern = exp(score) / (exp(s_h) + sum exp(score))
     gate      z = pattern v * sigmoid(x W_gate)
+    sharing   without `k_proj`, keys and values are those of the last layer before that has its own, of the same kind
+              (with or without a window); without `v_proj` alone, values are the projected keys before their norm
 
 Named arrays: `pattern` [batch, heads, seq, seq] (query, key) and `z` [batch, seq, heads, head_dim], what `o_proj`
 reads; `gate`, of the same shape, where there is one.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from jaxinterp.core.errors import UserError
 from jaxinterp.models.layers import (
     Linear,
     Norm,
@@ -61,11 +65,12 @@ class Attention(eqx.Module):
       clip: queries, keys and values are clipped to +-clip behind their norms.
       interleaved: rotated dimensions are paired with their neighbours.
       late_norms: query and key norms come after the rotation.
+      shares: under which label keys and values are kept for later layers, or taken from earlier ones.
     """
 
     q_proj: Linear
-    k_proj: Linear
-    v_proj: Linear
+    k_proj: Linear | None
+    v_proj: Linear | None
     o_proj: Linear
     query_norm: Norm | UnitNorm | None
     key_norm: Norm | UnitNorm | None
@@ -86,11 +91,12 @@ class Attention(eqx.Module):
     interleaved: bool = eqx.field(static=True, default=False)
     late_norms: bool = eqx.field(static=True, default=False)
     temperature: Temperature | None = eqx.field(static=True, default=None)
+    shares: str | None = eqx.field(static=True, default=None)
 
     def projections(self) -> tuple[str, ...]:
         """The fields of its linear maps."""
-        names = ("q_proj", "k_proj", "v_proj", "o_proj")
-        return names if self.gate_proj is None else (*names[:3], "gate_proj", "o_proj")
+        given = {"k_proj": self.k_proj, "v_proj": self.v_proj, "gate_proj": self.gate_proj}
+        return ("q_proj", *(name for name, linear in given.items() if linear is not None), "o_proj")
 
     def __call__(
         self,
@@ -100,14 +106,23 @@ class Attention(eqx.Module):
         rules: Rules = EXACT,
         real: Bool[Array, "batch seq"] | None = None,
         positions: Int[Array, "batch seq"] | None = None,
+        shared: dict[str, Any] | None = None,
     ) -> Float[Array, "batch seq d_model"]:
         """The sublayer's output.
 
         Args:
           real: False for padding, which no other token looks at.
           positions: of every token, for rotary embeddings and chunks; default: 0, 1, 2, ...
+          shared: keys and values of earlier layers by label; those of this one are put there.
         """
-        query, key, value = self.project(x, positions, tap=tap, rules=rules)
+        if self.k_proj is None:
+            if shared is None or self.shares not in shared:
+                raise UserError("this attention has no keys of its own: it runs behind the layer that it shares with.")
+            query, (key, value) = self.query(x, positions, tap=tap, rules=rules), shared[self.shares]
+        else:
+            query, key, value = self.project(x, positions, tap=tap, rules=rules)
+        if shared is not None and self.shares is not None:
+            shared[self.shares] = key, value
         places = jnp.arange(x.shape[1])
         visible = self._behind(places[:, None] - places[None, :])
         if self.chunk is not None:
@@ -146,22 +161,43 @@ class Attention(eqx.Module):
         Float[Array, "batch seq kv_heads head_dim"],
     ]:
         """Query, key and value of every token, normed and rotated: what a cache of keys and values keeps."""
-        norms = (None, None) if self.late_norms else (self.query_norm, self.key_norm)
-        query = self._heads(project(self.q_proj, "q_proj", x, tap, rules), self.heads, norms[0], rules)
-        key = self._heads(project(self.k_proj, "k_proj", x, tap, rules), self.kv_heads, norms[1], rules)
-        value = self._heads(project(self.v_proj, "v_proj", x, tap, rules), self.kv_heads, self.value_norm, rules)
-        if self.rotary_dimensions:
-            length = x.shape[1] if positions is None else jnp.max(positions) + 1
-            frequencies = rotary_frequencies(self.rotary_dimensions, self.rotary_base, self.rotary_scaling, length)
-            amplitude = 1.0 if self.rotary_scaling is None else self.rotary_scaling.attention_factor
-            query, key = (
-                rotate(each, frequencies, positions, interleaved=self.interleaved, amplitude=amplitude)
-                for each in (query, key)
-            )
-        if self.late_norms:
-            query = query if self.query_norm is None else self.query_norm(query, rules)
-            key = key if self.key_norm is None else self.key_norm(key, rules)
-        return self._warmed(query, positions), key, value
+        if self.k_proj is None:
+            raise UserError("this attention has no keys of its own to project.")
+        query = self.query(x, positions, tap=tap, rules=rules)
+        projected = project(self.k_proj, "k_proj", x, tap, rules)
+        norm = None if self.late_norms else self.key_norm
+        key = self._turned(self._heads(projected, self.kv_heads, norm, rules), positions)
+        if self.late_norms and self.key_norm is not None:
+            key = self.key_norm(key, rules)
+        values = projected if self.v_proj is None else project(self.v_proj, "v_proj", x, tap, rules)
+        return query, key, self._heads(values, self.kv_heads, self.value_norm, rules)
+
+    def query(
+        self,
+        x: Float[Array, "batch seq d_model"],
+        positions: Int[Array, "batch seq"] | None = None,
+        *,
+        tap: Tap = no_tap,
+        rules: Rules = EXACT,
+    ) -> Float[Array, "batch seq heads head_dim"]:
+        """The query of every token, normed and rotated."""
+        norm = None if self.late_norms else self.query_norm
+        query = self._heads(project(self.q_proj, "q_proj", x, tap, rules), self.heads, norm, rules)
+        query = self._turned(query, positions)
+        if self.late_norms and self.query_norm is not None:
+            query = self.query_norm(query, rules)
+        return self._warmed(query, positions)
+
+    def _turned(
+        self, x: Float[Array, "batch seq heads head_dim"], positions: Int[Array, "batch seq"] | None
+    ) -> Float[Array, "batch seq heads head_dim"]:
+        """Queries or keys, rotated by their positions."""
+        if not self.rotary_dimensions:
+            return x
+        length = x.shape[1] if positions is None else jnp.max(positions) + 1
+        frequencies = rotary_frequencies(self.rotary_dimensions, self.rotary_base, self.rotary_scaling, length)
+        amplitude = 1.0 if self.rotary_scaling is None else self.rotary_scaling.attention_factor
+        return rotate(x, frequencies, positions, interleaved=self.interleaved, amplitude=amplitude)
 
     def _heads(
         self, projected: Float[Array, "batch seq outputs"], heads: int, norm: Norm | UnitNorm | None, rules: Rules

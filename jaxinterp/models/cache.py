@@ -94,6 +94,8 @@ def can_cache(model: PyTree) -> str:
         return f"a {type(model).__name__} has no cache"
     if not model.config.causal or not model.config.head:
         return "an encoder predicts no next token"
+    if model.config.shared_layers or model.config.per_layer is not None:
+        return "a model whose layers share keys, or have vectors of their own for a token, has no cache yet"
     for index, block in enumerate(model.blocks):
         if not isinstance(block.attn, Attention | GatedDeltaNet):
             return f"'blocks/{index}/attn' was replaced by a {type(block.attn).__name__}, which has no cache"

@@ -86,7 +86,7 @@ def module_paths(family: Family) -> dict[str, str]:
             found["final"] = theirs
         elif before and sublayer in OUTPUTS and not (theirs in shared and sublayer == "mlp_norm"):
             found[f"blocks/*/{OUTPUTS[sublayer]}"] = theirs
-        elif port.endswith("_proj") and theirs not in shared:
+        elif port.endswith("_proj") and theirs not in shared and sublayer != "per_layer":
             found[ours] = theirs
     block = modules["blocks/*/attn/o_proj"].partition("*")[0] + "*"
     found["blocks/*/resid/post"] = block

@@ -167,7 +167,7 @@ def _load_huggingface(
         tensors,
         family.table(config),
         where=directory,
-        buffers=family.buffers,
+        buffers=family.left_out(config),
         dtype=dtype,
         sharding=sharding,
     )

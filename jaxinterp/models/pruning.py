@@ -114,6 +114,8 @@ def keep_heads(model: PyTree, kept: Choice) -> PyTree:
         attention = select(model, name).get()
         if not isinstance(attention, Attention):
             raise UserError(f"kept: {name!r} is a {type(attention).__name__}; heads are taken from attention.")
+        if attention.k_proj is None or attention.v_proj is None:
+            raise UserError(f"kept: {name!r} shares keys or values: heads are taken from attention that has its own.")
         head_dim = attention.k_proj.weight.shape[1] // attention.kv_heads
         for norm in (attention.query_norm, attention.key_norm):
             if isinstance(norm, Norm) and norm.weight.shape[0] != head_dim:

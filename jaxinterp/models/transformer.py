@@ -10,6 +10,7 @@ its own and a layer that nobody asks for vanishes from the compiled program.
     the sum (BERT)
     parallel blocks: both sublayers read resid/pre, and there is no resid/mid
     what a sublayer adds is multiplied by `residual_scale` (Granite)
+    a layer may end with vectors of its own for every token, and a factor (Gemma 4, `per_layer`)
 
 An encoder differs in fields of the configuration only: attention is not causal, padding is not looked at, and there is
 no head. It predicts no token; its answers are `final` and `pooled`, the mean of `final` over the tokens that are no
@@ -44,11 +45,21 @@ from jaxinterp.models.layers import (
 from jaxinterp.models.mixtures.config import MixtureConfig, make_mlp
 from jaxinterp.models.mixtures.routed import RoutedConfig, random_routed
 from jaxinterp.models.mlp import MLP
+from jaxinterp.models.per_layer import PerLayer, PerLayerConfig, PerLayerInputs, random_inputs, random_per_layer
 from jaxinterp.models.rotary import RopeScaling
 from jaxinterp.models.rules import EXACT, Activation, Rules
 
 RESIDUAL = "residual stream behind a block"
 """What a rematerialised backward pass keeps (`jax.checkpoint_policies.save_only_these_names`)."""
+
+
+@dataclass(frozen=True)
+class WholeConfig:
+    """Attention of layers without a window, where it differs from that of the others."""
+
+    head_dim: int
+    kv_heads: int
+    values_are_keys: bool = False
 
 
 @dataclass(frozen=True)
@@ -103,6 +114,12 @@ class TransformerConfig:
     attention_gate: bool = False  # z is multiplied by sigmoid(x W_gate)
     delta: DeltaConfig | None = None  # a Gated DeltaNet in attention's place, in `delta_layers`
     delta_layers: tuple[int, ...] = ()
+    whole: WholeConfig | None = None
+    value_norm: bool = False  # of each head, without weights
+    shared_layers: int = 0  # so many last layers take keys and values from the last layer of their kind before them
+    shared_width: int = 1  # their MLPs are so many times as wide
+    per_layer: PerLayerConfig | None = None  # vectors of a token for every layer
+    layer_scale: bool = False  # what a layer returns is multiplied by a number of its own
     qkv_bias: bool = False
     attention_out_bias: bool = False
     mlp_bias: bool = False
@@ -133,12 +150,21 @@ class TransformerConfig:
                 scaling.check(self.rotary_dimensions)
         if self.delta_layers and (self.delta is None or not self.causal):
             raise UserError(f"delta_layers={self.delta_layers} need delta=DeltaConfig(...) and causal=True.")
+        if self.shared_layers and not {*self.kinds()} <= {*self.kinds()[: self.layers - self.shared_layers]}:
+            raise UserError(
+                f"shared_layers={self.shared_layers} of layers={self.layers}: no layer before has keys of their kind."
+            )
         if self.head_bias and self.tied:
             raise UserError("head_bias=True needs tied=False: the embedding has no bias.")
         if self.parallel and self.sum_norms:
             raise UserError("parallel=True and sum_norms=True contradict each other: there is one sum to a block.")
         if self.windows and not self.causal:
             raise UserError("windows are for causal attention: give windows=() with causal=False.")
+
+    def kinds(self) -> tuple[str, ...]:
+        """Of every layer: "window" or "whole"."""
+        windows = self.windows or (None,) * self.layers
+        return tuple("whole" if window is None else "window" for window in windows)
 
 
 class Embedding(eqx.Module):
@@ -193,6 +219,8 @@ class Block(eqx.Module):
     mlp_sum_norm: Norm | None
     parallel: bool = eqx.field(static=True)
     residual_scale: float = eqx.field(static=True, default=1.0)
+    per_layer: PerLayer | None = None
+    scale: Float[Array, " one"] | None = None
 
     def __call__(
         self,
@@ -202,11 +230,14 @@ class Block(eqx.Module):
         rules: Rules = EXACT,
         real: Bool[Array, "batch seq"] | None = None,
         positions: Int[Array, "batch seq"] | None = None,
+        shared: dict[str, Any] | None = None,
+        vectors: Float[Array, "batch seq size"] | None = None,
     ) -> Float[Array, "batch seq d_model"]:
         x = tap("resid/pre", x)
         attn_in = tap("attn/in", normed(self.attn_norm, x, rules))
         attn_tap = under(tap, "attn")
-        attn_out = call_leaf(self.attn, attn_in, tap=attn_tap, rules=rules, real=real, positions=positions)
+        others = {"real": real, "positions": positions, "shared": shared}
+        attn_out = call_leaf(self.attn, attn_in, tap=attn_tap, rules=rules, **others)
         attn_out = tap("attn/out", attn_out)
         attn_added = self._scaled(normed(self.attn_post_norm, attn_out, rules))
         middle = x if self.parallel else tap("resid/mid", normed(self.attn_sum_norm, x + attn_added, rules))
@@ -215,7 +246,11 @@ class Block(eqx.Module):
         mlp_out = tap("mlp/out", call_leaf(self.mlp, mlp_in, tap=under(tap, "mlp"), rules=rules))
         mlp_added = tap("mlp/added", self._scaled(normed(self.mlp_post_norm, mlp_out, rules)))
         post = (x + attn_added if self.parallel else middle) + mlp_added
-        return tap("resid/post", checkpoint_name(normed(self.mlp_sum_norm, post, rules), RESIDUAL))
+        post = normed(self.mlp_sum_norm, post, rules)
+        if self.per_layer is not None and vectors is not None:
+            post = post + self.per_layer(post, vectors, tap=under(tap, "per_layer"), rules=rules)
+        post = post if self.scale is None else post * self.scale.astype(post.dtype)
+        return tap("resid/post", checkpoint_name(post, RESIDUAL))
 
     def _scaled(self, x: Float[Array, "batch seq d_model"]) -> Float[Array, "batch seq d_model"]:
         return x if self.residual_scale == 1.0 else x * jnp.asarray(self.residual_scale, x.dtype)
@@ -230,6 +265,7 @@ class Transformer(eqx.Module):
     unembedding: Linear | None  # None: tied to the embedding, or no head
     config: TransformerConfig = eqx.field(static=True)
     head_projection: Linear | None = None  # from d_model to token vectors of another size
+    per_layer: PerLayerInputs | None = None
 
     def __call__(
         self,
@@ -247,8 +283,12 @@ class Transformer(eqx.Module):
         if mask is not None:
             real = mask if real is None else real & mask
         x = tap("embed", self.embedding(tokens, rules, positions))
+        vectors = None if self.per_layer is None else self.per_layer(tokens, x, rules)
+        shared: dict[str, Any] | None = {} if self.config.shared_layers else None  # keys and values, for later layers
         for index, block in enumerate(self.blocks):
-            x = block(x, tap=under(tap, f"blocks/{index}"), rules=rules, real=real, positions=positions)
+            own = None if vectors is None else vectors[:, :, index]
+            others: dict[str, Any] = {"real": real, "positions": positions, "shared": shared, "vectors": own}
+            x = block(x, tap=under(tap, f"blocks/{index}"), rules=rules, **others)
         final = tap("final", normed(self.final_norm, x, rules))
         if self.config.head:
             return self.unembed(final)
@@ -313,12 +353,12 @@ def initialise(config: TransformerConfig, key: PRNGKeyArray) -> Transformer:
             jnp.ones(size, jnp.float32) - config.norm_offset, bias, config.norm, config.norm_epsilon, config.norm_offset
         )
 
-    def projection_norm(heads: int, layer: int) -> Norm | UnitNorm | None:
+    def projection_norm(heads: int, layer: int, head_dim: int) -> Norm | UnitNorm | None:
         if config.unit_query_key and layer not in config.unrotated:
             return UnitNorm(config.norm_epsilon)
         if not config.query_key_norm:
             return None
-        size = config.head_dim * (heads if config.query_key_norm_over == "projection" else 1)
+        size = head_dim * (heads if config.query_key_norm_over == "projection" else 1)
         shape = (heads, size) if config.query_key_norm_over == "each_head" else (size,)
         bias = jnp.zeros(size, jnp.float32) if config.query_key_norm_bias else None
         weight = jnp.ones(shape, jnp.float32) - config.norm_offset
@@ -330,21 +370,31 @@ def initialise(config: TransformerConfig, key: PRNGKeyArray) -> Transformer:
         window = config.windows[layer] if config.windows else None
         local = window is not None and config.local_rotary_base is not None
         scale = config.head_dim**-0.5 if config.attention_scale is None else config.attention_scale
-        d_model, inner, kv = config.d_model, config.heads * config.head_dim, config.kv_heads * config.head_dim
+        whole = WholeConfig(config.head_dim, config.kv_heads)
+        if config.whole is not None and window is None:
+            whole = config.whole
+        rotated = whole.head_dim if whole is config.whole else config.rotary_dimensions
+        d_model, inner, kv = config.d_model, config.heads * whole.head_dim, whole.kv_heads * whole.head_dim
+        own_keys = layer < config.layers - config.shared_layers
+        own_values = own_keys and not whole.values_are_keys
+
+        def keys_or_values(present: bool) -> Linear | None:
+            return random_linear(next(keys), d_model, kv, config.qkv_bias, cut="out") if present else None
+
         return Attention(
             q_proj=random_linear(next(keys), d_model, inner, config.qkv_bias, cut="out"),
-            k_proj=random_linear(next(keys), d_model, kv, config.qkv_bias, cut="out"),
-            v_proj=random_linear(next(keys), d_model, kv, config.qkv_bias, cut="out"),
+            k_proj=keys_or_values(own_keys),
+            v_proj=keys_or_values(own_values),
             o_proj=random_linear(next(keys), inner, d_model, config.attention_out_bias, cut="in"),
-            query_norm=projection_norm(config.heads, layer),
-            key_norm=projection_norm(config.kv_heads, layer),
+            query_norm=projection_norm(config.heads, layer, whole.head_dim),
+            key_norm=projection_norm(whole.kv_heads, layer, whole.head_dim) if own_keys else None,
             heads=config.heads,
-            kv_heads=config.kv_heads,
+            kv_heads=whole.kv_heads,
             scale=scale / (layer + 1) if config.scale_by_layer else scale,
             causal=config.causal,
             window=window,
             cap=config.attention_cap,
-            rotary_dimensions=0 if layer in config.unrotated else config.rotary_dimensions,
+            rotary_dimensions=0 if layer in config.unrotated else rotated,
             rotary_base=(config.local_rotary_base or 0.0) if local else config.rotary_base,
             rotary_scaling=config.local_rotary_scaling if local else config.rotary_scaling,
             chunk=config.chunks[layer] if config.chunks else None,
@@ -356,6 +406,8 @@ def initialise(config: TransformerConfig, key: PRNGKeyArray) -> Transformer:
             sinks=jnp.zeros(config.heads, jnp.float32) if config.attention_sinks else None,
             clip=config.attention_clip,
             interleaved=config.rotary_interleaved,
+            value_norm=UnitNorm(config.norm_epsilon) if config.value_norm and own_keys else None,
+            shares=config.kinds()[layer] if config.shared_layers else None,
         )
 
     def mlp(layer: int) -> PyTree:
@@ -363,7 +415,8 @@ def initialise(config: TransformerConfig, key: PRNGKeyArray) -> Transformer:
             return random_routed(next(keys), config.d_model, config.routed)
         if config.mixture is not None:
             return make_mlp(config.mixture, config.d_model, next(keys))
-        d_model, d_mlp, bias = config.d_model, config.d_mlp, config.mlp_bias
+        wide = config.shared_width if layer >= config.layers - config.shared_layers else 1
+        d_model, d_mlp, bias = config.d_model, wide * config.d_mlp, config.mlp_bias
         gate = random_linear(next(keys), d_model, d_mlp, bias, cut="out") if config.gated else None
         up = random_linear(next(keys), d_model, d_mlp, bias, cut="out")
         return MLP(gate, up, random_linear(next(keys), d_mlp, d_model, bias, cut="in"), config.activation)
@@ -380,7 +433,15 @@ def initialise(config: TransformerConfig, key: PRNGKeyArray) -> Transformer:
             mlp_sum_norm=norm(config.sum_norms),
             parallel=config.parallel,
             residual_scale=config.residual_scale,
+            per_layer=own_vectors(layer),
+            scale=jnp.ones(1, jnp.float32) if config.layer_scale else None,
         )
+
+    def own_vectors(layer: int) -> PerLayer | None:
+        if config.per_layer is None:
+            return None
+        own = jax.random.fold_in(key, 3 + layer)
+        return random_per_layer(own, config.per_layer, config.d_model, config.activation, config.norm_epsilon)
 
     position = None
     if config.learned_positions:
@@ -412,4 +473,9 @@ def initialise(config: TransformerConfig, key: PRNGKeyArray) -> Transformer:
         unembedding=random_linear(next(keys), size, config.vocab_size, config.head_bias, cut="out") if untied else None,
         config=config,
         head_projection=between(2, config.d_model, size, "in") if config.head else None,
+        per_layer=None
+        if config.per_layer is None
+        else random_inputs(
+            jax.random.fold_in(key, 1), config.per_layer, config.d_model, config.layers, config.norm_epsilon
+        ),
     )

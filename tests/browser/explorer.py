@@ -109,6 +109,9 @@ def click_through(page, address, out, check):
     page.wait("return document.querySelector('.row .label')?.textContent === 'numbers of things'")
     page.click("#ablate")
     page.wait("return document.querySelector('.effect').textContent.includes('nats')", PATIENCE)
+    for heading in ("Next tokens it raises", "Heads that make it fire"):
+        assert heading in text_of(page, ".effect"), heading
+    check(page, "effect")
     page.picture(out / "explore-feature.png")
     # Your own text.
     page.run("location.hash = '#/text'")

@@ -127,6 +127,14 @@ def test_presets_follow_the_method():
     assert presets.preset_of("bilinear-4x128", "transcoder").site == ""
 
 
+def test_a_reader_that_goes_away_is_no_error():
+    """`jaxinterp transcoder --help | head -1`."""
+    program = [sys.executable, "-m", "jaxinterp", "transcoder", "--help"]
+    with subprocess.Popen(program, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        process.stdout.close()
+        assert process.stderr.read() == "" and process.wait() == 141
+
+
 def test_the_package_is_a_program():
     """`python -m jaxinterp`, and a console script of that name."""
     done = subprocess.run([sys.executable, "-m", "jaxinterp", "--version"], capture_output=True, text=True)

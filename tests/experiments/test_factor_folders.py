@@ -10,6 +10,7 @@ FIRST = {
     "factor_context_update": "load",
     "factor_digits": "read_digits",
     "factor_experts": "model_inputs",
+    "factor_in_context": "train",
     "factor_modular": "train",
     "factor_neuron_classes": "load",
     "factor_parameters": "load",

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from jaxinterp.core.errors import UserError
-from jaxinterp.evaluation.features.ablation import ablation_effect
+from jaxinterp.evaluation.features.ablation import ablation, ablation_effect
 from jaxinterp.evaluation.features.firings import (
     Found,
     at_quantile,
@@ -16,6 +16,7 @@ from jaxinterp.evaluation.features.firings import (
     sums_of,
 )
 from jaxinterp.evaluation.features.peaks import batches, token_codes
+from jaxinterp.evaluation.features.vectors import direct_logits
 from jaxinterp.models.run import run
 
 TOKENS, FEATURES = 60, 7
@@ -124,6 +125,16 @@ def test_ablation_is_the_loss_with_the_feature_s_part_taken_away(subject, dictio
     found = np.asarray(ablation_effect(dictionary, subject.model, tokens, feature))
     np.testing.assert_allclose(found, expected, atol=2e-5)
     assert np.abs(expected).max() > 1e-2
+    fires = codes[..., feature] != 0
+    raises = np.asarray(ablation(dictionary, subject.model, tokens, feature, fires).raises)
+    log_p = [np.asarray(x, np.float64) for x in (trace.logits, without)]
+    log_p = [x - np.log(np.exp(x).sum(-1, keepdims=True)) for x in log_p]
+    np.testing.assert_allclose(raises, (log_p[0] - log_p[1])[np.asarray(fires)].mean(0), atol=2e-5)
+    assert np.abs(raises - (log_p[0] - log_p[1]).mean((0, 1))).max() > 1e-3, "broken: over all tokens"
+    direct = np.asarray(
+        direct_logits(subject.model, "blocks/1/mlp/out", np.asarray(dictionary.decoder[feature])[None])[0]
+    )
+    assert np.corrcoef(direct, raises)[0, 1] > 0.5, "of the last layer, the direct path is most of it"
     silent = int(jnp.argmin(jnp.sum(codes != 0, (0, 1))))
     assert np.abs(ablation_effect(dictionary, subject.model, tokens, silent)).max() < 1e-6
     with pytest.raises(UserError, match="feature=999 is not an index"):

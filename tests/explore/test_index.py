@@ -241,6 +241,12 @@ def test_an_effect_is_measured_once(explorer):
     busiest = int(np.argmax(explorer.index.sums.fired))
     effect = explorer.effect(busiest)
     assert effect["where_fires"] is not None and sum(effect["tokens"]) == 8 * (SEQ - 1)
+    assert [v for _, v in effect["raised"]] == sorted((v for _, v in effect["raised"]), reverse=True)
+    assert effect["lowered"][0][1] < 0 < effect["raised"][0][1] and len(effect["heads"]) == 8
+    assert {name.split(".")[0] for name, _ in effect["heads"]} == {"0", "1"}
+    path = explorer.index.folder / "effects" / f"{busiest}.json"
+    path.write_text(json.dumps({name: effect[name] for name in ("where_fires", "elsewhere", "tokens", "windows")}))
+    assert explorer.effect(busiest) == effect, "one of an older version is measured again"
     explorer.load, explorer._loaded = None, None
     assert explorer.effect(busiest) == effect, "it was kept"
     with pytest.raises(UserError, match="no model"):

@@ -463,4 +463,56 @@ for wrapped in list(HYBRIDS):
     KIND = HYBRIDS[wrapped][0].replace("CausalLM", "ConditionalGeneration")
     HYBRIDS[f"{wrapped}-wrapped"] = (KIND, SEEN | {"text_config": TEXT} | TIED, None)
 
-LATER = ROPE | DENSE | MIXTURES | HYBRIDS
+GEMMA4 = LLAMA | {"num_key_value_heads": 2, "head_dim": 4, "sliding_window": 4, "global_head_dim": 8}
+GEMMA4 |= {"hidden_size_per_layer_input": 6, "vocab_size_per_layer_input": VOCAB, "tie_word_embeddings": True}
+LOCAL = "sliding_attention"
+PROPORTIONAL = {"rope_type": "proportional", "partial_rotary_factor": 0.5}
+SHARING: dict[str, Golden] = {
+    "gemma4": (
+        "Gemma4ForCausalLM",
+        GEMMA4
+        | rope_by_type({"theta": 1000.0, **PROPORTIONAL}, {"theta": 100.0})
+        | {"num_hidden_layers": 5, "layer_types": [LOCAL, WHOLE, LOCAL, LOCAL, WHOLE]}
+        | {"num_kv_shared_layers": 2, "use_double_wide_mlp": True, "final_logit_softcapping": 9.0}
+        | {"rms_norm_eps": 0.03},  # with less, one token of 24 is ill-conditioned
+        None,
+    ),
+    "gemma4-equal": (
+        "Gemma4ForCausalLM",
+        GEMMA4
+        | rope_by_type(
+            {"theta": 300.0, **PROPORTIONAL, "factor": 3.0}, {"theta": 50.0, "rope_type": "linear", "factor": 2.0}
+        )
+        | {"layer_types": [LOCAL, WHOLE], "attention_k_eq_v": True, "num_global_key_value_heads": 1}
+        | {
+            "hidden_size_per_layer_input": 0,
+            "rms_norm_eps": 0.05,
+            "hidden_activation": "gelu",
+            "num_key_value_heads": 4,
+        },
+        None,
+    ),
+    "gemma4-plain": (
+        "Gemma4ForCausalLM",
+        GEMMA4
+        | {"num_hidden_layers": 3, "layer_types": [WHOLE, LOCAL, WHOLE], "global_head_dim": 4}
+        | {"attention_bias": True, "tie_word_embeddings": False, "num_key_value_heads": 1, "num_kv_shared_layers": 1},
+        None,
+    ),
+}
+for wrapped in list(SHARING):
+    TEXT = {key: value for key, value in SHARING[wrapped][1].items() if key != "initializer_range"} | {
+        "pad_token_id": 0
+    }
+    TIED = {"tie_word_embeddings": TEXT["tie_word_embeddings"], "image_token_id": 40, "audio_token_id": 41}
+    TIED |= {"video_token_id": 42, "vision_config": None, "audio_config": None}
+    SHARING[f"{wrapped}-wrapped"] = ("Gemma4ForConditionalGeneration", {"text_config": TEXT} | TIED, None)
+# One has parts that see and hear, whose tensors are left out.
+SHARING["gemma4-wrapped"][1].update(
+    vision_config={"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+    | {"num_key_value_heads": 2, "head_dim": 4, "patch_size": 2, "position_embedding_size": 4, "standardize": True},
+    audio_config={"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "output_proj_dims": 8}
+    | {"subsampling_conv_channels": [4, 2]},
+)
+
+LATER = ROPE | DENSE | MIXTURES | HYBRIDS | SHARING

@@ -355,6 +355,9 @@ def make(name: str, directory: Path) -> None:
     model = model_class(model_class.config_class(**settings, attn_implementation="eager")).eval()
     seed, later = zlib.crc32(name.encode()), name in LATER
     randomise(model, seed, later)
+    for number, (kind, buffer) in enumerate(model.named_buffers()):
+        if kind.endswith("layer_scalar"):  # of Gemma 4's layers
+            buffer.fill_(0.75 + 0.25 * (number % 3))
     packed = pack_experts(model, seed) if name == PACKED else {}
     limit = 40 if "ConditionalGeneration" in class_name else VOCAB  # ids beyond are those of images
     tokens = np.random.default_rng(seed + 1).integers(0, limit, (BATCH, SHORT if later else SEQ))

@@ -138,6 +138,10 @@ IGNORED_FIELDS = [
     ("qwen3.5-grouped", {"rms_norm_eps": 1e-6}),
     ("qwen3.5-gelu", {"hidden_act": "silu"}),
     ("qwen3.5-moe", {"num_experts_per_tok": 1}),
+    ("gemma4", {"sliding_window": 9}),
+    ("gemma4", {"rope_parameters": None}),
+    ("gemma4", {"final_logit_softcapping": None}),
+    ("gemma4-equal", {"rms_norm_eps": 1e-6}),
     ("bert", {"pad_token_id": None}),
     ("bert-masked-lm", {"layer_norm_eps": 1e-12}),
     ("bert-masked-lm", {"hidden_act": "gelu"}),
@@ -281,6 +285,25 @@ def with_gate_and_query_swapped(model: Transformer) -> Transformer:
     return eqx.tree_at(whole, model, replace_fn=swap)
 
 
+def drop_layer_scales(model: Transformer) -> Transformer:
+    return eqx.tree_at(lambda m: [b.scale for b in m.blocks], model, replace_fn=jnp.ones_like)
+
+
+def drop_own_vectors(model: Transformer) -> Transformer:
+    return eqx.tree_at(lambda m: m.per_layer.token, model, replace_fn=jnp.zeros_like)
+
+
+def drop_value_norms(model: Transformer) -> Transformer:
+    norms = lambda m: [b.attn.value_norm for b in m.blocks if b.attn.value_norm is not None]
+    return eqx.tree_at(norms, model, replace_fn=lambda norm: None)
+
+
+def share_the_other_kind(model: Transformer) -> Transformer:
+    """Keys of the layer before, whatever its kind."""
+    attns = [dataclasses.replace(block.attn, shares="one") for block in model.blocks]
+    return eqx.tree_at(lambda m: [b.attn for b in m.blocks], model, attns)
+
+
 BROKEN_DELTA = {
     "newest_first": lambda net: dataclasses.replace(net, conv=net.conv[..., ::-1]),
     "no_decay": lambda net: dataclasses.replace(net, decay_log=net.decay_log - 20),
@@ -294,6 +317,8 @@ BROKEN_DELTA = {
 BROKEN_WEIGHTS = [
     *[("qwen3.5", in_delta(change, name)) for name, change in BROKEN_DELTA.items()],
     ("qwen3.5", with_gate_and_query_swapped),
+    *[("gemma4", change) for change in (drop_layer_scales, drop_own_vectors, drop_value_norms)],
+    ("gemma4-plain", share_the_other_kind),
     ("qwen3.5-moe", drop_shared_expert),
     ("qwen3.5-moe", swap_experts),
     ("gpt-oss", drop_sinks),

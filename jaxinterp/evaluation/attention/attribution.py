@@ -90,13 +90,15 @@ def by_source(
     Args:
       attn_in, pattern: from the trace, `blocks/3/attn/in` and `blocks/3/attn/pattern`. Values are computed again.
     Raises:
-      UserError: the layer norms, clips or gates its values, so that z is not linear in them.
+      UserError: the layer norms, clips or gates its values, so that z is not linear in them; or has none of its own.
     """
     if attention.value_norm is not None or attention.clip is not None or attention.gate_proj is not None:
         raise UserError(
             "this layer norms, clips or gates its values: what a source position adds to z is not v_proj(x) times the "
             "pattern. Patch z at source positions instead (jaxinterp.causal.patch)."
         )
+    if attention.v_proj is None:
+        raise UserError("this layer has no v_proj: it takes its values from its keys, or from a layer before.")
     batch, seq, k = indices.shape
     values = attention.v_proj(attn_in).astype(jnp.float32).reshape(batch, seq, attention.kv_heads, -1)
     values = jnp.repeat(values, attention.heads // attention.kv_heads, axis=2)

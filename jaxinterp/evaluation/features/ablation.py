@@ -1,17 +1,20 @@
-"""What a feature does to the model's loss: the same text with the feature and without it.
+"""What a feature does to the model's loss and to its next token: the same text with the feature and without it.
 
-    effect[t] = loss_t(a_j := 0) - loss_t          nats, of the token that follows t
+    effect[t] = loss_t(a_j := 0) - loss_t                     nats, of the token that follows t
+    raises[v] = mean over t of log p_t(v) - log p_t(v; a_j := 0)    nats, over tokens t at which the feature fires
+
+The second is what all later layers make of the feature, where direct logits are what its write vector says by itself.
 
 Everything else stays, also what the decomposition misses: the written array becomes y + (decode(c') - decode(c)), with
 c' the codes without feature j. Positive: the model predicts worse without the feature.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, PyTree
+from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from jaxinterp.core.errors import UserError
 from jaxinterp.core.sites import several
@@ -28,6 +31,27 @@ class Without(eqx.Module):
         return jnp.where(jnp.arange(codes.shape[-1]) == self.feature, 0, codes)
 
 
+class Ablation(NamedTuple):
+    """What changes without a feature: the module's two equations."""
+
+    effect: Float[Array, "batch next"]
+    raises: Float[Array, " vocab"]
+
+
+def ablation(
+    decomposition: Any, model: PyTree, tokens: Int[Array, "batch seq"], feature: int, fires: Bool[Array, "batch seq"]
+) -> Ablation:
+    """The module's two equations, from one pass with the feature and one without.
+
+    Args:
+      fires: the tokens over which `raises` is a mean; without any it is 0.
+    Raises:
+      UserError: as `ablation_effect`.
+    """
+    _check(decomposition, tokens, feature)
+    return _ablation(decomposition, model, tokens, jnp.asarray(feature), jnp.asarray(fires))
+
+
 def ablation_effect(
     decomposition: Any, model: PyTree, tokens: Int[Array, "batch seq"], feature: int
 ) -> Float[Array, "batch next"]:
@@ -40,6 +64,12 @@ def ablation_effect(
       >>> ablation_effect(result.decomposition, subject.model, jnp.asarray(tokens), 3).shape
       (1, 7)
     """
+    _check(decomposition, tokens, feature)
+    nowhere = jnp.zeros(tokens.shape, bool)
+    return _ablation(decomposition, model, tokens, jnp.asarray(feature), nowhere).effect
+
+
+def _check(decomposition: Any, tokens: Array, feature: int) -> None:
     writes = several(decomposition.sites.writes)
     if len(writes) != 1:
         raise UserError(f"the decomposition writes {len(writes)} arrays: ablate a feature of one layer's.")
@@ -48,17 +78,18 @@ def ablation_effect(
         raise UserError(f"feature={feature} is not an index of a feature, 0 to {count - 1}.")
     if tokens.shape[1] < 2:
         raise UserError(f"tokens={tokens.shape} have no next token to predict: give at least two a row.")
-    return _effect(decomposition, model, tokens, jnp.asarray(feature))
 
 
 @eqx.filter_jit
-def _effect(decomposition: Any, model: PyTree, tokens: Array, feature: Array) -> Array:
+def _ablation(decomposition: Any, model: PyTree, tokens: Array, feature: Array, fires: Array) -> Ablation:
     (reads, *_) = several(decomposition.sites.without_gradients.reads)
     edits = {f"{reads.rpartition('/')[0]}/codes": Without(feature)}
-    without = run_with(decomposition, model, tokens, edits=edits, keep_error=True, keep=()).logits
-    return _losses(without, tokens) - _losses(run(model, tokens, keep=()).logits, tokens)
+    without = _log_p(run_with(decomposition, model, tokens, edits=edits, keep_error=True, keep=()).logits)
+    plain = _log_p(run(model, tokens, keep=()).logits)
+    loss = lambda log_p: -jnp.take_along_axis(log_p[:, :-1], tokens[:, 1:, None], axis=-1)[..., 0]
+    weight = fires.astype(plain.dtype) / jnp.maximum(jnp.sum(fires), 1)
+    return Ablation(loss(without) - loss(plain), jnp.einsum("bs,bsv->v", weight, plain - without))
 
 
-def _losses(logits: Array, tokens: Array) -> Array:
-    log_p = jax.nn.log_softmax(logits[:, :-1].astype(jnp.result_type(jnp.float32, logits)))
-    return -jnp.take_along_axis(log_p, tokens[:, 1:, None], axis=-1)[..., 0]
+def _log_p(logits: Array) -> Array:
+    return jax.nn.log_softmax(logits.astype(jnp.result_type(jnp.float32, logits)))

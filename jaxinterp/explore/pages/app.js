@@ -124,18 +124,25 @@
 
   function actions(page) {
     if (!about.live || !page.fired) return '';
-    const effect = make('p.effect', {'aria-live': 'polite'}, page.effect ? effectWords(page.effect) : '');
+    const effect = make('div.effect', {'aria-live': 'polite'}, page.effect ? effectCards(page.effect) : '');
     const measure = async event => {
       const button = event.currentTarget;
       const found = await asked('running the model without it', () => Data.effect(page.i));
-      if (found) { effect.textContent = effectWords(found); button.remove(); }
+      if (found) { effect.replaceChildren(...effectCards(found)); button.remove(); }
     };
     return make('div.actions', {}, make('a.button', {href: '#/steer/' + page.i}, 'Steer with it'),
       page.effect ? '' : make('button', {type: 'button', id: 'ablate', onclick: measure}, 'Ablate it'), effect);
   }
 
-  const effectWords = found => `Without it the loss of the next token changes by ${num(found.where_fires)} nats where it ` +
-    `fires (${found.tokens[0]} tokens), ${num(found.elsewhere)} elsewhere; ${found.windows} windows.`;
+  const effectCards = found => [
+    make('p', {}, `Without it the loss of the next token changes by ${num(found.where_fires)} nats where it ` +
+      `fires (${found.tokens[0]} tokens), ${num(found.elsewhere)} elsewhere; ${found.windows} windows.`),
+    found.raised.length || found.lowered.length ? make('section.card.two', {},
+      make('div', {}, make('h3', {}, 'Next tokens it raises'), bars(found.raised, code)),
+      make('div', {}, make('h3', {}, 'Next tokens it lowers'), bars(found.lowered, code)),
+      make('p.note', {}, 'Through all later layers: the mean change of log-probability where it fires, in nats.')) : '',
+    found.heads && found.heads.length ? card('Heads that make it fire', bars(found.heads, name => make('span', {}, 'head ' + name)),
+      make('p.note', {}, 'Layer.head: direct part in the pre-activation at its strongest tokens, norms held constant.')) : ''];
 
   function mark() {
     for (const row of document.querySelectorAll('.row')) {

@@ -3,6 +3,7 @@
 Sources of the facts: the configuration and modelling files of Hugging Face transformers 4.57, 5.23 and 5.24.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -52,6 +53,18 @@ class Family:
         """Where each leaf of a model of this configuration is found."""
         return {**self.tensors, **(self.parallel_tensors if config.parallel else {})}
 
+    def left_out(self, config: TransformerConfig) -> str:
+        """A regular expression: `buffers`, and keys and values of layers that take those of a layer before."""
+        table, found = self.table(config), [self.buffers]
+        for layer in range(config.layers - config.shared_layers, config.layers):
+            for part in SHARED_PARTS:
+                names = (theirs for ours, (theirs, _) in table.items() if ours.startswith(f"blocks/*/attn/{part}/"))
+                found += [re.escape(name.replace("*", str(layer))) for name in names]
+        return "|".join(found)
+
+
+SHARED_PARTS = ("k_proj", "v_proj", "key_norm")
+"""Of attention, what a layer that takes the keys and values of another does not have."""
 
 LLAMA_COPIED = {
     "vocab_size": "vocab_size",

@@ -122,8 +122,8 @@ def family_config(family: Family, fields: Mapping[str, Json]) -> TransformerConf
       UserError: a field is unknown, missing, malformed, or has a value that is not supported.
     """
     fields = text_fields(fields, ANYWHERE)
-    required = REQUIRED | dict(family.required)
     ruled = {name for rule in family.rules for name in rule.reads}
+    required = {name: values for name, values in REQUIRED.items() if name not in ruled} | dict(family.required)
     known = {*family.copied, *ruled, *required, *NO_EFFECT, *family.no_effect}
     fields = _without_nulls(family, fields, known)
     for name, value in fields.items():

@@ -23,6 +23,7 @@ from jaxinterp.models.families.base import (
 )
 from jaxinterp.models.families.cohere import COHERE
 from jaxinterp.models.families.fields import Rule, activation, flag, optional
+from jaxinterp.models.families.gemma4 import GEMMA4
 from jaxinterp.models.families.gpt_neo import GPT_NEO
 from jaxinterp.models.families.gpt_oss import GPT_OSS
 from jaxinterp.models.families.gptj import GPTJ
@@ -243,6 +244,7 @@ FAMILIES: dict[str, Family] = {
         buffers=r"bert\.embeddings\.position_ids|bert\.pooler\..*|cls\..*",
     ),
     "cohere": COHERE,
+    "gemma4_text": GEMMA4,
     "gpt_neo": GPT_NEO,
     "gptj": GPTJ,
     "gpt_oss": GPT_OSS,

@@ -53,6 +53,18 @@ WRAPPERS: dict[str, Wrapper] = {
         tied=True,
         unused=("final_logit_softcapping",),
     ),
+    "gemma4": Wrapper(
+        text="gemma4_text",
+        architectures=("Gemma4ForConditionalGeneration", "Gemma4Model"),
+        prefixes={"model.language_model.": "model."},
+        left_out=r"model\.(vision_tower|audio_tower|embed_vision|embed_audio)\..*",
+        fields=(
+            *("vision_config", "audio_config", "boi_token_id", "eoi_token_id", "image_token_id", "video_token_id"),
+            *("boa_token_id", "eoa_token_id", "eoa_token_index", "audio_token_id"),
+            *("vision_soft_tokens_per_image", "audio_ms_per_token"),
+        ),
+        tied=True,
+    ),
     "llama4": Wrapper(
         text="llama4_text",
         architectures=("Llama4ForConditionalGeneration",),

@@ -34,12 +34,16 @@ from jaxinterp.models.files.tokenizer import Tokenizer, read_json, tokenizer_fro
 from jaxinterp.models.files.weights import Shardings, leaf_shapes, load_model
 from jaxinterp.models.mixtures.config import MixtureConfig
 from jaxinterp.models.mixtures.routed import RoutedConfig
+from jaxinterp.models.per_layer import PerLayerConfig
 from jaxinterp.models.rotary import RopeScaling
 from jaxinterp.models.run import LanguageModel, Trace, run
-from jaxinterp.models.transformer import Transformer, TransformerConfig
+from jaxinterp.models.transformer import Transformer, TransformerConfig, WholeConfig
 from jaxinterp.storage.files import write_arrays, write_text
 
 OWN_FORM = "jaxinterp.json"
+PARTS = (RopeScaling, MixtureConfig, RoutedConfig, Temperature, DeltaConfig, WholeConfig, PerLayerConfig)
+"""Classes of fields of the configuration."""
+
 VERSION = 2
 """1: projections were called `mlp/up` and `attn/out`, now `mlp/up_proj` and `attn/o_proj`."""
 
@@ -239,7 +243,7 @@ def _read_value(hint: Any, value: Any, where: str) -> Any:
         return _read_value(next(choice for choice in choices if choice is not type(None)), value, where)
     if origin is tuple and isinstance(value, list):
         return tuple(_read_value(choices[0], item, where) for item in value)
-    if hint in (RopeScaling, MixtureConfig, RoutedConfig, Temperature, DeltaConfig) and isinstance(value, dict):
+    if hint in PARTS and isinstance(value, dict):
         return _read_dataclass(hint, value, where)
     if origin is typing.Literal and value in choices:
         return value

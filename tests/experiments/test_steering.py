@@ -1,7 +1,9 @@
 """The steering command: SAE features, the fluency column, and going on with a file that another call began."""
 
+import dataclasses
 import json
 
+import jax
 import numpy as np
 import pytest
 
@@ -10,37 +12,48 @@ from experiments.steering import interval, main, options, table
 from jaxinterp.core.errors import UserError
 from jaxinterp.models.files.subject import Subject
 from jaxinterp.models.files.tokenizer import byte_tokenizer
-from tests.causal.toys import small_transformer
+from jaxinterp.models.transformer import initialise
+from tests.causal.toys import SMALL
 from tests.experiments.small_run import write_corpus
 
 
-def test_features_and_fluency_from_the_command(tmp_path, monkeypatch, capsys):
-    """The options of docs/evidence/causes.md, on a tiny model; a second call measures only what is missing."""
-    subject = Subject(small_transformer(), byte_tokenizer(), "small")
-    monkeypatch.setattr(steering, "load", lambda name: subject)
-    text, out = write_corpus(tmp_path / "text"), tmp_path / "steering.json"
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory):
+    """A subject, options as in docs/evidence/causes.md, and the autoencoder that a call keeps beside its rows."""
+    folder = tmp_path_factory.mktemp("steering")
+    model = initialise(dataclasses.replace(SMALL, layers=1), jax.random.key(0))
+    subject = Subject(model, byte_tokenizer(), "small")
     common = [
-        "--layers", "1", "--concepts", "food", "--seeds", "0", "--lineas-steps", "0", "--pairs", "2", "--features", "2",
-        "--sae-layers", "1", "--sae-tokens", "1024", "--sae-features", "64", "--sae-text", str(text), "--out", str(out),
+        "--layers", "0", "--concepts", "food", "--seeds", "0", "--lineas-steps", "0", "--pairs", "2", "--features", "2",
+        "--sae-layers", "0", "--sae-tokens", "1024", "--sae-features", "64", "--words", "1",
+        "--sae-text", str(write_corpus(folder / "text")), "--out", str(folder / "steering.json"),
     ]  # fmt: skip
-    rows = main([*common, "--methods", "SAE", "--words", "2"])
+    given = options(common)
+    sae = steering.trained_sae(subject, 0, given)
+    assert sae.features == 64 and len(list(folder.glob("steering_sae_0_*"))) == 1
+    return subject, common, given.out
+
+
+def test_features_and_fluency_from_the_command(kept, monkeypatch, capsys):
+    """A second call measures only what is missing, and trains nothing again."""
+    subject, common, out = kept
+    monkeypatch.setattr(steering, "load", lambda name: subject)
+    monkeypatch.setattr(steering, "fit", None)  # must not be called: the autoencoder was kept
+    rows = main([*common, "--methods", "SAE"])
     assert [row["direction"] for row in rows] == 6 * ["SAE"] and all(row["fluency"] >= 1 for row in rows)
     assert all(row["converged"] and row["concept"] > 0 for row in rows)
+    said = capsys.readouterr().out
+    assert "unsteered: fluency" in said and "fluency nan" not in said
     for row in rows:  # as a call without --words leaves it
         del row["fluency"]
-    monkeypatch.setattr(steering, "fit", None)  # must not be called: the autoencoder was kept
     out.write_text(json.dumps(rows))
-    again = main([*common, "--methods", "SAE", "random", "--words", "2"])
+    again = main([*common, "--methods", "SAE", "random"])
     assert sorted(row["direction"] for row in again) == 6 * ["SAE"] + 6 * ["random"]
     assert all("fluency" in row for row in again), "rows without the column are measured again"
     assert json.loads(out.read_text()) == again
-    last = capsys.readouterr().out
-    assert main([*common, "--methods", "SAE", "--words", "2"]) == again
-    with pytest.raises(
-        UserError, match=r"has rows of model 'smollm2-135m' at target 0\.25, not of 'smollm2-135m' at 0\.5"
-    ):
+    assert main([*common, "--methods", "SAE"]) == again
+    with pytest.raises(UserError, match=r"has rows of model 'smollm2-135m' at target 0\.25, not of .* at 0\.5"):
         main([*common, "--target", "0.5"])
-    assert "unsteered: fluency" in last and "fluency nan" not in last
 
 
 def test_intervals_are_over_seeds_and_contexts_and_fluency_is_a_geometric_mean():

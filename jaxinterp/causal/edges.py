@@ -59,6 +59,8 @@ def edge_scores(
         raise UserError("edges need a Transformer without norms behind its sublayers: take attribute(...) instead.")
     if any(not isinstance(block.attn, Attention) for block in model.blocks):
         raise UserError("edges need the original attention sublayers: one was replaced.")
+    if model.per_layer is not None or any(block.scale is not None for block in model.blocks):
+        raise UserError("edges need a plain residual stream, without factors or vectors by layer: take attribute(...).")
     if steps < 1:
         raise UserError(f"steps={steps} must be positive.")
     if jnp.shape(tokens) != jnp.shape(fill_tokens):

@@ -43,6 +43,12 @@ def read_vector(model: Transformer, transcoders: Transcoders, layer: int, index:
         raise UserError(
             "strengths from weights need a model that norms only what sublayers read: take a graph instead."
         )
+    if any(block.scale is not None or block.per_layer is not None for block in model.blocks):
+        raise UserError("strengths from weights need a plain residual stream, without factors or vectors by layer.")
+    if config.residual_scale != 1:
+        raise UserError(
+            f"residual_scale={config.residual_scale}: strengths from weights would be off by it at each step."
+        )
     if layer not in transcoders.layers:
         raise UserError(f"layer {layer} has no transcoder: features are in layers {transcoders.layers}.")
     encoder = transcoders.readers[transcoders.layers.index(layer)].encoder
@@ -51,23 +57,12 @@ def read_vector(model: Transformer, transcoders: Transcoders, layer: int, index:
     return through_norm(model.blocks[layer].mlp_norm, encoder[index])
 
 
-def check_plain_heads(model: Transformer) -> None:
-    """Raises UserError unless every attention moves values as they are, by weights alone, into an unscaled stream."""
-    for block in model.blocks:
-        attention = block.attn
-        plain = isinstance(attention, Attention) and (
-            attention.gate_proj is None and attention.value_norm is None and attention.clip is None
-        )
-        if model.config.residual_scale != 1 or not plain:
-            raise UserError(
-                "strengths and paths from weights need heads that move values as they are (no gate, norm, clip) and "
-                "residual_scale=1: take a graph."
-            )
-
-
 def head_read_vectors(model: Transformer, transcoders: Transcoders, layer: int, index: int) -> Float[Array, "heads d"]:
     """C(a_l W_OV^h C(g_l E_j)): what the feature reads through each head of its own layer's attention."""
     read, attention = read_vector(model, transcoders, layer, index), model.blocks[layer].attn
+    plain = isinstance(attention, Attention) and attention.v_proj is not None
+    if not plain or attention.gate_proj is not None or attention.value_norm is not None or attention.clip is not None:
+        raise UserError(f"blocks/{layer}/attn does not move values as they are (a gate, norm, clip, or no v_proj).")
     d, group = read.shape[0], attention.heads // attention.kv_heads
     value = jnp.repeat(attention.v_proj.weight.reshape(d, attention.kv_heads, -1), group, axis=1)
     out = attention.o_proj.weight.reshape(attention.heads, -1, d)
@@ -84,11 +79,10 @@ def strengths(model: Transformer, transcoders: Transcoders, source: int, layer: 
     """The input-invariant strengths of all features of layer `source` on feature `index` of `layer`.
 
     Raises:
-      UserError: as `read_vector` and `check_plain_heads`; or `source` is not before `layer`.
+      UserError: as `read_vector`; or `source` is not before `layer`.
     """
     if source not in transcoders.layers or source >= layer:
         raise UserError(f"source={source} must be a transcoded layer before layer {layer}.")
-    check_plain_heads(model)
     start = transcoders.layers.index(source)
     decoder = transcoders.readers[start].decoder
     reached = [step for step in range(decoder.shape[1]) if transcoders.layers[start + step] < layer]

@@ -28,7 +28,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, PyTree
 
 from jaxinterp.causal.graphs.transcoders import Transcoders
-from jaxinterp.causal.weights_circuits import check_plain_heads, read_vector, through_norm
+from jaxinterp.causal.weights_circuits import read_vector, through_norm
 from jaxinterp.core.errors import UserError
 from jaxinterp.models.layers import Norm
 from jaxinterp.models.run import run
@@ -86,7 +86,11 @@ def prompt_run(model: Transformer, transcoders: Transcoders, tokens: Int[Array |
     config = model.config
     if config.post_norms or config.sum_norms or config.parallel:
         raise UserError("paths from weights need a model that norms only what sublayers read: take a graph instead.")
-    check_plain_heads(model)
+    plain = (b.attn.gate_proj is None and b.attn.value_norm is None and b.attn.clip is None for b in model.blocks)
+    if config.residual_scale != 1 or not all(plain):
+        raise UserError(
+            "paths from weights need heads that move values as they are (no gate, norm, clip): take a graph."
+        )
     if any(reader.decoder.shape[1] != 1 for reader in transcoders.readers):
         raise UserError("paths from weights need transcoders of one layer each: take a graph for cross-layer ones.")
     return PromptRun(**jax.tree.map(np.asarray, _forward(model, transcoders, jnp.asarray(tokens))))
@@ -124,8 +128,7 @@ def _scale(norm: Norm | None, x: Array) -> Array:
 
 def logit_reading(model: Transformer, text: PromptRun, direction: Float[np.ndarray, " vocab"]) -> Reading:
     """What reads a weighted sum of the last position's logits (before a soft cap), the last norm's scale in it."""
-    matrix = np.asarray(model.unembedding_matrix())
-    vector = np.asarray(through_norm(model.final_norm, jnp.asarray(matrix @ direction)))
+    vector = np.asarray(through_norm(model.final_norm, jnp.asarray(np.asarray(model.output_matrix()) @ direction)))
     return Reading(vector * text.final_scale[-1], len(model.blocks), "end", len(text.embed) - 1)
 
 

@@ -247,7 +247,9 @@ class Block(eqx.Module):
         mlp_added = tap("mlp/added", self._scaled(normed(self.mlp_post_norm, mlp_out, rules)))
         post = (x + attn_added if self.parallel else middle) + mlp_added
         post = normed(self.mlp_sum_norm, post, rules)
-        if self.per_layer is not None and vectors is not None:
+        if self.per_layer is not None:
+            if vectors is None:
+                raise UserError("this block adds vectors of its tokens' own (per_layer): run it within its model.")
             post = post + self.per_layer(post, vectors, tap=under(tap, "per_layer"), rules=rules)
         post = post if self.scale is None else post * self.scale.astype(post.dtype)
         return tap("resid/post", checkpoint_name(post, RESIDUAL))
@@ -295,19 +297,6 @@ class Transformer(eqx.Module):
         tap("pooled", mean_over(final, jnp.ones(tokens.shape, bool) if real is None else real))
         return None
 
-    def unembedding_matrix(self) -> Float[Array, "d_model vocab"]:
-        """W_U: logits = final W_U (+ biases), before a soft cap; a head projection and the logits' scale are in it.
-
-        Raises:
-          UserError: the model has no head.
-        """
-        if not self.config.head:
-            raise UserError("the model has no head (head=False) and so no logits: no matrix leads to them.")
-        matrix = self.embedding.token.T if self.unembedding is None else self.unembedding.weight
-        if self.head_projection is not None:
-            matrix = self.head_projection.weight @ matrix
-        return matrix if self.config.logit_scale == 1.0 else matrix * jnp.asarray(self.config.logit_scale, matrix.dtype)
-
     def unembed(self, final: Float[Array, "*axes d_model"]) -> Float[Array, "*axes vocab"]:
         """Logits of what the final norm returned.
 
@@ -332,6 +321,19 @@ class Transformer(eqx.Module):
         if self.config.logit_scale != 1.0:
             logits = logits * jnp.asarray(self.config.logit_scale, logits.dtype)
         return soft_cap(logits, self.config.logit_cap)
+
+    def output_matrix(self) -> Float[Array, "d_model vocab"]:
+        """W of logits = cap(final W + bias): the unembedding, with the projection before it and the logits' scale.
+
+        Raises:
+          UserError: the model has no head.
+        """
+        if not self.config.head:
+            raise UserError("the model has no head (head=False): nothing maps 'final' to logits.")
+        matrix = self.embedding.token.T if self.unembedding is None else self.unembedding.weight
+        if self.head_projection is not None:
+            matrix = self.head_projection.weight @ matrix
+        return matrix if self.config.logit_scale == 1.0 else matrix * jnp.asarray(self.config.logit_scale, matrix.dtype)
 
 
 def mean_over(x: Float[Array, "batch seq d"], real: Bool[Array, "batch seq"]) -> Float[Array, "batch d"]:

@@ -117,7 +117,7 @@ class ByHand:
             out = tap(f"{name}/mlp/out", linear(block.mlp.down_proj, hidden))
             x = tap(f"{name}/resid/post", x + block.residual_scale * out)
         final = self.norm(model.final_norm, x + read.get("final", 0), "end", record)
-        return (final @ array(model.unembedding_matrix()))[-1]
+        return (final @ array(model.output_matrix()))[-1]
 
     def slope(self, metric, direction, place, step=1e-5):
         """The derivative of metric(logits) along `direction`: {name: array} for the argument `place` of a call."""

@@ -213,12 +213,12 @@ def test_the_sum_rule_holds_for_every_kind_of_model(kind):
 def test_models_without_a_frozen_linear_map_are_refused():
     model, given = initialise(LLAMA, jax.random.key(1)), from_arrays(**weights(LLAMA), dtype=jnp.float32)
     replaced = eqx.tree_at(lambda model: model.blocks[1].attn, model, eqx.nn.Identity())
-    with pytest.raises(UserError, match="blocks/1/attn is a Identity, which is not linear"):
+    with pytest.raises(UserError, match="has a Identity in attention's place"):
         attribution_graph(replaced, PROMPT, given)
     padded = initialise(dataclasses.replace(LLAMA, padding=7), jax.random.key(1))
     with pytest.raises(UserError, match="the prompt has the padding token 7"):
         attribution_graph(padded, PROMPT, given)
     for change in ({"residual_scale": 0.5}, {"attention_gate": True}, {"attention_clip": 1.0}):
         other = initialise(dataclasses.replace(LLAMA, **change), jax.random.key(1))
-        with pytest.raises(UserError, match="move values as they are"):
+        with pytest.raises(UserError, match="move values as they are|residual_scale"):
             strengths(other, given, 0, 1, 0)

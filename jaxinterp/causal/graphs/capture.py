@@ -20,6 +20,7 @@ from jaxinterp.causal.graphs.linear import Frozen, Sources, Writes, freeze
 from jaxinterp.causal.graphs.transcoders import Transcoders
 from jaxinterp.core.errors import UserError
 from jaxinterp.models.attention import Attention
+from jaxinterp.models.delta_net import GatedDeltaNet
 from jaxinterp.models.files.subject import Subject
 from jaxinterp.models.load import load
 from jaxinterp.models.run import run
@@ -40,8 +41,8 @@ class Captured(eqx.Module):
 
     @property
     def unembedding(self) -> Float[Array, "d vocab"]:
-        """W_U, the logits' scale in it."""
-        return self.model.unembedding_matrix()
+        """W_U."""
+        return self.model.output_matrix()
 
 
 def prompt_tokens(subject: Subject, prompt: str | Any) -> Int[Array, " seq"]:
@@ -179,12 +180,6 @@ def _active(codes: list[np.ndarray], first: int) -> tuple[np.ndarray, np.ndarray
 
 def _check(model: Transformer, tokens: Int[Array, " seq"], transcoders: Transcoders, first: int) -> None:
     seq, vocabulary, ids = tokens.shape[0], model.config.vocab_size, np.asarray(tokens)
-    for layer, block in enumerate(model.blocks):
-        if not isinstance(block.attn, Attention):
-            raise UserError(
-                f"blocks/{layer}/attn is a {type(block.attn).__name__}, which is not linear where patterns are held: "
-                "a graph needs attention with a pattern in every layer."
-            )
     if model.config.padding is not None and (ids == model.config.padding).any():
         raise UserError(
             f"the prompt has the padding token {model.config.padding}, which no token looks at: leave it out."
@@ -198,6 +193,26 @@ def _check(model: Transformer, tokens: Int[Array, " seq"], transcoders: Transcod
         raise UserError(f"the prompt has {seq} tokens, but the model learned {model.config.context} positions.")
     if not transcoders.layers or transcoders.layers[-1] >= len(model.blocks):
         raise UserError(f"transcoders of layers {transcoders.layers} for a model with {len(model.blocks)} layers.")
+    _check_linear(model)
     width = transcoders.readers[0].encoder.shape[1]
     if width != model.config.d_model:
         raise UserError(f"the transcoders read {width} dimensions, but the model has d_model={model.config.d_model}.")
+
+
+def _check_linear(model: Transformer) -> None:
+    """Raises UserError where something other than norms, patterns and MLPs is not linear in the residual stream.
+
+    Gates on heads and clips of values are: the rule that holds patterns holds them, too.
+    """
+    others = [block.attn for block in model.blocks if not isinstance(block.attn, Attention | GatedDeltaNet)]
+    curved = {
+        "vectors of a token for every layer (per_layer)": model.per_layer is not None,
+        "a Gated DeltaNet": any(isinstance(block.attn, GatedDeltaNet) for block in model.blocks),
+        f"a {type(others[0]).__name__} in attention's place" if others else "": bool(others),
+    }
+    found = [name for name, there in curved.items() if there]
+    if found:
+        raise UserError(
+            f"the model has {' and '.join(found)}: with patterns and norms held it is not linear, and effects in a "
+            "graph would not add up. Take attribute(...) or patch_effects(...) instead."
+        )

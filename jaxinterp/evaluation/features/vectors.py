@@ -2,14 +2,17 @@
 
 With write vector D_j (in the model's units) of an array that the residual stream receives:
 
-    direct path    l_j = center(g * P D_j) W_U,     then minus its mean over the vocabulary
+    direct path    l_j = c center(g * P D_j) W_U,     then minus its mean over the vocabulary
 
-g = the final norm's weight, W_U = the unembedding; P = the down projection for an array inside the MLP (`hidden`), the
-weight of the sublayer's post-norm where the block has one, else 1; `center` subtracts the mean over d_model for a
-LayerNorm. l is in logits per unit of activation, for a final residual stream of root mean square 1: the norm's division
-is left out, and so are a soft cap on the logits and everything that later layers make of the feature.
+g = the final norm's weight, W_U = the unembedding, with a scale of the logits and a projection in front of it where the
+model has them; P = the down projection for an array inside the MLP (`hidden`), the weight of the sublayer's post-norm
+where the block has one, else 1; `center` subtracts the mean over d_model for a LayerNorm; c = the product of factors on
+the way: Granite's of what a sublayer adds, Gemma 4's of this layer and of later ones. l is in logits per unit of
+activation, for a final residual stream of root mean square 1: the norm's division is left out, and so are a soft cap on
+the logits and everything that later layers make of the feature.
 """
 
+import math
 from typing import Any
 
 import jax.numpy as jnp
@@ -49,10 +52,17 @@ def direct_logits(
         vectors = vectors * _gain(block.mlp_post_norm)
     if model.final_norm.kind == "layer":
         vectors = vectors - vectors.mean(axis=1, keepdims=True)
-    if not sublayer.endswith("/resid") and port != "added" and model.config.residual_scale != 1.0:
-        vectors = vectors * model.config.residual_scale
-    logits = (vectors * _gain(model.final_norm)) @ _wide(model.unembedding_matrix())
+    logits = _factor(model, writes) * (vectors * _gain(model.final_norm)) @ _wide(model.output_matrix())
     return logits - logits.mean(axis=1, keepdims=True)
+
+
+def _factor(model: Transformer, writes: str) -> float:
+    """What the residual stream is multiplied by between the written array and its end."""
+    _, layer, sublayer, port = writes.split("/")
+    added = sublayer == "resid" or port == "added"
+    later = model.blocks[int(layer) + (port == "post") :]
+    scales = [float(block.scale[0]) for block in later if block.scale is not None]
+    return math.prod(scales) * (1.0 if added else model.config.residual_scale)
 
 
 def neuron_cosines(

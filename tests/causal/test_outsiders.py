@@ -220,5 +220,5 @@ def test_models_without_a_frozen_linear_map_are_refused():
         attribution_graph(padded, PROMPT, given)
     for change in ({"residual_scale": 0.5}, {"attention_gate": True}, {"attention_clip": 1.0}):
         other = initialise(dataclasses.replace(LLAMA, **change), jax.random.key(1))
-        with pytest.raises(UserError, match="move values as they are|residual_scale"):
+        with pytest.raises(UserError, match=r"move values as they are|residual_scale"):
             strengths(other, given, 0, 1, 0)

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,11 @@ def write_results(
     facts: Mapping[str, str],
     seconds: float,
 ) -> Path:
-    """Score, print, and write `scoreboard.json` and `report.html` into the run's folder; the path of the report."""
+    """Score, print, and write `scoreboard.json`, `features.json` and `report.html` into the run's folder.
+
+    Returns:
+      The path of the report.
+    """
     facts = {name: str(value) for name, value in settings.items()} | dict(facts)
     sizes = {"tokens": config.heldout_tokens, "ce_tokens": config.ce_tokens}
     if not isinstance(decomposition.sites.writes, str):
@@ -54,7 +59,9 @@ def write_results(
     rows = [row | {"seconds": round(times[row["method"]], 1)} for row in rows]
     write_json(config.out / "scoreboard.json", rows)
     with waiting("reading what the features respond to"):
-        densities, pages = feature_pages(decomposition, subject, heldout, features=config.pages, seed=config.seed)
+        options = {"features": config.pages, "seed": config.seed, "later": config.later}
+        densities, pages = feature_pages(decomposition, subject, heldout, **options)
+    write_json(config.out / "features.json", [asdict(page) for page in pages])
     report = Report(
         title=f"{config.model}: {plan.site}",
         subtitle=f"{name}, {plan.features} features; {subject.source or subject.name}",

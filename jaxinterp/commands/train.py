@@ -103,6 +103,8 @@ class Config:
     """Tokens a step."""
     pages: int = 64
     """How many features get a page in the report."""
+    later: int = 0
+    """Windows in which each of them is ablated, to show what later layers make of it; 0: not."""
     seed: int = 0
     """Of the data order, the start values and everything random."""
     activations: Activations = "auto"

@@ -28,6 +28,7 @@ from jaxinterp.decompositions.mixture_of_decoders import MixtureOfDecoders
 from jaxinterp.decompositions.mlp_parts import MLPParts
 from jaxinterp.decompositions.modules_on_disk import load_module
 from jaxinterp.decompositions.on_disk import KNOWN
+from jaxinterp.decompositions.own_experts import OwnExperts, OwnMonet
 from jaxinterp.decompositions.parameter_parts import AttributionParts, Blocks, Gates, Lower, ParameterParts, Parts
 from jaxinterp.decompositions.parts import NonnegativeParts
 from jaxinterp.decompositions.per_token import PerToken
@@ -35,6 +36,8 @@ from jaxinterp.decompositions.plain import LinearMap, Neurons, PrincipalComponen
 from jaxinterp.decompositions.product_key_neurons import ProductKeyNeurons
 from jaxinterp.decompositions.scales import Scales
 from jaxinterp.models.layers import Linear
+from jaxinterp.models.mixtures.moe_x import MoEX
+from jaxinterp.models.mixtures.monet import Horizontal, Monet
 from jaxinterp.models.mixtures.product_keys import DenseScores, KeyScores, ProductKeyMLP
 from jaxinterp.models.mlp import MLP
 from jaxinterp.storage.files import check_empty
@@ -67,6 +70,11 @@ KINDS: tuple[type, ...] = (
     MixtureOfDecoders,
     LinearTransforms,
     ProductKeyNeurons,
+    OwnExperts,
+    OwnMonet,
+    MoEX,
+    Monet,
+    Horizontal,
     ProductKeyMLP,
     DenseScores,
     KeyScores,

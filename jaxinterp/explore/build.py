@@ -29,7 +29,7 @@ from jaxinterp.evaluation.features.vectors import direct_logits, unit
 from jaxinterp.explore.index import MANIFEST, Index, open_index, read_manifest, write_index
 from jaxinterp.models.files.subject import Subject
 from jaxinterp.models.transformer import Transformer
-from jaxinterp.report.features import token_text
+from jaxinterp.report.passages import token_text
 from jaxinterp.storage.files import write_file, write_text
 
 LOGITS = 10

@@ -20,7 +20,7 @@ from jaxinterp.models.edits import Add
 from jaxinterp.models.files.subject import Subject
 from jaxinterp.models.generate import generate
 from jaxinterp.models.run import run
-from jaxinterp.report.features import token_text
+from jaxinterp.report.passages import token_text
 
 MOST_TOKENS = 512
 """Of your own text; a prompt to be continued may have as many."""

@@ -47,7 +47,7 @@ class Rules:
     norm: bool = False
     activation: bool = False
     gate: bool = False
-    attention: bool = False
+    attention: bool = False  # hold the pattern, the gate behind it, and the factor of a clip
 
 
 EXACT = Rules()

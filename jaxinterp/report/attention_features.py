@@ -16,7 +16,8 @@ from jaxinterp.evaluation.features.peaks import collect, measure
 from jaxinterp.models.attention import Attention
 from jaxinterp.models.load import Subject
 from jaxinterp.models.run import run
-from jaxinterp.report.features import choose, token_text
+from jaxinterp.report.features import choose
+from jaxinterp.report.passages import token_text
 
 PEAKS = 3
 """Contexts of a feature, and source tokens of the first."""

@@ -58,6 +58,9 @@ class FeaturePage:
     max_activation    its largest activation on those tokens
     histogram_edges   [bins + 1] edges, histogram_counts [bins] counts, of the non-zero activations
     raised, lowered   (token, logit) by the direct path, strongest first
+    later_raised, later_lowered   (token, nats) through all later layers: what its ablation takes away from the
+                      log-probability of the next token, where it fires; empty where it was not measured
+    quantiles         contexts of weaker firings too: (name, contexts), such as ("median", (...))
     read_write_cosine the cosine of its read and write vectors, None where their dimensions differ
     """
 
@@ -71,6 +74,9 @@ class FeaturePage:
     lowered: tuple[tuple[str, float], ...]
     neurons: tuple[NeuronMatch, ...]
     read_write_cosine: float | None
+    quantiles: tuple[tuple[str, tuple[TokenContext, ...]], ...] = ()
+    later_raised: tuple[tuple[str, float], ...] = ()
+    later_lowered: tuple[tuple[str, float], ...] = ()
 
     def __post_init__(self) -> None:
         """Raises UserError if the histogram's edges and counts do not fit together."""

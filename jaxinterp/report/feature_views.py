@@ -17,9 +17,11 @@ class FeatureView:
 
     page: FeaturePage
     contexts: tuple[tuple[Number, Markup], ...]
+    quantiles: tuple[tuple[str, tuple[tuple[Number, Markup], ...]], ...]
     histogram: Markup | None
     rarity: float | None
     largest_logit: float
+    largest_later: float
 
 
 def views(features: Sequence[FeaturePage]) -> tuple[FeatureView, ...]:
@@ -31,13 +33,20 @@ def _view(feature: FeaturePage) -> FeatureView:
     sizes = [abs(a) for context in feature.contexts for a in context.activations if finite(a)]
     scale = max([*sizes, abs(feature.max_activation) if finite(feature.max_activation) else 0.0])
     logits = [abs(logit) for _, logit in (*feature.raised, *feature.lowered) if finite(logit)]
+    later = [abs(nats) for _, nats in (*feature.later_raised, *feature.later_lowered) if finite(nats)]
     return FeatureView(
         page=feature,
-        contexts=tuple((one.activations[one.peak], Markup(_snippet(one, scale))) for one in feature.contexts),
+        contexts=_shaded(feature.contexts, scale),
+        quantiles=tuple((name, _shaded(contexts, scale)) for name, contexts in feature.quantiles),
         histogram=Markup(_histogram(feature)) if feature.histogram_counts else None,
         rarity=1 / feature.density if finite(feature.density) and feature.density > 0 else None,
         largest_logit=max(logits, default=1.0),
+        largest_later=max(later, default=1.0),
     )
+
+
+def _shaded(contexts: Sequence[TokenContext], scale: Number) -> tuple[tuple[Number, Markup], ...]:
+    return tuple((one.activations[one.peak], Markup(_snippet(one, scale))) for one in contexts)
 
 
 def _snippet(context: TokenContext, scale: Number) -> str:

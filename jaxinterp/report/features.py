@@ -19,23 +19,24 @@ from jaxinterp.core.decomposition import Decomposition, Revivable, Shown
 from jaxinterp.core.errors import UserError
 from jaxinterp.core.promotion import ordinary
 from jaxinterp.core.sites import several
+from jaxinterp.evaluation.features.ablation import ablation
 from jaxinterp.evaluation.features.peaks import Peaks, Window, batches, chosen_codes, collect, measure
 from jaxinterp.evaluation.features.vectors import direct_logits, neuron_cosines, row_cosines
-from jaxinterp.models.files.tokenizer import Tokenizer
 from jaxinterp.models.load import Subject
 from jaxinterp.report.content import FeaturePage, NeuronMatch, TokenContext
+from jaxinterp.report.passages import by_quantile, context_at, extremes
 
-AROUND = 20  # tokens shown on either side of a peak
 BINS = 30
-LOGITS = 8  # tokens listed as raised, and as lowered
 NEURONS = 6
 
 
 @dataclass(frozen=True)
 class Text:
-    """What the second pass finds, one entry a chosen feature: its contexts, edges and counts of its histogram."""
+    """What the second pass finds, one entry a chosen feature: contexts, firings (token, activation), and histogram."""
 
     contexts: list[list[TokenContext]]
+    quantiles: list[tuple[tuple[str, tuple[TokenContext, ...]], ...]]
+    firings: list[tuple[np.ndarray, np.ndarray]]
     edges: list[np.ndarray]
     counts: list[np.ndarray]
 
@@ -50,6 +51,7 @@ def feature_pages(
     contexts: int = 8,
     tokens: int = 50_000,
     seed: int = 0,
+    later: int = 0,
 ) -> tuple[Float[np.ndarray, " features"], tuple[FeaturePage, ...]]:
     """Measure every feature's density, and choose features to show with all that a report says about them.
 
@@ -66,6 +68,8 @@ def feature_pages(
       contexts: how many passages each.
       tokens: how much of the dataset to read, in tokens (whole windows, at least one).
       seed: of the sample and the draw.
+      later: over how many windows each shown feature is ablated, to say what later layers make of it; 0: not. Two
+        forward passes of a window each.
     Returns:
       The firing frequency per token of every feature, and the chosen features in the order of their index, or in the
       order that was asked for.
@@ -79,6 +83,8 @@ def feature_pages(
       >>> densities.shape, [page.index for page in pages]
       ((64,), [3, 5])
     """
+    if later < 0:
+        raise UserError(f"later={later} must not be negative: give how many windows to ablate in, or 0.")
     counts = {"contexts": contexts, "tokens": tokens} | ({"features": features} if isinstance(features, int) else {})
     for name, value in counts.items():
         if value < 1:
@@ -95,7 +101,7 @@ def feature_pages(
     chosen = choose(densities, features, seed) if isinstance(features, int) else asked
     if not chosen.size:
         return densities, ()
-    return densities, _pages(decomposition, subject, windows, peaks, densities, chosen)
+    return densities, _pages(decomposition, subject, windows, peaks, densities, chosen, later)
 
 
 def _asked(features: Sequence[int], known: int) -> np.ndarray:
@@ -127,6 +133,7 @@ def _pages(
     peaks: Peaks,
     densities: np.ndarray,
     chosen: np.ndarray,
+    later: int,
 ) -> tuple[FeaturePage, ...]:
     """The second pass, and what the vectors say, put together."""
     values = np.asarray(peaks.values)[chosen]
@@ -144,7 +151,8 @@ def _pages(
     own = row_cosines(encoder, decoder)
     pages = []
     for row, index in enumerate(chosen):
-        raised, lowered = ((), ()) if logits is None else _extremes(subject.tokenizer, logits[row])
+        raised, lowered = ((), ()) if logits is None else extremes(subject.tokenizer, logits[row])
+        after = _later(decomposition, subject, windows, int(index), text.firings[row], later) if later else ((), ())
         pages.append(
             FeaturePage(
                 index=int(index),
@@ -160,6 +168,9 @@ def _pages(
                     None if read_cosines is None else read_cosines[row],
                 ),
                 read_write_cosine=None if own is None else float(own[row]),
+                quantiles=text.quantiles[row],
+                later_raised=after[0],
+                later_lowered=after[1],
             )
         )
     return tuple(pages)
@@ -175,6 +186,7 @@ def _read_text(
     signed = bool((values < 0).any())
     edges = [np.linspace(-top if signed else 0.0, top, BINS + 1) for top in reach]
     counts = [np.zeros(BINS, np.int64) for _ in chosen]
+    active: list[list[tuple[np.ndarray, np.ndarray]]] = [[] for _ in chosen]
     found: dict[tuple[int, int], TokenContext] = {}
     wanted: dict[int, list[tuple[int, int]]] = {}
     for row, rank in zip(*np.nonzero(values), strict=True):
@@ -183,52 +195,43 @@ def _read_text(
     for first, batch in batches(windows, decomposition.decoder.shape[0]):
         codes = np.asarray(chosen_codes(decomposition, subject.model, batch, jnp.asarray(chosen)))
         for row in range(len(chosen)):
-            active = codes[..., row][codes[..., row] != 0]
+            flat = codes[..., row].reshape(-1)
+            fires = np.flatnonzero(flat)
+            active[row].append((first * codes.shape[1] + fires, flat[fires]))
             # The two passes may round differently: an activation a hair above the highest belongs into the last bin.
-            counts[row] += np.histogram(np.clip(active, edges[row][0], edges[row][-1]), edges[row])[0]
+            counts[row] += np.histogram(np.clip(flat[fires], edges[row][0], edges[row][-1]), edges[row])[0]
         for offset in range(codes.shape[0]):
             for row, rank in wanted.get(first + offset, ()):
                 place, activations = int(places[row, rank]), codes[offset, :, row].copy()
                 activations[place] = values[row, rank]
-                found[row, rank] = _context(subject.tokenizer, windows[first + offset], activations, place)
-    ranks = range(values.shape[1])
-    return Text(
-        [[found[row, rank] for rank in ranks if (row, rank) in found] for row in range(len(chosen))], edges, counts
-    )
+                found[row, rank] = context_at(subject.tokenizer, windows[first + offset], activations, place)
+    ranks, rows = range(values.shape[1]), range(len(chosen))
+    firings = [(np.concatenate([w for w, _ in parts]), np.concatenate([v for _, v in parts])) for parts in active]
+    quantiles = [by_quantile(subject.tokenizer, windows, firings[row], {*where[row].tolist()}) for row in rows]
+    contexts = [[found[row, rank] for rank in ranks if (row, rank) in found] for row in rows]
+    return Text(contexts, quantiles, firings, edges, counts)
 
 
-def _context(
-    tokenizer: Tokenizer | None, window: Window, activations: Float[np.ndarray, " seq"], place: int
-) -> TokenContext:
-    """The tokens around a peak, within its document."""
-    low, high = max(0, place - AROUND), min(len(activations), place + AROUND + 1)
-    document = np.asarray(window.get("document", np.zeros(len(activations))))
-    inside = [spot for spot in range(low, high) if document[spot] == document[place]]
-    return TokenContext(
-        tokens=tuple(token_text(tokenizer, int(window["tokens"][spot])) for spot in inside),
-        activations=tuple(float(activations[spot]) for spot in inside),
-        peak=inside.index(place),
-    )
-
-
-def token_text(tokenizer: Tokenizer | None, token: int) -> str:
-    """Readable text of a token; its id in brackets where the tokenizer has no such token, or there is no tokenizer."""
-    try:
-        return f"[{token}]" if tokenizer is None else tokenizer.token_text(token)
-    except UserError:  # a vocabulary padded to a round number has ids without a token
-        return f"[{token}]"
-
-
-def _extremes(
-    tokenizer: Tokenizer | None, logits: Float[np.ndarray, " vocab"]
+def _later(
+    decomposition: Shown,
+    subject: Subject,
+    windows: Sequence[Window],
+    feature: int,
+    firings: tuple[np.ndarray, np.ndarray],
+    count: int,
 ) -> tuple[tuple[tuple[str, float], ...], ...]:
-    """The tokens with the highest and with the lowest logits, strongest first."""
-    order = np.argsort(logits, kind="stable")
-    raised, lowered = order[::-1][:LOGITS], order[:LOGITS]
-    return tuple(
-        tuple((token_text(tokenizer, int(token)), float(logits[token])) for token in tokens)
-        for tokens in (raised, lowered)
-    )
+    """The next tokens that a feature raises and lowers through all later layers, in the windows where it peaks."""
+    where, values = firings
+    if not len(where):
+        return (), ()
+    seq = len(windows[0]["tokens"])
+    strongest = list(dict.fromkeys((where[np.argsort(-np.abs(values), kind="stable")] // seq).tolist()))[:count]
+    fires = np.zeros((len(windows), seq), bool)
+    fires.reshape(-1)[where] = True
+    chosen = np.resize(strongest, count)  # one shape, one program
+    tokens = jnp.asarray(np.stack([windows[each]["tokens"] for each in chosen]), jnp.int32)
+    raises = ablation(decomposition, subject.model, tokens, feature, jnp.asarray(fires[chosen])).raises
+    return extremes(subject.tokenizer, np.asarray(raises))
 
 
 def _nearest(write: np.ndarray | None, read: np.ndarray | None) -> tuple[NeuronMatch, ...]:

@@ -22,7 +22,8 @@ from jaxinterp.evaluation.features.peaks import Window, collect
 from jaxinterp.evaluation.features.vectors import direct_logits
 from jaxinterp.models.files.subject import Subject
 from jaxinterp.report.content import TokenContext
-from jaxinterp.report.features import feature_pages, token_text
+from jaxinterp.report.features import feature_pages
+from jaxinterp.report.passages import token_text
 
 SEQ = 256
 

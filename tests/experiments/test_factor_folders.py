@@ -17,6 +17,7 @@ FIRST = {
     "factor_recall": "load",
     "factor_semi_nmf": "load",
     "factor_small_models": "text_of",
+    "factor_toy_parameters": "measured",
 }
 """Experiment -> what it does first that costs something."""
 

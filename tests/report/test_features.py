@@ -19,8 +19,9 @@ from jaxinterp.models.files.tokenizer import byte_tokenizer
 from jaxinterp.models.run import run
 from jaxinterp.models.tiny import TINY, planted_transformer
 from jaxinterp.report.content import Report
-from jaxinterp.report.features import AROUND, BINS, choose, feature_pages
+from jaxinterp.report.features import BINS, choose, feature_pages
 from jaxinterp.report.page import write_report
+from jaxinterp.report.passages import AROUND
 from tests.report.as_dictionary import as_dictionary
 
 SITE = "blocks/1/mlp"
@@ -301,3 +302,43 @@ def test_pages_of_a_model_without_tokenizer_can_be_written(
     assert pages[0].contexts[0].tokens[0].startswith("[")
     path = write_report(Report("t", "s", {}, [], [], densities, (*pages, *measured[1])), tmp_path / "report.html")
     assert f'id="feature-{pages[0].index}"' in path.read_text()
+
+
+def test_weaker_firings_are_shown_by_quantile_from_windows_of_their_own(measured, codes: np.ndarray) -> None:
+    _, pages = measured
+    for page in pages[:20]:
+        values = np.sort(codes[..., page.index][codes[..., page.index] != 0])
+        for name, contexts in page.quantiles:
+            for context in contexts:
+                assert np.isclose(context.activations[context.peak], values, rtol=1e-4).any(), name
+        shown = [c.tokens for c in (*page.contexts, *(c for _, group in page.quantiles for c in group))]
+        assert len(shown) == len(set(shown))
+    busiest = max(pages, key=lambda page: page.density)
+    ((_, tenth), (_, middle), *_), values = busiest.quantiles, codes[..., busiest.index]
+    median = np.median(values[values != 0])
+    distances = [abs(c.activations[c.peak] - median) for c in (*middle, *tenth)]
+    assert max(distances[: len(middle)]) < min(distances[len(middle) :]), "broken: the strongest again"
+
+
+def test_what_later_layers_make_of_a_feature(subject, dataset, dictionary, codes) -> None:
+    """Mean change of log-probability where it fires, in the windows where it peaks, by an edit of the MLP's output."""
+    feature = int(np.argmax((codes != 0).sum((0, 1))))
+    sizes = {"features": [feature], "contexts": 2, "tokens": WINDOWS * SEQ}
+    _, (page,) = feature_pages(dictionary, subject, dataset, later=2, **sizes)
+    _, (plain,) = feature_pages(dictionary, subject, dataset, **sizes)
+    assert plain.later_raised == () and plain.raised == page.raised
+    peaks = np.argsort(-codes[..., feature].max(1))[:2]
+    tokens = jnp.asarray(np.stack([dataset[each]["tokens"] for each in peaks]))
+    read = run(subject.model, tokens)[f"{SITE}/in"]
+    part = dictionary.encode(read).dense()[..., feature, None] * dictionary.decoder[feature]
+    log_p = [
+        jax.nn.log_softmax(run(subject.model, tokens, edits=edits).logits)
+        for edits in ({}, {f"{SITE}/out": lambda y: y - part})
+    ]
+    fires = codes[peaks][..., feature] != 0
+    expected = np.asarray(log_p[0] - log_p[1])[fires].mean(0)
+    np.testing.assert_allclose([nats for _, nats in page.later_raised], np.sort(expected)[::-1][:8], atol=2e-5)
+    np.testing.assert_allclose([nats for _, nats in page.later_lowered], np.sort(expected)[:8], atol=2e-5)
+    assert page.later_raised != page.raised
+    with pytest.raises(UserError, match="later=-1"):
+        feature_pages(dictionary, subject, dataset, later=-1)

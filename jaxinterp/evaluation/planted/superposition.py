@@ -9,6 +9,7 @@ Source: Elhage et al. 2022 (Toy Models of Superposition); sizes 5-2 and 40-10 as
 """
 
 from collections.abc import Callable
+from typing import Protocol, runtime_checkable
 
 import equinox as eqx
 import jax
@@ -25,12 +26,26 @@ IN, OUT = "linear1", "linear2"
 """The names of the two matrices."""
 
 
+@runtime_checkable
+class Toy(Protocol):
+    """A toy model that is decomposed: see `targets.ToyTarget`."""
+
+    @property
+    def features(self) -> int: ...
+    def reads(self, x: Float[Array, "*axes features"]) -> dict[str, Float[Array, "*axes _in"]]: ...
+
+
 class Superposition(eqx.Module):
     """The trained toy model."""
 
     weight_in: Float[Array, "features hidden"]
     weight_out: Float[Array, "hidden features"]
     bias: Float[Array, " features"]
+
+    @property
+    def features(self) -> int:
+        """How many inputs there are."""
+        return self.bias.shape[0]
 
     def weights(self) -> dict[str, Float[Array, "_in _out"]]:
         """Both matrices by name."""
@@ -94,15 +109,18 @@ def train_superposition(
 
 def decompose(
     method: Method,
-    model: Superposition,
+    model: Toy,
     key: PRNGKeyArray,
     *,
     steps: int,
     batch_size: int,
     probability: float = 0.05,
+    draw: Callable[[PRNGKeyArray, int, int, float], Float[Array, "samples features"]] = draw_sparse,
 ) -> tuple[PyTree, dict[str, float]]:
     """Train a parameter decomposition of the model on fresh samples; one compiled scan.
 
+    Args:
+      draw: (key, samples, features, probability) -> samples.
     Returns:
       The decomposition, and the means of its metrics over the last tenth of the steps.
     """
@@ -110,9 +128,9 @@ def decompose(
     start_key, data_key = jax.random.split(key)
 
     @jax.jit
-    def run(model: Superposition, start_key: PRNGKeyArray, data_key: PRNGKeyArray) -> tuple[PyTree, PyTree]:
+    def run(model: Toy, start_key: PRNGKeyArray, data_key: PRNGKeyArray) -> tuple[PyTree, PyTree]:
         def batch(step: Array) -> Batch:
-            samples = draw_sparse(jax.random.fold_in(data_key, step), batch_size, model.bias.shape[0], probability)
+            samples = draw(jax.random.fold_in(data_key, step), batch_size, model.features, probability)
             return make_batch({"x": samples}, jnp.ones(batch_size), sites, step=step)
 
         def body(state: PyTree, step: Array) -> tuple[PyTree, PyTree]:
@@ -126,7 +144,7 @@ def decompose(
     return recipe.finish(state), late
 
 
-def probe(decomposition: PyTree, model: Superposition, size: float = 0.75) -> dict[str, Float[Array, "features parts"]]:
+def probe(decomposition: PyTree, model: Toy, size: float = 0.75) -> dict[str, Float[Array, "features parts"]]:
     """The causal importances g of every part for inputs with a single active feature of that size, by matrix."""
-    one_hot = size * jnp.eye(model.bias.shape[0])
+    one_hot = size * jnp.eye(model.features)
     return {name: g.lower for name, g in decomposition.importances(model.reads(one_hot)).items()}

@@ -83,8 +83,11 @@ def fit_curve(
 ) -> tuple[Curve, float]:
     """The curve of least squares and its R^2; t must not be negative, γ and t_0 stay positive.
 
+    A and K are those of least squares at every λ, γ, t_0 (variable projection, Golub and Pereyra 1973): only the three
+    are searched, in logarithms.
+
     Args:
-      start: where the search begins; default: five starts, the best of which counts.
+      start: where the search for λ, γ and t_0 begins; default: three starts, the best of which counts.
     Raises:
       UserError: fewer than five points, or a negative t.
     """
@@ -92,23 +95,29 @@ def fit_curve(
     if len(t) < 5 or np.min(t, initial=0) < 0:
         raise UserError(f"t has {len(t)} steps from {np.min(t, initial=0)}: give at least 5, none negative.")
     scale, span = max(float(t.max()), 1e-12), max(float(np.ptp(y)), 1e-12)
+    unit, centred = t / scale, (y - y.mean()) / span
 
-    def curve(p: np.ndarray) -> Curve:
-        return Curve(p[0] * span, float(np.exp(p[1])), float(np.exp(p[2])) / scale, float(np.exp(p[3])), p[4] * span)
+    def solved(p: np.ndarray) -> tuple[float, np.ndarray, np.ndarray]:
+        """A / span, the curve with A = 1 and K = 0, and what is left of y."""
+        decay, rate, offset = np.exp(p)
+        x = rate * unit + offset
+        shape = np.nan_to_num(np.exp(-decay * x) * np.log(x))
+        moves = shape - shape.mean()
+        size = float(moves @ moves)
+        amplitude = float(moves @ centred) / size if size > 1e-300 else 0.0
+        return amplitude, shape, amplitude * moves - centred
 
-    def residual(p: np.ndarray) -> np.ndarray:
-        return np.nan_to_num((curve(p)(t) - y) / span, nan=1e6, posinf=1e6, neginf=-1e6)
-
+    bounds = ([-14, -14, -14], [6, 12, 6])
     if start is not None:
-        positive = np.log(np.maximum([start.decay, start.rate * scale, start.offset], 1e-12))
-        begins = [np.asarray([start.amplitude / span, *positive, start.level / span])]
+        begins = [np.clip(np.log(np.maximum([start.decay, start.rate * scale, start.offset], 1e-12)), *bounds)]
     else:
-        level = float(y[0]) / span
-        begins = [np.asarray([sign, np.log(decay), np.log(rate), 0.0, level]) for sign in (1.0, -1.0)
-                  for decay, rate in ((0.1, 10.0), (1.0, 3.0), (0.01, 100.0))]  # fmt: skip
-    bounds = ([-np.inf, -14, -14, -14, -np.inf], [np.inf, 6, 12, 6, np.inf])
-    fits = [least_squares(residual, begin, bounds=bounds, max_nfev=2000) for begin in begins]
-    best = curve(min(fits, key=lambda fit: fit.cost).x)
+        begins = [np.log([decay, rate, 1.0]) for decay, rate in ((0.1, 10.0), (1.0, 3.0), (0.01, 100.0))]
+    fits = [least_squares(lambda p: solved(p)[2], begin, bounds=bounds, max_nfev=2000) for begin in begins]
+    p = min(fits, key=lambda fit: fit.cost).x
+    amplitude, shape, _ = solved(p)
+    decay, rate, offset = np.exp(p)
+    level = float(y.mean()) - amplitude * span * float(shape.mean())
+    best = Curve(amplitude * span, float(decay), float(rate) / scale, float(offset), level)
     return best, r_squared(y, best(t))
 
 

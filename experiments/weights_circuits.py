@@ -114,31 +114,34 @@ def train(
     return transcoders_of(parts)
 
 
-def difference(task: Task, row: int, vocabulary: int) -> np.ndarray:
-    """The direction of logits: right answers less wrong ones; of greater-than all digits, else the two answers."""
+def difference(task: Task, row: int, vocabulary: int, digits: Sequence[int] = ()) -> np.ndarray:
+    """The direction of logits: right answers less wrong ones; of greater-than all digits, else the two answers.
+
+    Args:
+      digits: token ids of the ten digits in order, for greater-than.
+    Raises:
+      UserError: greater-than without digits.
+    """
     direction = np.zeros(vocabulary, np.float32)
     right, wrong = [int(task.answer[row])], [int(task.other[row])]
     if task.name == "greater_than":
+        if not digits:
+            raise UserError("task='greater_than' compares all digits: give their token ids, digits=[...], in order.")
         start = int(task.texts[row].split(" to the year")[0][-2])
-        digits = DIGITS[vocabulary]
         right, wrong = list(digits[start + 1 :]), list(digits[: start + 1])
     direction[right], direction[wrong] = 1 / len(right), -1 / len(wrong)
     return direction
 
 
-DIGITS: dict[int, list[int]] = {}
-"""Token ids of the ten digits, by size of the vocabulary; filled when the subject is known."""
-
-
 def strongest(
-    model: Transformer, transcoders: Transcoders, task: Task, texts: list[PromptRun], top: int
+    model: Transformer, transcoders: Transcoders, task: Task, texts: list[PromptRun], top: int, digits: Sequence[int]
 ) -> tuple[dict[Feature, float], dict[str, float], dict[Feature, dict[Head, float]]]:
     """Mean effects of features at the last position, shares by kind, and the heads that reach the `top` features."""
     effects: dict[Feature, float] = defaultdict(float)
     kinds: dict[str, float] = defaultdict(float)
     onward: dict[Feature, list[tuple[PromptRun, Reading]]] = defaultdict(list)
     for row, text in enumerate(texts):
-        start = logit_reading(model, text, difference(task, row, model.config.vocab_size))
+        start = logit_reading(model, text, difference(task, row, model.config.vocab_size, digits))
         for source in sources(model, transcoders, text, start):
             kinds[source.kind] += abs(source.effect) / len(texts)
             if source.kind == "feature" and source.onward is not None:
@@ -179,8 +182,9 @@ def _logits(model: Transformer, tokens: Array, edits: dict[str, Add]) -> Array:
 
 
 def removal(
-    model: Transformer, transcoders: Transcoders, task: Task, texts: list[PromptRun], features: Sequence[Feature]
-) -> float:
+    model: Transformer, transcoders: Transcoders, task: Task, texts: list[PromptRun], features: Sequence[Feature],
+    digits: Sequence[int],
+) -> float:  # fmt: skip
     """Mean change of the difference of logits where the features' writes at the last position are taken away."""
     count, d = len(texts), model.config.d_model
     tokens = jnp.asarray(task.clean[:count])
@@ -190,7 +194,7 @@ def removal(
         for row, text in enumerate(texts):
             written = np.asarray(transcoders.readers[place].decoder[index, 0])
             deltas[layer][row, -1] -= text.codes[place][-1, index] * written
-    directions = np.stack([difference(task, row, model.config.vocab_size) for row in range(count)])
+    directions = np.stack([difference(task, row, model.config.vocab_size, digits) for row in range(count)])
     edited = {f"blocks/{layer}/mlp/out": Add(jnp.asarray(delta)) for layer, delta in deltas.items()}
     none = {name: Add(jnp.zeros_like(edit.delta)) for name, edit in edited.items()}
     before, after = (np.asarray(_logits(model, tokens, edits)) for edits in (none, edited))
@@ -203,8 +207,9 @@ def analyse(
 ) -> dict[str, Any]:  # fmt: skip
     """Steps 2 to 4 for one task; `classes` are the class tokens ("digits" in order, or "names" and "others")."""
     texts = [prompt_run(model, transcoders, row) for row in task.clean[:prompts]]
-    effects, kinds, heads = strongest(model, transcoders, task, texts, top)
-    start = logit_reading(model, texts[0], difference(task, 0, model.config.vocab_size))
+    digits = classes.get("digits", [])
+    effects, kinds, heads = strongest(model, transcoders, task, texts, top, digits)
+    start = logit_reading(model, texts[0], difference(task, 0, model.config.vocab_size, digits))
     paths = weights_paths(model, transcoders, texts[0], start, width=40, steps=3)
     chosen = sorted(effects, key=lambda feature: -abs(effects[feature]))[:top]
     active = sorted(
@@ -256,8 +261,8 @@ def analyse(
             [[s.kind, s.layer, s.index, s.position] for s in path.sources] + [path.effect]
             for path in paths if path.sources[0].kind == "feature" and len(path.sources) > 1
         ][:8],
-        "removed": removal(model, transcoders, task, texts, chosen),
-        "removed_random": [removal(model, transcoders, task, texts, pick()) for _ in range(draws)],
+        "removed": removal(model, transcoders, task, texts, chosen, digits),
+        "removed_random": [removal(model, transcoders, task, texts, pick(), digits) for _ in range(draws)],
     }  # fmt: skip
 
 
@@ -323,7 +328,6 @@ def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
         "names": [subject.tokenizer.encode(f" {name}")[0] for name in NAMES],
         "others": [subject.tokenizer.encode(f" {word}")[0] for word in (*PLACES, *OBJECTS, *WORDS)],
     }
-    DIGITS[model.config.vocab_size] = ids["digits"]
     tasks = {}
     for name in given.task:
         whole = make_task(name, subject.tokenizer, prompts=given.train_prompts + 2 * given.prompts, seed=0)

@@ -68,7 +68,7 @@ def attribute(
     Returns:
       By array name, estimates in the shape of the array; `summed` contracts them.
     Raises:
-      UserError: an unknown array or method, or a metric whose derivative vanishes.
+      UserError: an unknown array or method, a fill or metric of a wrong shape, or a metric whose derivative vanishes.
     """
     if method not in get_args(Method):
         raise UserError(f"method={method!r} is unknown.{suggest(method, get_args(Method))}")
@@ -78,7 +78,9 @@ def attribute(
         raise UserError(f"steps={steps} must be positive.")
     if method == "integrated_inputs" and "embed" not in fills:
         raise UserError("method='integrated_inputs' moves the array 'embed': give its fill in fills.")
-    array_shapes(model, tokens, fills)
+    if not fills:
+        raise UserError("fills is empty: name at least one array.")
+    array_shapes(model, tokens, fills, metric, edits)
     if guard and method in ("gradient", "relevance") and not isinstance(tokens, jax.core.Tracer):
         check_metric(model, tokens, metric, edits=edits)
     rules = (RELEVANCE if method == "relevance" else EXACT) if rules is None else rules

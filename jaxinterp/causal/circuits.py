@@ -43,9 +43,16 @@ def node_effects(
       estimates: by array name `[batch, seq, ..., d]`, from `attribute` or, per node, from `patch_effects`.
       errors: names of arrays that are one node (a position).
       positions: a node for every position; default: summed over positions.
+    Raises:
+      UserError: an array has no axis of positions or of nodes.
     """
     found = {}
     for name, value in estimates.items():
+        if value.ndim < 3:
+            raise UserError(
+                f"estimates[{name!r}] has shape {value.shape}: give [batch, seq, ..., d], from `attribute` or from "
+                "patch_effects(..., each=(1, 2))."
+            )
         if name in errors:
             value = jnp.sum(value, axis=-1, keepdims=True)
         value = value.reshape(*value.shape[:2], -1)
@@ -64,10 +71,13 @@ def select_nodes(
     Equal effects at the end of `top` are taken in the order of names and indices.
 
     Raises:
-      UserError: neither or both of threshold and top are given.
+      UserError: neither or both of threshold and top are given, or one is negative or not a number.
     """
     if (threshold is None) == (top is None):
         raise UserError(f"threshold={threshold} and top={top}: give one of the two.")
+    given = top if threshold is None else threshold
+    if given is None or not given >= 0 or (top is not None and top != int(top)):
+        raise UserError(f"threshold={threshold}, top={top}: must be 0 or positive, top a whole number.")
     means = {name: np.abs(np.asarray(value).mean(axis=0)) for name, value in effects.items()}
     if threshold is not None:
         return {name: jnp.asarray(mean >= threshold) for name, mean in means.items()}
@@ -113,10 +123,11 @@ def circuit_metric(
     Raises:
       UserError: a name without a fill, or a mask that does not fit its array.
     """
-    shapes = array_shapes(model, tokens, circuit)
-    for name, mask in circuit.items():
+    for name in circuit:
         if name not in fills:
             raise UserError(f"the circuit has nodes of {name!r}, but fills has no ablation value for it.")
+    shapes = array_shapes(model, tokens, {name: fills[name] for name in circuit}, metric, edits)
+    for name, mask in circuit.items():
         shape = shapes[name]
         nodes = int(np.prod(shape[2:]))
         if mask.shape[-1] not in (1, nodes) or mask.ndim > 2 or (mask.ndim == 2 and mask.shape[0] != shape[1]):

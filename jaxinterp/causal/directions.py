@@ -37,14 +37,17 @@ def difference_in_means(
     """mean(positive) - mean(negative), over rows with their weights; of length 1 unless `normalise` is False.
 
     Raises:
-      UserError: one side has no row that counts.
+      UserError: one side has no row that counts (weights are not seen under a jit of your own).
     """
     means = []
     for name, rows, weight in (("positive", positive, positive_weight), ("negative", negative, negative_weight)):
         weight = jnp.ones(rows.shape[0]) if weight is None else weight
         if rows.shape[0] == 0:
             raise UserError(f"{name} has no rows: give activations of both kinds.")
-        means.append(weight @ rows / jnp.maximum(jnp.sum(weight), 1e-12))
+        total = jnp.sum(weight)
+        if not isinstance(total, jax.core.Tracer) and not float(total) > 0:
+            raise UserError(f"{name}_weight leaves no row that counts: its sum is {float(total):g}.")
+        means.append(weight @ rows / total)
     return unit(means[0] - means[1]) if normalise else means[0] - means[1]
 
 

@@ -41,7 +41,7 @@ class Edges(eqx.Module):
 def edge_scores(
     model: PyTree,
     tokens: Int[Array, "batch seq"],
-    fill_tokens: Int[Array, "batch seq"],
+    fill_tokens: Int[Array, "fill_batch fill_seq"],
     metric: Metric,
     *,
     rules: Rules = EXACT,
@@ -59,8 +59,15 @@ def edge_scores(
         raise UserError("edges need a Transformer without norms behind its sublayers: take attribute(...) instead.")
     if any(not isinstance(block.attn, Attention) for block in model.blocks):
         raise UserError("edges need the original attention sublayers: one was replaced.")
+    if model.per_layer is not None or any(block.scale is not None for block in model.blocks):
+        raise UserError("edges need a plain residual stream, without factors or vectors by layer: take attribute(...).")
     if steps < 1:
         raise UserError(f"steps={steps} must be positive.")
+    if jnp.shape(tokens) != jnp.shape(fill_tokens):
+        raise UserError(
+            f"tokens {jnp.shape(tokens)} and fill_tokens {jnp.shape(fill_tokens)} are matched position by position: "
+            "give both one shape."
+        )
     layers, heads = len(model.blocks), model.config.heads
     sources, targets = ["embed"], []
     for index in range(layers):
@@ -76,7 +83,7 @@ def _scores(model: Transformer, tokens: Array, fill_tokens: Array, metric: Metri
     changes = [there["embed"] - here["embed"]]
     for index, block in enumerate(model.blocks):
         z = there[f"blocks/{index}/attn/z"] - here[f"blocks/{index}/attn/z"]
-        weight = block.attn.o_proj.weight.reshape(*z.shape[2:], -1)
+        weight = block.residual_scale * block.attn.o_proj.weight.reshape(*z.shape[2:], -1)
         changes += [z[:, :, head] @ weight[head] for head in range(z.shape[2])]
         changes.append(there[f"blocks/{index}/mlp/added"] - here[f"blocks/{index}/mlp/added"])
     total = jnp.zeros(())

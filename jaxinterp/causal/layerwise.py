@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PyTree
 
-from jaxinterp.causal.measure import Metric
+from jaxinterp.causal.measure import Divergence, LogitDifference, LogProbability, Metric, ProbabilityDifference
 from jaxinterp.core.errors import UserError
 from jaxinterp.models.layers import normed
 from jaxinterp.models.rules import EXACT, Rules
@@ -49,7 +49,17 @@ class Layers(eqx.Module):
         return eqx.combine(jax.tree.map(lambda array: array[layer], self.arrays), self.rest)
 
     def metric(self, metric: Metric, x: Float[Array, "batch seq d_model"], rules: Rules = EXACT) -> Array:
-        """The metric, [batch], of what comes out of the last block; the trace has the last position only."""
+        """The metric, [batch], of what comes out of the last block; the trace has the last position only.
+
+        Raises:
+          UserError: the metric reads at positions of its own.
+        """
+        own = (LogitDifference, LogProbability, ProbabilityDifference, Divergence)
+        if isinstance(metric, own) and metric.position is not None:
+            raise UserError(
+                f"{type(metric).__name__}(position=...): stacked layers unembed the last position only: leave position "
+                "out, or take patch_effects and attribute."
+            )
         last = normed(self.ends.final_norm, x[:, -1:], rules)
         return metric(Trace(self.ends.unembed(last), {}))
 

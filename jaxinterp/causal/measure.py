@@ -33,6 +33,12 @@ def at_position(
     return jnp.take_along_axis(logits, position[:, None, None], axis=1)[:, 0]
 
 
+def of_ids(values: Float[Array, "batch vocab"], ids: Int[Array, " batch"]) -> Float[Array, " batch"]:
+    """The value of one token of every prompt; NaN, which shows, for an id that is not in the vocabulary."""
+    known = jnp.where(ids < 0, values.shape[1], ids)
+    return values.at[jnp.arange(values.shape[0]), known].get(mode="fill", fill_value=jnp.nan)
+
+
 class LogitDifference(eqx.Module):
     """logit[answer] - logit[other] at `position` of every prompt (None: the last)."""
 
@@ -42,8 +48,7 @@ class LogitDifference(eqx.Module):
 
     def __call__(self, trace: Trace) -> Float[Array, " batch"]:
         logits = at_position(trace.logits, self.position)
-        rows = jnp.arange(logits.shape[0])
-        return logits[rows, self.answer] - logits[rows, self.other]
+        return of_ids(logits, self.answer) - of_ids(logits, self.other)
 
 
 class LogProbability(eqx.Module):
@@ -54,7 +59,7 @@ class LogProbability(eqx.Module):
 
     def __call__(self, trace: Trace) -> Float[Array, " batch"]:
         log_p = jax.nn.log_softmax(at_position(trace.logits, self.position))
-        return log_p[jnp.arange(log_p.shape[0]), self.answer]
+        return of_ids(log_p, self.answer)
 
 
 class ProbabilityDifference(eqx.Module):

@@ -55,7 +55,7 @@ def mean_fill(
       weight: 1 for a token that counts, 0 for padding; default: all count.
       per_position: a mean for every position of its own; the prompts must be aligned. `first` then does not matter.
     Raises:
-      UserError: no token counts.
+      UserError: no token counts, or with `per_position` none at some position (not seen under a jit of your own).
     """
     batch, seq = array.shape[:2]
     weight = jnp.ones((batch, seq)) if weight is None else weight
@@ -63,10 +63,13 @@ def mean_fill(
         if not 0 <= first < seq:
             raise UserError(f"first={first} leaves no position of {seq}: give a smaller one.")
         weight = weight * (jnp.arange(seq) >= first)
+    counted = jnp.sum(weight, axis=0) if per_position else jnp.sum(weight)
+    if not isinstance(counted, jax.core.Tracer) and not bool(jnp.all(counted > 0)):
+        raise UserError("weight leaves no token that counts" + (" at some position." if per_position else "."))
     weight = weight.reshape(batch, seq, *(1,) * (array.ndim - 2)).astype(jnp.promote_types(array.dtype, jnp.float32))
     axes = (0,) if per_position else (0, 1)
     total, count = jnp.sum(array * weight, axis=axes, keepdims=True), jnp.sum(weight, axis=axes, keepdims=True)
-    return (total / jnp.maximum(count, 1)).astype(array.dtype)
+    return (total / count).astype(array.dtype)
 
 
 def resample_fill(array: Float[Array, "batch ..."], key: PRNGKeyArray) -> Float[Array, "batch ..."]:
@@ -108,10 +111,13 @@ def patch_effects(
     Returns:
       By array name `[batch, *sizes of the axes `each`]`. One program runs for all places of all names.
     Raises:
-      UserError: an unknown array name, an axis that an array does not have, or an edit on a patched array.
+      UserError: an unknown array name, an axis that an array does not have, an edit on a patched array, a fill or a
+        metric of a wrong shape, or a chunk that is not positive.
     """
     edits = dict(edits or {})
-    shapes = array_shapes(model, tokens, fills)
+    if chunk < 1 or not fills:
+        raise UserError(f"chunk={chunk} must be positive, and fills must name an array: {list(fills)}.")
+    shapes = array_shapes(model, tokens, fills, metric, edits)
     for name, shape in shapes.items():
         if any(not 1 <= axis < len(shape) for axis in each):
             raise UserError(f"each={each} names an axis that {name!r} with shape {shape} does not have (0 is prompts).")
@@ -197,6 +203,7 @@ def path_effect(
       UserError: an unknown array name.
     Source: Wang et al. 2022, arXiv 2211.00593, section 3.1; Goldowsky-Dill et al. 2023, arXiv 2304.05969.
     """
+    array_shapes(model, clean, (*senders, *receivers, *frozen), metric)
     return _path_effect(model, clean, metric, dict(senders), tuple(receivers), tuple(frozen), rules)
 
 
@@ -222,17 +229,42 @@ def _path_effect(
 
 
 def array_shapes(
-    model: PyTree, tokens: Int[Array, "batch seq"], names: Mapping[str, PyTree] | Sequence[str]
+    model: PyTree,
+    tokens: Int[Array, "batch seq"],
+    names: Mapping[str, PyTree] | Sequence[str],
+    metric: Metric | None = None,
+    edits: Mapping[str, Edit] | None = None,
 ) -> dict[str, tuple[int, ...]]:
     """The shapes of the named arrays, without running the model.
 
+    Args:
+      names: of arrays; where they are fills, these must broadcast to the arrays.
+      metric: is checked, too, where given.
+      edits: of the run; arrays that they offer are known.
     Raises:
-      UserError: an unknown name.
+      UserError: an unknown name, a fill that does not broadcast to its array, or a metric that is not [batch].
     """
-    found: dict[str, jax.ShapeDtypeStruct] = eqx.filter_eval_shape(
-        lambda model, tokens: run(model, tokens).arrays, model, tokens
-    )
+
+    def forward(model: PyTree, tokens: Array) -> tuple[dict[str, Array], Array | None]:
+        trace = run(model, tokens, edits=edits)
+        return trace.arrays, None if metric is None else metric(trace)
+
+    found, number = eqx.filter_eval_shape(forward, model, tokens)
+    if metric is not None and jnp.shape(number) != tokens.shape[:1]:
+        raise UserError(
+            f"the metric gives shape {jnp.shape(number)}: it must be one number a prompt, {tokens.shape[:1]}."
+        )
     for name in names:
         if name not in found:
             raise UserError(f"no array {name!r} in this model.{suggest(name, found)}")
+        fill = names[name] if isinstance(names, Mapping) else None
+        shape = found[name].shape
+        if isinstance(fill, jax.Array | np.ndarray) and not _fits(fill.shape, shape):
+            raise UserError(f"the fill of {name!r} has shape {fill.shape}, which does not broadcast to {shape}.")
     return {name: found[name].shape for name in names}
+
+
+def _fits(own: tuple[int, ...], shape: tuple[int, ...]) -> bool:
+    """Whether an array of shape `own` broadcasts to `shape`."""
+    pairs = zip(own[::-1], shape[::-1], strict=False)
+    return len(own) <= len(shape) and all(one in (1, size) for one, size in pairs)

@@ -27,6 +27,7 @@ from jaxinterp.core.json_value import Json
 from jaxinterp.models.edits import Add, Edit
 from jaxinterp.models.files.subject import Subject
 from jaxinterp.models.generate import generate
+from jaxinterp.models.ids import check_ids
 from jaxinterp.models.run import run
 from jaxinterp.models.sites import check_site
 
@@ -205,18 +206,42 @@ def _matched(
 def perplexity(
     model: PyTree, rows: Sequence[Sequence[int]], prompts: Sequence[Sequence[int]]
 ) -> Float[np.ndarray, " rows"]:
-    """exp of the mean negative log-likelihood of each row behind its prompt, under the model as it is."""
+    """exp of the mean negative log-likelihood of each row behind its prompt, under the model as it is.
+
+    Rows are padded on the right, which a causal model does not see. NaN of an empty row.
+
+    Raises:
+      UserError: rows and prompts differ in number, a prompt is empty, or an id is not in the vocabulary.
+    """
+    if len(rows) != len(prompts) or not all(len(prompt) for prompt in prompts):
+        raise UserError(
+            f"{len(rows)} rows behind {len(prompts)} prompts: give a prompt of at least one token for each."
+        )
+    width = max((len(prompt) + len(row) for prompt, row in zip(prompts, rows, strict=True)), default=0)
     found = []
     for prompt, row in zip(prompts, rows, strict=True):
-        tokens = jnp.asarray([[*prompt, *row]])
-        log_p = jax.nn.log_softmax(run(model, tokens, keep=()).logits[0, len(prompt) - 1 : -1])
-        found.append(float(jnp.exp(-jnp.mean(log_p[jnp.arange(len(row)), jnp.asarray(row)]))) if row else float("nan"))
+        tokens = np.zeros((1, width), np.int32)
+        tokens[0, : len(prompt) + len(row)] = [*prompt, *row]
+        check_ids(model, tokens, "rows")
+        found.append(
+            float(_perplexity(model, jnp.asarray(tokens), *map(jnp.asarray, (len(prompt), len(row)))))
+            if len(row)
+            else np.nan
+        )
     return np.asarray(found)
+
+
+@eqx.filter_jit
+def _perplexity(model: PyTree, tokens: Array, start: Array, count: Array) -> Array:
+    log_p = jax.nn.log_softmax(run(model, tokens, keep=()).logits[0, :-1])
+    nll = -jnp.take_along_axis(log_p, tokens[0, 1:, None], axis=-1)[:, 0]
+    place = jnp.arange(1, tokens.shape[1])
+    return jnp.exp(jnp.sum(jnp.where((place >= start) & (place < start + count), nll, 0)) / count)
 
 
 def steering_rows(
     subject: Subject,
-    directions: Mapping[tuple[str, str], Float[Array, " d"] | Steering],
+    directions: Mapping[tuple[str, str], Float[Array | np.ndarray, " d"] | Steering],
     contexts: Sequence[str],
     concept: Sequence[int],
     *,
@@ -237,18 +262,22 @@ def steering_rows(
       dicts with site, direction, target, context, alpha, converged, and the fields of `Outcome`; `fluency` and `text`
       where words > 0.
     Raises:
-      UserError: no context, no concept token, or no direction.
+      UserError: no context, no concept token, or no direction; or a token id that is not in the vocabulary.
     """
     if not contexts or not len(concept) or not directions:
         raise UserError("contexts, concept and directions must not be empty.")
     tokens, mask = padded([subject.ids(text) for text in contexts])
     wanted = jnp.asarray(concept, jnp.int32)
+    check_ids(subject.model, wanted, "concept")
     outcome = eqx.filter_jit(next_token_outcome)
     rows: list[dict[str, Json]] = []
     for (site, name), given in directions.items():
-        if isinstance(given, jax.Array):
+        steering: Steering
+        if isinstance(given, jax.Array | np.ndarray):
             check_site(subject.model, site)
-        steering: Steering = Along(site, given) if isinstance(given, jax.Array) else given
+            steering = Along(site, jnp.asarray(given))
+        else:
+            steering = given
         for target in targets:
             found = matched_steering(subject.model, tokens, steering, target, mask=mask, high=high, steps=steps)
             edits = dict(steering(found.value))

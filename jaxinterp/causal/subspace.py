@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from jaxinterp.core.errors import UserError
 
@@ -108,7 +108,7 @@ def direction_report(
     weight: Float[Array, "d d_out"],
     source: Float[Array, "..."],
     data: Float[Array, "rows d"],
-    label: Bool[Array, " rows"],
+    label: Bool[Array, " rows"] | Int[Array, " rows"],
     *,
     where: Bool[Array, "..."] | None = None,
     rtol: float = 1e-6,
@@ -123,14 +123,16 @@ def direction_report(
       data, label: rows of the array from both classes, for the separations.
       where: places that are patched; default: everywhere.
     Raises:
-      UserError: v is zero.
+      UserError: v is zero, or `label` does not tell the rows of `data` into two classes.
     """
     where = jnp.ones((), bool) if where is None else where
     (unit,) = orthonormal(v[None])
     unit = jnp.where(unit @ v < 0, -unit, unit)
     row, null = split(unit, read_space(weight, rtol))
     sizes = jnp.linalg.norm(row), jnp.linalg.norm(null)
-    rows, classes = np.asarray(data), np.asarray(label)
+    rows, classes = np.asarray(data), np.asarray(label).astype(bool)
+    if classes.shape != rows.shape[:1] or classes.all() or not classes.any():
+        raise UserError(f"label {classes.shape} for data {rows.shape}: give one a row, with both classes among them.")
 
     def along(direction: Array, size: Array) -> float:
         return 0.0 if float(size) < 1e-6 else _mean(effect(Swap((direction / size)[None], source, where)))

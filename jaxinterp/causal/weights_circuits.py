@@ -43,6 +43,8 @@ def read_vector(model: Transformer, transcoders: Transcoders, layer: int, index:
         raise UserError(
             "strengths from weights need a model that norms only what sublayers read: take a graph instead."
         )
+    if any(block.scale is not None or block.per_layer is not None for block in model.blocks):
+        raise UserError("strengths from weights need a plain residual stream, without factors or vectors by layer.")
     if config.residual_scale != 1:
         raise UserError(
             f"residual_scale={config.residual_scale}: strengths from weights would be off by it at each step."

@@ -159,9 +159,9 @@ def read_clt_layer(path: Path) -> Contents:
     arrays, beside = _encoder(path, layer), path.with_name(f"W_dec_{layer}.safetensors")
     if not beside.is_file():
         raise UserError(f"no {beside.name} in {path.parent}: it holds the write vectors; fetch it.")
-    name, features = f"W_dec_{layer}", len(arrays["b_enc"])
+    name, sizes = f"W_dec_{layer}", {"features": len(arrays["b_enc"]), "d_out": len(arrays["b_dec"])}
     layout: AxesByName = {name: ("features", "layers", "d_out")}
-    decoder = read_checked(open_safetensors(beside), layout, beside, sizes={"features": features})[name].sum(axis=1)
+    decoder = read_checked(open_safetensors(beside), layout, beside, sizes=sizes)[name].sum(axis=1)
     warnings.warn(
         f"{path}: one layer of a cross-layer transcoder: codes are those of the file, and what it writes is summed "
         "over the layers that it writes to; read the folder for the whole.",

@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Float
 
 from jaxinterp.core.batch import Sites
+from jaxinterp.core.errors import UserError
 from jaxinterp.decompositions.activations import Activation
 from jaxinterp.decompositions.cross_layer import CrossLayer, Layer
 
@@ -24,7 +25,18 @@ class Source:
 
 
 def cross_layer(sources: Sequence[Source], sites: Sites) -> CrossLayer:
-    """y^l = sum_{s <= l} z^s D_{s->l} + b^l, with scales 1 and targets whose moments are not known (NaN)."""
+    """y^l = sum_{s <= l} z^s D_{s->l} + b^l, with scales 1 and targets whose moments are not known (NaN).
+
+    Raises:
+      UserError: layers read or write arrays of different sizes.
+    """
+    widths = [(source.encoder.shape[1], source.decoder.shape[2]) for source in sources]
+    for number, (reads, writes) in enumerate(widths):
+        if (reads, writes) != widths[0]:
+            raise UserError(
+                f"layer {number} reads {reads} dimensions and writes {writes}, but layer 0 reads {widths[0][0]} and "
+                f"writes {widths[0][1]}: the files belong to different models, or one is damaged."
+            )
 
     def layer(source: Source) -> Layer:
         features, _, d_out = source.decoder.shape

@@ -133,6 +133,10 @@ def _activation(fields: Mapping[str, Json], arrays: Mapping[str, np.ndarray], fe
     name = one_of(fields, "act_fn", where, ("relu", "topk", "jumprelu"))
     if "log_jumprelu_threshold" in arrays:
         return JumpReLU(jnp.asarray(arrays["log_jumprelu_threshold"]), "log", BANDWIDTH)
+    if name == "jumprelu" and fields.get("jump_relu_threshold") is None:
+        raise UserError(
+            f"{where}: act_fn='jumprelu', but neither log_jumprelu_threshold nor jump_relu_threshold is there."
+        )
     threshold = fields.get("jump_relu_threshold") or 0.0
     if type(threshold) not in (int, float) or not 0 <= threshold < np.inf:
         raise UserError(f"{where}: config field jump_relu_threshold={shown(threshold)} should be a number.")

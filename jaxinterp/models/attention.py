@@ -44,6 +44,15 @@ class Temperature:
     scale: float
 
 
+def clipped(x: Float[Array, "*axes"], limit: float, rules: Rules = EXACT) -> Float[Array, "*axes"]:
+    """x within +-limit; with the attention rule the factor by which it shrinks is a constant for the derivative."""
+    y = jnp.clip(x, -limit, limit)
+    if not rules.attention:
+        return y
+    factor = jax.lax.stop_gradient(jnp.where(x == 0, 1.0, y / jnp.where(x == 0, 1.0, x)).astype(x.dtype))
+    return jax.lax.stop_gradient(y) + factor * (x - jax.lax.stop_gradient(x))
+
+
 class Attention(eqx.Module):
     """One attention sublayer. `heads` must be a multiple of `kv_heads`: each key serves heads / kv_heads queries.
 
@@ -199,7 +208,7 @@ class Attention(eqx.Module):
             size = norm.weight.shape[-1] if isinstance(norm, Norm) else outputs // heads
             projected = norm(projected.reshape(batch, seq, -1, size), rules)
         if self.clip is not None:
-            projected = jnp.clip(projected, -self.clip, self.clip)
+            projected = clipped(projected, self.clip, rules)
         return projected.reshape(batch, seq, heads, -1)
 
     def _warmed(
@@ -250,7 +259,9 @@ class Attention(eqx.Module):
 
         grouped_pattern = pattern.reshape(batch, self.kv_heads, -1, queries, keys)
         mixed = jnp.einsum("bngqk,bknd->bqngd", grouped_pattern, value).reshape(batch, queries, self.heads, -1)
-        return tap("z", mixed if gate is None else gate_product(mixed, gate, rules))
+        if gate is None:
+            return tap("z", mixed)
+        return tap("z", mixed * hold(gate, True) if rules.attention else gate_product(mixed, gate, rules))
 
     def write(
         self, z: Float[Array, "batch seq heads head_dim"], *, tap: Tap = no_tap, rules: Rules = EXACT

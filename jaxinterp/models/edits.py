@@ -1,6 +1,6 @@
 """Edits: callable pytrees that map a named array to the one that flows on, `run(model, tokens, edits={name: edit})`."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -26,6 +26,10 @@ def _as_array(value: object) -> object:
     if isinstance(value, bool | int | float):
         return jnp.asarray(value, jnp.result_type(float))
     return jnp.asarray(value) if isinstance(value, np.ndarray | np.generic) else value
+
+
+def _places(positions: int | Sequence[int]) -> tuple[int, ...]:
+    return (positions,) if isinstance(positions, int) else tuple(int(position) for position in positions)
 
 
 class SetTo(eqx.Module):
@@ -80,7 +84,14 @@ class At(eqx.Module):
     """
 
     edit: Callable[..., Array]
-    positions: tuple[int, ...] = eqx.field(static=True)
+    positions: tuple[int, ...] = eqx.field(static=True, converter=_places)
+
+    def __check_init__(self) -> None:
+        """Raises UserError if a position is negative: the end of a prompt is not known here, and padding has -1."""
+        if any(position < 0 for position in self.positions):
+            raise UserError(
+                f"positions={self.positions}: positions are absolute, from 0; give the number of the last one, not -1."
+            )
 
     def __call__(self, x: Array, *, positions: Int[Array, "batch seq"]) -> Array:
         if x.shape[:2] != positions.shape:

@@ -24,7 +24,7 @@ from jaxinterp.models.attention import Attention
 from jaxinterp.models.layers import Linear, Norm
 from jaxinterp.models.mixtures.moe_x import MoEX
 from jaxinterp.models.mlp import MLP
-from jaxinterp.models.selection import batch_top_k, n_of_m, top_k
+from jaxinterp.models.selection import n_of_m, top_k
 from jaxinterp.models.sites import replace, select
 from jaxinterp.models.transformer import Transformer
 
@@ -41,7 +41,8 @@ def weight_mask(
     """True where a weight is kept: the largest scores of each group.
 
     Args:
-      sparsity: the share that goes (rounded to whole weights of a group), or (n, m): n of every m neighbours stay.
+      sparsity: the share that goes, int(share * size of a group) of each, of equal scores the first, as in the code
+        of Wanda and DaSS; or (n, m): n of every m neighbours stay (their code counts those that go).
       within: what a group is: the whole matrix, the weights of one output (neighbours along the inputs), or of one
         input (neighbours along the outputs). For (n, m) "layer" is refused.
     Raises:
@@ -56,10 +57,12 @@ def weight_mask(
     else:
         if not 0 <= sparsity <= 1:
             raise UserError(f"sparsity={sparsity} must lie in 0 to 1.")
+        groups = score.reshape(1, -1) if within == "layer" else rows
+        length = groups.shape[-1]
+        # Flipped: of equal scores the last ones stay, so that the first ones go, as in a stable sort.
+        mask = top_k(groups[:, ::-1], length - int(length * sparsity))[:, ::-1].reshape(rows.shape)
         if within == "layer":
-            mask = batch_top_k(rows.reshape(1, -1), round(score.size * (1 - sparsity))).reshape(score.shape)
-        else:
-            mask = top_k(rows, round(rows.shape[-1] * (1 - sparsity)))
+            return mask
     return mask.T if within == "output" else mask
 
 

@@ -129,12 +129,19 @@ def test_strength_zero_is_no_steering(subject):
 
 
 def test_fluency_is_the_perplexity_of_the_unsteered_model(subject):
-    found = perplexity(subject.model, [[7, 8]], [[1, 2, 3]])
+    """Rows of all lengths in one program: padding changes none, an empty row has no number."""
+    found = perplexity(subject.model, [[7, 8], [9], []], [[1, 2, 3], [4, 5, 6, 7, 8, 9], [1]])
+    assert np.isnan(found[2])
+    np.testing.assert_allclose(perplexity(subject.model, [[9]], [[4, 5, 6, 7, 8, 9]]), found[1:2], rtol=1e-5)
     log_p = jax.nn.log_softmax(run(subject.model, jnp.asarray([[1, 2, 3, 7, 8]])).logits[0])
     assert found[0] == pytest.approx(float(jnp.exp(-(log_p[2, 7] + log_p[3, 8]) / 2)), rel=1e-5)
 
 
 def test_bad_tables_are_refused(subject):
+    with pytest.raises(UserError, match="2 rows behind 1 prompts"):
+        perplexity(subject.model, [[1], [2]], [[3]])
+    with pytest.raises(UserError, match="rows: token id 99999"):
+        perplexity(subject.model, [[99999]], [[3]])
     with pytest.raises(UserError, match="must not be empty"):
         steering_rows(subject, {}, ["a"], [1])
     with pytest.raises(UserError, match=r"target=0\.0 must be positive"):

@@ -166,6 +166,37 @@ def test_one_layer_of_a_cross_layer_transcoder_has_its_codes() -> None:
         decoder_rows(folder, 1, np.array([24]))
 
 
+def test_layers_of_another_width_are_refused(tmp_path: Path) -> None:
+    """A bias of one number would be added to every dimension, unseen."""
+    source = GOLDENS / "tracer-clt-jump" / "clt"
+    for name, width, words in (
+        ("W_enc_1", -1, "different models"),
+        ("b_dec_1", 1, "W_dec_1"),
+        ("b_dec_1", -1, "W_dec_1"),
+    ):
+        folder = tmp_path / f"{name}{width}"
+        shutil.copytree(source, folder)
+        held = load_file(folder / "W_enc_1.safetensors")
+        held[name] = np.ascontiguousarray(held[name][..., :width])
+        save_file(held, folder / "W_enc_1.safetensors")
+        with pytest.raises(UserError, match=words):
+            read(folder)
+        if name == "b_dec_1":
+            with pytest.raises(UserError, match="W_dec_1"):
+                read(folder / "W_enc_1.safetensors")
+
+
+def test_a_threshold_that_is_missing_is_refused(tmp_path: Path) -> None:
+    """It would be read as 0."""
+    how = json.loads((GOLDENS / "llama-scope-r1" / "case.json").read_text())
+    shutil.copytree(GOLDENS / "llama-scope-r1" / how["path"], tmp_path / "r1")
+    held = load_file(tmp_path / "r1" / "sae_weights.safetensors")
+    del held["log_jumprelu_threshold"]
+    save_file(held, tmp_path / "r1" / "sae_weights.safetensors")
+    with pytest.raises(UserError, match="neither log_jumprelu_threshold nor jump_relu_threshold"):
+        read_llama_scope(tmp_path / "r1")
+
+
 def test_gemma_scope_2_cross_layer(tmp_path: Path) -> None:
     """w_dec has all layers, 0 before the one that is read; a feature that writes backwards is refused."""
     rng, layers = np.random.default_rng(0), 3

@@ -180,6 +180,10 @@ def _active(codes: list[np.ndarray], first: int) -> tuple[np.ndarray, np.ndarray
 
 def _check(model: Transformer, tokens: Int[Array, " seq"], transcoders: Transcoders, first: int) -> None:
     seq, vocabulary, ids = tokens.shape[0], model.config.vocab_size, np.asarray(tokens)
+    if model.config.padding is not None and (ids == model.config.padding).any():
+        raise UserError(
+            f"the prompt has the padding token {model.config.padding}, which no token looks at: leave it out."
+        )
     for id in (int(ids.min()), int(ids.max())):
         if not 0 <= id < vocabulary:
             raise UserError(f"the prompt has token id {id}, but the vocabulary has ids 0 to {vocabulary - 1}.")
@@ -196,13 +200,15 @@ def _check(model: Transformer, tokens: Int[Array, " seq"], transcoders: Transcod
 
 
 def _check_linear(model: Transformer) -> None:
-    """Raises UserError where something other than norms, patterns and MLPs is not linear in the residual stream."""
-    attentions = [block.attn for block in model.blocks if isinstance(block.attn, Attention)]
+    """Raises UserError where something other than norms, patterns and MLPs is not linear in the residual stream.
+
+    Gates on heads and clips of values are: the rule that holds patterns holds them, too.
+    """
+    others = [block.attn for block in model.blocks if not isinstance(block.attn, Attention | GatedDeltaNet)]
     curved = {
         "vectors of a token for every layer (per_layer)": model.per_layer is not None,
         "a Gated DeltaNet": any(isinstance(block.attn, GatedDeltaNet) for block in model.blocks),
-        "gates on heads": any(attention.gate_proj is not None for attention in attentions),
-        "values that are clipped": any(attention.clip is not None for attention in attentions),
+        f"a {type(others[0]).__name__} in attention's place" if others else "": bool(others),
     }
     found = [name for name, there in curved.items() if there]
     if found:

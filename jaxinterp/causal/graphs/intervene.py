@@ -128,9 +128,9 @@ def total_effects(graph: Graph, changes: Mapping[Feature, float]) -> Float[np.nd
       UserError: a feature is not a node of the graph.
     """
     own = np.zeros(graph.size, graph.adjacency.dtype)
+    fixed = np.zeros(graph.size, bool)  # a change of 0 holds a feature where it is
     for feature, change in changes.items():
-        own[graph.find(*feature)] = change
-    fixed = own != 0
+        own[graph.find(*feature)], fixed[graph.find(*feature)] = change, True
     scale = np.zeros(graph.size, graph.adjacency.dtype)
     scale[: len(graph.features)] = 1 / graph.activation
     total, current = own.copy(), own

@@ -16,6 +16,7 @@ target with read vector r at x^l[p],  G = ∂(r . x^l[p]) / ∂(all of these),  
 The map comes from `run` with rules that hold patterns and scales, so it is right for every model family that `run` is.
 """
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -49,7 +50,7 @@ class Written(eqx.Module):
 class Sources(eqx.Module):
     """What the frozen map is linear in."""
 
-    tokens: Float[Array, "seq d"]
+    tokens: Float[Array, "seq embedding_size"]
     """Rows of the embedding table."""
     written: Float[Array, "layers seq d"]
     """What every MLP writes, without its skip path."""
@@ -123,6 +124,8 @@ def freeze(
       written: per layer what the MLP writes on this prompt, without its skip path.
       skips: per layer [d, d] or None.
     """
+    # The map runs on the numbers of the positions in place of ids: none of them is padding.
+    model = dataclasses.replace(model, config=dataclasses.replace(model.config, padding=None))
     nothing = [jnp.zeros(()) for _ in model.blocks]
     empty = eqx.tree_at(lambda m: [block.mlp for block in m.blocks], model, nothing)
     if model.embedding.position is not None:

@@ -101,6 +101,8 @@ def from_arrays(
       UserError: shapes contradict each other, or a number of entries differs.
     """
     count = len(encoders)
+    if not count or any(jnp.ndim(encoder) != 2 for encoder in encoders):
+        raise UserError(f"encoders: give one [features, d] a layer, not {[jnp.shape(each) for each in encoders]}.")
     ks = [k] * count if k is None or isinstance(k, int) else list(k)
     entries: dict[str, Sequence[Any]] = {
         "encoder_biases": encoder_biases,
@@ -119,24 +121,41 @@ def from_arrays(
     def array(value: Any) -> Array:
         return jnp.asarray(value, dtype)
 
-    readers = []
+    readers: list[Reader] = []
     for number in range(count):
         encoder, decoder = array(encoders[number]), array(decoders[number])
         decoder = decoder[:, None] if decoder.ndim == 2 else decoder
         threshold = entries["thresholds"][number]
         limit = jnp.zeros(encoder.shape[0], dtype) if threshold is None else array(threshold)
-        limit = jnp.broadcast_to(limit, encoder.shape[:1])
         bias = array(encoder_biases[number])
         if decoder.shape != (encoder.shape[0], decoder.shape[1], encoder.shape[1]) or bias.shape != encoder.shape[:1]:
             raise UserError(
                 f"layer {number}: encoder {encoder.shape}, its bias {bias.shape} and decoder {decoder.shape} do not "
                 "belong together: give [features, d], [features] and [features, d] or [features, reach, d]."
             )
+        for name, value, shape in (
+            ("decoder_biases", decoder_biases[number], encoder.shape[1:]),
+            ("skips", entries["skips"][number], (encoder.shape[1],) * 2),
+        ):
+            if value is not None and jnp.shape(value) != shape:
+                raise UserError(f"layer {number}: {name} has shape {jnp.shape(value)}, which must be {shape}.")
+        if threshold is not None and jnp.shape(threshold) not in ((), encoder.shape[:1]):
+            raise UserError(
+                f"layer {number}: thresholds has shape {jnp.shape(threshold)}: give {encoder.shape[:1]} or a number."
+            )
+        most = ks[number]
+        if most is not None and most < 1:
+            raise UserError(f"layer {number}: k={most} must be at least 1; None: no limit.")
+        if number and encoder.shape[1] != readers[0].encoder.shape[1]:
+            raise UserError(
+                f"layer {number}: encoder {encoder.shape} reads another width than layer 0's, "
+                f"{readers[0].encoder.shape}."
+            )
         if decoder.shape[1] > count - number:
             raise UserError(
                 f"layer {number}: the decoder writes to {decoder.shape[1]} layers, but {count - number} follow."
             )
-        readers.append(Reader(encoder, bias, limit, decoder, ks[number]))
+        readers.append(Reader(encoder, bias, jnp.broadcast_to(limit, encoder.shape[:1]), decoder, ks[number]))
     given = [None if skip is None else array(skip) for skip in entries["skips"]]
     return Transcoders(
         tuple(readers),

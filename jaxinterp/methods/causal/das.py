@@ -23,9 +23,10 @@ from jaxinterp.core.fields import PARAMETER
 from jaxinterp.core.metrics import Metrics, Ratio
 from jaxinterp.core.protocols import Recipe
 from jaxinterp.core.sites import Needs, Site
-from jaxinterp.methods.causal.lineas import Rows
+from jaxinterp.methods.causal.lineas import Rows, check_rows_of_ids
 from jaxinterp.methods.checks import check_positive, check_whole
 from jaxinterp.methods.recipes import gradient_method
+from jaxinterp.models.ids import check_ids
 from jaxinterp.models.run import run
 
 
@@ -75,11 +76,17 @@ class DAS:
                 f"{len(self.base)} base prompts, {len(self.source)} source prompts, {len(self.answer)} answers: give "
                 "one of each for every pair."
             )
+        check_rows_of_ids("base and source", (*self.base, *self.source))
+        if not -len(self.base[0]) <= self.position < len(self.base[0]):
+            raise UserError(f"position={self.position} is not a position of prompts of {len(self.base[0])} tokens.")
         base, source = jnp.asarray(self.base, jnp.int32), jnp.asarray(self.source, jnp.int32)
         answer = jnp.asarray(self.answer, jnp.int32)
 
         def init(key: Array, sample: Batch, model: PyTree) -> Rotation:
+            check_ids(model, answer, "answer")
             width = jax.eval_shape(lambda: run(model, base, keep=self.site)[self.site]).shape[-1]
+            if self.k > width:
+                raise UserError(f"k={self.k} directions do not fit into {self.site!r}, which has {width} dimensions.")
             return Rotation(jax.random.normal(key, (self.k, width), jnp.float32) / width**0.5, self.site)
 
         def objective(

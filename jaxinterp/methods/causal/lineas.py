@@ -40,6 +40,13 @@ Rows = tuple[tuple[int, ...], ...]
 """Token ids, prompt by prompt, all of one length: a method holds no arrays."""
 
 
+def check_rows_of_ids(where: str, rows: Rows) -> None:
+    """Raises UserError unless the rows are prompts of one length, at least one."""
+    lengths = sorted({len(row) for row in rows})
+    if len(lengths) != 1 or not lengths[0]:
+        raise UserError(f"{where} has {len(rows)} prompts of lengths {lengths}: give prompts of one length.")
+
+
 class Affine(eqx.Module):
     """The edit z + strength * (omega z + b - z)."""
 
@@ -110,6 +117,14 @@ class LinEAS:
     def recipe(self, steps: int) -> Recipe:
         if len(self.source) != len(self.target):
             raise UserError(f"{len(self.source)} source and {len(self.target)} target prompts: give equally many.")
+        for where, rows in (("source", self.source), ("target", self.target)):
+            check_rows_of_ids(where, rows)
+            if self.first >= len(rows[0]):
+                raise UserError(
+                    f"first={self.first} leaves no position of {where}'s {len(rows[0])}: give a smaller one."
+                )
+        if not self.sites or len(set(self.sites)) != len(self.sites):
+            raise UserError(f"sites={self.sites}: give at least one array, each once.")
         schedule = optax.cosine_decay_schedule(self.rate, steps)
 
         def init(key: Array, sample: Batch, model: PyTree) -> Transport:

@@ -22,10 +22,11 @@ from jaxinterp.core.fields import PARAMETER
 from jaxinterp.core.metrics import Metrics, number
 from jaxinterp.core.protocols import Recipe
 from jaxinterp.core.sites import Needs, Site
-from jaxinterp.methods.causal.lineas import Rows
+from jaxinterp.methods.causal.lineas import Rows, check_rows_of_ids
 from jaxinterp.methods.checks import check_not_negative, check_positive
 from jaxinterp.methods.recipes import gradient_method
 from jaxinterp.models.edits import Add
+from jaxinterp.models.ids import check_ids
 from jaxinterp.models.run import run
 
 
@@ -63,9 +64,11 @@ class TrainedVector:
     def recipe(self, steps: int) -> Recipe:
         if len(self.prompts) != len(self.answer) or not self.prompts:
             raise UserError(f"{len(self.prompts)} prompts and {len(self.answer)} answers: give one for each.")
+        check_rows_of_ids("prompts", self.prompts)
         tokens, answer = jnp.asarray(self.prompts, jnp.int32), jnp.asarray(self.answer, jnp.int32)
 
         def init(key: Array, sample: Batch, model: PyTree) -> Vector:
+            check_ids(model, answer, "answer")
             width = jax.eval_shape(lambda: run(model, tokens, keep=self.site)[self.site]).shape[-1]
             return Vector(jnp.zeros(width, jnp.float32), self.site)
 

@@ -304,7 +304,7 @@ def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
     given = options(arguments)
     rows: list[dict[str, Any]] = json.loads(given.out.read_text()) if given.out.is_file() else []
     for row in rows:
-        if (row.get("model", given.model), row["target"]) != (given.model, given.target):
+        if (row.get("model"), row["target"]) != (given.model, given.target):
             raise UserError(
                 f"--out {given.out} has rows of model {row.get('model')!r} at target {row['target']}, not of "
                 f"{given.model!r} at {given.target}: give another file."

@@ -49,6 +49,11 @@ class During(eqx.Module):
     when: Literal["prompt", "generated"] = eqx.field(static=True)
     lengths: Int[Array, " batch"] | None = None
 
+    def __check_init__(self) -> None:
+        """Raises UserError if `when` is another word."""
+        if self.when not in ("prompt", "generated"):
+            raise UserError(f"During(..., {self.when!r}): must be 'prompt' or 'generated'.")
+
     def __call__(self, x: Array, *, positions: Int[Array, "batch seq"]) -> Array:
         if self.lengths is None:
             raise UserError("During(...) is for generate, which knows where the prompt ends; run takes At(...).")
@@ -136,6 +141,14 @@ def generate(
       4
     """
     sampling = Sampling(temperature, top_k, top_p)
+    for name, value in (("max_tokens", max_tokens), ("seed", seed)):
+        if isinstance(value, bool) or not isinstance(value, int | np.integer):
+            raise UserError(f"{name}={value!r} must be a whole number.")
+    for name, edit in (edits or {}).items():
+        if not callable(edit):
+            raise UserError(
+                f"the edit at {name!r} is a {type(edit).__name__}: give a callable, as Add(...) or SetTo(...)."
+            )
     if max_tokens < 1:
         raise UserError(f"max_tokens={max_tokens} must be positive.")
     prompts = as_prompts(subject, prompt, chat)
@@ -189,6 +202,10 @@ def check_context(model: PyTree, prompt: int, new: int) -> None:
 
 def _stops(subject: Subject, stop: str | int | Sequence[str | int], chat: bool) -> tuple[list[str], set[int]]:
     """Stop texts, and stop tokens with the end of text among them."""
+    if isinstance(stop, float) or not all(
+        isinstance(each, str | int) for each in ([] if isinstance(stop, int) else stop)
+    ):
+        raise UserError(f"stop={stop!r} must be texts and token ids.")
     given = [stop] if isinstance(stop, str | int) else list(stop)
     texts = [each for each in given if isinstance(each, str)]
     ids = {each for each in given if isinstance(each, int)}

@@ -8,7 +8,8 @@ patching (RelP):
     gate        y = a * b         half of the product rule: dy = (b da + a db) / 2
 
 so that in a bias-free network  sum_i x_i rho_i = f(x)  for the modified gradient rho. `attention` (off by default, as
-in the paper) also holds the attention pattern constant, which makes the sum exact through attention layers.
+in the paper) also holds the attention pattern constant, with the gate behind it and the factor by which values are
+clipped, which makes the sum exact through attention layers.
 
 Source: RelP, arXiv 2508.21258; the rules are those of layer-wise relevance propagation (Ali et al. 2022, AttnLRP).
 """

@@ -175,6 +175,10 @@ def run(
         model takes no mask or positions.
     """
     ids = check_tokens(tokens)
+    for name, edit in (edits or {}).items():
+        if not callable(edit):
+            kind = type(edit).__name__
+            raise UserError(f"the edit at {name!r} is a {kind}: give a callable, as Add(...) or SetTo(...).")
     real = None if mask is None else _rows("mask", mask, ids, jnp.bool_)
     if real is not None:  # whatever id padding has
         ids = jnp.where(real, ids, 0)

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from jaxinterp.core.errors import UserError
@@ -28,6 +29,13 @@ class Sampling:
     top_p: float | None = None
 
     def __post_init__(self) -> None:
+        for name, value, kinds in (
+            ("temperature", self.temperature, int | float | np.number),
+            ("top_k", self.top_k, int | np.integer | None),
+            ("top_p", self.top_p, int | float | np.number | None),
+        ):
+            if isinstance(value, bool) or not isinstance(value, kinds):
+                raise UserError(f"{name}={value!r} must be a {'whole ' if name == 'top_k' else ''}number.")
         if not 0 <= self.temperature < float("inf"):
             raise UserError(f"temperature={self.temperature} must be 0 (greedy) or positive.")
         if self.top_k is not None and self.top_k < 1:

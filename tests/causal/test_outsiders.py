@@ -1,6 +1,7 @@
 """What somebody calls who has not read the code: wrong shapes, names and numbers are one clear line, never a number."""
 
 import dataclasses
+import inspect
 
 import equinox as eqx
 import jax
@@ -29,6 +30,7 @@ from jaxinterp.methods.causal.trained_vector import TrainedVector
 from jaxinterp.models.edits import Add, At
 from jaxinterp.models.files.subject import Subject
 from jaxinterp.models.files.tokenizer import byte_tokenizer
+from jaxinterp.models.generate import During, _stops, generate
 from jaxinterp.models.run import run
 from jaxinterp.models.sampling import Sampling, filtered, next_token
 from jaxinterp.models.transformer import initialise
@@ -112,6 +114,38 @@ def test_a_call_that_cannot_be_right_is_one_clear_line(model, message):
     with pytest.raises(UserError, match=message) as error:
         CALLS[message](model)
     assert "\n" not in str(error.value)
+
+
+def unchecked(kind, **fields):
+    """An instance whose types nobody has checked, as outside the tests."""
+    made = object.__new__(kind)
+    for name, value in fields.items():
+        object.__setattr__(made, name, value)
+    return made
+
+
+def sampling(**changed):
+    return unchecked(Sampling, **{"temperature": 1.0, "top_k": None, "top_p": None} | changed).__post_init__()
+
+
+UNTYPED = {
+    "max_tokens=2.5 must be a whole number": lambda subject: inspect.unwrap(generate)(subject, "abc", max_tokens=2.5),
+    "seed=1.5 must be a whole number": lambda subject: inspect.unwrap(generate)(subject, "abc", seed=1.5),
+    "is a float: give a callable": lambda subject: inspect.unwrap(generate)(subject, "abc", edits={OUT: 1.0}),
+    "mlp/out' is a float": lambda subject: inspect.unwrap(run)(subject.model, TOKENS, edits={OUT: 1.0}),
+    "must be texts and token ids": lambda subject: inspect.unwrap(_stops)(subject, ["a", 1.5], False),
+    "stop=1.5 must be": lambda subject: inspect.unwrap(_stops)(subject, 1.5, False),
+    "top_k=2.5 must be a whole number": lambda subject: sampling(top_k=2.5),
+    "temperature='1' must be a number": lambda subject: sampling(temperature="1"),
+    "top_p=True must be a number": lambda subject: sampling(top_p=True),
+    "'prompts'.: must be 'prompt' or": lambda subject: unchecked(During, when="prompts").__check_init__(),
+}
+
+
+@pytest.mark.parametrize("message", UNTYPED)
+def test_values_of_another_type_are_refused_where_nothing_checks_types(model, message):
+    with pytest.raises(UserError, match=message):
+        UNTYPED[message](Subject(model, byte_tokenizer(), "small"))
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ that no other has as its largest. Published: MMCS 1.000, ML2R .99 to 1.01, one p
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -44,45 +44,63 @@ class Config:
     """Folder for the results; must be empty or absent."""
     problems: tuple[Problem, ...] = ("tms-5-2", "tms-40-10", "residual")
     """Which toy models."""
-    steps: int = 3200
-    """Of SPD."""
-    batch_size: int = 128
-    """Samples a step."""
+    steps: int | None = None
+    """Of SPD; default: 4,000 (40-10), 3,200."""
+    batch_size: int | None = None
+    """Samples a step; default: 256 (40-10), 128."""
     learning_rate: float = 1e-2
     """Of SPD's Adam."""
     target_steps: int = 3000
     """Training steps of the toy model."""
-    importance: float | None = None
-    """Coefficient of the importance penalty; default: 3e-3 (5-2), 1e-3 (40-10, residual)."""
     seeds: int = 1
     """Seeds of SPD, 0 and on; the models have one."""
 
 
-def trained(problem: Problem, config: Config) -> tuple[Any, int, float, Any, str]:
-    """(model, parts, importance penalty, how samples are drawn, the name of its first matrix)."""
-    key, steps = jax.random.key(1), config.target_steps
+class Setting(NamedTuple):
+    """Of one problem: parts of each matrix, the importance penalty and its exponent (of TMS the authors'), steps and
+    samples a step."""
+
+    parts: int
+    importance: float
+    p: float
+    steps: int
+    batch_size: int
+
+
+SETTINGS: dict[Problem, Setting] = {
+    "tms-5-2": Setting(20, 3e-3, 1.0, 3200, 128),
+    "tms-40-10": Setting(200, 1e-4, 2.0, 4000, 256),
+    "residual": Setting(40, 1e-4, 2.0, 3200, 128),
+}
+
+
+def trained(problem: Problem, steps: int) -> tuple[Any, Any, str]:
+    """(model, how samples are drawn, the name of its first matrix)."""
+    key = jax.random.key(1)
     if problem == "residual":
-        model = residual_mlp.train_residual_mlp(key, steps=steps)
-        return model, 40, 1e-3, residual_mlp.draw_signed, residual_mlp.IN
-    features, hidden, parts, penalty = (5, 2, 20, 3e-3) if problem == "tms-5-2" else (40, 10, 100, 1e-3)
+        return residual_mlp.train_residual_mlp(key, steps=steps), residual_mlp.draw_signed, residual_mlp.IN
+    features, hidden = (5, 2) if problem == "tms-5-2" else (40, 10)
     toy = superposition.train_superposition(key, features, hidden, steps=steps, batch_size=512)
-    return toy, parts, penalty, superposition.draw_sparse, superposition.IN
+    return toy, superposition.draw_sparse, superposition.IN
 
 
 def measured(problem: Problem, config: Config) -> list[dict[str, Any]]:
     """A row a seed."""
-    model, parts, penalty, draw, name = trained(problem, config)
+    model, draw, name = trained(problem, config.target_steps)
+    own_setting = SETTINGS[problem]
     method = StochasticParameters(
         ToyTarget(),
-        parts=parts,
-        coefficients=Coefficients(importance=penalty if config.importance is None else config.importance),
+        parts=own_setting.parts,
+        coefficients=Coefficients(importance=own_setting.importance),
+        p=own_setting.p,
         learning_rate=config.learning_rate,
     )
+    steps, size = config.steps or own_setting.steps, config.batch_size or own_setting.batch_size
     rows = []
     for seed in range(config.seeds):
         began = time.process_time()
         found, late = superposition.decompose(
-            method, model, jax.random.key(seed), steps=config.steps, batch_size=config.batch_size, draw=draw
+            method, model, jax.random.key(seed), steps=steps, batch_size=size, draw=draw
         )
         opened = {each: np.asarray(g) > 0.1 for each, g in superposition.probe(found, model).items()}
         active = opened[name]
@@ -114,7 +132,8 @@ def main(config: Config) -> None:
     """Train, decompose, measure, write `results.json`."""
     check_folder(config.out, settings_of(config), resume=False)
     check_distinct("problems", config.problems)
-    check_positive(config, "steps", "batch_size", "target_steps", "seeds")
+    given = [name for name in ("steps", "batch_size") if getattr(config, name) is not None]
+    check_positive(config, "target_steps", "seeds", *given)
     rows: list[dict[str, Any]] = []
     with folder_of_a_run(config.out, settings_of(config)) as out:
         for problem in config.problems:

@@ -17,6 +17,9 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
 from jaxtyping import install_import_hook
 
+from tests.annotations import check_closures_at_first
+
+check_closures_at_first()
 install_import_hook("jaxinterp", "beartype.beartype")
 
 import hypothesis  # noqa: E402

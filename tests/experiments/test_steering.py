@@ -41,7 +41,8 @@ def test_features_and_fluency_from_the_command(kept, monkeypatch, capsys):
     monkeypatch.setattr(steering, "fit", None)  # must not be called: the autoencoder was kept
     rows = main([*common, "--methods", "SAE"])
     assert [row["direction"] for row in rows] == 6 * ["SAE"] and all(row["fluency"] >= 1 for row in rows)
-    assert all(row["converged"] and row["concept"] > 0 for row in rows)
+    assert np.mean([row["kl"] for row in rows]) == pytest.approx(0.25, rel=0.5)
+    assert all(row["concept"] > 0 and isinstance(row["text"], str) for row in rows)
     said = capsys.readouterr().out
     assert "unsteered: fluency" in said and "fluency nan" not in said
     for row in rows:  # as a call without --words leaves it

@@ -140,8 +140,8 @@ def scoreboard(
       among several `name: array`; `protocol`; `tokens` and `ce_tokens`: how many were measured, which is less than was
       asked for where the text is short.
     Raises:
-      UserError: `tokens` or `ce_tokens` is below 1, a protocol is unknown, or the model does not give the answer that
-        the effect reads.
+      UserError: `tokens` or `ce_tokens` is below 1, a protocol is unknown, the model does not give the answer that the
+        effect reads, or its arrays are not as wide as what a decomposition writes.
     """
     check_counts(tokens=tokens, ce_tokens=ce_tokens)
     chosen = _protocols(protocols)
@@ -149,6 +149,8 @@ def scoreboard(
     sites = tuple(dict.fromkeys(name for d in decompositions.values() for name in d.sites.names()))
     batches = take(heldout, tokens, seed=seed)
     centers = heldout_means(subject.model, batches, sites)
+    for name, decomposition in decompositions.items():
+        check_widths(name, decomposition, centers)
     ablations: dict[str, Array] = {}
     for decomposition in reversed(list(decompositions.values())):
         ablations |= dict(zip(several(decomposition.sites.writes), _means_of(decomposition), strict=True))
@@ -180,6 +182,16 @@ def _means_of(decomposition: Decomposition) -> tuple[Array, ...]:
     """The training mean of every array that is written."""
     mean = decomposition.target_mean
     return mean if isinstance(mean, tuple) else (mean,)
+
+
+def check_widths(name: str, decomposition: Decomposition, centers: Mapping[str, Array]) -> None:
+    """Raises UserError if an array of the model is not as wide as what is written to it: another model's dictionary."""
+    for site, mean in zip(several(decomposition.sites.writes), _means_of(decomposition), strict=True):
+        if jnp.ndim(mean) and mean.size != centers[site].size:
+            raise UserError(
+                f"{name or type(decomposition).__name__} writes {mean.size} dimensions to {site}, which has "
+                f"{centers[site].size} in this model: take the model that it was trained on."
+            )
 
 
 class Board:

@@ -176,6 +176,11 @@ def test_nothing_is_scored_on_no_token(subject, heldout, name):
         score(random_dictionary(TopK(4), d_in=64, d_out=64), subject, heldout, **OPTIONS | {name: 0})
 
 
+def test_another_models_dictionary_is_told(subject, heldout):
+    with pytest.raises(UserError, match="Dictionary writes 48 dimensions to blocks/1/mlp/out, which has 64"):
+        score(random_dictionary(TopK(4), d_in=48, d_out=48), subject, heldout, **OPTIONS)
+
+
 def test_where_ablation_changes_nothing_there_is_nothing_to_recover():
     table, ones = Table(), np.ones(4)
     table.add(weight=ones, document=np.arange(4), squares=0.5 * ones, spread=ones, active=ones, fired=ones)

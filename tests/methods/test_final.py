@@ -70,7 +70,13 @@ def test_nothing_asks_what_an_object_happens_to_have(room):
 def test_every_method_is_listed_once():
     """What has `needs` and `recipe` is in `listed.METHODS`, but for those made of others and rivals in tests."""
     made_of_others = {"PerLayerTranscoders", "Resampling", "Seeds", "Together"}
-    models = {"LanguageModel", "MixtureLanguageModel", "SparseLanguageModel", "BlockSparseLanguageModel"}
+    models = {
+        "LanguageModel",
+        "MixtureLanguageModel",
+        "SparseLanguageModel",
+        "BlockSparseLanguageModel",
+        "LowRankAdapters",
+    }
     others = models | {"DenseRival", "Method"}
     found = {kind.__name__ for _, kind in classes() if {"needs", "recipe"} <= set(vars(kind))}
     listed = [one.method.__name__ for one in METHODS.values()]

@@ -129,7 +129,7 @@ LISTED = {
         ProductKeyNeuronsMethod(n=4, channels=2, knn=4, d_key=8, **FACTORS),
     ),
     "factor_analysers": Case(MixtureOfFactorAnalysers(regions=4, rank=2, **FACTORS)),
-    "interaction_basis": Case(LocalInteractionBasis(directions=6, probes=4), signs=True, fast="all"),
+    "interaction_basis": Case(LocalInteractionBasis(directions=6, probes=4), signs=True, fast="alone"),
     "semi_nmf": Case(SemiNMF(features=8, sparsity=0.25), options={"rows": 128}, counts="coefficients", fast="all"),
     "stochastic_parameters": Case(StochasticParameters(TARGET, parts=6, hidden=4, warmup=3, **FACTORS), **PARTS),
     "adversarial_parameters": Case(

@@ -167,3 +167,13 @@ def test_importing_everything_starts_no_backend_and_sets_no_mesh(also):
         assert done.returncode and "before backends are initialized" in done.stderr, "the check would not have noticed"
     else:
         assert done.returncode == 0, done.stderr
+
+
+def test_test_modules_import_from_helpers_and_not_from_each_other():
+    found = [
+        f"{path.relative_to(ROOT)}: {one.full}"
+        for path in sorted((ROOT / "tests").rglob("test_*.py"))
+        for one in imports(path.read_text())
+        if one.full.startswith("tests.") and any(part.startswith("test_") for part in one.full.split("."))
+    ]
+    assert found == []

@@ -70,7 +70,7 @@ def test_it_has_a_row_of_the_scoreboard_and_its_codes_are_sites():
     from jaxinterp.decompositions.components import Scale
     from jaxinterp.models.run import run
     from jaxinterp.models.sites import replace, select
-    from tests.models.mixtures.test_in_a_model import TOKENS, model_of
+    from tests.models.mixtures.in_a_model import TOKENS, model_of
 
     model = model_of("moe_x")
     own = own_experts(select(model, "blocks/0/mlp").get(), "blocks/0/mlp")

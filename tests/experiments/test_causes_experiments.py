@@ -7,7 +7,7 @@ from experiments.editing import explained, interval
 from experiments.weights_circuits import analyse, curves, difference
 from jaxinterp.causal.tasks import Task
 from jaxinterp.core.errors import UserError
-from tests.causal.test_weights_paths import TO, greater_than
+from tests.causal.greater_than import TO, greater_than
 
 
 def test_tracing_explains_what_was_planted_and_nothing_else():

@@ -14,7 +14,7 @@ from jax.sharding import AbstractDevice, AbstractMesh
 from jaxinterp.core.errors import UserError
 from jaxinterp.kernels import dispatch, mosaic_gpu
 from tests.kernels import oracle
-from tests.kernels.test_pallas_gpu import described, problem
+from tests.kernels.gpu_problem import described, problem
 
 TOO_OLD = mosaic_gpu.available()
 needs = pytest.mark.skipif(TOO_OLD is not None, reason=str(TOO_OLD))

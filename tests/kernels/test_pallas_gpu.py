@@ -14,6 +14,7 @@ from jax.sharding import AbstractDevice, AbstractMesh
 from jaxinterp.kernels import encode_topk, pallas_gpu, sparse_decode
 from jaxinterp.preflight.program_text import arrays, shape_of, sorts
 from tests.kernels import oracle
+from tests.kernels.gpu_problem import LARGE, described, problem
 
 CASES = [
     ((37, 24, 53, 5), jnp.float32),
@@ -24,7 +25,6 @@ CASES = [
 ]
 """Tokens, width, features, k. tests/kernels/test_implementations.py runs the kernels on more."""
 SMALL = CASES[0][0]
-LARGE = (509, 768, 4099, 31)
 K = LARGE[3]
 
 dtypes = pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16], ids=["f32", "bf16"])
@@ -33,16 +33,6 @@ gather_sum, sampled_dot, outer_sum = (
     partial(run, interpret=True) for run in (pallas_gpu.gather_sum, pallas_gpu.sampled_dot, pallas_gpu.outer_sum)
 )
 five_runs = jax.jit(partial(outer_sum, features=5))
-
-
-def problem(shape, dtype=jnp.float32, seed=0):
-    """Values, indices (some twice in a token, some that name no row), g and rows."""
-    tokens, width, features, k = shape
-    rng = np.random.default_rng(seed)
-    values = jnp.asarray(rng.normal(size=(tokens, k)), jnp.float32)
-    indices = jnp.asarray(rng.integers(0, features + 1, (tokens, k)), jnp.int32)
-    g, rows = (jnp.asarray(rng.normal(size=(n, width)), dtype) for n in (tokens, features))
-    return values, indices, g, rows
 
 
 @pytest.mark.parametrize(("shape", "dtype"), CASES)
@@ -134,12 +124,6 @@ def lowered(function, *arguments):
     described = AbstractMesh((), (), abstract_device=AbstractDevice("NVIDIA H200", None, "gpu"))
     with jax.sharding.use_abstract_mesh(described):
         return jax.jit(function).trace(*arguments).lower(lowering_platforms=("cuda",)).as_text()
-
-
-def described(dtype, shape=LARGE):
-    tokens, width, features, k = shape
-    sizes = ((tokens, k), jnp.float32), ((tokens, k), jnp.int32), ((tokens, width), dtype), ((features, width), dtype)
-    return tuple(jax.ShapeDtypeStruct(*size) for size in sizes)
 
 
 @dtypes

@@ -18,7 +18,7 @@ from jaxinterp.models.files.weights import skeleton
 from jaxinterp.models.files.wheels import wheel_path
 from jaxinterp.preflight.check import Setting, preflight
 from jaxinterp.preflight.chips import Target
-from tests.preflight.test_preflight import HERE
+from tests.preflight.made_up import HERE
 
 TINY = Run("tiny", "blocks/1/mlp", features=512, k=4, batch=256, seq=32)
 

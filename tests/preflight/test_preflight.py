@@ -21,8 +21,8 @@ from jaxinterp.preflight.compiled import Program
 from jaxinterp.preflight.estimate import Estimate
 from jaxinterp.preflight.hlo import Collective, Kernel, Work, groups, read_work
 from jaxinterp.training import program as programs
+from tests.preflight.made_up import HERE
 
-HERE = Chip("made up", flops=1e9, memory=2**30, memory_bandwidth=1e9, interconnect=1e8, clock=1e9)
 MESH = {"data": 2, "feature": 4, "model": 1}
 
 

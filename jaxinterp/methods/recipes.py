@@ -147,7 +147,7 @@ def streaming_method(
         moments are added with compensation, so that a long stream loses nothing to rounding.
       update: (given, batch, key, model) -> the moments of one batch, which are added. Pure.
       solve: (given, moments) -> decomposition; NumPy arrays in float64 come in. Runs on the host, in every process, and
-        all processes take the answer of process 0.
+        all processes take the answer of process 0; where one process steps alone, it solves alone.
       start: (key, sample, model) -> `given`: what stays fixed during the stream, such as random read vectors; in a
         later pass (key, sample, model, previous). Default: `previous`.
     """
@@ -162,7 +162,9 @@ def streaming_method(
         return MethodState(state.decomposition, None, state.aux.add(moments)), {}
 
     def finish(state: MethodState) -> PyTree:
-        return of_first_process(solve(here(state.decomposition), state.aux.wide()))
+        answer = solve(here(state.decomposition), state.aux.wide())
+        # Sums that one process alone added up, as `baselines` does for its report, are solved by it alone.
+        return of_first_process(answer) if _over_processes(state.aux) else _as_arrays(answer)
 
     return Recipe(begin, step, finish)
 
@@ -232,7 +234,16 @@ def of_first_process(tree: PyTree) -> PyTree:
     if jax.process_count() > 1:
         arrays, rest = eqx.partition(tree, eqx.is_array)
         tree = eqx.combine(multihost_utils.broadcast_one_to_all(arrays), rest)
+    return _as_arrays(tree)
+
+
+def _as_arrays(tree: PyTree) -> PyTree:
     return jax.tree.map(lambda leaf: jnp.asarray(leaf) if eqx.is_array(leaf) else leaf, tree)
+
+
+def _over_processes(tree: PyTree) -> bool:
+    """Whether a part of the arrays lies in another process."""
+    return any(isinstance(leaf, jax.Array) and not leaf.is_fully_addressable for leaf in jax.tree.leaves(tree))
 
 
 def _wide(array: Array) -> np.ndarray:

@@ -138,10 +138,12 @@ def ablated(
       most, (token, nats), through all later layers; heads: the attention heads with the largest direct part in its
       pre-activation, (layer.head, part), each window at its strongest token; None where it reads no sum of heads.
     """
-    everywhere = jnp.asarray(fired != 0)
-    found = ablation(decomposition, subject.model, jnp.asarray(rows), feature, everywhere)
-    effect, raises = np.asarray(found.effect, np.float64), np.asarray(found.raises)
-    here = np.asarray(fired)[:, :-1] != 0
+    once = np.zeros(len(rows), bool)
+    once[np.unique(rows, axis=0, return_index=True)[1]] = True  # a window that fills the batch up counts once
+    fires = (np.asarray(fired) != 0) & once[:, None]
+    found = ablation(decomposition, subject.model, jnp.asarray(rows), feature, jnp.asarray(fires))
+    effect, raises = np.asarray(found.effect, np.float64)[once], np.asarray(found.raises)
+    here = fires[once, :-1]
 
     def words(sign: int) -> list[Json]:
         order = np.argsort(-sign * raises, kind="stable")[:WORDS]
@@ -151,21 +153,21 @@ def ablated(
         "where_fires": _round(effect[here].mean()) if here.any() else None,
         "elsewhere": _round(effect[~here].mean()) if (~here).any() else None,
         "tokens": [int(here.sum()), int((~here).sum())],
-        "windows": len(rows),
+        "windows": int(once.sum()),
         "raised": words(1),
         "lowered": words(-1),
-        "heads": _strongest_heads(decomposition, subject, rows, np.abs(fired).argmax(axis=1), feature),
+        "heads": _strongest_heads(decomposition, subject, rows, np.abs(fired).argmax(axis=1), once, feature),
     }
 
 
 def _strongest_heads(
-    decomposition: Shown, subject: Subject, rows: np.ndarray, positions: np.ndarray, feature: int
+    decomposition: Shown, subject: Subject, rows: np.ndarray, positions: np.ndarray, once: np.ndarray, feature: int
 ) -> list[Json] | None:
     """Mean parts of heads over windows, the largest first."""
     if why_no_parts(decomposition, subject.model) is not None:
         return None
     parts = head_parts(decomposition, subject.model, jnp.asarray(rows), feature, jnp.asarray(positions))
-    mean = np.asarray(parts).mean(axis=0)
+    mean = np.asarray(parts)[once].mean(axis=0)
     order = np.argsort(-np.abs(mean), axis=None, kind="stable")[:WORDS]
     layers, heads = np.unravel_index(order, mean.shape)
     return [[f"{layer}.{head}", _round(mean[layer, head])] for layer, head in zip(layers, heads, strict=True)]

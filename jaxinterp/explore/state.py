@@ -78,7 +78,6 @@ class Explorer:
             fired[row, where[inside] % seq] = values[inside]
         with self._busy:
             found = live.ablated(*self.model(), rows, fired, number)
-        found |= {"windows": len(strongest)}
         write_text(self._effect_path(number), json.dumps(found))
         return found
 

@@ -228,9 +228,10 @@ def _later(
     strongest = list(dict.fromkeys((where[np.argsort(-np.abs(values), kind="stable")] // seq).tolist()))[:count]
     fires = np.zeros((len(windows), seq), bool)
     fires.reshape(-1)[where] = True
-    chosen = np.resize(strongest, count)  # one shape, one program
+    chosen = np.resize(strongest, count)  # one shape, one program; a window that comes again does not count again
+    fires = fires[chosen] & (np.arange(count) < len(strongest))[:, None]
     tokens = jnp.asarray(np.stack([windows[each]["tokens"] for each in chosen]), jnp.int32)
-    raises = ablation(decomposition, subject.model, tokens, feature, jnp.asarray(fires[chosen])).raises
+    raises = ablation(decomposition, subject.model, tokens, feature, jnp.asarray(fires)).raises
     return extremes(subject.tokenizer, np.asarray(raises))
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from jaxinterp.core.errors import UserError
-from jaxinterp.explore import answers, build
+from jaxinterp.explore import answers, build, live
 from jaxinterp.explore.build import build_index, digest, finished
 from jaxinterp.explore.compare import nearest_rows, pair, pair_rows
 from jaxinterp.explore.export import export
@@ -251,3 +251,11 @@ def test_an_effect_is_measured_once(explorer):
     assert explorer.effect(busiest) == effect, "it was kept"
     with pytest.raises(UserError, match="no model"):
         explorer.fires_on("a")
+
+
+def test_a_window_that_fills_the_batch_up_counts_once(subject, dictionary, dataset):
+    rows = np.stack([window["tokens"] for window in dataset[:2]])
+    fired = np.zeros(rows.shape, np.float32)
+    fired[:, 5:9], fired[0, 12] = 1, 2
+    plain, again = (live.ablated(dictionary, subject, rows[i], fired[i], 3) for i in ([0, 1], [0, 1, 0]))
+    assert again == plain and again["windows"] == 2

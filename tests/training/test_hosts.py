@@ -104,7 +104,7 @@ while True:
 @pytest.mark.slow
 @pytest.mark.parametrize(("lost", "pause"), [(0, 0.1), (1, 0.1), (1, 300)])
 def test_without_the_launcher_a_lost_process_ends_the_others(tmp_path, lost, pause):
-    """By signs of life, of which none may be missing for longer than 30 s; by an end that no code of ours sees.
+    """By signs of life, of which none may be missing for longer than 30 s; by an end that our code does not see.
 
     Processes that exchange numbers all the time, as those of a run do, or do not: then only the signs of life can tell.
     That a whole run ends: the test above.

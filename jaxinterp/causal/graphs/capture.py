@@ -200,7 +200,7 @@ def _check(model: Transformer, tokens: Int[Array, " seq"], transcoders: Transcod
 
 
 def _check_linear(model: Transformer) -> None:
-    """Raises UserError where something other than norms, patterns and MLPs is not linear in the residual stream.
+    """Raises UserError if something other than norms, patterns and MLPs is not linear in the residual stream.
 
     Gates on heads and clips of values are: the rule that holds patterns holds them, too.
     """

@@ -50,7 +50,7 @@ def head_parts(
 
 
 def why_no_parts(decomposition: Any, model: PyTree) -> str | None:
-    """Why there are no head parts, in one line; None where there are."""
+    """One line that says why heads have no parts; None if they have."""
     found: Sites = decomposition.sites
     reads = several(found.reads)
     if len(reads) != 1 or not reads[0].endswith(ALONG_THE_STREAM) or not isinstance(decomposition, Vectors):

@@ -28,7 +28,7 @@ class LinearMapMethod:
     ridge: float = 1e-4
 
     def __post_init__(self) -> None:
-        """Raises UserError where the ridge is not positive."""
+        """Raises UserError if the ridge is not positive."""
         check_positive(self, "ridge")
 
     def needs(self, site: Site) -> Sites:

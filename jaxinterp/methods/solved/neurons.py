@@ -31,7 +31,7 @@ class NeuronsMethod:
     k: int = 32
 
     def __post_init__(self) -> None:
-        """Raises UserError where k is not a positive whole number."""
+        """Raises UserError if k is not a positive whole number."""
         check_whole(self, k=1)
 
     def needs(self, site: Site) -> Sites:

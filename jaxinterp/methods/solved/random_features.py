@@ -39,7 +39,7 @@ class RandomFeatures:
     ridge: float = 1e-4
 
     def __post_init__(self) -> None:
-        """Raises UserError where a number is not positive."""
+        """Raises UserError if a number is not positive."""
         check_whole(self, features=1, k=1)
         check_positive(self, "ridge")
 

@@ -216,7 +216,7 @@ def solved(
     """What needs no training, by k, and the output's mean, which is kept for a resumption that needs nothing else."""
     if kept.is_file() and all(how is not None for _, _, how in missing.values()):
         return {}, jnp.asarray(np.load(kept, allow_pickle=False))
-    options = {"tokens": min(sizes.tokens, 16_384), "seed": config.seed, "features": max(sizes.ks)}
+    options: dict[str, Any] = {"tokens": min(sizes.tokens, 16_384), "seed": config.seed, "features": max(sizes.ks)}
     free = {k: baselines(ready.subject, ready.train, config.site, k=k, **options) for k in sizes.ks}
     mean = next(iter(free.values()))["neurons"].target_mean
     np.save(kept, np.asarray(mean))

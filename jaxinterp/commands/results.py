@@ -42,25 +42,22 @@ def write_results(
       The path of the report.
     """
     facts = {name: str(value) for name, value in settings.items()} | dict(facts)
-    sizes = {"tokens": config.heldout_tokens, "ce_tokens": config.ce_tokens}
+    sizes: dict[str, Any] = {"tokens": config.heldout_tokens, "ce_tokens": config.ce_tokens, "progress": True}
     if not isinstance(decomposition.sites.writes, str):
-        with waiting("scoring on held-out text"):
-            rows = score_layers(decomposition, subject, heldout, **sizes)
+        rows = score_layers(decomposition, subject, heldout, **sizes)
         return _several(config, plan, rows, facts)
     name = config.method.replace("_", " ")
     times, clock = {name: seconds}, time.perf_counter()
     rivals: dict[str, Decomposition] = {}
     if decomposition.sites.writes == f"{plan.site}/out" and plan.site.endswith("/mlp"):
-        with waiting("solving the baselines"):
-            rivals = baselines(subject, train, plan.site, k=plan.k, features=plan.features, seed=config.seed)
+        options: dict[str, Any] = {"k": plan.k, "features": plan.features, "seed": config.seed, "progress": True}
+        rivals = baselines(subject, train, plan.site, **options)
         times |= dict.fromkeys(rivals, time.perf_counter() - clock)
-    with waiting("scoring against baselines on held-out text"):
-        rows = scoreboard({name: decomposition, **rivals}, subject, heldout, **sizes, effect=EFFECTS[plan.effect])
+    rows = scoreboard({name: decomposition, **rivals}, subject, heldout, **sizes, effect=EFFECTS[plan.effect])
     rows = [row | {"seconds": round(times[row["method"]], 1)} for row in rows]
     write_json(config.out / "scoreboard.json", rows)
-    with waiting("reading what the features respond to"):
-        options = {"features": config.pages, "seed": config.seed, "later": config.later}
-        densities, pages = feature_pages(decomposition, subject, heldout, **options)
+    options = {"features": config.pages, "seed": config.seed, "later": config.later, "progress": True}
+    densities, pages = feature_pages(decomposition, subject, heldout, **options)
     write_json(config.out / "features.json", [asdict(page) for page in pages])
     report = Report(
         title=f"{config.model}: {plan.site}",
@@ -71,7 +68,8 @@ def write_results(
         densities=densities,
         features=pages,
     )
-    path = write_report(report, config.out / "report.html")
+    with waiting("writing the report"):
+        path = write_report(report, config.out / "report.html")
     print_scoreboard(rows)
     return path
 

@@ -8,6 +8,7 @@ zero and at its mean are computed once and kept, so that a decomposition costs o
 it comes. Memory: the logits of `ce_tokens` tokens (50,000 ids: .2 MB a token).
 """
 
+import math
 from dataclasses import dataclass
 
 import grain
@@ -18,11 +19,12 @@ from jaxtyping import Array, Float
 from jaxinterp.core.decomposition import Decomposition
 from jaxinterp.core.errors import UserError
 from jaxinterp.core.promotion import ordinary
-from jaxinterp.data.activations import READ, Rows, harvest_jit, on_device
+from jaxinterp.data.activations import Rows, on_device
 from jaxinterp.data.text.load_text import take
 from jaxinterp.evaluation.effects import Effect, Row, Windows, check_effect
+from jaxinterp.evaluation.heldout import heldout_rows
 from jaxinterp.evaluation.next_token import NEXT_TOKEN
-from jaxinterp.evaluation.scoreboard import Board, Replaced, check_counts, heldout_means
+from jaxinterp.evaluation.scoreboard import Board, Replaced, check_counts
 from jaxinterp.models.load import Subject
 
 
@@ -84,11 +86,11 @@ def hold(
     check_effect(subject.model, effect)
     names = (f"{site}/in", f"{site}/out")
     batches = take(heldout, tokens, seed=seed)
-    centers = heldout_means(subject.model, batches, names)
+    centers, kept = heldout_rows(subject.model, batches, names, most=math.inf)
     parts, seen = [], 0
-    for batch in batches:
+    for batch, rows in zip(batches, kept, strict=True):
+        assert rows is not None
         windows = on_device(batch)
-        rows = harvest_jit(subject.model, on_device(windows, READ), names)
         model = Replaced(effect, subject.model, rows, windows, {names[1]: mean}, {})
         parts.append(Part(batch, rows, model if seen < ce_tokens else None))
         seen += batch["tokens"].size

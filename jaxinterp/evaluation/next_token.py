@@ -7,6 +7,7 @@
 A next token counts where it and the token before it have weight and belong to one document.
 """
 
+import math
 from collections.abc import Mapping
 
 import jax
@@ -16,6 +17,7 @@ from jaxtyping import Array, Float, Int
 from jaxinterp.data.activations import counted
 from jaxinterp.evaluation.columns import Answer, Column
 from jaxinterp.evaluation.effects import Columns, Effect, Row, Table, summary
+from jaxinterp.kernels import chunks, platforms
 
 CROSS_ENTROPY = Answer(
     key="ce",
@@ -105,17 +107,40 @@ COLUMNS = (
 )
 
 
+AT_A_TIME = {"cpu": 2**19, "gpu": 2**28, "tpu": 2**28}
+"""Logits that are compared at a time: on a CPU they fit its cache, elsewhere what is made of them stays small."""
+
+
 @jax.jit
 def compare(
     logits: Float[Array, "batch seq vocab"], clean: Float[Array, "batch seq vocab"], tokens: Int[Array, "batch seq"]
 ) -> Columns:
-    """Per next token: its negative log-likelihood, KL(clean || logits), whether the most likely token agrees."""
-    log_p, log_clean = jax.nn.log_softmax(logits[:, :-1]), jax.nn.log_softmax(clean[:, :-1])
+    """Per next token: its negative log-likelihood, KL(clean || logits), whether the most likely token agrees.
+
+    A few tokens at a time: log-probabilities of the whole batch never stand in memory.
+    """
+    vocab = logits.shape[-1]
+    rows = logits.reshape(-1, vocab), clean.reshape(-1, vocab), jnp.roll(tokens, -1, axis=1).reshape(-1)
+    size = 2 ** int(math.log2(max(1, AT_A_TIME[platforms.current()] // vocab)))  # a power of 2 divides most batches
+    found = chunks.mapped(lambda part: _of_tokens(*part), rows, size)
+    return {name: column.reshape(tokens.shape)[:, :-1] for name, column in found.items()}
+
+
+def _of_tokens(
+    logits: Float[Array, "tokens vocab"], clean: Float[Array, "tokens vocab"], next_token: Int[Array, " tokens"]
+) -> Columns:
+    log_p, log_clean = jax.nn.log_softmax(logits), jax.nn.log_softmax(clean)
     return {
-        "nll": -jnp.take_along_axis(log_p, tokens[:, 1:, None], axis=-1)[..., 0],
+        "nll": -jnp.take_along_axis(log_p, next_token[:, None], axis=-1)[..., 0],
         "kl": jnp.sum(jnp.exp(log_clean) * (log_clean - log_p), axis=-1),
-        "agrees": jnp.argmax(log_p, axis=-1) == jnp.argmax(log_clean, axis=-1),
+        "agrees": _most_likely(log_p) == _most_likely(log_clean),
     }
+
+
+def _most_likely(log_p: Float[Array, "tokens vocab"]) -> Int[Array, " tokens"]:
+    """`argmax`, which a CPU computes number by number: the first place of the maximum; of NaN, one behind the last."""
+    places = jax.lax.broadcasted_iota(jnp.int32, log_p.shape, 1)
+    return jnp.min(jnp.where(log_p == jnp.max(log_p, axis=-1, keepdims=True), places, log_p.shape[1]), axis=-1)
 
 
 def _compare_next_tokens(logits: Array, clean: Array, windows: Mapping[str, Array]) -> Columns:

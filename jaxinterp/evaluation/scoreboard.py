@@ -59,10 +59,12 @@ from jaxinterp.evaluation.effects import (
     check_effect,
     compared,
 )
+from jaxinterp.evaluation.heldout import heldout_rows
 from jaxinterp.evaluation.intervals import ratio_interval
 from jaxinterp.evaluation.next_token import NEXT_TOKEN
 from jaxinterp.models.load import Subject
 from jaxinterp.models.run import run
+from jaxinterp.training.progress import counting, silent
 
 Protocol = Literal["alone", "together", "propagated"]
 """What is replaced at once: see the module's docstring."""
@@ -122,6 +124,7 @@ def scoreboard(
     effect: Effect = NEXT_TOKEN,
     seed: int = 0,
     protocols: str | Sequence[str] = "alone",
+    progress: bool = False,
 ) -> list[Row]:
     """Score decompositions of one model side by side, of one array or of several.
 
@@ -135,6 +138,7 @@ def scoreboard(
       effect: what is asked of the model with the reconstruction in place.
       seed: of the sample.
       protocols: one, or several: rows of each.
+      progress: show how far it is: a bar on a terminal, elsewhere a line every ten seconds.
     Returns:
       Rows of plain numbers, decomposition by decomposition, protocol by protocol; `method` is the name, of one array
       among several `name: array`; `protocol`; `tokens` and `ce_tokens`: how many were measured, which is less than was
@@ -148,7 +152,7 @@ def scoreboard(
     check_effect(subject.model, effect)
     sites = tuple(dict.fromkeys(name for d in decompositions.values() for name in d.sites.names()))
     batches = take(heldout, tokens, seed=seed)
-    centers = heldout_means(subject.model, batches, sites)
+    centers, kept = heldout_rows(subject.model, batches, sites, progress=progress)
     for name, decomposition in decompositions.items():
         check_widths(name, decomposition, centers)
     ablations: dict[str, Array] = {}
@@ -156,14 +160,16 @@ def scoreboard(
         ablations |= dict(zip(several(decomposition.sites.writes), _means_of(decomposition), strict=True))
     ablations |= dict(means or {})
     boards = [Board(name, each, chosen, effect.of_codes) for name, each in decompositions.items()]
-    seen = 0
-    for batch in batches:
-        windows = on_device(batch)
-        rows = harvest_jit(subject.model, on_device(windows, READ), sites)
-        model = Replaced(effect, subject.model, rows, windows, ablations, {})
-        for board in boards:
-            board.add(batch, rows, centers, model if seen < ce_tokens else None)
-        seen += batch["tokens"].size
+    measured = -(-min(ce_tokens, sum(batch["tokens"].size for batch in batches)) // batches[0]["tokens"].size)
+    passes = measured * _passes(decompositions.values(), chosen)
+    with counting(passes, "scoring", "forward passes", shown=progress) as done:
+        for number, batch in enumerate(batches):
+            windows = on_device(batch)
+            rows = kept[number] or harvest_jit(subject.model, on_device(windows, READ), sites)
+            kept[number] = None
+            model = Replaced(effect, subject.model, rows, windows, ablations, {}, done)
+            for board in boards:
+                board.add(batch, rows, centers, model if number < measured else None)
     return [row for board in boards for row in board.rows(effect)]
 
 
@@ -176,6 +182,13 @@ def _protocols(protocols: str | Sequence[str]) -> tuple[Protocol, ...]:
     if not named:
         raise UserError("protocols=() asks for no row: give 'alone', 'together', 'propagated' or several of them.")
     return tuple(known[name] for name in named)
+
+
+def _passes(decompositions: Iterable[Decomposition], protocols: tuple[Protocol, ...]) -> int:
+    """Forward passes that a batch costs: one a row, and three (the clean model, two ablations) a set of arrays."""
+    alone = [each for d in decompositions for each in several(d.sites.writes)] if "alone" in protocols else []
+    jointly = [several(d.sites.writes) for d in decompositions for protocol in protocols if protocol != "alone"]
+    return len(alone) + len(jointly) + len(KINDS) * (len(set(alone)) + len(set(jointly)))
 
 
 def _means_of(decomposition: Decomposition) -> tuple[Array, ...]:
@@ -257,7 +270,10 @@ def _add_effect(table: Table, batch: Windows, columns: Columns) -> None:
 
 @dataclass(frozen=True)
 class Replaced:
-    """What the model answers to one batch with arrays replaced; answers that several rows need are kept."""
+    """What the model answers to one batch with arrays replaced; answers that several rows need are kept.
+
+    done: called before every forward pass, for what shows how far the scoring is.
+    """
 
     effect: Effect
     model: PyTree
@@ -265,33 +281,39 @@ class Replaced:
     windows: dict[str, Array]
     ablations: dict[str, Array]
     kept: dict[tuple[str, ...], tuple[Array, Columns]]
+    done: Callable[[], None] = silent
 
     def alone(self, site: str, output: Array) -> Columns:
         """One array replaced by the reconstruction."""
         if (site,) not in self.kept:
             y, counts = self.rows.arrays[site], self.rows.weight[..., None] > 0
             values = y, jnp.where(counts, 0.0, y), jnp.where(counts, self.ablations[site], y)
-            answers = [answer_with(self.effect, self.model, self.windows["tokens"], site, value) for value in values]
-            self.kept[site,] = answers[0], of_kinds(self.effect, answers, self.windows)
+            self.kept[site,] = of_kinds(self.effect, (self._put(site, value) for value in values), self.windows)
         clean, columns = self.kept[site,]
-        answer = answer_with(self.effect, self.model, self.windows["tokens"], site, output)
-        return columns | compared(self.effect, answer, clean, self.windows)
+        return columns | compared(self.effect, self._put(site, output), clean, self.windows)
 
     def every(self, outputs: Mapping[str, Array], propagated: Decomposition | None) -> Columns:
         """All arrays replaced: by these reconstructions, or by those that the decomposition makes on the way."""
         places = ("every", *outputs)
         if places not in self.kept:
             zeros = {name: jnp.zeros((), jnp.float32) for name in outputs}
-            answers = [self._answer(values) for values in ({}, zeros, {name: self.ablations[name] for name in outputs})]
-            self.kept[places] = answers[0], of_kinds(self.effect, answers, self.windows)
+            means = {name: self.ablations[name] for name in outputs}
+            answers = (self._answer(values) for values in ({}, zeros, means))
+            self.kept[places] = of_kinds(self.effect, answers, self.windows)
         clean, columns = self.kept[places]
         if propagated is None:
             answer = self._answer(outputs)
         else:
+            self.done()
             answer = _propagated(self.effect, propagated, self.model, self.windows["tokens"], self.rows.weight)
         return columns | compared(self.effect, answer, clean, self.windows)
 
+    def _put(self, site: str, value: Array) -> Array:
+        self.done()
+        return answer_with(self.effect, self.model, self.windows["tokens"], site, value)
+
     def _answer(self, values: Mapping[str, Array]) -> Array:
+        self.done()
         return _with_values(self.effect, self.model, self.windows["tokens"], self.rows.weight, dict(values))
 
 
@@ -328,18 +350,6 @@ def check_counts(**counts: int) -> None:
             raise UserError(f"{name}={count} must be at least 1.")
 
 
-def heldout_means(model: PyTree, batches: Iterable[Windows], sites: tuple[str, ...]) -> dict[str, Array]:
-    """The mean of every array over the tokens that have weight."""
-    sums, count = dict.fromkeys(sites, np.zeros(())), 0.0
-    for batch in batches:
-        rows = harvest_jit(model, on_device(batch, READ), sites).flat()
-        sums = {name: sums[name] + np.asarray(rows.weight @ rows.arrays[name], np.float64) for name in sites}
-        count += float(rows.weight.sum())
-    if not count:
-        raise UserError("no token of the held-out text has weight: give longer documents.")
-    return {name: jnp.asarray(total / count, jnp.float32) for name, total in sums.items()}
-
-
 @eqx.filter_jit
 def _reconstruct(
     decomposition: Decomposition,
@@ -368,13 +378,20 @@ def _reconstruct(
     return found
 
 
-def of_kinds(effect: Effect, answers: Sequence[Array], windows: Mapping[str, Array]) -> Columns:
-    """Columns of the unchanged model and of the ablations, `nll_clean` and so on; `answers` in the order of KINDS."""
+def of_kinds(effect: Effect, answers: Iterable[Array], windows: Mapping[str, Array]) -> tuple[Array, Columns]:
+    """The unchanged model's answer, and columns of it and of the ablations, `nll_clean` and so on.
+
+    Args:
+      answers: in the order of KINDS; made one after another, so that two of them stand in memory at a time.
+    """
     columns: Columns = {}
+    clean = None
     for kind, answer in zip(KINDS, answers, strict=True):
-        each = compared(effect, answer, answers[0], windows)
+        clean = answer if clean is None else clean
+        each = compared(effect, answer, clean, windows)
         columns |= {f"{name}_{kind}": column for name, column in each.items() if name != "counted"}
-    return columns
+    assert clean is not None
+    return clean, columns
 
 
 def item_documents(batch: Windows, columns: Columns) -> np.ndarray:

@@ -26,12 +26,13 @@ def score_layers(
     means: Mapping[str, Array] | None = None,
     effect: Effect = NEXT_TOKEN,
     seed: int = 0,
+    progress: bool = False,
 ) -> list[Row]:
     """Score a decomposition of several layers.
 
     Args:
       decomposition: a `CrossLayer`, a `PerLayer`, or another that encodes and decodes by layer.
-      heldout, tokens, ce_tokens, means, effect, seed: as for `scoreboard`.
+      heldout, tokens, ce_tokens, means, effect, seed, progress: as for `scoreboard`.
     Returns:
       A row for all layers together, errors travelling on (`method` "all"), then one for each layer alone (`method`: the
       array it writes).
@@ -53,5 +54,6 @@ def score_layers(
         effect=effect,
         seed=seed,
         protocols=("propagated", "alone"),
+        progress=progress,
     )
     return [rows[0], *(row | {"method": row["writes"]} for row in rows[1:])]

@@ -1,11 +1,12 @@
-"""What each feature responds to, measured on held-out text in two passes over its windows.
+"""What each feature responds to, measured on held-out text: two readings of its windows' codes.
 
-    first pass    how often every feature fires, and the windows in which it peaks highest
-    second pass   for the features chosen to be shown: histogram, and the activations around those peaks
+    first    how often every feature fires, and the windows in which it peaks highest
+    second   for the features chosen to be shown: histogram, and the activations around those peaks
 
-Both passes compute the codes of a batch under jit (see `peaks`). The first one keeps, for every feature, a count and
-the highest peaks; the second one brings the chosen features' columns of one batch at a time to the host. Tokens of
-weight 0 (attention sinks, special tokens) count nowhere and are shown as silent.
+The codes of a batch are computed under jit (see `peaks`). The first reading keeps, for every feature, a count and the
+highest peaks, and sparse codes on the host for the second; dense codes, or more than 256 MiB of sparse ones, are
+computed again, in a second pass over the text. Tokens of weight 0 (attention sinks, special tokens) count nowhere and
+are shown as silent.
 """
 
 from collections.abc import Iterable, Sequence
@@ -20,11 +21,21 @@ from jaxinterp.core.errors import UserError
 from jaxinterp.core.promotion import ordinary
 from jaxinterp.core.sites import several
 from jaxinterp.evaluation.features.ablation import ablation
-from jaxinterp.evaluation.features.peaks import Peaks, Window, batches, chosen_codes, collect, measure
+from jaxinterp.evaluation.features.peaks import (
+    Kept,
+    Peaks,
+    Window,
+    batches,
+    chosen_codes,
+    collect,
+    columns_of,
+    measure_and_keep,
+)
 from jaxinterp.evaluation.features.vectors import direct_logits, neuron_cosines, row_cosines
 from jaxinterp.models.load import Subject
 from jaxinterp.report.content import FeaturePage, NeuronMatch, TokenContext
 from jaxinterp.report.passages import by_quantile, context_at, extremes
+from jaxinterp.training.progress import counting
 
 BINS = 30
 NEURONS = 6
@@ -52,6 +63,7 @@ def feature_pages(
     tokens: int = 50_000,
     seed: int = 0,
     later: int = 0,
+    progress: bool = False,
 ) -> tuple[Float[np.ndarray, " features"], tuple[FeaturePage, ...]]:
     """Measure every feature's density, and choose features to show with all that a report says about them.
 
@@ -70,6 +82,7 @@ def feature_pages(
       seed: of the sample and the draw.
       later: over how many windows each shown feature is ablated, to say what later layers make of it; 0: not. Two
         forward passes of a window each.
+      progress: show how far it is: a bar on a terminal, elsewhere a line every ten seconds.
     Returns:
       The firing frequency per token of every feature, and the chosen features in the order of their index, or in the
       order that was asked for.
@@ -96,12 +109,12 @@ def feature_pages(
         )
     asked = np.zeros(0, int) if isinstance(features, int) else _asked(features, decomposition.decoder.shape[0])
     windows = collect(dataset, tokens, seed)
-    peaks = measure(decomposition, subject.model, windows, contexts)
+    peaks, kept = measure_and_keep(decomposition, subject.model, windows, contexts, progress=progress)
     densities = np.asarray(peaks.fired, np.float64) / max(float(peaks.weight), 1.0)
     chosen = choose(densities, features, seed) if isinstance(features, int) else asked
     if not chosen.size:
         return densities, ()
-    return densities, _pages(decomposition, subject, windows, peaks, densities, chosen, later)
+    return densities, _pages(decomposition, subject, windows, peaks, kept, densities, chosen, later, progress)
 
 
 def _asked(features: Sequence[int], known: int) -> np.ndarray:
@@ -131,13 +144,15 @@ def _pages(
     subject: Subject,
     windows: Sequence[Window],
     peaks: Peaks,
+    kept: Sequence[Kept],
     densities: np.ndarray,
     chosen: np.ndarray,
     later: int,
+    progress: bool,
 ) -> tuple[FeaturePage, ...]:
-    """The second pass, and what the vectors say, put together."""
+    """The second reading, and what the vectors say, put together."""
     values = np.asarray(peaks.values)[chosen]
-    text = _read_text(decomposition, subject, windows, peaks, chosen)
+    text = _read_text(decomposition, subject, windows, peaks, kept, chosen, progress)
     (reads, *_), (writes, *_) = several(decomposition.sites.reads), several(decomposition.sites.writes)
     encoder = np.asarray(decomposition.encoder, np.float32)[chosen]
     decoder = np.asarray(decomposition.decoder, np.float32)[chosen]
@@ -150,36 +165,45 @@ def _pages(
     read_cosines = neuron_cosines(subject.model, reads, encoder)
     own = row_cosines(encoder, decoder)
     pages = []
-    for row, index in enumerate(chosen):
-        raised, lowered = ((), ()) if logits is None else extremes(subject.tokenizer, logits[row])
-        after = _later(decomposition, subject, windows, int(index), text.firings[row], later) if later else ((), ())
-        pages.append(
-            FeaturePage(
-                index=int(index),
-                density=float(densities[index]),
-                max_activation=float(values[row, 0]),
-                contexts=tuple(text.contexts[row]),
-                histogram_edges=tuple(map(float, text.edges[row])),
-                histogram_counts=tuple(map(int, text.counts[row])),
-                raised=raised,
-                lowered=lowered,
-                neurons=_nearest(
-                    None if write_cosines is None else write_cosines[row],
-                    None if read_cosines is None else read_cosines[row],
-                ),
-                read_write_cosine=None if own is None else float(own[row]),
-                quantiles=text.quantiles[row],
-                later_raised=after[0],
-                later_lowered=after[1],
+    shown = counting(len(chosen), "ablating the shown features", "features", shown=progress and later > 0)
+    with shown as done:
+        for row, index in enumerate(chosen):
+            done()
+            raised, lowered = ((), ()) if logits is None else extremes(subject.tokenizer, logits[row])
+            after = _later(decomposition, subject, windows, int(index), text.firings[row], later) if later else ((), ())
+            pages.append(
+                FeaturePage(
+                    index=int(index),
+                    density=float(densities[index]),
+                    max_activation=float(values[row, 0]),
+                    contexts=tuple(text.contexts[row]),
+                    histogram_edges=tuple(map(float, text.edges[row])),
+                    histogram_counts=tuple(map(int, text.counts[row])),
+                    raised=raised,
+                    lowered=lowered,
+                    neurons=_nearest(
+                        None if write_cosines is None else write_cosines[row],
+                        None if read_cosines is None else read_cosines[row],
+                    ),
+                    read_write_cosine=None if own is None else float(own[row]),
+                    quantiles=text.quantiles[row],
+                    later_raised=after[0],
+                    later_lowered=after[1],
+                )
             )
-        )
     return tuple(pages)
 
 
 def _read_text(
-    decomposition: Shown, subject: Subject, windows: Sequence[Window], peaks: Peaks, chosen: np.ndarray
+    decomposition: Shown,
+    subject: Subject,
+    windows: Sequence[Window],
+    peaks: Peaks,
+    kept: Sequence[Kept],
+    chosen: np.ndarray,
+    progress: bool,
 ) -> Text:
-    """The second pass: histograms of the chosen features, and their activations around their peaks."""
+    """The second reading: histograms of the chosen features, and their activations around their peaks."""
     values, where, places = (np.asarray(part)[chosen] for part in (peaks.values, peaks.windows, peaks.places))
     # Codes are positive in most decompositions; where they are not, the range takes in both signs.
     reach = np.abs(values[:, 0])
@@ -192,19 +216,25 @@ def _read_text(
     for row, rank in zip(*np.nonzero(values), strict=True):
         wanted.setdefault(int(where[row, rank]), []).append((int(row), int(rank)))
 
-    for first, batch in batches(windows, decomposition.decoder.shape[0]):
-        codes = np.asarray(chosen_codes(decomposition, subject.model, batch, jnp.asarray(chosen)))
-        for row in range(len(chosen)):
-            flat = codes[..., row].reshape(-1)
-            fires = np.flatnonzero(flat)
-            active[row].append((first * codes.shape[1] + fires, flat[fires]))
-            # The two passes may round differently: an activation a hair above the highest belongs into the last bin.
-            counts[row] += np.histogram(np.clip(flat[fires], edges[row][0], edges[row][-1]), edges[row])[0]
-        for offset in range(codes.shape[0]):
-            for row, rank in wanted.get(first + offset, ()):
-                place, activations = int(places[row, rank]), codes[offset, :, row].copy()
-                activations[place] = values[row, rank]
-                found[row, rank] = context_at(subject.tokenizer, windows[first + offset], activations, place)
+    with counting(len(kept), "reading the shown features' contexts", "batches", shown=progress) as done:
+        for number, (first, batch) in enumerate(batches(windows, decomposition.decoder.shape[0])):
+            done()
+            known = kept[number]
+            if known is None:
+                codes = np.asarray(chosen_codes(decomposition, subject.model, batch, jnp.asarray(chosen)))
+            else:
+                codes = columns_of(known, chosen)
+            for row in range(len(chosen)):
+                flat = codes[..., row].reshape(-1)
+                fires = np.flatnonzero(flat)
+                active[row].append((first * codes.shape[1] + fires, flat[fires]))
+                # Two passes may round differently: an activation a hair above the highest belongs into the last bin.
+                counts[row] += np.histogram(np.clip(flat[fires], edges[row][0], edges[row][-1]), edges[row])[0]
+            for offset in range(codes.shape[0]):
+                for row, rank in wanted.get(first + offset, ()):
+                    place, activations = int(places[row, rank]), codes[offset, :, row].copy()
+                    activations[place] = values[row, rank]
+                    found[row, rank] = context_at(subject.tokenizer, windows[first + offset], activations, place)
     ranks, rows = range(values.shape[1]), range(len(chosen))
     firings = [(np.concatenate([w for w, _ in parts]), np.concatenate([v for _, v in parts])) for parts in active]
     quantiles = [by_quantile(subject.tokenizer, windows, firings[row], {*where[row].tolist()}) for row in rows]

@@ -59,9 +59,10 @@ def top_contexts(
       >>> sorted(found)
       [3, 5]
     """
-    options = {"contexts": contexts, "tokens": tokens, "seed": seed}
+    chosen = [int(j) for j in features]
+    windows = as_windows(subject, text)
     _, pages = feature_pages(
-        decomposition, subject, as_windows(subject, text), features=[int(j) for j in features], **options
+        decomposition, subject, windows, features=chosen, contexts=contexts, tokens=tokens, seed=seed
     )
     return {page.index: page.contexts for page in pages}
 

@@ -1,24 +1,62 @@
-"""What shows how far a run is where there is no terminal."""
+"""What shows how far a run is where there is no terminal: by a clock of the tests' own, which nobody waits for."""
 
-import time
+import threading
 
-from jaxinterp.training.progress import ProgressBar, ProgressLines, progress_of, waiting
+import pytest
+
+from jaxinterp.training.progress import Clock, ProgressBar, ProgressLines, counting, progress_of, waiting
 
 ROW = {"step": 50, "tokens": 102_400, "tokens_per_second": 7000.0, "fvu": 0.25, "l0": 32.0, "dead_fraction": 0.1}
 
 
-def test_a_pipe_gets_a_line_now_and_then_also_while_nothing_is_logged(capsys):
-    with ProgressLines(100, every=0.02) as shown:
-        time.sleep(0.05)
-        assert "training: harvesting and compiling, 0 s so far" in capsys.readouterr().out
+class Fake(Clock):
+    """Time passes where a test says so: `pass_time` returns when the line that is due is printed."""
+
+    def __init__(self) -> None:
+        self.time, self.until = 0.0, None
+        self.changed = threading.Condition()
+
+    def now(self) -> float:
+        return self.time
+
+    def wait(self, over: threading.Event, seconds: float) -> bool:
+        with self.changed:
+            self.until = self.time + seconds
+            self.changed.notify_all()
+            while not over.is_set() and self.time < self.until:
+                self.changed.wait(0.005)  # the end of the work sets `over` without a word to us
+            self.until = None
+            return over.is_set()
+
+    def pass_time(self, seconds: float) -> None:
+        with self.changed:
+            assert self.changed.wait_for(lambda: self.until is not None, 30)
+            self.time += seconds
+            self.changed.notify_all()
+            if self.time >= self.until:
+                assert self.changed.wait_for(lambda: self.until is None, 30)
+                assert self.changed.wait_for(lambda: self.until is not None, 30)  # it waits for the next: it has spoken
+
+
+@pytest.fixture
+def clock():
+    return Fake()
+
+
+def test_a_pipe_gets_a_line_every_ten_seconds_also_while_nothing_is_logged(capsys, clock):
+    with ProgressLines(100, clock=clock) as shown:
+        clock.pass_time(9.9)
+        assert capsys.readouterr().out == ""
+        clock.pass_time(0.1)
+        assert capsys.readouterr().out == "training: harvesting and compiling, 10 s so far\n"
         shown(ROW | {"step": 40})
-        time.sleep(0.01)
+        clock.pass_time(10)
         shown(ROW)
-        time.sleep(0.05)
+        clock.pass_time(10)
     lines = capsys.readouterr().out.splitlines()
-    assert lines[-1].startswith(
-        "training: step 50 of 100, 102k tokens  7,000/s  FVU 0.250  L0 32.0  dead 10.0%, about "
-    )
+    numbers = "102k tokens  7,000/s  FVU 0.250  L0 32.0  dead 10.0%"
+    assert lines[0] == f"training: step 40 of 100, {numbers}"
+    assert lines[1:] == [f"training: step 50 of 100, {numbers}, about 100 s left"] * 2
 
 
 def test_a_short_run_says_nothing_and_one_that_is_not_shown_neither(capsys):
@@ -29,8 +67,40 @@ def test_a_short_run_says_nothing_and_one_that_is_not_shown_neither(capsys):
     assert capsys.readouterr().out == ""
 
 
-def test_waiting_says_what_for(capsys):
-    with waiting("scoring", every=0.02):
-        time.sleep(0.05)
-    first, *others = capsys.readouterr().out.splitlines()
-    assert first == "scoring ..." and others and others[0] == "scoring: 0 s so far"
+def test_waiting_says_what_for(capsys, clock):
+    with waiting("loading", clock=clock):
+        clock.pass_time(10)
+        clock.pass_time(10)
+    assert capsys.readouterr().out.splitlines() == [
+        "loading ...",
+        "loading: 10 s so far",
+        "loading: 20 s so far",
+    ]
+
+
+def test_counted_work_says_how_much_of_it_is_over_and_what_is_left(capsys, clock):
+    with counting(4, "scoring", "forward passes", clock=clock) as done:
+        clock.pass_time(10)
+        done()  # the first begins
+        clock.pass_time(10)
+        done()
+        clock.pass_time(5)
+        done()
+        clock.pass_time(5)
+    assert capsys.readouterr().out.splitlines() == [
+        "scoring ...",
+        "scoring: compiling, 10 s so far",
+        "scoring: 0 of 4 forward passes",
+        "scoring: 2 of 4 forward passes, about 20 s left",
+        "scoring: 4 of 4 forward passes",
+    ]
+
+
+def test_counted_work_that_breaks_off_or_is_not_shown_does_not_say_that_it_is_over(capsys, clock):
+    with pytest.raises(ZeroDivisionError), counting(4, "scoring", "forward passes", clock=clock) as done:
+        done()
+        clock.pass_time(10)
+        1 / 0  # noqa: B018
+    with counting(4, "scoring", "forward passes", shown=False, clock=clock) as done:
+        done()
+    assert capsys.readouterr().out.splitlines() == ["scoring ...", "scoring: 0 of 4 forward passes"]

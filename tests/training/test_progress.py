@@ -13,7 +13,7 @@ class Fake(Clock):
     """Time passes where a test says so: `pass_time` returns when the line that is due is printed."""
 
     def __init__(self) -> None:
-        self.time, self.until = 0.0, None
+        self.time, self.until, self.waits = 0.0, 0.0, 0
         self.changed = threading.Condition()
 
     def now(self) -> float:
@@ -21,21 +21,19 @@ class Fake(Clock):
 
     def wait(self, over: threading.Event, seconds: float) -> bool:
         with self.changed:
-            self.until = self.time + seconds
+            self.until, self.waits = self.time + seconds, self.waits + 1
             self.changed.notify_all()
             while not over.is_set() and self.time < self.until:
                 self.changed.wait(0.005)  # the end of the work sets `over` without a word to us
-            self.until = None
             return over.is_set()
 
     def pass_time(self, seconds: float) -> None:
         with self.changed:
-            assert self.changed.wait_for(lambda: self.until is not None, 30)
-            self.time += seconds
+            assert self.changed.wait_for(lambda: self.waits, 30)
+            self.time, before = self.time + seconds, self.waits
             self.changed.notify_all()
             if self.time >= self.until:
-                assert self.changed.wait_for(lambda: self.until is None, 30)
-                assert self.changed.wait_for(lambda: self.until is not None, 30)  # it waits for the next: it has spoken
+                assert self.changed.wait_for(lambda: self.waits > before, 30)  # it waits for the next: it has spoken
 
 
 @pytest.fixture

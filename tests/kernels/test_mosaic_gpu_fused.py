@@ -14,7 +14,7 @@ from jaxinterp.core.errors import UserError
 from jaxinterp.kernels import dispatch, mosaic_gpu
 from jaxinterp.kernels import mosaic_gpu_fused as fused
 from tests.kernels import oracle
-from tests.kernels.test_mosaic_gpu import needs, on
+from tests.kernels.gpu_problem import needs, on
 
 TOKENS, WIDTH, FEATURES, K = 20, 8, 300, 6  # one shape for many cases: two tiles of features, a part of one of tokens
 CROWDED = np.arange(64, 74)  # features of one group

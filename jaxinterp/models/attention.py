@@ -15,6 +15,7 @@ reads; `gate`, of the same shape, where there is one.
 """
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import equinox as eqx
@@ -123,10 +124,9 @@ class Attention(eqx.Module):
             query, key, value = self.project(x, positions, tap=tap, rules=rules)
         if shared is not None and self.shares is not None:
             shared[self.shares] = key, value
-        places = jnp.arange(x.shape[1])
-        visible = self._behind(places[:, None] - places[None, :])
+        visible = _mask(x.shape[1], self.causal, self.window)
         if self.chunk is not None:
-            rows = places if positions is None else positions
+            rows = jnp.arange(x.shape[1]) if positions is None else positions
             visible = visible & self._together(rows[..., :, None], rows[..., None, :])
         if real is not None:  # padding sees itself, so that its row does not divide by zero
             visible = visible & (real[:, None, :] | jnp.eye(x.shape[1], dtype=bool))
@@ -140,9 +140,7 @@ class Attention(eqx.Module):
         return visible if self.chunk is None else visible & self._together(queries, keys)
 
     def _behind(self, distance: Int[Array, "*axes"]) -> Bool[Array, "*axes"]:
-        if not self.causal:
-            return jnp.ones(distance.shape, bool)
-        return distance >= 0 if self.window is None else (distance >= 0) & (distance < self.window)
+        return _behind(distance, self.causal, self.window)
 
     def _together(self, queries: Int[Array, "*axes"], keys: Int[Array, "*others"]) -> Bool[Array, "..."]:
         """Whether two positions lie in one chunk."""
@@ -243,22 +241,8 @@ class Attention(eqx.Module):
         rules: Rules = EXACT,
     ) -> Float[Array, "batch queries heads head_dim"]:
         """z of the module's equation: `visible` says which keys each query sees, at least one."""
-        batch, queries, keys = query.shape[0], query.shape[1], key.shape[1]
-        grouped = query.reshape(batch, queries, self.kv_heads, self.heads // self.kv_heads, -1)
-        wide = jnp.promote_types(query.dtype, jnp.float32)
-        scores = jnp.einsum("bqngd,bknd->bngqk", grouped, key, preferred_element_type=wide) * self.scale
-        if visible.ndim == 3:
-            visible = visible[:, None, None]
-        scores = jnp.where(visible, soft_cap(scores, self.cap), -jnp.inf)
-        if self.sinks is not None:
-            sinks = jnp.broadcast_to(self.sinks.astype(wide).reshape(self.kv_heads, -1, 1, 1), (*scores.shape[:-1], 1))
-            scores = jnp.concatenate([scores, sinks], axis=-1)
-        pattern = jax.nn.softmax(scores, axis=-1)[..., :keys].astype(query.dtype)
-        pattern = pattern.reshape(batch, self.heads, queries, keys)
-        pattern = tap("pattern", hold(pattern, rules.attention))
-
-        grouped_pattern = pattern.reshape(batch, self.kv_heads, -1, queries, keys)
-        mixed = jnp.einsum("bngqk,bknd->bqngd", grouped_pattern, value).reshape(batch, queries, self.heads, -1)
+        pattern = _pattern(query, key, visible, self.sinks, self.scale, self.cap)
+        mixed = _mixed(tap("pattern", hold(pattern, rules.attention)), value)
         if gate is None:
             return tap("z", mixed)
         return tap("z", mixed * hold(gate, True) if rules.attention else gate_product(mixed, gate, rules))
@@ -268,3 +252,52 @@ class Attention(eqx.Module):
     ) -> Float[Array, "batch seq d_model"]:
         """z W_out + b_out."""
         return project(self.o_proj, "o_proj", z.reshape(*z.shape[:2], -1), tap, rules)
+
+
+# Inside `jax.jit` they are inlined; outside they are one program, not one for each operation.
+@partial(jax.jit, static_argnames=("size", "causal", "window"), inline=True)
+def _mask(size: int, causal: bool, window: int | None) -> Bool[Array, "queries keys"]:
+    """Which tokens of a text of `size` tokens each of them sees."""
+    places = jnp.arange(size)
+    return _behind(places[:, None] - places[None, :], causal, window)
+
+
+@partial(jax.jit, static_argnames=("causal", "window"), inline=True)
+def _behind(distance: Int[Array, "*axes"], causal: bool, window: int | None) -> Bool[Array, "*axes"]:
+    if not causal:
+        return jnp.ones(distance.shape, bool)
+    return distance >= 0 if window is None else (distance >= 0) & (distance < window)
+
+
+@partial(jax.jit, static_argnames=("scale", "cap"), inline=True)
+def _pattern(
+    query: Float[Array, "batch queries heads head_dim"],
+    key: Float[Array, "batch keys kv_heads head_dim"],
+    visible: Bool[Array, "queries keys"] | Bool[Array, "batch queries keys"],
+    sinks: Float[Array, " heads"] | None,
+    scale: float,
+    cap: float | None,
+) -> Float[Array, "batch heads queries keys"]:
+    """How much each query attends to each key."""
+    (batch, queries, heads, _), (_, keys, kv_heads, _) = query.shape, key.shape
+    grouped = query.reshape(batch, queries, kv_heads, heads // kv_heads, -1)
+    wide = jnp.promote_types(query.dtype, jnp.float32)
+    scores = jnp.einsum("bqngd,bknd->bngqk", grouped, key, preferred_element_type=wide) * scale
+    if visible.ndim == 3:
+        visible = visible[:, None, None]
+    scores = jnp.where(visible, soft_cap(scores, cap), -jnp.inf)
+    if sinks is not None:
+        sinks = jnp.broadcast_to(sinks.astype(wide).reshape(kv_heads, -1, 1, 1), (*scores.shape[:-1], 1))
+        scores = jnp.concatenate([scores, sinks], axis=-1)
+    pattern = jax.nn.softmax(scores, axis=-1)[..., :keys].astype(query.dtype)
+    return pattern.reshape(batch, heads, queries, keys)
+
+
+@partial(jax.jit, inline=True)
+def _mixed(
+    pattern: Float[Array, "batch heads queries keys"], value: Float[Array, "batch keys kv_heads value_dim"]
+) -> Float[Array, "batch queries heads value_dim"]:
+    """The values of each head, mixed by its pattern."""
+    (batch, heads, queries, keys), kv_heads = pattern.shape, value.shape[2]
+    grouped = pattern.reshape(batch, kv_heads, -1, queries, keys)
+    return jnp.einsum("bngqk,bknd->bqngd", grouped, value).reshape(batch, queries, heads, -1)

@@ -1,6 +1,7 @@
 """Compile every GPU kernel and whole steps with the real CUDA compiler; no GPU is needed.
 
-    CUDA_VISIBLE_DEVICES=-1 JAX_PLATFORMS=cpu python -m benchmarks.gpu_compile [--gpus a100 h100 h200] [--json FILE]
+    CUDA_VISIBLE_DEVICES=-1 JAX_PLATFORMS=cpu python -m benchmarks.gpu_compile [--gpus a100 h100 h200]
+        [--only encode ...] [--json FILE]
 
 jax 0.12's CUDA plugin describes GPUs and compiles for them on any machine; nothing runs. A table says for every program
 how long it compiled, its temporary memory on a device, its largest arrays and its collectives. The exit code is 1 where
@@ -8,6 +9,8 @@ a limit is broken: a program does not compile, holds an array as large as tokens
 all features of a token, runs other kernels than those of its GPU (Mosaic from Hopper on, else Triton), or takes more
 temporary memory than below. Autotuning needs a device and is off.
 
+    encode fused      on Hopper: temporary memory <= 2,048 x features bytes (the candidates of so many tokens) + 16 MiB,
+                      and no array of 512 tokens x features, which the plain encoder holds
     encode, passes    temporary memory <= 512 x features x 8 bytes (a chunk of pre-activations and places) + 64 MiB
     gradient          what it returns besides; on (data, feature) = (2, 4) at most a fifth of what plain autodiff of
                       `lax.top_k` and a gather takes there, compiled in the same run (the control: it must hold an array
@@ -57,6 +60,8 @@ class Program(NamedTuple):
     temporary: float | None
     sparse: bool = True
     kernels: bool = True
+    hopper: bool = False
+    """Only there."""
 
 
 def loss(weights: dict[str, Any], x: Any, k: int, plain: bool = False) -> Any:
@@ -86,11 +91,13 @@ def programs(devices: Any, width: int, features: int, k: int) -> list[Program]:
     values, indices = array((TOKENS, k), jnp.float32), array((TOKENS, k), jnp.int32)
     bias = array((features,), jnp.float32)
     spare = 512 * features * 8 + 2**26
+    fused = partial(encode_topk, k=k, implementation="mosaic_gpu_fused")
     gradient = 2 * features * width * 4
     spread = weights(eight, P("feature")), array((TOKENS, width), jnp.bfloat16, eight, P("data"))
     return [
         Program("encode", partial(encode_topk, k=k), (x, rows, bias), one, spare, kernels=False),
         Program("encode, 4 k", partial(encode_topk, k=4 * k), (x, rows, bias), one, spare, kernels=False),
+        Program("encode fused", fused, (x, rows, bias), one, 2048 * features + 2**24, hopper=True),
         Program("gather_sum", sparse_decode, (values, indices, rows), one, spare),
         Program("sampled_dot", sampled_dot, (x, rows, indices), one, spare),
         Program("outer_sum", partial(sparse_outer, features=features), (values, indices, x), one, spare),
@@ -126,6 +133,9 @@ def compiled(program: Program, width: int, features: int, k: int, kernel: str = 
     kernels = sorted(name for name in ("mosaic", "triton") if KERNEL_CALLS[name] in text)
     if program.kernels and kernels != [kernel]:
         broken.append(f"runs {' and '.join(kernels) or 'no'} kernels, not those of {kernel}")
+    if program.hopper:
+        chunk = [one for one in found if shape_of(one)[-2:] == (512, features)]
+        broken += [f"holds the pre-activations of a chunk, {one}" for one in chunk]
     if program.temporary is not None and temporary > program.temporary:
         broken.append(f"{temporary / 2**20:.0f} MiB temporary, limit {program.temporary / 2**20:.0f}")
     return {
@@ -142,6 +152,8 @@ def compiled(program: Program, width: int, features: int, k: int, kernel: str = 
 def compare(results: list[dict[str, Any]]) -> None:
     """The gradient on a mesh takes at most `SHARE` of what plain autodiff takes there."""
     by_name = {result["name"]: result for result in results}
+    if not {"gradient data2 feature4", "plain data2 feature4"} <= set(by_name):
+        return
     ours, plain = by_name["gradient data2 feature4"], by_name["plain data2 feature4"]
     if "temporary" in ours and "temporary" in plain:
         share = ours["temporary"] / plain["temporary"]
@@ -167,6 +179,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--gpus", nargs="+", choices=list(GPUS), default=["a100", "h100", "h200"])
     parser.add_argument("--quick", action="store_true", help="only the smaller shape for all GPUs but the last")
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="only the programs of these names")
     parser.add_argument("--json", type=Path, help="also write the numbers to this file")
     arguments = parser.parse_args()
     everything = []
@@ -175,7 +188,12 @@ def main() -> int:
         last = gpu == arguments.gpus[-1]
         for shape in [SMALL, LARGE] if last or not arguments.quick else [SMALL]:
             print(f"{gpu}, width, features, k = {shape}\n{'program':26}{'s':>6}{'temp MiB':>10}", flush=True)
-            results = [compiled(program, *shape, kernel) for program in programs(devices, *shape)]
+            wanted = [
+                program
+                for program in programs(devices, *shape)
+                if (kernel == "mosaic" or not program.hopper) and program.name in (arguments.only or [program.name])
+            ]
+            results = [compiled(program, *shape, kernel) for program in wanted]
             if shape == LARGE:
                 compare(results)
             print("\n".join(map(row, results)), flush=True)

@@ -32,6 +32,9 @@ from jaxinterp.decompositions.codes import OneLayer, SparseCodes
 COARSEST, FINEST = 4.0, 2.0**-12
 """Steps that are tried lie between these."""
 
+LEAST = 1e-12
+"""Of the greatest value: the least size of a component."""
+
 
 class DescriptionLength(NamedTuple):
     """Bits per token, the step, and the share of the target's variance that rounding changes the output by."""
@@ -92,14 +95,22 @@ def entropy_bits(numbers: Int[np.ndarray, " entries"], component: Int[np.ndarray
 
 
 def _sizes(codes: OneLayer) -> Float[Array, " features"]:
-    """s_c of the module's equation; 1 for a component that is never active."""
+    """s_c of the module's equation; 1 for a component that is never active.
+
+    Squares are taken of values in units of the greatest, so that none is lost; a component that is smaller than that by
+    a factor of 1e12 gets this size: its values are rounded to 0.
+    """
     count = codes.fired(jnp.ones(codes.values.shape[:-1]))
-    squares = codes.values.reshape(-1, codes.values.shape[-1]) ** 2
+    values = codes.values.reshape(-1, codes.values.shape[-1])
+    greatest = jnp.max(jnp.abs(values))
+    unit = jnp.where(greatest > 0, greatest, 1.0)
+    squares = (values / unit) ** 2
     if isinstance(codes, SparseCodes):
         total = jnp.zeros(codes.features, squares.dtype).at[codes.indices.reshape(squares.shape)].add(squares)
     else:
         total = jnp.sum(squares, axis=0)
-    return jnp.where(count > 0, jnp.sqrt(total / jnp.maximum(count, 1)), 1.0)
+    size = unit * jnp.maximum(jnp.sqrt(total / jnp.maximum(count, 1)), LEAST)
+    return jnp.where(count > 0, size, 1.0)
 
 
 def _per_value(codes: OneLayer, sizes: Array) -> Array:

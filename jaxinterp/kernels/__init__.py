@@ -4,7 +4,9 @@
     rank         what a selection goes by: the value, its size, a threshold, another score
     threshold    one threshold for a whole batch (BatchTopK)
     sharded      the passes on a mesh: the only `shard_map`
-    dispatch     which implementation runs a pass: reference, xla, dense, pallas_tpu, mosaic_gpu, pallas_gpu
+    dispatch     which implementation runs a pass: reference, xla, dense, pallas_tpu, mosaic_gpu, pallas_gpu,
+                 mosaic_gpu_fused
+    certificate  what fused encoders do for tokens that they cannot vouch for
     runs         entries in the order of their features, for the weight gradients of the GPU kernels
 
 Nothing here (but the reference) builds a `tokens x features` or a `tokens x k x d` array for the whole batch.

@@ -6,6 +6,7 @@
     pallas_tpu   fused encoder and selection, row DMA, sorted weight gradients; TPU only
     mosaic_gpu   gathers and CSC weight gradients by the copy engine; Hopper and later; `encode` as in xla
     pallas_gpu   the same for older CUDA GPUs, through Pallas' Triton backend
+    mosaic_gpu_fused  as mosaic_gpu, with the encoder and its selection fused; Hopper; only where it is asked for
 
 `name:interpret` runs a kernel anywhere, slowly: for tests.
 """
@@ -20,17 +21,21 @@ from typing import Any
 from jaxinterp.core.errors import UserError, suggest
 from jaxinterp.kernels import platforms, xla
 
-NAMES = ("reference", "xla", "dense", "pallas_tpu", "mosaic_gpu", "pallas_gpu")
+NAMES = ("reference", "xla", "dense", "pallas_tpu", "mosaic_gpu", "pallas_gpu", "mosaic_gpu_fused")
 KERNELS = {"tpu": ("pallas_tpu",), "gpu": ("mosaic_gpu", "pallas_gpu")}
 """Implementations by kernels, by platform; the first that takes the shape on the device is chosen."""
-NEEDS = {name: platform for platform, names in KERNELS.items() for name in names}
+FUSED = {"tpu": "pallas_tpu", "gpu": "mosaic_gpu_fused"}
+"""The implementation whose `encode` never writes pre-activations, by platform."""
+NEEDS = {name: platform for platform, names in KERNELS.items() for name in names} | {"mosaic_gpu_fused": "gpu"}
+UNPROVEN = {"mosaic_gpu_fused": "no GPU has run it; implementation='mosaic_gpu_fused' asks for it"}
+"""Kernels that are not chosen by themselves, although they may run: plain XLA selects right on every machine."""
 
 BREAK_EVEN = {"cpu": 1 / 40, "gpu": 1 / 184, "tpu": 1 / 240}
 """k / M above which a dense pass is faster. cpu: measured (benchmarks/topk.py: a sparse pass at k 32 of 12,288 takes
 .08 to .10 of a matmul). gpu, tpu: bytes / operations per second of an H200 and a v5e, computed and not measured."""
 
 FUSED_FROM = 2**26
-"""Pre-activations (tokens x features) from which the fused TPU encoder is taken; computed, not measured."""
+"""Pre-activations (tokens x features) from which a fused encoder is taken; computed, not measured."""
 
 WITHOUT = "JAXINTERP_WITHOUT"
 """The environment variable for a machine on which kernels turn out not to work: none has run on a GPU or a TPU yet."""
@@ -57,8 +62,7 @@ def find(name: str | None, of: str, **shape: int) -> Callable[..., Any]:
         wider = shape | {"width": shape["width"] + xla.LANES}
         return partial(xla.outer_and_value_sum, outer_sum=find(chosen, "outer_sum", **wider))
     function = function or getattr(xla, of)
-    own = function.__module__.startswith(_module(base).__name__)
-    return partial(function, interpret=True) if mode and own else function
+    return partial(function, interpret=True) if mode and function.__module__ != xla.__name__ else function
 
 
 @cache
@@ -71,13 +75,14 @@ def choose(of: str, platform: str, kind: str = "", **shape: int) -> str:
     """
     wanted = KERNELS.get(platform, ())
     if of == "encode":
-        fused = platform == "tpu" and shape["tokens"] * shape["features"] >= FUSED_FROM
-        wanted = wanted if fused else ()
+        large = shape["tokens"] * shape["features"] >= FUSED_FROM
+        wanted = (FUSED[platform],) if large and platform in FUSED else ()
     elif shape["k"] / shape["features"] > BREAK_EVEN.get(platform, 1):
         wanted = ("dense",)
     without = os.environ.get(WITHOUT, "").split(",")
     reasons = {
-        name: f"{WITHOUT} names it" if name in without else refusal(name, of, platform, **shape) for name in wanted
+        name: f"{WITHOUT} names it" if name in without else refusal(name, of, platform, **shape) or UNPROVEN.get(name)
+        for name in wanted
     }
     chosen = next((name for name, reason in reasons.items() if not reason), "xla")
     said = ", ".join(f"{name} {size}" for name, size in shape.items())

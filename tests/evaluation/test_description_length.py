@@ -82,3 +82,11 @@ def test_sparse_and_dense_codes_are_the_same_to_it():
 def test_wrong_numbers_are_refused():
     with pytest.raises(UserError, match="must be positive"):
         description_length(identity(2), jnp.ones((4, 2)), variance=0.0)
+
+
+def test_a_component_next_to_nothing_takes_no_bits():
+    """Its squares are 0 in float32: it was divided by 0, no step was fine enough, and every code took all its bits."""
+    x = jax.random.normal(jax.random.key(1), (4096, 2))
+    alone = description_length(identity(2), x, variance=2.0)
+    beside = description_length(identity(3), jnp.concatenate([x, jnp.full((4096, 1), 1e-25)], axis=1), variance=2.0)
+    assert beside.bits == pytest.approx(alone.bits, rel=1e-6) and beside.change == pytest.approx(alone.change, rel=1e-4)

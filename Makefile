@@ -41,10 +41,9 @@ test-slow: $(INSTALLED)  ## the slow proofs: planted trainings, whole experiment
 	exit $$code
 
 # Proofs that train for so many steps that the compiler's optimisation pays, and goldens that were made with it.
-LONG := $(addprefix tests/,colab experiments/test_discrete_circuits.py experiments/test_gba.py $(addprefix methods/, \
-  combine/test_resampling.py combine/test_seeds.py factor/test_experts_recovery.py factor/test_parameter_recovery.py \
-  factor/test_semi_nmf.py sparse test_a_new_method.py test_attention_sae.py test_cross_layer.py test_goldens.py \
-  test_recovery.py))
+LONG := $(addprefix tests/,experiments/test_discrete_circuits.py experiments/test_gba.py $(addprefix methods/, \
+  factor/test_experts_recovery.py factor/test_parameter_recovery.py factor/test_semi_nmf.py sparse/test_afa.py \
+  sparse/test_group_bias_adaptation.py test_goldens.py))
 
 test-jax: $(INSTALLED)  ## the part of the suite whose outcome depends on the version of jax
 	$(QUICK) $(PYTEST) -m "not slow" $(DEPENDS_ON_JAX)

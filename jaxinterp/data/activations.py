@@ -87,6 +87,10 @@ class Harvest:
         check_ids(model, windows["tokens"], "text")
         return _take_jit(self, model, windows)
 
+    def shapes(self, model: PyTree, windows: Mapping[str, PyTree]) -> PyTree:
+        """The shapes of what it gives, traced once for each model structure and shape."""
+        return eqx.filter_eval_shape(_take_jit, self, model, windows)
+
     def _arrays(self, model: PyTree, windows: Mapping[str, PyTree]) -> dict[str, Array]:
         names = tuple(dict.fromkeys((*self.names, *self._routed())))
         found = _traced(model, windows, names)
@@ -126,9 +130,9 @@ def harvest(model: PyTree, windows: Mapping[str, PyTree], names: tuple[str, ...]
 
 def _traced(model: PyTree, windows: Mapping[str, PyTree], names: tuple[str, ...]) -> dict[str, Array]:
     tokens = windows["tokens"]
-    trace = run(model, tokens)
-    found = {name: trace[name] for name in names if not name.endswith(GRADIENT)}
     by = [name.removesuffix(GRADIENT) for name in names if name.endswith(GRADIENT)]
+    trace = run(model, tokens, keep=(*names, *by))  # what nobody keeps, attention patterns above all, need not be made
+    found = {name: trace[name] for name in names if not name.endswith(GRADIENT)}
     if by:
         zeros = {name: jnp.zeros_like(trace[name]) for name in by}
         gradients = jax.grad(_next_token_loss)(zeros, model, tokens, counted(windows))

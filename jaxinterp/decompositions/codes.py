@@ -4,9 +4,11 @@ Sparse codes hold k values and their features per token, dense codes one value p
 A component is active where its value is not zero.
 """
 
+from functools import partial
 from typing import ClassVar
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
@@ -32,12 +34,7 @@ class SparseCodes(eqx.Module):
 
     def dense(self) -> Float[Array, "*axes features"]:
         """One value per feature."""
-        flat_values = self.values.reshape(-1, self.values.shape[-1])
-        flat_indices = self.indices.reshape(flat_values.shape)
-        tokens = jnp.arange(flat_values.shape[0])[:, None]
-        dense = jnp.zeros((flat_values.shape[0], self.features), flat_values.dtype)
-        dense = dense.at[tokens, flat_indices].add(flat_values)
-        return dense.reshape(*self.values.shape[:-1], self.features)
+        return _dense(self.values, self.indices, self.features)
 
     def sparse(self, k: int) -> "SparseCodes":
         """The k values of each token that are largest in size, whatever their sign."""
@@ -46,11 +43,11 @@ class SparseCodes(eqx.Module):
 
     def weighted(self, per_feature: Float[Array, " features"]) -> Float[Array, "*axes"]:
         """Per token, the sum of its values times a number of each feature."""
-        return jnp.sum(self.values * per_feature[self.indices], axis=-1)
+        return _weighted(self.values, self.indices, per_feature)
 
     def active(self) -> Float[Array, "*axes"]:
         """The number of active features of each token."""
-        return jnp.sum(self.values != 0, axis=-1).astype(jnp.float32)
+        return _active(self.values)
 
     def at_cap(self) -> Float[Array, "*axes"]:
         """1 for a token that uses all its k slots."""
@@ -97,7 +94,7 @@ class DenseCodes(eqx.Module):
 
     def active(self) -> Float[Array, "*axes"]:
         """The number of active features of each token."""
-        return jnp.sum(self.values != 0, axis=-1).astype(jnp.float32)
+        return _active(self.values)
 
     def smallest(self) -> Float[Array, ""]:
         """The smallest positive value, 0 where there is none."""
@@ -120,6 +117,28 @@ def weighted_rows(codes: Codes, rows: Float[Array, "features d"]) -> Float[Array
     return codes.dense() @ rows
 
 
+# Inside `jax.jit` they are inlined; outside they are one program, not one for each operation.
+@partial(jax.jit, static_argnames="features", inline=True)
+def _dense(values: Array, indices: Array, features: int) -> Array:
+    flat_values = values.reshape(-1, values.shape[-1])
+    flat_indices = indices.reshape(flat_values.shape)
+    tokens = jnp.arange(flat_values.shape[0])[:, None]
+    dense = jnp.zeros((flat_values.shape[0], features), flat_values.dtype)
+    dense = dense.at[tokens, flat_indices].add(flat_values)
+    return dense.reshape(*values.shape[:-1], features)
+
+
+@partial(jax.jit, inline=True)
+def _weighted(values: Array, indices: Array, per_feature: Array) -> Array:
+    return jnp.sum(values * per_feature[indices], axis=-1)
+
+
+@partial(jax.jit, inline=True)
+def _active(values: Array) -> Array:
+    return jnp.sum(values != 0, axis=-1).astype(jnp.float32)
+
+
+@partial(jax.jit, inline=True)
 def _smallest_positive(values: Array) -> Array:
     smallest = jnp.min(jnp.where(values > 0, values, jnp.inf))
     return jnp.where(jnp.isfinite(smallest), smallest, 0.0)

@@ -11,6 +11,7 @@ means are leaves: normalisation is part of the decomposition, and `fold` takes i
 
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 
 import equinox as eqx
 import jax
@@ -28,6 +29,16 @@ from jaxinterp.decompositions.offered import replaced
 from jaxinterp.kernels import as_products, encode_topk
 from jaxinterp.models.layers import Tap, no_tap
 from jaxinterp.models.rules import EXACT, Rules
+
+
+# Inside `jax.jit` it is inlined; outside it is one program, not one for each operation.
+@partial(jax.jit, inline=True)
+def normalised(
+    x: Float[Array, "*axes d"], mean: Float[Array, " d"], scale: Float[Array, ""]
+) -> Float[Array, "*axes d"]:
+    """(x - mean) / scale from float32 sums, rounded to bfloat16 where x is bfloat16; float64 stays float64."""
+    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    return as_products((wide - mean) / scale, x)
 
 
 class Dictionary(eqx.Module):
@@ -61,8 +72,7 @@ class Dictionary(eqx.Module):
 
     def normalise(self, x: Float[Array, "*axes d_in"]) -> Float[Array, "*axes d_in"]:
         """x' of the module's equation: from float32 sums, rounded to bfloat16 where x is bfloat16."""
-        wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-        return as_products((wide - self.input_mean) / self.input_scale, x)
+        return normalised(x, self.input_mean, self.input_scale)
 
     def encode(
         self,

@@ -316,6 +316,8 @@ def _flat(array: Array) -> Array:
     return array.reshape(-1, array.shape[-1])
 
 
+# Inside `jax.jit` it is inlined; outside it is one program, not one for each operation.
+@partial(jax.jit, static_argnames="rows", inline=True)
 def _places(indices: Array, rows: int) -> Array:
     """Indices with one leading axis; `rows` for all that name no row: kernels read wherever they are told to."""
     flat = _flat(indices)

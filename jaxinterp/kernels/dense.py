@@ -5,6 +5,8 @@ at about k / M = (bytes per second) / (operations per second) of the device (`di
 512 x M numbers.
 """
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
@@ -52,6 +54,8 @@ def outer_sum(
     return jax.lax.scan(add, jnp.zeros((features, g.shape[1]), jnp.float32), steps)[0]
 
 
+# Inside `jax.jit` it is inlined; outside it is one program, not one for each operation.
+@partial(jax.jit, static_argnames="features", inline=True)
 def _codes(values: Array, indices: Array, features: int) -> Array:
     tokens = jnp.arange(values.shape[0])[:, None]
     return jnp.zeros((values.shape[0], features), jnp.float32).at[tokens, indices].add(values, mode="drop")

@@ -15,6 +15,7 @@ reads; `gate`, of the same shape, where there is one.
 """
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import equinox as eqx
@@ -23,6 +24,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxinterp.core.errors import UserError
+from jaxinterp.kernels.platforms import current
 from jaxinterp.models.layers import (
     Linear,
     Norm,
@@ -31,9 +33,13 @@ from jaxinterp.models.layers import (
     no_tap,
     project,
     soft_cap,
+    wants,
 )
 from jaxinterp.models.rotary import RopeScaling, rotary_frequencies, rotate
 from jaxinterp.models.rules import EXACT, Rules, gate_product, hold
+
+LONG, BLOCKS = 128, 4
+"""From so many tokens on attention goes in so many blocks on a CPU: more blocks save little and compile longer."""
 
 
 @dataclass(frozen=True)
@@ -123,15 +129,14 @@ class Attention(eqx.Module):
             query, key, value = self.project(x, positions, tap=tap, rules=rules)
         if shared is not None and self.shares is not None:
             shared[self.shares] = key, value
-        places = jnp.arange(x.shape[1])
-        visible = self._behind(places[:, None] - places[None, :])
+        visible = _mask(x.shape[1], self.causal, self.window)
         if self.chunk is not None:
-            rows = places if positions is None else positions
+            rows = jnp.arange(x.shape[1]) if positions is None else positions
             visible = visible & self._together(rows[..., :, None], rows[..., None, :])
         if real is not None:  # padding sees itself, so that its row does not divide by zero
             visible = visible & (real[:, None, :] | jnp.eye(x.shape[1], dtype=bool))
         gate = self.gate(x, tap=tap, rules=rules)
-        z = self.attend(query, key, value, visible, gate, tap=tap, rules=rules)
+        z = self.attend(query, key, value, visible, gate, tap=tap, rules=rules, in_order=True)
         return self.write(z, tap=tap, rules=rules)
 
     def sees(self, queries: Int[Array, "*axes"], keys: Int[Array, "*others"]) -> Bool[Array, "..."]:
@@ -140,9 +145,7 @@ class Attention(eqx.Module):
         return visible if self.chunk is None else visible & self._together(queries, keys)
 
     def _behind(self, distance: Int[Array, "*axes"]) -> Bool[Array, "*axes"]:
-        if not self.causal:
-            return jnp.ones(distance.shape, bool)
-        return distance >= 0 if self.window is None else (distance >= 0) & (distance < self.window)
+        return _behind(distance, self.causal, self.window)
 
     def _together(self, queries: Int[Array, "*axes"], keys: Int[Array, "*others"]) -> Bool[Array, "..."]:
         """Whether two positions lie in one chunk."""
@@ -241,30 +244,122 @@ class Attention(eqx.Module):
         *,
         tap: Tap = no_tap,
         rules: Rules = EXACT,
+        in_order: bool = False,
     ) -> Float[Array, "batch queries heads head_dim"]:
-        """z of the module's equation: `visible` says which keys each query sees, at least one."""
-        batch, queries, keys = query.shape[0], query.shape[1], key.shape[1]
-        grouped = query.reshape(batch, queries, self.kv_heads, self.heads // self.kv_heads, -1)
-        wide = jnp.promote_types(query.dtype, jnp.float32)
-        scores = jnp.einsum("bqngd,bknd->bngqk", grouped, key, preferred_element_type=wide) * self.scale
-        if visible.ndim == 3:
-            visible = visible[:, None, None]
-        scores = jnp.where(visible, soft_cap(scores, self.cap), -jnp.inf)
-        if self.sinks is not None:
-            sinks = jnp.broadcast_to(self.sinks.astype(wide).reshape(self.kv_heads, -1, 1, 1), (*scores.shape[:-1], 1))
-            scores = jnp.concatenate([scores, sinks], axis=-1)
-        pattern = jax.nn.softmax(scores, axis=-1)[..., :keys].astype(query.dtype)
-        pattern = pattern.reshape(batch, self.heads, queries, keys)
-        pattern = tap("pattern", hold(pattern, rules.attention))
+        """z of the module's equation: `visible` says which keys each query sees, at least one.
 
-        grouped_pattern = pattern.reshape(batch, self.kv_heads, -1, queries, keys)
-        mixed = jnp.einsum("bngqk,bknd->bqngd", grouped_pattern, value).reshape(batch, queries, self.heads, -1)
+        `in_order`: queries and keys are those of the same tokens in their order. Where nobody looks at the pattern, a
+        CPU then leaves out most pairs that a causal mask hides.
+        """
+        if in_order and self.causal and query.shape[1] >= LONG and not wants(tap, "pattern") and current() == "cpu":
+            mixed = self._block_by_block(query, key, value, visible, rules)
+        else:
+            mixed = self._all_pairs(query, key, value, visible, tap, rules)
         if gate is None:
             return tap("z", mixed)
         return tap("z", mixed * hold(gate, True) if rules.attention else gate_product(mixed, gate, rules))
+
+    def _all_pairs(
+        self,
+        query: Float[Array, "batch queries heads head_dim"],
+        key: Float[Array, "batch keys kv_heads head_dim"],
+        value: Float[Array, "batch keys kv_heads head_dim"],
+        visible: Bool[Array, "queries keys"] | Bool[Array, "batch queries keys"],
+        tap: Tap,
+        rules: Rules,
+    ) -> Float[Array, "batch queries heads head_dim"]:
+        """pattern v, with the pattern as one array."""
+        pattern = _pattern(query, key, visible, self.sinks, self.scale, self.cap)
+        return _mixed(tap("pattern", hold(pattern, rules.attention)), value)
+
+    def _block_by_block(
+        self,
+        query: Float[Array, "batch seq heads head_dim"],
+        key: Float[Array, "batch seq kv_heads head_dim"],
+        value: Float[Array, "batch seq kv_heads head_dim"],
+        visible: Bool[Array, "seq seq"] | Bool[Array, "batch seq seq"],
+        rules: Rules,
+    ) -> Float[Array, "batch seq heads head_dim"]:
+        """The same, a quarter of the queries at a time with the keys up to its end; a matrix for every key head."""
+        batch, seq = query.shape[:2]
+        group, size = self.heads // self.kv_heads, seq // BLOCKS if seq % BLOCKS == 0 else seq
+        wide = jnp.promote_types(query.dtype, jnp.float32)
+        queries = query.reshape(batch, seq, self.kv_heads, group, -1).transpose(0, 2, 3, 1, 4)
+        keys, values = jnp.swapaxes(key, 1, 2), jnp.swapaxes(value, 1, 2)
+        blocks = []
+        for stop in range(size, seq + 1, size):
+            own = queries[:, :, :, stop - size : stop].reshape(batch, self.kv_heads, group * size, -1)
+            scores = jnp.einsum("bnqd,bnkd->bnqk", own, keys[:, :, :stop], preferred_element_type=wide) * self.scale
+            scores = scores.reshape(batch, self.kv_heads, group, size, stop)
+            pattern = _shares(scores, visible[..., stop - size : stop, :stop], self.sinks, self.cap).astype(query.dtype)
+            pattern = hold(pattern, rules.attention).reshape(batch, self.kv_heads, group * size, stop)
+            mixed = jnp.einsum("bnqk,bnkd->bnqd", pattern, values[:, :, :stop])
+            blocks.append(mixed.reshape(batch, self.kv_heads, group, size, -1))
+        return jnp.concatenate(blocks, axis=3).transpose(0, 3, 1, 2, 4).reshape(batch, seq, self.heads, -1)
 
     def write(
         self, z: Float[Array, "batch seq heads head_dim"], *, tap: Tap = no_tap, rules: Rules = EXACT
     ) -> Float[Array, "batch seq d_model"]:
         """z W_out + b_out."""
         return project(self.o_proj, "o_proj", z.reshape(*z.shape[:2], -1), tap, rules)
+
+
+# Inside `jax.jit` they are inlined; outside they are one program, not one for each operation.
+@partial(jax.jit, static_argnames=("size", "causal", "window"), inline=True)
+def _mask(size: int, causal: bool, window: int | None) -> Bool[Array, "queries keys"]:
+    """Which tokens of a text of `size` tokens each of them sees."""
+    places = jnp.arange(size)
+    return _behind(places[:, None] - places[None, :], causal, window)
+
+
+@partial(jax.jit, static_argnames=("causal", "window"), inline=True)
+def _behind(distance: Int[Array, "*axes"], causal: bool, window: int | None) -> Bool[Array, "*axes"]:
+    if not causal:
+        return jnp.ones(distance.shape, bool)
+    return distance >= 0 if window is None else (distance >= 0) & (distance < window)
+
+
+@partial(jax.jit, static_argnames="cap", inline=True)
+def _shares(
+    scores: Float[Array, "batch kv_heads group queries keys"],
+    visible: Bool[Array, "queries keys"] | Bool[Array, "batch queries keys"],
+    sinks: Float[Array, " heads"] | None,
+    cap: float | None,
+) -> Float[Array, "batch kv_heads group queries keys"]:
+    """softmax(cap(scores) + mask), sinks among what is divided by."""
+    if visible.ndim == 3:
+        visible = visible[:, None, None]
+    scores = jnp.where(visible, soft_cap(scores, cap), -jnp.inf)
+    if sinks is None:
+        return jax.nn.softmax(scores, axis=-1)
+    sinks = sinks.astype(scores.dtype).reshape(scores.shape[1], -1, 1, 1)
+    with_sinks = jnp.concatenate([scores, jnp.broadcast_to(sinks, (*scores.shape[:-1], 1))], axis=-1)
+    return jax.nn.softmax(with_sinks, axis=-1)[..., :-1]
+
+
+@partial(jax.jit, static_argnames=("scale", "cap"), inline=True)
+def _pattern(
+    query: Float[Array, "batch queries heads head_dim"],
+    key: Float[Array, "batch keys kv_heads head_dim"],
+    visible: Bool[Array, "queries keys"] | Bool[Array, "batch queries keys"],
+    sinks: Float[Array, " heads"] | None,
+    scale: float,
+    cap: float | None,
+) -> Float[Array, "batch heads queries keys"]:
+    """How much each query attends to each key."""
+    (batch, queries, heads, _), (_, keys, kv_heads, _) = query.shape, key.shape
+    grouped = query.reshape(batch, queries, kv_heads, heads // kv_heads, -1)
+    wide = jnp.promote_types(query.dtype, jnp.float32)
+    scores = jnp.einsum("bqngd,bknd->bngqk", grouped, key, preferred_element_type=wide) * scale
+    pattern = _shares(scores, visible, sinks, cap).astype(query.dtype)
+    return pattern.reshape(batch, heads, queries, keys)
+
+
+@partial(jax.jit, inline=True)
+def _mixed(
+    pattern: Float[Array, "batch heads queries keys"], value: Float[Array, "batch keys kv_heads value_dim"]
+) -> Float[Array, "batch queries heads value_dim"]:
+    """The values of each head, mixed by its pattern."""
+    (batch, heads, queries, keys), kv_heads = pattern.shape, value.shape[2]
+    grouped = pattern.reshape(batch, kv_heads, -1, queries, keys)
+    return jnp.einsum("bngqk,bknd->bqngd", grouped, value).reshape(batch, queries, heads, -1)

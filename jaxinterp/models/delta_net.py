@@ -16,6 +16,7 @@ section 3.3): within a chunk the corrections of all tokens solve one triangular 
 """
 
 from dataclasses import dataclass
+from functools import partial
 
 import equinox as eqx
 import jax
@@ -156,6 +157,8 @@ class GatedDeltaNet(eqx.Module):
         return out, DeltaState(memory, seen[:, seq:])
 
 
+# Inside `jax.jit` it is inlined; outside it is one program, not one for each operation.
+@partial(jax.jit, static_argnames="chunk", inline=True)
 def gated_delta_rule(
     query: Float[Array, "batch seq heads key_dim"],
     key: Float[Array, "batch seq heads key_dim"],

@@ -5,6 +5,7 @@ Weights are stored `(d_in, d_out)`, so that a forward pass reads `x @ weight`.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import equinox as eqx
@@ -14,6 +15,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 from jaxinterp.core.callables import takes
 from jaxinterp.core.trees import path_name
+from jaxinterp.models.normals import normal
 from jaxinterp.models.rules import EXACT, Rules, hold
 
 Tap = Callable[[str, Any], Any]
@@ -168,14 +170,7 @@ class Norm(eqx.Module):
         return {"weight": 0} if self.weight.ndim > 1 else {}
 
     def __call__(self, x: Float[Array, "*axes d"], rules: Rules = EXACT) -> Float[Array, "*axes d"]:
-        wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-        if self.kind == "layer":
-            wide = wide - jnp.mean(wide, axis=-1, keepdims=True)
-        inverse_scale = jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + self.epsilon)
-        y = wide * hold(inverse_scale, rules.norm) * (self.weight.astype(wide.dtype) + self.offset)
-        if self.bias is not None:
-            y = y + self.bias
-        return y.astype(x.dtype)
+        return _scaled(x, self.weight, self.bias, self.kind, self.epsilon, self.offset, rules.norm)
 
 
 class UnitNorm(eqx.Module):
@@ -184,9 +179,30 @@ class UnitNorm(eqx.Module):
     epsilon: float = eqx.field(static=True)
 
     def __call__(self, x: Float[Array, "*axes d"], rules: Rules = EXACT) -> Float[Array, "*axes d"]:
-        wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-        inverse_scale = jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + self.epsilon)
-        return (wide * hold(inverse_scale, rules.norm)).astype(x.dtype)
+        return _scaled(x, None, None, "rms", self.epsilon, 0.0, rules.norm)
+
+
+# Inside `jax.jit` they are inlined; outside they are one program, not one for each operation.
+@partial(jax.jit, static_argnames=("kind", "epsilon", "offset", "held"), inline=True)
+def _scaled(
+    x: Float[Array, "*axes d"],
+    weight: Float[Array, "*heads d"] | None,
+    bias: Float[Array, " d"] | None,
+    kind: Literal["rms", "layer"],
+    epsilon: float,
+    offset: float,
+    held: bool,
+) -> Float[Array, "*axes d"]:
+    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    if kind == "layer":
+        wide = wide - jnp.mean(wide, axis=-1, keepdims=True)
+    inverse_scale = jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + epsilon)
+    y = wide * hold(inverse_scale, held)
+    if weight is not None:
+        y = y * (weight.astype(wide.dtype) + offset)
+    if bias is not None:
+        y = y + bias
+    return y.astype(x.dtype)
 
 
 def normed(norm: Norm | None, x: Float[Array, "*axes d"], rules: Rules = EXACT) -> Float[Array, "*axes d"]:
@@ -199,6 +215,7 @@ def soft_cap(x: Float[Array, "*axes"], cap: float | None) -> Float[Array, "*axes
     return x if cap is None else cap * jnp.tanh(x / cap)
 
 
+@partial(jax.jit, inline=True)
 def rows_of_ids(token: Float[Array, "vocab d"], ids: Int[Array, "*axes"]) -> Float[Array, "*axes d"]:
     """The rows of an embedding; NaN for an id that has none, negative ids among them."""
     return token.at[ids].get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)
@@ -214,5 +231,5 @@ def random_linear(
     cut: Literal["out", "in"] | None = None,
 ) -> Linear:
     """A linear map with entries of standard deviation scale / sqrt(d_in) and a zero bias."""
-    weight = scale * jax.random.normal(key, (d_in, d_out), dtype=jnp.float32) / d_in**0.5
+    weight = normal(key, (d_in, d_out), jnp.float32, times=scale, over=d_in**0.5)
     return Linear(weight, jnp.zeros(d_out, jnp.float32) if bias else None, cut)

@@ -20,8 +20,10 @@ with "dynamic" and "longrope" a text's numbers depend on the longest text beside
 
 import math
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
@@ -68,6 +70,8 @@ class RopeScaling:
             raise UserError(f"rope_type 'dynamic' needs at least 4 rotated dimensions, not {dimensions}.")
 
 
+# Inside `jax.jit` they are inlined; outside they are one program, not one for each operation.
+@partial(jax.jit, static_argnames=("dimensions", "base", "scaling"), inline=True)
 def rotary_frequencies(
     dimensions: int, base: float, scaling: RopeScaling | None, length: int | Int[Array, ""] = 0
 ) -> Float[Array, " half"]:
@@ -133,6 +137,7 @@ def longrope_attention_factor(factor: float, original_context: int) -> float:
     return 1.0 if factor <= 1 else math.sqrt(1 + math.log(factor) / math.log(original_context))
 
 
+@partial(jax.jit, static_argnames=("interleaved", "amplitude"), inline=True)
 def rotate(
     x: Float[Array, "batch seq heads head_dim"],
     frequencies: Float[Array, " half"],

@@ -11,7 +11,6 @@ only when it is compiled: `jaxinterp preflight` says that.
 
 import math
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import PyTree
@@ -22,7 +21,7 @@ from jaxinterp.training.program import Program
 def memory_needed(program: Program, model: PyTree) -> dict[str, int]:
     """Bytes on one device, by what needs them: the module's list."""
     state = program.abstract_state(model)
-    rows = eqx.filter_eval_shape(program.take, model, program.abstract_windows()) if program.rows != "none" else None
+    rows = program.take.shapes(model, program.abstract_windows()) if program.rows != "none" else None
     widths = [] if rows is None else [array.size for array in rows.arrays.values()]
     return {
         "model": _bytes(model),

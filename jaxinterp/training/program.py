@@ -151,7 +151,7 @@ class Program:
         def filled(shape: Any) -> PyTree:
             return jax.ShapeDtypeStruct((shape.shape[0], self.buffer_batches * self.seq, *shape.shape[2:]), shape.dtype)
 
-        rows: Rows = jax.tree.map(filled, eqx.filter_eval_shape(self.take, model, self.abstract_windows()))
+        rows: Rows = jax.tree.map(filled, self.take.shapes(model, self.abstract_windows()))
         return rows
 
     def abstract_state(self, model: PyTree, previous: PyTree = None) -> TrainState:

@@ -30,7 +30,9 @@ from jaxinterp.training.mesh import make_mesh
 from tests.conformance.cases import RATE, Case
 from tests.goldens.trainings import subject, text
 
-SIZES = {"steps": 4, "batch_size": 64, "buffer_batches": 2, "log_every": 1}
+QUIET = {"log_every": 1, "progress": False}
+"""Without the line of what memory a run needs, which is traced for it."""
+SIZES = QUIET | {"steps": 4, "batch_size": 64, "buffer_batches": 2}
 STOP = 2
 TOLERANCE = RATE / 100
 """Of a weight on a mesh: a hundredth of one of Adam's steps, which divide by the gradient's own size."""
@@ -77,7 +79,7 @@ class Trained:
 def fitted(case: Case, on: Subject | None = None, **options: Any) -> Fit:
     """`fit` with the sizes of every case."""
     given = (text(),) if case.text else ()
-    sizes = SIZES if case.text else {"steps": SIZES["steps"], "log_every": 1}
+    sizes = SIZES if case.text else QUIET | {"steps": SIZES["steps"]}
     return fit(case.method, on or subject(), *given, site=case.site, **sizes | dict(case.options) | options)
 
 
@@ -147,21 +149,40 @@ def comes_back_from_disk(decomposition, folder, kinds=()) -> None:
 TOKENS = jnp.arange(16).reshape(2, 8)
 
 
+@eqx.filter_jit
+def _values(model, sites):
+    """Arrays and logits of a clean run."""
+    trace = run(model, TOKENS)
+    return {name: trace[name] for name in sites}, trace.logits
+
+
+@eqx.filter_jit
+def _with(model, name, value):
+    """Logits where an array has this value."""
+    return run(model, TOKENS, edits={name: lambda there: value}).logits
+
+
+@eqx.filter_jit
+def _in_place(model, edits):
+    """Logits under these edits."""
+    return run(model, TOKENS, edits=edits).logits
+
+
 def replaces_its_leaf(decomposition, place) -> None:
     """Invariant 19: in its place it does what the edit of its array does that the decomposition is; and not nothing."""
     model, reads, writes = subject().model, decomposition.sites.without_gradients.reads, decomposition.sites.writes
-    clean = run(model, TOKENS)
-    flat = lambda x: x.reshape(*x.shape[:2], -1)
-    wanted = decomposition(flat(clean[reads])).reshape(clean[writes].shape)
-    edited = run(model, TOKENS, edits={writes: lambda value: wanted}).logits
+    clean, logits = _values(model, (reads, writes))
+    flat = clean[reads].reshape(*clean[reads].shape[:2], -1)
+    wanted = eqx.filter_jit(decomposition)(flat).reshape(clean[writes].shape)
+    edited = _with(model, writes, wanted)
     if place == "array":
-        there = run(model, TOKENS, edits={reads: Through(decomposition)}).logits
+        there = _in_place(model, {reads: Through(decomposition)})
     else:
         is_the_leaf = (reads, writes) == (f"{decomposition.sites.leaf}/in", f"{decomposition.sites.leaf}/out")
         stands = decomposition if is_the_leaf else StandIn(model.blocks[0].mlp, decomposition)
-        there = run(replace(model, {decomposition.sites.leaf: stands}), TOKENS).logits
+        there = _in_place(replace(model, {decomposition.sites.leaf: stands}), {})
     np.testing.assert_allclose(there, edited, rtol=1e-4, atol=1e-4)
-    assert float(jnp.abs(edited - clean.logits).max()) > 1e-3, "it changes nothing"
+    assert float(jnp.abs(edited - logits).max()) > 1e-3, "it changes nothing"
 
 
 def has_a_row(decomposition) -> None:

@@ -20,6 +20,9 @@ from tests.decompositions.older import save_dictionary
 FEATURES, D, ACTIVE = 48, 32, 3
 SITE = "blocks/1/mlp"
 
+STEPS = 1500
+"""At high learning rates; experiments/recovery.py asks the same thresholds of 6000 steps."""
+
 
 def planted_dictionary(seed, samples=65_536):
     """V: 48 unit rows in 32 dimensions; samples h V with exactly 3 active h ~ U(0.5, 1.5)."""
@@ -69,7 +72,7 @@ def is_kept_on_disk(dictionary, folder, activation):
 
 
 @cache
-def trained_on_plants(method, seeds, steps=6000):
+def trained_on_plants(method, seeds, steps=STEPS):
     """(planted rows, dictionaries, late metrics), lists over seeds that follow each other: one compiled program."""
     plants = [planted_dictionary(seed) for seed in seeds]
 
@@ -84,16 +87,16 @@ def trained_on_plants(method, seeds, steps=6000):
 
 
 @cache
-def recovered(method, seed=0, steps=3000):
+def recovered(method, seed=0, steps=STEPS):
     """(mean matched cosine with the plant, dictionary, late metrics); all seeds have one program in the cache."""
     (rows,), (dictionary,), (metrics,) = trained_on_plants(method, (seed,), steps)
     return mcc(rows, dictionary.decoder), dictionary, metrics
 
 
-def recovery(method, seeds):
-    """(mean matched cosine, active features, fraction of variance unexplained), means over seeds of 6000 steps."""
+def recovery(method, seeds, steps=STEPS):
+    """(mean matched cosine, active features, fraction of variance unexplained), means over seeds."""
     found = [
         (mcc(rows, dictionary.decoder), late["l0"], late["fvu"])
-        for rows, dictionary, late in zip(*trained_on_plants(method, tuple(seeds)), strict=True)
+        for rows, dictionary, late in zip(*trained_on_plants(method, tuple(seeds), steps), strict=True)
     ]
     return np.mean(found, axis=0)

@@ -1,8 +1,9 @@
 """Planted ground truth, means over three seeds.
 
-48 unit rows in 32 dimensions, 3 active, 96 learned rows, 6000 steps of 256; planted MLPs of 48 ReLU neurons, 8000
-steps of 512. Thresholds: reference values measured with an independent implementation, less a margin. Every threshold
-has a broken variant beside it that fails it, with one seed.
+48 unit rows in 32 dimensions, 3 active, 96 learned rows, 1500 steps of 256; planted MLPs of 48 ReLU neurons, 1500
+steps of 256. Learning rates are high for that; experiments/recovery.py asks the same of 6000 steps. Thresholds:
+reference values measured with an independent implementation, less a margin. Every threshold has a broken variant beside
+it that fails it, with one seed and no more steps than that takes.
 """
 
 from dataclasses import dataclass
@@ -26,12 +27,12 @@ from jaxinterp.objectives import reconstruction, total
 from tests.methods.laboratory import planted_dictionary, recovery, trained_on_plants
 
 SEEDS = (0, 1, 2)
-TOPK = SparseAutoencoder(features=96, k=3, learning_rate=3e-3, auxk=0.0)
+TOPK = SparseAutoencoder(features=96, k=3, learning_rate=1e-2, auxk=0.0)
 RELU = SparseAutoencoder(
-    features=96, activation="relu", l1=0.2 / 3.2, learning_rate=1e-3, auxk=0.0, normalise=False
+    features=96, activation="relu", l1=0.2 / 3.2, learning_rate=5e-3, auxk=0.0, normalise=False
 )  # 3.2: the variance of the planted samples; the reference's coefficient, 0.2, is in units of squared error
 BATCH = change(TOPK, activation="batch_topk")
-SETTINGS = {"features": 96, "activation": "relu", "l1": 0.004, "learning_rate": 3e-3, "normalise": False, "auxk": 0.0}
+SETTINGS = {"features": 96, "activation": "relu", "l1": 0.004, "learning_rate": 1e-2, "normalise": False, "auxk": 0.0}
 TRANSCODER = Transcoder(**SETTINGS)
 MLP = Sites("m/in", "m/out")
 
@@ -49,24 +50,24 @@ def test_topk_recovers_the_plant(topk):
 @pytest.mark.slow
 def test_relu_with_l1_recovers_the_plant_and_without_does_not():
     assert recovery(RELU, SEEDS)[0] >= 0.97
-    dense = recovery(change(RELU, l1=0.0, objective=total(reconstruction())), (0,))
-    assert dense[0] < 0.6 and dense[1] > 30 and dense[2] < 0.01, "measured: 0.49, 60 active, FVU 6e-5"
+    dense = recovery(change(RELU, l1=0.0, objective=total(reconstruction())), (0,), steps=800)
+    assert dense[0] < 0.6 and dense[1] > 30 and dense[2] < 0.01, "measured: 0.49, 59 active, FVU 2e-3"
 
 
 @pytest.mark.slow
 def test_batch_topk_recovers_the_plant_and_its_threshold_stands_in_for_the_batch():
-    """And with a k three times too large it does not: measured 0.88."""
+    """And with a k four times too large it does not: measured 0.81."""
     assert recovery(BATCH, SEEDS)[0] >= 0.94
     _, samples = planted_dictionary(0)
     dictionary = trained_on_plants(BATCH, SEEDS)[1][0]
     assert 2.7 < float(dictionary.encode(samples[:4096]).active().mean()) < 3.3
-    assert recovery(change(BATCH, k=9), (0,))[0] < 0.92
+    assert recovery(change(BATCH, k=12), (0,), steps=1000)[0] < 0.92
 
 
 @pytest.mark.slow
-def test_a_k_three_times_too_large_is_a_worse_dictionary_with_no_worse_loss(topk):
-    """The negative control: recovery is judged by MCC, never by the loss."""
-    score, _, fvu = recovery(change(TOPK, k=9), SEEDS)
+def test_a_k_four_times_too_large_is_a_worse_dictionary_with_no_worse_loss(topk):
+    """The negative control: recovery is judged by MCC, never by the loss. Measured: 0.83, FVU .018 beside .023."""
+    score, _, fvu = recovery(change(TOPK, k=12), (0,))
     assert score < 0.93
     assert fvu <= topk[2] * 1.02
 
@@ -90,9 +91,9 @@ def of_mlp(planted, key, size):
 NOTHING = jnp.zeros((32, 32))
 
 
-def learn(method, planted, steps=8000):
+def learn(method, planted, steps=1500):
     """(decompositions, late metrics) of planted MLPs and linear maps, in one compiled program."""
-    return laboratory.train(method, of_mlp, planted, MLP, steps=steps, batch_size=512)
+    return laboratory.train(method, of_mlp, planted, MLP, steps=steps, batch_size=256)
 
 
 def both_sides(mlp, learned):
@@ -104,7 +105,7 @@ def both_sides(mlp, learned):
 
 @pytest.mark.slow
 def test_a_transcoder_finds_both_sides_of_a_planted_mlp():
-    """Measured: 1.000 and 1.000, FVU 2e-5."""
+    """Measured: 0.997 and 1.000, FVU 2e-5."""
     mlps = planted_mlps(SEEDS)
     learned, metrics = learn(TRANSCODER, [(mlp, NOTHING) for mlp in mlps])
     scores = [both_sides(mlp, one) for mlp, one in zip(mlps, learned, strict=True)]
@@ -136,12 +137,12 @@ class ReadsAtRandom:
 def test_what_is_no_transcoder_does_not_find_both_sides():
     """Read vectors that are not trained (measured: 0.61 and 0.28), and an autoencoder of the output (1.00 and 0.03)."""
     (mlp,) = planted_mlps((0,))
-    (frozen,), _ = learn(ReadsAtRandom(Transcoder(**SETTINGS)), [(mlp, NOTHING)], steps=3000)
+    (frozen,), _ = learn(ReadsAtRandom(Transcoder(**SETTINGS)), [(mlp, NOTHING)], steps=1000)
     writes, reads = both_sides(mlp, frozen)
     assert writes < 0.9 and reads < 0.9
     autoencoder = change(TOPK, k=4)
     draw = lambda _, key, size: of_mlp((mlp, NOTHING), key, size)
-    (only_output,), _ = laboratory.train(autoencoder, draw, [None], Sites("m/out", "m/out"), steps=3000, batch_size=512)
+    (only_output,), _ = laboratory.train(autoencoder, draw, [None], Sites("m/out", "m/out"), steps=1000, batch_size=256)
     writes, reads = both_sides(mlp, only_output)
     assert writes > 0.95 and reads < 0.3
 
@@ -149,8 +150,8 @@ def test_what_is_no_transcoder_does_not_find_both_sides():
 @pytest.mark.slow
 def test_the_skip_path_takes_the_linear_part():
     """Measured with a linear part of about the MLP's own variance: S to 0.005, 1.000 and 1.000, FVU 6e-5 (reference:
-    0.001); with one ten times as large, where the same L1 counts ten times as much, 0.024. There the control, a
-    transcoder without S, has three times as many features active."""
+    0.001); with one ten times as large, where the same L1 counts ten times as much, 0.029. There the control, a
+    transcoder without S, has five times as many features active."""
     low_rank = unit_rows(jax.random.key(7), 32, 4) @ unit_rows(jax.random.key(8), 4, 32)
 
     def distance(learned, size):
@@ -161,7 +162,7 @@ def test_the_skip_path_takes_the_linear_part():
     assert distance(learned[0], 0.25) < 0.01 and metrics[0]["fvu"] < 1e-3
     assert min(both_sides(mlp, learned[0])) > 0.98
     assert distance(learned[1], 1.0) < 0.04
-    (without,) = learn(Transcoder(**SETTINGS), [(mlp, low_rank)])[1]
+    (without,) = learn(TRANSCODER, [(mlp, low_rank)], steps=1000)[1]
     assert without["l0"] > 2 * metrics[1]["l0"]
 
 
@@ -181,8 +182,8 @@ def test_transcoders_of_several_layers_find_each_layer_s_own_mlp():
         draw,
         [jnp.asarray(False), jnp.asarray(True)],
         sites,
-        steps=3000,
-        batch_size=512,
+        steps=1500,
+        batch_size=256,
     )
     right, wrong = (
         np.array([[mcc(mlp.down_proj.weight, part.decoder) for mlp in mlps] for part in one.parts]) for one in found

@@ -20,12 +20,17 @@ from jaxinterp.models.files.subject import Subject, save_subject
 from jaxinterp.models.generate import generate
 from jaxinterp.models.layers import cut_axes
 from jaxinterp.models.load import load
+from jaxinterp.models.normals import normal
 from jaxinterp.models.rules import Rules
-from jaxinterp.models.run import run
+from jaxinterp.models.run import run as one_pass
 from jaxinterp.models.sites import check_site, replace, select, sites
 
 GOLDENS = Path(__file__).parents[1] / "parity" / "goldens"
 TOKENS = jnp.asarray(np.random.default_rng(0).integers(0, 48, (2, 7)))
+
+
+run = eqx.filter_jit(one_pass)  # one program, not one for each operation
+advance = eqx.filter_jit(lambda net, x, state: net.advance(x, state, None))
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +79,7 @@ def test_decay_of_zero_forgets_and_has_derivatives() -> None:
 
 @eqx.filter_jit
 def logits(model, tokens, mask=None):
-    return run(model, tokens, mask=mask).logits
+    return one_pass(model, tokens, mask=mask).logits
 
 
 @pytest.mark.parametrize("places", [[0, 1, 2], [7, 8, 9], [0, 3, 9], [2, 5, 6]], ids=str)
@@ -102,11 +107,11 @@ def test_generation_with_its_state_equals_passes_over_everything(model) -> None:
 @pytest.mark.parametrize("lost", [None, "memory", "recent"])
 def test_a_state_that_is_forgotten_would_be_seen(model, lost: str | None) -> None:
     """The layer's output of a text's second half, from the state behind the first."""
-    net, x = model.blocks[0].attn, jax.random.normal(jax.random.key(0), (2, 6, 16))
-    _, state = net.advance(x[:, :4], net.empty(2, x.dtype), None)
+    net, x = model.blocks[0].attn, normal(jax.random.key(0), (2, 6, 16))
+    _, state = advance(net, x[:, :4], net.empty(2, x.dtype))
     if lost:
         state = dataclasses.replace(state, **{lost: jnp.zeros_like(getattr(state, lost))})
-    error = jnp.abs(net.advance(x[:, 4:], state, None)[0] - net(x)[:, 4:]).max()
+    error = jnp.abs(advance(net, x[:, 4:], state)[0] - eqx.filter_jit(net)(x)[:, 4:]).max()
     assert float(error) > 1e-2 if lost else float(error) < 1e-5
 
 
@@ -132,7 +137,7 @@ def test_sites_and_edits(model) -> None:
 
 def test_constant_scores_have_no_derivative(model) -> None:
     """With q, k, g and b held, what is recalled depends on the values alone, and linearly."""
-    net, x = model.blocks[0].attn, jax.random.normal(jax.random.key(0), (1, 5, 16))
+    net, x = model.blocks[0].attn, normal(jax.random.key(0), (1, 5, 16))
     is_value = jnp.arange(net.config.channels) >= 2 * 2 * 4
 
     def slope(rules: Rules, values: bool) -> tuple[jax.Array, jax.Array]:
@@ -148,7 +153,7 @@ def test_constant_scores_have_no_derivative(model) -> None:
             net(x, tap=tap, rules=rules)
             return found["recalled"]
 
-        return jax.jvp(recalled, (0.0,), (1.0,))
+        return jax.jit(lambda: jax.jvp(recalled, (0.0,), (1.0,)))()
 
     held = Rules(attention=True)
     np.testing.assert_allclose(*slope(held, values=True), atol=1e-6)

@@ -1,5 +1,6 @@
 """An encoder has the same names, sees both ways but no padding, and says by name that it has no logits."""
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,6 +19,9 @@ PADDING = 3
 TOKENS = jnp.asarray([[5, 9, 14, 2, 40, 7], [8, 1, 30, PADDING, PADDING, PADDING]])
 
 
+compiled = eqx.filter_jit(run)  # one program, not one for each operation
+
+
 @pytest.fixture(scope="module")
 def model() -> Transformer:
     return load(GOLDENS / "bert", dtype="float32").model
@@ -34,7 +38,7 @@ def test_names_are_those_of_a_decoder(model):
 
 
 def test_norms_stand_on_the_sums(model):
-    trace, block = run(model, TOKENS), model.blocks[1]
+    trace, block = compiled(model, TOKENS), model.blocks[1]
     np.testing.assert_array_equal(trace["blocks/1/mlp/in"], trace["blocks/1/resid/mid"])
     total = trace["blocks/1/resid/mid"] + trace["blocks/1/mlp/added"]
     np.testing.assert_allclose(trace["blocks/1/resid/post"], block.mlp_sum_norm(total), rtol=1e-6, atol=1e-6)
@@ -42,7 +46,7 @@ def test_norms_stand_on_the_sums(model):
 
 
 def test_both_ways_are_seen_but_no_padding(model):
-    pattern = np.asarray(run(model, TOKENS)["blocks/0/attn/pattern"])
+    pattern = np.asarray(compiled(model, TOKENS)["blocks/0/attn/pattern"])
     assert (pattern[0] > 0).all()
     assert (pattern[1, :, :3, :3] > 0).all() and (pattern[1, :, :3, 3:] == 0).all()
     np.testing.assert_allclose(pattern.sum(-1), 1.0, rtol=1e-5)
@@ -50,12 +54,12 @@ def test_both_ways_are_seen_but_no_padding(model):
 
 def test_padding_changes_nothing(model):
     """A batch filled up to any length gives what each input gives alone; what has no token but padding is finite."""
-    alone = run(model, TOKENS[1:, :3])
-    together = run(model, TOKENS)
+    alone = compiled(model, TOKENS[1:, :3])
+    together = compiled(model, TOKENS)
     np.testing.assert_allclose(together["final"][1, :3], alone["final"][0], rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(together["pooled"][1], alone["pooled"][0], rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(alone["pooled"], alone["final"].mean(axis=1), rtol=1e-5, atol=1e-6)
-    empty = run(model, jnp.full((1, 4), PADDING))
+    empty = compiled(model, jnp.full((1, 4), PADDING))
     assert all(bool(jnp.isfinite(array).all()) for array in empty.arrays.values())
     assert (empty["pooled"] == 0).all()
 
@@ -65,8 +69,8 @@ def test_a_wrapping_replacement_is_bit_exact(model):
     program = jax.jit(lambda model, tokens: run(model, tokens)["pooled"])
     wrapped = replace(model, {"blocks/1/mlp": Wrapped(model.blocks[1].mlp)})
     assert (program(model, TOKENS) == program(wrapped, TOKENS)).all()
-    zeroed = run(model, TOKENS, edits={"blocks/1/mlp/out": SetTo(jnp.zeros(()))})["pooled"]
-    assert float(jnp.abs(zeroed - run(model, TOKENS)["pooled"]).max()) > 1e-2
+    zeroed = compiled(model, TOKENS, edits={"blocks/1/mlp/out": SetTo(jnp.zeros(()))})["pooled"]
+    assert float(jnp.abs(zeroed - compiled(model, TOKENS)["pooled"]).max()) > 1e-2
 
 
 def test_logits_are_refused_by_name(model):

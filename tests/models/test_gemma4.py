@@ -20,11 +20,14 @@ from jaxinterp.models.files.wanted import wanted_tensors
 from jaxinterp.models.generate import generate
 from jaxinterp.models.layers import cut_axes
 from jaxinterp.models.load import load
-from jaxinterp.models.run import run
+from jaxinterp.models.run import run as one_pass
 from jaxinterp.models.sites import sites
 
 GOLDEN = Path(__file__).parents[1] / "parity" / "goldens" / "gemma4"
 TOKENS = jnp.asarray(np.random.default_rng(0).integers(0, 48, (1, 6)))
+
+
+run = eqx.filter_jit(one_pass)  # one program, not one for each operation
 
 
 @pytest.fixture(scope="module")

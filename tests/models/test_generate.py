@@ -27,6 +27,7 @@ CONFIG = TransformerConfig(
 )
 DIRECTION = jnp.asarray(np.random.default_rng(0).normal(size=16), jnp.float32)
 SITE = "blocks/0/resid/post"
+TEXTS = ["ab", "hello there", "q"]  # tests that ask for as many tokens behind them share their programs
 
 
 @pytest.fixture(scope="module")
@@ -59,11 +60,10 @@ def without_cache(model, prompt, count, edits=None):
 
 
 def test_greedy_output_equals_passes_over_everything(subject):
-    prompts = ["ab", "hello there", "q"]
     steer = {SITE: Add(3 * DIRECTION)}
-    out = generate(subject, prompts, max_tokens=5, edits=steer)
+    out = generate(subject, TEXTS, max_tokens=5, edits=steer)
     assert list(out.tokens) == [without_cache(subject.model, row, 5, steer) for row in out.prompts]
-    anew = generate(subject, prompts, max_tokens=5, edits=steer, cache=False)
+    anew = generate(subject, TEXTS, max_tokens=5, edits=steer, cache=False)
     assert anew.tokens == out.tokens
     np.testing.assert_allclose(anew.log_probabilities, out.log_probabilities, atol=1e-4)
 
@@ -84,8 +84,8 @@ def test_a_broken_cache_would_be_seen(subject):
 
 
 def test_strength_zero_changes_no_bit(subject):
-    plain = generate(subject, "hello there", max_tokens=5)
-    zero = generate(subject, "hello there", max_tokens=5, edits={SITE: Add(0.0 * DIRECTION)})
+    plain = generate(subject, TEXTS, max_tokens=5)
+    zero = generate(subject, TEXTS, max_tokens=5, edits={SITE: Add(0.0 * DIRECTION)})
     assert zero.tokens == plain.tokens and zero.log_probabilities == plain.log_probabilities
 
 
@@ -103,17 +103,17 @@ def test_edits_at_positions_and_of_a_part(subject):
 
 
 @pytest.mark.parametrize(
-    "edit",
+    ("edit", "count"),
     [
-        SetTo(jnp.zeros((1, 6, 16)).at[0, 2].set(1.0)),
-        lambda x: x.at[:, 3].set(0.0),
-        lambda x: x - x.mean(axis=1, keepdims=True),
+        (SetTo(jnp.zeros((1, 6, 16)).at[0, 2].set(1.0)), 3),
+        (lambda x: x.at[:, 3].set(0.0), 1),
+        (lambda x: x - x.mean(axis=1, keepdims=True), 1),
     ],
 )
-def test_edits_with_a_sequence_axis_need_no_cache(subject, edit):
+def test_edits_with_a_sequence_axis_need_no_cache(subject, edit, count):
     with pytest.raises(UserError, match="one token at a time"):
         generate(subject, "abc", max_tokens=3, edits={SITE: edit})
-    generate(subject, "abc", max_tokens=3, edits={SITE: edit}, cache=False)
+    generate(subject, "abc", max_tokens=count, edits={SITE: edit}, cache=False)
 
 
 def test_pattern_edits_need_no_cache(subject):
@@ -146,19 +146,19 @@ def test_seeds_and_stops_and_streams(subject):
     cut = generate(subject, "ab", max_tokens=12, temperature=1.0, seed=3, stop=[int(stop)])
     end = first.tokens[0].index(stop) + 1
     assert cut.tokens[0] == first.tokens[0][:end] and cut.ended == ("end",)
-    greedy = generate(subject, ["ab", "hello"], max_tokens=10)
-    pieces = {0: "", 1: ""}
+    greedy = generate(subject, TEXTS, max_tokens=5)
+    pieces = dict.fromkeys(range(3), "")
     streamed = generate(
-        subject, ["ab", "hello"], max_tokens=10, on_text=lambda row, text: pieces.update({row: pieces[row] + text})
+        subject, TEXTS, max_tokens=5, on_text=lambda row, text: pieces.update({row: pieces[row] + text})
     )
     assert streamed.tokens == greedy.tokens
     assert all(greedy.texts[row].startswith(text) and text for row, text in pieces.items())
 
 
 def test_a_stop_text_cuts(subject):
-    whole = generate(subject, "hello", max_tokens=12).text
+    whole = generate(subject, "hello", max_tokens=8).text
     stop = whole[3:5]
-    out = generate(subject, "hello", max_tokens=12, stop=stop)
+    out = generate(subject, "hello", max_tokens=8, stop=stop)
     assert out.text == whole[: whole.index(stop)] and out.ended == ("stop",)
 
 

@@ -5,6 +5,7 @@ The check against others' numbers is the published matrix of similarities, at 1e
 
 import dataclasses
 
+import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -44,9 +45,14 @@ def tokens_of(subject: Subject, texts: tuple[str, ...]) -> jnp.ndarray:
     return jnp.asarray([row + [0] * (longest - len(row)) for row in rows])
 
 
+@eqx.filter_jit
+def pooled_of(model, tokens):
+    return run(model, tokens)["pooled"]
+
+
 def similarities(model, tokens) -> np.ndarray:
     """Cosines of all pairs of embeddings."""
-    pooled = np.asarray(run(model, tokens)["pooled"])
+    pooled = np.asarray(pooled_of(model, tokens))
     unit = pooled / np.linalg.norm(pooled, axis=1, keepdims=True)
     return unit @ unit.T
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 from jaxinterp.core.errors import UserError
 from jaxinterp.models.edits import SetTo
 from jaxinterp.models.mixtures.config import MixtureConfig
+from jaxinterp.models.normals import normal
 from jaxinterp.models.pruning import keep_experts, keep_heads, keep_neurons, mask_weights, weight_mask
 from jaxinterp.models.run import run
 from jaxinterp.models.transformer import TransformerConfig, initialise
@@ -22,12 +24,12 @@ TOKENS = jnp.asarray([[1, 2, 3, 9], [4, 4, 0, 5]])
 @pytest.fixture(scope="module")
 def model():
     model = initialise(CONFIG, jax.random.key(0))
-    noise = lambda leaf: leaf + 0.1 * jax.random.normal(jax.random.key(1), leaf.shape)  # biases, too
+    noise = lambda leaf: leaf + 0.1 * normal(jax.random.key(1), leaf.shape)  # biases, too
     return jax.tree.map(noise, model)
 
 
 def logits(model, edits=None):
-    return np.asarray(run(model, TOKENS, edits=edits).logits)
+    return np.asarray(eqx.filter_jit(run)(model, TOKENS, edits=edits).logits)
 
 
 def test_taking_neurons_out_is_masking_them(model):

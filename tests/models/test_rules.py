@@ -8,6 +8,7 @@ import pytest
 from jaxinterp.models.edits import Add
 from jaxinterp.models.layers import Linear, Norm
 from jaxinterp.models.mlp import MLP
+from jaxinterp.models.normals import normal
 from jaxinterp.models.rules import ACTIVATIONS, EXACT, RELEVANCE, Rules, activate, gate_product
 from jaxinterp.models.run import run
 from jaxinterp.models.transformer import TransformerConfig, initialise
@@ -22,10 +23,10 @@ def bias_free_network(key, layers=3, d=12, m=20):
     blocks = []
     for _ in range(layers):
         key, *keys = jax.random.split(key, 4)
-        gate, up, down = (jax.random.normal(k, shape) for k, shape in zip(keys, [(d, m), (d, m), (m, d)], strict=True))
+        gate, up, down = (normal(k, shape) for k, shape in zip(keys, [(d, m), (d, m), (m, d)], strict=True))
         mlp = MLP(Linear(gate, None), Linear(up, None), Linear(down, None), "silu")
         blocks.append((Norm(jnp.ones(d), None, "rms", 0.0, 0.0), mlp))
-    readout = jax.random.normal(key, (d,))
+    readout = normal(key, (d,))
 
     def network(x, rules):
         for norm, mlp in blocks:
@@ -38,11 +39,11 @@ def bias_free_network(key, layers=3, d=12, m=20):
 def test_relevance_is_conserved_and_plain_gradients_are_not():
     with jax.enable_x64(True):
         network = bias_free_network(jax.random.key(0))
-        x = jax.random.normal(jax.random.key(1), (12,), jnp.float64)
-        value = network(x, EXACT)
+        x = normal(jax.random.key(1), (12,), jnp.float64)
+        value = jax.jit(lambda x: network(x, EXACT))(x)
 
         def sum_of_relevance(rules):
-            return x @ jax.grad(lambda x: network(x, rules))(x)
+            return x @ jax.jit(jax.grad(lambda x: network(x, rules)))(x)
 
         assert abs(sum_of_relevance(RELEVANCE) - value) < 1e-10 * abs(value)
         assert abs(sum_of_relevance(EXACT) - value) > 0.05 * abs(value)
@@ -53,14 +54,14 @@ def test_holding_attention_conserves_through_a_whole_transformer():
     model = initialise(CONFIG, jax.random.key(0))
     tokens = jnp.arange(10)[None]
     rules = Rules(norm=True, activation=True, gate=True, attention=True)
-    embedded = run(model, tokens)["embed"]
+    embedded = jax.jit(lambda: run(model, tokens)["embed"])()
 
     def logit(delta, rules):
         return run(model, tokens, edits={"embed": Add(delta)}, rules=rules).logits[0, -1, 3]
 
-    value = logit(jnp.zeros_like(embedded), EXACT)
-    relevance = jnp.sum(embedded * jax.grad(logit)(jnp.zeros_like(embedded), rules))
-    plain = jnp.sum(embedded * jax.grad(logit)(jnp.zeros_like(embedded), EXACT))
+    slope = jax.jit(jax.value_and_grad(logit), static_argnums=1)
+    (value, plain), (_, held) = (slope(jnp.zeros_like(embedded), each) for each in (EXACT, rules))
+    relevance, plain = (jnp.sum(embedded * each) for each in (held, plain))
     np.testing.assert_allclose(relevance, value, rtol=1e-3)
     assert abs(plain - value) > 0.05 * abs(value)
 

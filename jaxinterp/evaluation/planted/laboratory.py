@@ -18,6 +18,7 @@ A chosen set is the `active` largest of log-frequency + Gumbel noise: sampling w
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
@@ -92,30 +93,7 @@ class Plant:
 
     def codes(self, key: PRNGKeyArray, samples: int) -> Float[Array, "samples features"]:
         """h: the planted codes."""
-        luck_key, shared_key, size_key, count_key = jax.random.split(key, 4)
-        luck = jax.random.gumbel(luck_key, (samples, self.features))
-        if self.correlation:
-            partner = luck[:, jnp.arange(self.features) // 2 * 2]
-            together = jax.random.bernoulli(shared_key, self.correlation, (samples, (self.features + 1) // 2))
-            luck = jnp.where(jnp.repeat(together, 2, axis=1)[:, : self.features], partner, luck)
-        score = luck - self.exponent * jnp.log1p(jnp.arange(self.features))
-        if self.children:
-            parents = self.features // (1 + self.children)
-            of_parent = score[:, jnp.arange(self.features) % parents]
-            score = jnp.where(jnp.arange(self.features) < parents, score, jnp.minimum(score, of_parent - 1e-3))
-        if self.independent:
-            rate = self.active / self.features
-            chosen = jax.random.bernoulli(count_key, rate, score.shape)
-        else:
-            places = select_topk(score, k=max(self.active, self.also_active))[1]
-            inside: PyTree = True
-            if self.also_active:
-                counts = jnp.where(jnp.arange(samples) % 2 == 1, self.also_active, self.active)
-                inside = jnp.arange(places.shape[1]) < counts[:, None]
-            chosen = jnp.zeros(score.shape, bool).at[jnp.arange(samples)[:, None], places].set(inside)
-        sizes = jax.random.uniform(size_key, score.shape, minval=self.low, maxval=self.high)
-        codes = jnp.where(chosen, sizes, 0.0)
-        return codes / jnp.maximum(jnp.linalg.norm(codes, axis=1, keepdims=True), 1e-12) if self.unit else codes
+        return _codes(self, key, samples)
 
     def draw(
         self, rows: Float[Array, "features width"], key: PRNGKeyArray, samples: int
@@ -125,6 +103,35 @@ class Plant:
         codes = self.codes(code_key, samples)
         x = codes @ rows
         return {"x": x + self.noise * jax.random.normal(noise_key, x.shape), CODES: codes}
+
+
+# Inside `jax.jit` it is inlined; outside it is one program, not one for each operation.
+@partial(jax.jit, static_argnums=(0, 2), inline=True)
+def _codes(plant: Plant, key: PRNGKeyArray, samples: int) -> Float[Array, "samples features"]:
+    luck_key, shared_key, size_key, count_key = jax.random.split(key, 4)
+    luck = jax.random.gumbel(luck_key, (samples, plant.features))
+    if plant.correlation:
+        partner = luck[:, jnp.arange(plant.features) // 2 * 2]
+        together = jax.random.bernoulli(shared_key, plant.correlation, (samples, (plant.features + 1) // 2))
+        luck = jnp.where(jnp.repeat(together, 2, axis=1)[:, : plant.features], partner, luck)
+    score = luck - plant.exponent * jnp.log1p(jnp.arange(plant.features))
+    if plant.children:
+        parents = plant.features // (1 + plant.children)
+        of_parent = score[:, jnp.arange(plant.features) % parents]
+        score = jnp.where(jnp.arange(plant.features) < parents, score, jnp.minimum(score, of_parent - 1e-3))
+    if plant.independent:
+        rate = plant.active / plant.features
+        chosen = jax.random.bernoulli(count_key, rate, score.shape)
+    else:
+        places = select_topk(score, k=max(plant.active, plant.also_active))[1]
+        inside: PyTree = True
+        if plant.also_active:
+            counts = jnp.where(jnp.arange(samples) % 2 == 1, plant.also_active, plant.active)
+            inside = jnp.arange(places.shape[1]) < counts[:, None]
+        chosen = jnp.zeros(score.shape, bool).at[jnp.arange(samples)[:, None], places].set(inside)
+    sizes = jax.random.uniform(size_key, score.shape, minval=plant.low, maxval=plant.high)
+    codes = jnp.where(chosen, sizes, 0.0)
+    return codes / jnp.maximum(jnp.linalg.norm(codes, axis=1, keepdims=True), 1e-12) if plant.unit else codes
 
 
 def train(

@@ -103,8 +103,8 @@ def planted_stability(k):
     """Of the live rows of three seeds, trained in one program."""
     plant = Plant(features=24, width=16, active=2)
     rows = plant.rows(jax.random.key(0))
-    method = SparseAutoencoder(features=48, k=k, learning_rate=3e-3, auxk=0.0)
-    (trained,), _ = train(Seeds(method, 3), plant.draw, [rows], Sites("x", "x"), steps=1500)
+    method = SparseAutoencoder(features=48, k=k, learning_rate=1e-2, auxk=0.0)
+    (trained,), _ = train(Seeds(method, 3), plant.draw, [rows], Sites("x", "x"), steps=800)
     samples = plant.draw(rows, jax.random.key(77), 8192)["x"]
     live = [np.asarray(each.encode(samples).fired(jnp.ones(8192))) > 40 for each in trained]
     return compare_seeds([np.asarray(each.decoder)[own] for each, own in zip(trained, live, strict=True)])

@@ -146,7 +146,7 @@ def test_the_penalty_has_the_same_meaning_in_any_units():
 
 @pytest.mark.slow
 def test_the_plant_is_recovered():
-    runs = [recovered(PLANTED, seed) for seed in (0, 1, 2)]
+    runs = [recovered(PLANTED, seed, 3000) for seed in (0, 1, 2)]
     assert np.mean([score for score, _, _ in runs]) > 0.96
     assert 18 < np.mean([metrics["l0"] for _, _, metrics in runs]) < 26
 
@@ -154,7 +154,7 @@ def test_the_plant_is_recovered():
 @pytest.mark.slow
 def test_a_penalty_that_is_too_weak_does_not_recover_it_though_its_loss_is_lower():
     """The reference's own control: more features are active, and more variance is explained."""
-    score, _, metrics = recovered(change(PLANTED, afa=1 / 1024))
+    score, _, metrics = recovered(change(PLANTED, afa=1 / 1024), steps=3000)
     assert score < 0.90
     assert metrics["l0"] > 30 and metrics["fvu"] < 0.025
 
@@ -162,7 +162,7 @@ def test_a_penalty_that_is_too_weak_does_not_recover_it_though_its_loss_is_lower
 @pytest.mark.slow
 def test_a_penalty_of_the_wrong_sign_does_not_recover_it():
     flipped = total(reconstruction(), scale(norm_difference(), -1 / 32))
-    assert recovered(change(PLANTED, objective=flipped))[0] < 0.90
+    assert recovered(change(PLANTED, objective=flipped), steps=3000)[0] < 0.90
 
 
 def test_hyperparameters_that_cannot_be_are_refused():

@@ -1,7 +1,7 @@
 """Matryoshka: the loss against its definition, planted recovery and what breaks it, mesh, files, leaf. Invariants 5, 7.
 
 Reference value of an independent implementation at the planted setting: mean matched cosine 0.953 (6000 steps at 3e-3,
-one seed). Threshold: 0.90, means of three seeds; measured here 0.955 (3000 steps at 1e-2).
+one seed). Threshold: 0.90, means of three seeds; measured here 0.96 (1500 steps at 1e-2).
 """
 
 from dataclasses import replace as change
@@ -59,7 +59,7 @@ def test_the_plant_is_recovered():
 
 @pytest.mark.slow
 def test_a_k_three_times_too_large_does_not_recover_it():
-    assert recovered(change(PLANTED, k=9))[0] < 0.85
+    assert recovered(change(PLANTED, k=9), steps=1000)[0] < 0.85
 
 
 def first(dictionary, size):

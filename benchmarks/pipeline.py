@@ -193,7 +193,7 @@ def _step_ratio(found: Round, clock: str) -> float:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command; 1 where nothing of ours could be measured."""
+    """The command; 1 if none of our jobs could be measured."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.pipeline", description="Whole training jobs on a CPU.")
     parser.add_argument("--json", type=Path, metavar="FILE", help="where to write everything measured")
     parser.add_argument("--peers", metavar="PYTHON", help="interpreter that has the peers (see benchmarks/peers.py)")

@@ -1,4 +1,4 @@
-"""What `benchmarks.pipeline` times of ours: `training.fit` as a user calls it, and the floors beside it.
+"""Our side of `benchmarks.pipeline`: `training.fit` as a user calls it, and the floors beside it.
 
 Each runs in a worker: `python -m benchmarks.pipeline_programs {fit,floors} JOB`.
 """

@@ -15,7 +15,6 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 from jaxinterp.core.callables import takes
 from jaxinterp.core.trees import path_name
-from jaxinterp.models.normals import normal
 from jaxinterp.models.rules import EXACT, Rules, hold
 
 Tap = Callable[[str, Any], Any]
@@ -231,5 +230,5 @@ def random_linear(
     cut: Literal["out", "in"] | None = None,
 ) -> Linear:
     """A linear map with entries of standard deviation scale / sqrt(d_in) and a zero bias."""
-    weight = normal(key, (d_in, d_out), jnp.float32, times=scale, over=d_in**0.5)
+    weight = scale * jax.random.normal(key, (d_in, d_out), dtype=jnp.float32) / d_in**0.5
     return Linear(weight, jnp.zeros(d_out, jnp.float32) if bias else None, cut)

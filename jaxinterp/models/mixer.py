@@ -21,7 +21,6 @@ import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from jaxinterp.models.layers import Tap, no_tap
-from jaxinterp.models.normals import normal
 from jaxinterp.models.rules import EXACT, Activation, Rules, activate
 
 
@@ -116,17 +115,21 @@ def random_mixer(key: PRNGKeyArray, tokens: int, channels: int, expansion: int =
     """Normal start values of standard deviation 1/sqrt(what is read)."""
     keys = jax.random.split(key, 4)
     shapes = [(expansion * tokens, tokens), (tokens, expansion * tokens)]
-    token = [normal(k, shape, jnp.float32, over=shape[1] ** 0.5) for k, shape in zip(keys[:2], shapes, strict=True)]
+    token = [
+        jax.random.normal(k, shape, jnp.float32) / shape[1] ** 0.5 for k, shape in zip(keys[:2], shapes, strict=True)
+    ]
     shapes = [(channels, expansion * channels), (expansion * channels, channels)]
-    channel = [normal(k, shape, jnp.float32, over=shape[0] ** 0.5) for k, shape in zip(keys[2:], shapes, strict=True)]
+    channel = [
+        jax.random.normal(k, shape, jnp.float32) / shape[0] ** 0.5 for k, shape in zip(keys[2:], shapes, strict=True)
+    ]
     return MixerMLP(token[0], token[1], channel[0], channel[1])
 
 
 def random_permuted(key: PRNGKeyArray, size: int, expansion: int = 4) -> PermutedMLP:
     """Normal start values of standard deviation 1/sqrt(what is read)."""
     keys = jax.random.split(key, 2)
-    up = normal(keys[0], (size, expansion * size), jnp.float32, over=size**0.5)
-    down = normal(keys[1], (expansion * size, size), jnp.float32, over=(expansion * size) ** 0.5)
+    up = jax.random.normal(keys[0], (size, expansion * size), jnp.float32) / size**0.5
+    down = jax.random.normal(keys[1], (expansion * size, size), jnp.float32) / (expansion * size) ** 0.5
     return PermutedMLP(up, down)
 
 

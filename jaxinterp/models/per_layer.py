@@ -14,7 +14,6 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from jaxinterp.models.layers import Linear, Norm, Tap, no_tap, random_linear, rows_of_ids
-from jaxinterp.models.normals import normal
 from jaxinterp.models.rules import EXACT, Activation, Rules, activate, gate_product
 
 
@@ -79,7 +78,7 @@ def random_inputs(
     first, second = jax.random.split(key)
     width = layers * config.size
     norm = Norm(jnp.ones(config.size, jnp.float32), None, "rms", epsilon, 0.0)
-    token = normal(first, (config.vocab_size, width), jnp.float32)
+    token = jax.random.normal(first, (config.vocab_size, width), jnp.float32)
     return PerLayerInputs(token, random_linear(second, d_model, width, False, cut="out"), norm, config.size)
 
 

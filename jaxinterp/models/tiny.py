@@ -14,7 +14,6 @@ from jaxinterp.models.files.subject import Subject
 from jaxinterp.models.files.tokenizer import byte_tokenizer
 from jaxinterp.models.layers import Linear
 from jaxinterp.models.mlp import MLP
-from jaxinterp.models.normals import normal
 from jaxinterp.models.transformer import Transformer, TransformerConfig, initialise
 
 TINY = TransformerConfig(
@@ -36,7 +35,7 @@ TINY = TransformerConfig(
 
 def unit_rows(key: PRNGKeyArray, rows: int, d: int) -> Float[Array, "rows d"]:
     """Random directions of length 1."""
-    directions = normal(key, (rows, d), jnp.float32)
+    directions = jax.random.normal(key, (rows, d), dtype=jnp.float32)
     return directions / jnp.linalg.norm(directions, axis=1, keepdims=True)
 
 

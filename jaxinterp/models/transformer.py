@@ -45,7 +45,6 @@ from jaxinterp.models.layers import (
 from jaxinterp.models.mixtures.config import MixtureConfig, make_mlp
 from jaxinterp.models.mixtures.routed import RoutedConfig, random_routed
 from jaxinterp.models.mlp import MLP
-from jaxinterp.models.normals import normal
 from jaxinterp.models.per_layer import PerLayer, PerLayerConfig, PerLayerInputs, random_inputs, random_per_layer
 from jaxinterp.models.rotary import RopeScaling
 from jaxinterp.models.rules import EXACT, Activation, Rules
@@ -448,10 +447,12 @@ def initialise(config: TransformerConfig, key: PRNGKeyArray) -> Transformer:
 
     position = None
     if config.learned_positions:
-        position = normal(next(keys), (config.context, config.d_model), jnp.float32, times=0.1)
+        position = 0.1 * jax.random.normal(next(keys), (config.context, config.d_model), dtype=jnp.float32)
     token_type = None
     if config.token_types:
-        token_type = normal(jax.random.fold_in(key, 0), (config.token_types, config.d_model), jnp.float32, times=0.1)
+        token_type = 0.1 * jax.random.normal(
+            jax.random.fold_in(key, 0), (config.token_types, config.d_model), dtype=jnp.float32
+        )
     untied = config.head and not config.tied
     size = config.d_model if config.embedding_size is None else config.embedding_size
 
@@ -462,7 +463,7 @@ def initialise(config: TransformerConfig, key: PRNGKeyArray) -> Transformer:
 
     return Transformer(
         embedding=Embedding(
-            token=normal(next(keys), (config.vocab_size, size), jnp.float32),
+            token=jax.random.normal(next(keys), (config.vocab_size, size), dtype=jnp.float32),
             position=position,
             token_type=token_type,
             norm=norm(config.embedding_norm),

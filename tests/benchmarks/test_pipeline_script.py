@@ -32,7 +32,7 @@ BASE = {"jaxinterp": 8.0, "harvest": 2.5, "harvest matmuls": 2.0, "encoder": 0.5
 
 
 def test_ratios_are_by_the_token_and_by_the_round():
-    """Ours takes 8 s for 400 tokens, the floors 3 s for 200: 4/3 of them; sparsify 15 s for 200: 3.75 of ours."""
+    """`fit` takes 8 s for 400 tokens, the floors 3 s for 200: a ratio of 4/3; sparsify takes 15 s for 200: 3.75."""
     found = result(**BASE, sparsify=15.0)
     assert pipeline.quotient(found, "jaxinterp", "floors") == pytest.approx((4 / 3, 4 / 3, 4 / 3))
     assert pipeline.quotient(found, "sparsify", "jaxinterp", "wall") == pytest.approx((3.75, 3.75, 3.75))

@@ -10,7 +10,6 @@ from jaxinterp.core.errors import UserError
 from jaxinterp.core.trees import named_leaves
 from jaxinterp.decompositions.components import Components, Scale
 from jaxinterp.models.layers import Linear, cut_axes
-from jaxinterp.models.normals import normal
 from jaxinterp.models.run import run
 from jaxinterp.models.sites import replace, select, sites
 from jaxinterp.models.transformer import TransformerConfig, initialise
@@ -28,14 +27,14 @@ def parts():
     with jax.enable_x64(True):
         model = jax.tree.map(lambda leaf: leaf.astype(jnp.float64), initialise(CONFIG, jax.random.key(0)))
         linear = select(model, SITE).get()
-        read, write = (normal(jax.random.key(n), (5, d), jnp.float64) for n, d in ((1, 16), (2, 24)))
+        read, write = (jax.random.normal(jax.random.key(n), (5, d), jnp.float64) for n, d in ((1, 16), (2, 24)))
         yield model, linear, Components.of(linear, read, write)
 
 
 def test_a_map_in_parts_is_the_map(parts):
     model, linear, components = parts
     with jax.enable_x64(True):
-        x = normal(jax.random.key(3), (2, 3, 16), jnp.float64)
+        x = jax.random.normal(jax.random.key(3), (2, 3, 16), jnp.float64)
         np.testing.assert_allclose(components(x), linear(x), rtol=1e-12)
         np.testing.assert_allclose(components.linear()(x), linear(x), rtol=1e-12)
         alone = Components.of(linear, components.read, components.write, keep_rest=False)

@@ -23,7 +23,6 @@ from jaxinterp.decompositions.files import load_dictionary
 from jaxinterp.decompositions.gates import JumpReLU
 from jaxinterp.decompositions.on_disk import check_arrays
 from jaxinterp.decompositions.stand_in import StandIn
-from jaxinterp.models.normals import normal
 from jaxinterp.models.run import run
 from jaxinterp.models.sites import replace
 from jaxinterp.models.tiny import planted_transformer
@@ -35,7 +34,7 @@ from tests.helpers import random_dictionary
 @pytest.mark.parametrize("activation", [TopK(4), ReLU(), BatchTopK(4, jnp.asarray(0.3))])
 def test_the_equation(activation):
     dictionary = random_dictionary(activation)
-    x = normal(jax.random.key(1), (30, 8))
+    x = jax.random.normal(jax.random.key(1), (30, 8))
     normalised = (x - dictionary.input_mean) / dictionary.input_scale
     a = normalised @ dictionary.encoder.T + dictionary.encoder_bias
     z = jnp.maximum(a, 0)
@@ -51,7 +50,7 @@ def test_the_equation(activation):
 
 def test_batch_topk_keeps_k_per_token_on_average_and_no_more():
     dictionary = random_dictionary(BatchTopK(4))
-    x = normal(jax.random.key(1), (30, 8))
+    x = jax.random.normal(jax.random.key(1), (30, 8))
     codes = dictionary.encode(x, training=True)
     assert int(jnp.sum(codes.values > 0)) == 4 * 30
     assert float(jnp.std(codes.active())) > 0
@@ -64,14 +63,14 @@ def test_nan_shows_in_batch_topk(training):
     """It must: a feature that silently dies would train on."""
     dictionary = random_dictionary(BatchTopK(4, jnp.asarray(0.3)))
     broken = eqx.tree_at(lambda d: d.encoder_bias, dictionary, dictionary.encoder_bias.at[5].set(jnp.nan))
-    codes = broken.encode(normal(jax.random.key(1), (30, 8)), training=training)
+    codes = broken.encode(jax.random.normal(jax.random.key(1), (30, 8)), training=training)
     assert jnp.isnan(codes.dense()[:, 5]).all()
 
 
 def test_tokens_that_reach_the_cap_of_batch_topk_are_counted():
     """Eight loud tokens of 64 want nearly the whole budget: they get 4 k each, and the rest goes to the others."""
     dictionary = random_dictionary(BatchTopK(1))
-    x = normal(jax.random.key(1), (64, 8)) * jnp.where(jnp.arange(64) < 8, 100.0, 1.0)[:, None]
+    x = jax.random.normal(jax.random.key(1), (64, 8)) * jnp.where(jnp.arange(64) < 8, 100.0, 1.0)[:, None]
     codes = dictionary.encode(x, training=True)
     assert float(codes.active().max()) == 4 and int(codes.active().sum()) == 64
     loud = np.asarray(dictionary.normalise(x) @ dictionary.encoder.T + dictionary.encoder_bias)[:8]
@@ -85,7 +84,7 @@ def test_tokens_that_reach_the_cap_of_batch_topk_are_counted():
 
 def test_a_smaller_k_is_a_mask():
     dictionary = random_dictionary(TopK(6))
-    x = normal(jax.random.key(1), (30, 8))
+    x = jax.random.normal(jax.random.key(1), (30, 8))
     small = eqx.tree_at(lambda d: d.encoder, random_dictionary(TopK(2)), dictionary.encoder)
     np.testing.assert_array_equal(dictionary.encode(x, k=jnp.asarray(2)).dense(), small.encode(x).dense())
 
@@ -95,7 +94,7 @@ def test_a_smaller_k_is_a_mask():
 def test_folding_changes_nothing(seed, skip):
     """Invariant 6."""
     dictionary = random_dictionary(TopK(4), seed=seed, skip=skip)
-    x = normal(jax.random.key(seed), (16, 8))
+    x = jax.random.normal(jax.random.key(seed), (16, 8))
     folded = fold(dictionary)
     assert float(folded.input_scale) == float(folded.output_scale) == 1 and not folded.input_mean.any()
     scale = float(jnp.abs(dictionary(x)).max())
@@ -109,7 +108,7 @@ def test_a_dictionary_whose_codes_depend_on_the_input_s_length_is_not_folded():
     with pytest.raises(UserError, match="activation=TopAFA compares the codes with the length"):
         fold(dictionary)
     forced = eqx.tree_at(lambda d: d.activation, fold(random_dictionary(TopK(4), d_out=8)), TopAFA())
-    x = normal(jax.random.key(1), (50, 8))
+    x = jax.random.normal(jax.random.key(1), (50, 8))
     assert bool((forced.encode(x).active() != dictionary.encode(x).active()).any())
 
 
@@ -241,7 +240,7 @@ def test_k_out_of_range_is_refused():
 def test_tokens_without_weight_neither_compete_nor_count_in_batch_topk():
     """Invariant 17."""
     dictionary = random_dictionary(BatchTopK(4))
-    x = normal(jax.random.key(1), (30, 8))
+    x = jax.random.normal(jax.random.key(1), (30, 8))
     weight = jnp.ones(30).at[:3].set(0)
     loud = x.at[:3].multiply(100)  # attention sinks
     codes = dictionary.encode(loud, weight=weight, training=True)
@@ -280,7 +279,7 @@ class AbsoluteTopK(eqx.Module):
 
 def test_a_new_activation_is_one_class(tmp_path):
     dictionary = random_dictionary(AbsoluteTopK(3))
-    x = normal(jax.random.key(1), (10, 8))
+    x = jax.random.normal(jax.random.key(1), (10, 8))
     assert bool((dictionary.encode(x).values < 0).any()) and int(dictionary.encode(x).active().max()) == 3
     folder = save_dictionary(dictionary, tmp_path / "d")
     with pytest.raises(UserError, match="pass its class in activations"):

@@ -20,7 +20,6 @@ from jaxinterp.decompositions.offered import Through
 from jaxinterp.decompositions.stand_in import StandIn
 from jaxinterp.methods.sparse.attention_sparse_autoencoder import AttentionStandIn
 from jaxinterp.models.edits import Add, SetTo
-from jaxinterp.models.normals import normal
 from jaxinterp.models.rules import EXACT
 from jaxinterp.models.run import run
 from jaxinterp.models.sites import replace, sites
@@ -40,7 +39,7 @@ def cast(tree, dtype):
 
 def dictionary(activation, sites, *, d=16, features=FEATURES, skip=True):
     keys = iter(jax.random.split(jax.random.key(7), 6))
-    draw = lambda *shape: normal(next(keys), shape)
+    draw = lambda *shape: jax.random.normal(next(keys), shape)
     return Dictionary(
         encoder=draw(features, d) / d**0.5,
         encoder_bias=0.1 * draw(features),
@@ -120,7 +119,7 @@ def test_the_gradient_by_codes_is_that_of_finite_differences(place):
 
         zero = jnp.zeros((2, 5, FEATURES))
         gradient = jax.jit(jax.grad(answer))(zero)
-        direction = normal(jax.random.key(4), zero.shape)
+        direction = jax.random.normal(jax.random.key(4), zero.shape)
         finite = (answer(1e-5 * direction) - answer(-1e-5 * direction)) / 2e-5
         np.testing.assert_allclose(jnp.sum(gradient * direction), finite, rtol=1e-6)
         assert float(jnp.abs(gradient).max()) > 1e-3
@@ -130,7 +129,7 @@ def test_with_the_error_kept_the_derivative_upstream_is_that_of_the_leaf():
     """By what the leaf reads. Broken: a stopped gradient in the place of decode(c) counts the decomposition twice."""
     with jax.enable_x64(True):
         leaf = places("float64")[0]["leaf with error"][0].blocks[0].mlp
-        x, direction = (normal(jax.random.key(n), (1, 3, 16), jnp.float64) for n in (4, 5))
+        x, direction = (jax.random.normal(jax.random.key(n), (1, 3, 16), jnp.float64) for n in (4, 5))
 
         def answer(x, edit):
             return jnp.sum(leaf(x, tap=lambda name, z: edit(z) if name == "codes" else z, rules=EXACT) ** 2)
@@ -174,7 +173,7 @@ def test_nothing_changes_where_the_error_is_kept_and_nothing_is_edited():
 def test_the_error_can_be_held_constant():
     """`stop_gradient` at `error`: the value of the leaf, the derivative of the decomposition."""
     leaf = places("float32")[0]["leaf with error"][0].blocks[0].mlp
-    x, g = (normal(jax.random.key(n), (1, 3, 16)) for n in (4, 5))
+    x, g = (jax.random.normal(jax.random.key(n), (1, 3, 16)) for n in (4, 5))
     hold = lambda name, value: jax.lax.stop_gradient(value) if name == "error" else value
     y, held = jax.vjp(lambda x: leaf(x, tap=hold, rules=EXACT), x)
     np.testing.assert_allclose(y, leaf.mlp(x), rtol=1e-4, atol=1e-5)
@@ -190,7 +189,7 @@ ACTIVATIONS = {
     "top_afa": TopAFA(),
     "top_afa_cap": TopAFA(6),
     "jumprelu": JumpReLU.start(FEATURES, 0.3, bandwidth=0.1),
-    "gated": Gated(*(0.3 * normal(jax.random.key(n), (FEATURES,)) for n in range(3))),
+    "gated": Gated(*(0.3 * jax.random.normal(jax.random.key(n), (FEATURES,)) for n in range(3))),
     "group_bias": eqx.tree_at(
         lambda a: a.adapted_bias,
         GroupBias.start(FEATURES, groups=2, highest=0.5, lowest=0.1, every=1, rate=0.1),
@@ -203,7 +202,7 @@ ACTIVATIONS = {
 def test_codes_can_be_made_of_pre_activations(name):
     """from_pre(pre(x), x) are the codes of x; with one feature's pre-activation put low, all but its code stay."""
     own = dictionary(ACTIVATIONS[name], OF_LEAF)
-    x = normal(jax.random.key(3), (2, 5, 16))
+    x = jax.random.normal(jax.random.key(3), (2, 5, 16))
     pre, codes = own.pre(x), own.encode(x).dense()
     assert set(pre) == ({"codes_pre", "gate_pre"} if name == "gated" else {"codes_pre"})
     np.testing.assert_allclose(own.from_pre(pre, x).dense(), codes, rtol=1e-5, atol=1e-6)
@@ -259,7 +258,7 @@ def test_the_codes_of_an_attention_sublayer():
 
 def cross_layer(dtype):
     keys = iter(jax.random.split(jax.random.key(11), 16))
-    draw = lambda *shape: normal(next(keys), shape)
+    draw = lambda *shape: jax.random.normal(next(keys), shape)
 
     def layer(reach):
         return Layer(
@@ -297,7 +296,7 @@ def test_a_cross_layer_feature_is_a_site(keep_error):
         def answer(delta):
             return go(edits={"blocks/0/mlp/codes": Add(delta)}, keep=()).logits[0, -1, 3]
 
-        zero, direction = jnp.zeros((2, 5, FEATURES)), normal(jax.random.key(4), (2, 5, FEATURES))
+        zero, direction = jnp.zeros((2, 5, FEATURES)), jax.random.normal(jax.random.key(4), (2, 5, FEATURES))
         finite = (answer(1e-6 * direction) - answer(-1e-6 * direction)) / 2e-6
         np.testing.assert_allclose(jnp.sum(jax.grad(answer)(zero) * direction), finite, rtol=1e-6)
 

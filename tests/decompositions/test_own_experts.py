@@ -12,7 +12,6 @@ from jaxinterp.decompositions.saved import load_decomposition, save
 from jaxinterp.models.mixtures.moe_x import random_moe_x
 from jaxinterp.models.mixtures.monet import random_monet
 from jaxinterp.models.mixtures.product_keys import random_product_keys
-from jaxinterp.models.normals import normal
 
 KEY = jax.random.key(0)
 MIXTURES = {
@@ -21,7 +20,7 @@ MIXTURES = {
     "PEER": lambda: random_product_keys(KEY, 6, 6, 4, 2, 3, 5, "peer"),
     "Monet": lambda: noisy(random_monet(KEY, 6, 4, 3, 2, 2)),
 }
-X = normal(jax.random.key(1), (9, 6))
+X = jax.random.normal(jax.random.key(1), (9, 6))
 
 
 called = eqx.filter_jit(lambda module, x: module(x))  # one program, not one for each operation

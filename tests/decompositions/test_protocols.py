@@ -11,7 +11,6 @@ from jaxinterp.core.errors import UserError
 from jaxinterp.core.sites import as_needs
 from jaxinterp.decompositions.plain import LinearMap
 from jaxinterp.methods.listed import METHODS
-from jaxinterp.models.normals import normal
 from jaxinterp.report.features import feature_pages
 from tests.goldens.trainings import subject, text
 
@@ -28,7 +27,7 @@ def started(name):
     listed = METHODS[name]
     method = listed.method(features=40)
     needs = as_needs(method.needs(listed.site))
-    arrays = dict.fromkeys(needs.names(), normal(jax.random.key(0), (16, 4)))
+    arrays = dict.fromkeys(needs.names(), jax.random.normal(jax.random.key(0), (16, 4)))
     batch = make_batch(arrays, jnp.ones(16), needs.sites)
     init = method.recipe(2).init
     return eqx.filter_eval_shape(lambda key: init(key, batch, None).decomposition, jax.random.key(1))

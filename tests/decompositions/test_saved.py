@@ -22,7 +22,6 @@ from jaxinterp.decompositions.modules_on_disk import load_module, save_module
 from jaxinterp.decompositions.plain import PrincipalComponents
 from jaxinterp.decompositions.saved import load_decomposition, save
 from jaxinterp.methods import CrossLayerTranscoder, JumpReLUSparseAutoencoder, SkipTranscoder
-from jaxinterp.models.normals import normal
 from tests.decompositions import older
 
 
@@ -30,7 +29,7 @@ class WithFunction(eqx.Module):
     function: Callable
 
 
-ROWS = normal(jax.random.key(0), (16, 4))
+ROWS = jax.random.normal(jax.random.key(0), (16, 4))
 
 
 def made(method, reads="blocks/0/mlp/in", writes="blocks/0/mlp/out"):

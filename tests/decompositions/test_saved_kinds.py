@@ -13,7 +13,6 @@ from jaxinterp.decompositions.saved import load_decomposition, save
 from jaxinterp.methods.factor.parameter_training import as_decomposition, start
 from jaxinterp.methods.factor.semi_nmf import SemiNMF, begin
 from jaxinterp.methods.factor.targets import LeafTarget
-from jaxinterp.models.normals import normal
 from jaxinterp.models.sites import select
 from jaxinterp.models.tiny import tiny_subject
 
@@ -29,7 +28,7 @@ def kinds():
     yield as_decomposition(parts, model, SITE, jnp.zeros(d))
     yield AttributionParts({"linear1": Blocks(jnp.ones((2, 4, 1)), jnp.ones((2, 1, 3)))})
     name = f"{SITE}/hidden"
-    rows = normal(jax.random.key(1), (20, hidden))
+    rows = jax.random.normal(jax.random.key(1), (20, hidden))
     inner, _ = begin(SemiNMF(features=3), jax.random.key(2), make_batch({name: rows}, jnp.ones(20), Sites(name, name)))
     yield at_output(inner, mlp, jnp.zeros(d))
 

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from jaxinterp.evaluation.coverage import coverage, f1_of_neurons, used
-from jaxinterp.models.normals import normal
 
 
 def test_a_detector_covers_and_a_constant_gives_the_base_rate():
@@ -19,7 +18,7 @@ def test_a_detector_covers_and_a_constant_gives_the_base_rate():
 
 
 def test_f1_is_that_of_a_loop():
-    a = np.asarray(normal(jax.random.key(0), (60, 5)))
+    a = np.asarray(jax.random.normal(jax.random.key(0), (60, 5)))
     g = np.random.default_rng(0).random((60, 3)) < 0.3
     found = f1_of_neurons(jnp.asarray(a), jnp.asarray(g), 0.2)
     for neuron in range(5):

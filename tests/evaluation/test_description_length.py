@@ -13,7 +13,6 @@ from jaxinterp.core.errors import UserError
 from jaxinterp.decompositions.codes import DenseCodes, SparseCodes
 from jaxinterp.decompositions.directions import Directions
 from jaxinterp.evaluation.description_length import description_length, entropy_bits
-from jaxinterp.models.normals import normal
 
 
 def identity(d, scale=1.0):
@@ -53,7 +52,7 @@ def test_coins_take_a_bit_each_and_rare_codes_less():
 @pytest.mark.parametrize("scale", [1.0, 7.0])
 def test_the_precision_is_the_largest_that_keeps_the_tolerance(scale):
     """Gaussian coordinates: the error of rounding is step^2 / 12, the entropy h - log2(step), in any unit."""
-    x = normal(jax.random.key(0), (20_000, 3))
+    x = jax.random.normal(jax.random.key(0), (20_000, 3))
     found = description_length(identity(3, scale), x, variance=3.0)
     step = math.sqrt(12 * 0.01)
     assert 0.009 < found.change <= 0.01
@@ -73,7 +72,7 @@ class Sparse(Directions):
 
 
 def test_sparse_and_dense_codes_are_the_same_to_it():
-    x = normal(jax.random.key(1), (500, 4)) * (jax.random.uniform(jax.random.key(2), (500, 4)) < 0.3)
+    x = jax.random.normal(jax.random.key(1), (500, 4)) * (jax.random.uniform(jax.random.key(2), (500, 4)) < 0.3)
     dense = identity(4)
     sparse = Sparse(*(getattr(dense, name) for name in dense.__dataclass_fields__))
     assert isinstance(dense.encode(x), DenseCodes) and isinstance(sparse.encode(x), SparseCodes)

@@ -13,7 +13,6 @@ from jaxinterp.decompositions.parts import NonnegativeParts
 from jaxinterp.decompositions.plain import LinearMap
 from jaxinterp.evaluation.held import hold, score_held
 from jaxinterp.evaluation.scoreboard import scoreboard
-from jaxinterp.models.normals import normal
 from tests.methods.laboratory import SITE, subject, text
 
 SIZES = {"tokens": 1024, "ce_tokens": 512}
@@ -22,7 +21,7 @@ SIZES = {"tokens": 1024, "ce_tokens": 512}
 def linear(seed):
     model = subject().model
     d = model.blocks[1].mlp.down_proj.weight.shape[1]
-    matrix = 0.3 * normal(jax.random.key(seed), (d, d))
+    matrix = 0.3 * jax.random.normal(jax.random.key(seed), (d, d))
     return LinearMap(matrix, jnp.zeros(d), jnp.full(d, 0.1), Sites(f"{SITE}/in", f"{SITE}/out"))
 
 
@@ -55,7 +54,7 @@ def test_what_it_does_not_hold_is_refused():
 def test_a_decomposition_inside_is_seen_at_the_output(port):
     """What loses nothing of the array is exact at the output; the first of its directions alone is the MLP of those."""
     mlp = subject().model.blocks[1].mlp
-    x = normal(jax.random.key(0), (6, mlp.up_proj.weight.shape[0]))
+    x = jax.random.normal(jax.random.key(0), (6, mlp.up_proj.weight.shape[0]))
     inner = x if port == "in" else mlp.hidden(x)
     d, name = inner.shape[1], f"{SITE}/{port}"
     if port == "in":

@@ -17,7 +17,6 @@ from jaxinterp.evaluation.quasi_orthogonality import (
     norm_bounds,
     zf_points,
 )
-from jaxinterp.models.normals import normal
 from jaxinterp.models.tiny import unit_rows
 from tests.evaluation.planted_codes import exact, orthonormal, planted_pairs, planted_twelve, sparse_codes
 from tests.helpers import random_dictionary
@@ -32,7 +31,7 @@ def test_orthonormal_atoms_are_exact():
     np.testing.assert_allclose(epsilon_lbo(z, norm, 24), 0, atol=1e-7)
     found = coherence(rows)
     assert float(found.eps_max) == 0 and float(found.eps_mean) == 0
-    turned = coherence(jnp.linalg.qr(normal(jax.random.key(1), (24, 24)))[0])
+    turned = coherence(jnp.linalg.qr(jax.random.normal(jax.random.key(1), (24, 24)))[0])
     assert float(turned.eps_max) < 1e-6
 
 
@@ -92,7 +91,7 @@ def test_edges_of_epsilon():
 
 @pytest.mark.parametrize("features", [7, 300])
 def test_coherence_is_that_of_the_whole_matrix(features):
-    rows = 3 * normal(jax.random.key(2), (features, 10)) + 0.5
+    rows = 3 * jax.random.normal(jax.random.key(2), (features, 10)) + 0.5
     unit = np.asarray(rows) / np.linalg.norm(rows, axis=1, keepdims=True)
     sizes = np.abs(unit @ unit.T)[~np.eye(features, dtype=bool)]
     found = coherence(rows)
@@ -104,7 +103,7 @@ def test_coherence_is_that_of_the_whole_matrix(features):
 def test_the_points_of_the_plot(activation):
     """Atoms of any length, sparse codes and dense."""
     dictionary = random_dictionary(activation, d_out=8, skip=False)
-    x = normal(jax.random.key(1), (5, 6, 8))
+    x = jax.random.normal(jax.random.key(1), (5, 6, 8))
     points = zf_points(dictionary, x)
     z = (np.asarray(x) - dictionary.input_mean) / dictionary.input_scale - dictionary.decoder_bias
     lengths = np.linalg.norm(dictionary.decoder, axis=1)

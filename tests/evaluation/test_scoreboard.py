@@ -16,7 +16,6 @@ from jaxinterp.evaluation.baselines import baselines
 from jaxinterp.evaluation.intervals import ratio_interval
 from jaxinterp.evaluation.scoreboard import Table, row_of, score, scoreboard
 from jaxinterp.models.load import load
-from jaxinterp.models.normals import normal
 from jaxinterp.models.run import run
 from jaxinterp.models.sites import replace
 from tests.evaluation.whole import Whole
@@ -136,7 +135,7 @@ def test_baselines_against_independent_solutions(subject, heldout):
 
 def test_neurons_keep_the_largest_and_all_of_them_are_the_mlp(subject):
     mlp = subject.model.blocks[1].mlp
-    x = normal(jax.random.key(0), (10, 64))
+    x = jax.random.normal(jax.random.key(0), (10, 64))
     mean = jnp.linspace(0.05, 0.15, 128)  # no two silent neurons are as far from it
     every = Neurons(mlp, mean, jnp.zeros(64), 128, SITES)
     np.testing.assert_allclose(every(x), mlp(x), atol=1e-4)

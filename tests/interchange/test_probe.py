@@ -25,7 +25,6 @@ from jaxinterp.decompositions.gates import JumpReLU
 from jaxinterp.interchange import probe, read, write
 from jaxinterp.interchange.contents import Contents, behind_gain, build
 from jaxinterp.models.files.subject import Subject
-from jaxinterp.models.normals import normal
 from jaxinterp.models.run import run
 from jaxinterp.models.tiny import TINY, planted_transformer, unit_rows
 
@@ -50,8 +49,8 @@ HIDDEN = Sites("blocks/1/mlp/hidden", "blocks/1/mlp/hidden")
 def subject() -> Subject:
     """Two planted layers whose norms have gains and biases far from 1 and 0."""
     model = planted_transformer(jax.random.key(0), CONFIG)
-    gains = [jnp.exp(0.5 * normal(jax.random.key(n), (D,))) for n in range(2)]
-    biases = [0.3 * normal(jax.random.key(5 + n), (D,)) for n in range(2)]
+    gains = [jnp.exp(0.5 * jax.random.normal(jax.random.key(n), (D,))) for n in range(2)]
+    biases = [0.3 * jax.random.normal(jax.random.key(5 + n), (D,)) for n in range(2)]
     norms = lambda model: [getattr(block.mlp_norm, name) for name in ("weight", "bias") for block in model.blocks]
     return Subject(eqx.tree_at(norms, model, [*gains, *biases]), None, "planted")
 

@@ -5,16 +5,15 @@ import jax.numpy as jnp
 import optax
 
 from jaxinterp.kernels import encode_topk, sparse_decode
-from jaxinterp.models.normals import normal
 
 
 def parameters(features, d, seed=0):
     keys = jax.random.split(jax.random.key(seed), 3)
-    encoder = normal(keys[0], (features, d)) / d**0.5
-    decoder = normal(keys[1], (features, d)) / d**0.5
+    encoder = jax.random.normal(keys[0], (features, d)) / d**0.5
+    decoder = jax.random.normal(keys[1], (features, d)) / d**0.5
     return {
         "encoder": encoder,
-        "encoder_bias": 0.1 * normal(keys[2], (features,)),
+        "encoder_bias": 0.1 * jax.random.normal(keys[2], (features,)),
         "decoder": decoder,
         "decoder_bias": jnp.zeros(d),
     }

@@ -10,7 +10,6 @@ from jax.sharding import PartitionSpec as P
 
 from jaxinterp.core.errors import UserError
 from jaxinterp.kernels import encode_groups, encode_ranked, encode_topk, keep_largest, rank, select_topk
-from jaxinterp.models.normals import normal
 from jaxinterp.preflight.program_text import exchanges, size_of
 from tests.kernels import programs
 
@@ -74,7 +73,7 @@ def test_twenty_steps_of_adam_agree(shape):
         return parameters
 
     parameters = programs.parameters(FEATURES, WIDTH)
-    x = normal(jax.random.key(5), (TOKENS, WIDTH))
+    x = jax.random.normal(jax.random.key(5), (TOKENS, WIDTH))
     alone, mesh = train(parameters, x), mesh_of(shape)
     with jax.set_mesh(mesh):
         together = train(spread(parameters, mesh), jax.device_put(x, NamedSharding(mesh, P("data"))))

@@ -20,7 +20,6 @@ from jaxinterp.models.files.subject import Subject, save_subject
 from jaxinterp.models.generate import generate
 from jaxinterp.models.layers import cut_axes
 from jaxinterp.models.load import load
-from jaxinterp.models.normals import normal
 from jaxinterp.models.rules import Rules
 from jaxinterp.models.run import run as one_pass
 from jaxinterp.models.sites import check_site, replace, select, sites
@@ -107,7 +106,7 @@ def test_generation_with_its_state_equals_passes_over_everything(model) -> None:
 @pytest.mark.parametrize("lost", [None, "memory", "recent"])
 def test_a_state_that_is_forgotten_would_be_seen(model, lost: str | None) -> None:
     """The layer's output of a text's second half, from the state behind the first."""
-    net, x = model.blocks[0].attn, normal(jax.random.key(0), (2, 6, 16))
+    net, x = model.blocks[0].attn, jax.random.normal(jax.random.key(0), (2, 6, 16))
     _, state = advance(net, x[:, :4], net.empty(2, x.dtype))
     if lost:
         state = dataclasses.replace(state, **{lost: jnp.zeros_like(getattr(state, lost))})
@@ -137,7 +136,7 @@ def test_sites_and_edits(model) -> None:
 
 def test_constant_scores_have_no_derivative(model) -> None:
     """With q, k, g and b held, what is recalled depends on the values alone, and linearly."""
-    net, x = model.blocks[0].attn, normal(jax.random.key(0), (1, 5, 16))
+    net, x = model.blocks[0].attn, jax.random.normal(jax.random.key(0), (1, 5, 16))
     is_value = jnp.arange(net.config.channels) >= 2 * 2 * 4
 
     def slope(rules: Rules, values: bool) -> tuple[jax.Array, jax.Array]:

@@ -10,7 +10,6 @@ from jaxinterp.models.gathered import gathered
 from jaxinterp.models.generate import generate
 from jaxinterp.models.leave_out import BySize, LeaveOut, TopK
 from jaxinterp.models.load import Subject
-from jaxinterp.models.normals import normal
 from jaxinterp.models.run import run
 from jaxinterp.models.sites import replace
 from jaxinterp.models.transformer import TransformerConfig, initialise
@@ -21,7 +20,7 @@ SIZES = {"vocab_size": 20, "d_model": 8, "layers": 1, "heads": 1, "kv_heads": 1,
 @pytest.fixture(scope="module")
 def model():
     config = TransformerConfig(**SIZES, context=32, rotary_dimensions=8, mlp_bias=True)
-    noise = lambda leaf: leaf + 0.1 * normal(jax.random.key(1), leaf.shape)
+    noise = lambda leaf: leaf + 0.1 * jax.random.normal(jax.random.key(1), leaf.shape)
     return jax.tree.map(noise, initialise(config, jax.random.key(0)))
 
 
@@ -30,7 +29,7 @@ def test_one_token_equals_the_mask(model, block, scaled):
     mlp = model.blocks[0].mlp
     scale = jnp.linspace(0.1, 3.0, 32) if scaled else jnp.ones(32)
     fast = gathered(mlp, 12, scale=scale, block=block)
-    x = normal(jax.random.key(2), (5, 8))
+    x = jax.random.normal(jax.random.key(2), (5, 8))
     s = jax.nn.silu(np.asarray(x @ mlp.gate_proj.weight + mlp.gate_proj.bias))
     up = np.asarray(x @ mlp.up_proj.weight + mlp.up_proj.bias)
     sizes = np.linalg.norm((np.abs(s) * np.asarray(scale)).reshape(5, -1, block), axis=-1)

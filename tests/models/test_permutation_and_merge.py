@@ -8,7 +8,6 @@ import pytest
 from jaxinterp.core.errors import UserError
 from jaxinterp.models.layers import Linear
 from jaxinterp.models.merge import ensemble, task_arithmetic
-from jaxinterp.models.normals import normal
 from jaxinterp.models.permutation import align, balanced, match_neurons
 from jaxinterp.models.pruning import keep_neurons
 from jaxinterp.models.run import run
@@ -40,7 +39,7 @@ def test_permuted_and_rescaled_neurons_are_brought_back():
     np.testing.assert_allclose(run(back, TOKENS).logits, run(model, TOKENS).logits, atol=1e-5)
     stays = np.arange(12)
     assert (match_neurons(np.eye(12), np.eye(12)[order])[0] != stays).any()  # broken: no matching
-    x = normal(jax.random.key(3), (4, 8))
+    x = jax.random.normal(jax.random.key(3), (4, 8))
     np.testing.assert_allclose(balanced(rescaled)(x), rescaled(x), atol=1e-5)
     with pytest.raises(UserError, match="match MLPs of one size"):
         match_neurons(np.ones((3, 2)), np.ones((4, 2)))
@@ -52,7 +51,7 @@ def test_a_weight_ensemble_is_each_model_where_its_router_says_so():
     merged = ensemble(base, tuned, jax.random.key(1))
     start = task_arithmetic(base, tuned, [0.3, 0.3])
     np.testing.assert_allclose(run(merged, TOKENS).logits, run(start, TOKENS).logits, atol=2e-5)
-    leaf, x = merged.blocks[0].mlp, normal(jax.random.key(2), (2, 3, 8))
+    leaf, x = merged.blocks[0].mlp, jax.random.normal(jax.random.key(2), (2, 3, 8))
     for index, model in enumerate(tuned):
         one = type(leaf)(leaf.base, leaf.tasks, leaf.inner, Linear(leaf.outer.weight, jnp.eye(2)[index]))
         np.testing.assert_allclose(one(x), model.blocks[0].mlp(x), atol=1e-5)

@@ -11,7 +11,6 @@ import pytest
 from jaxinterp.core.errors import UserError
 from jaxinterp.models.edits import SetTo
 from jaxinterp.models.mixtures.config import MixtureConfig
-from jaxinterp.models.normals import normal
 from jaxinterp.models.pruning import keep_experts, keep_heads, keep_neurons, mask_weights, weight_mask
 from jaxinterp.models.run import run
 from jaxinterp.models.transformer import TransformerConfig, initialise
@@ -24,7 +23,7 @@ TOKENS = jnp.asarray([[1, 2, 3, 9], [4, 4, 0, 5]])
 @pytest.fixture(scope="module")
 def model():
     model = initialise(CONFIG, jax.random.key(0))
-    noise = lambda leaf: leaf + 0.1 * normal(jax.random.key(1), leaf.shape)  # biases, too
+    noise = lambda leaf: leaf + 0.1 * jax.random.normal(jax.random.key(1), leaf.shape)  # biases, too
     return jax.tree.map(noise, model)
 
 

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from jaxinterp.models import rational as r
-from jaxinterp.models.normals import normal
 
 X = np.linspace(-3, 3, 101)
 
@@ -48,7 +47,7 @@ def test_swish_is_fitted_with_the_denominator_that_is_used():
 
 def test_a_kat_starts_as_a_swish_mlp_and_has_finite_gradients():
     layer = r.random_kat(jax.random.key(0), 16, 32, groups=8)
-    x = normal(jax.random.key(1), (64, 16))
+    x = jax.random.normal(jax.random.key(1), (64, 16))
     wanted = layer.down(jax.nn.silu(layer.up(x)))
     np.testing.assert_allclose(layer(x), wanted, atol=5e-2)
     gradient = jax.grad(lambda layer: jnp.sum(layer(x) ** 2))(layer)

@@ -8,7 +8,6 @@ import pytest
 from jaxinterp.models.edits import Add
 from jaxinterp.models.layers import Linear, Norm
 from jaxinterp.models.mlp import MLP
-from jaxinterp.models.normals import normal
 from jaxinterp.models.rules import ACTIVATIONS, EXACT, RELEVANCE, Rules, activate, gate_product
 from jaxinterp.models.run import run
 from jaxinterp.models.transformer import TransformerConfig, initialise
@@ -23,10 +22,10 @@ def bias_free_network(key, layers=3, d=12, m=20):
     blocks = []
     for _ in range(layers):
         key, *keys = jax.random.split(key, 4)
-        gate, up, down = (normal(k, shape) for k, shape in zip(keys, [(d, m), (d, m), (m, d)], strict=True))
+        gate, up, down = (jax.random.normal(k, shape) for k, shape in zip(keys, [(d, m), (d, m), (m, d)], strict=True))
         mlp = MLP(Linear(gate, None), Linear(up, None), Linear(down, None), "silu")
         blocks.append((Norm(jnp.ones(d), None, "rms", 0.0, 0.0), mlp))
-    readout = normal(key, (d,))
+    readout = jax.random.normal(key, (d,))
 
     def network(x, rules):
         for norm, mlp in blocks:
@@ -39,7 +38,7 @@ def bias_free_network(key, layers=3, d=12, m=20):
 def test_relevance_is_conserved_and_plain_gradients_are_not():
     with jax.enable_x64(True):
         network = bias_free_network(jax.random.key(0))
-        x = normal(jax.random.key(1), (12,), jnp.float64)
+        x = jax.random.normal(jax.random.key(1), (12,), jnp.float64)
         value = jax.jit(lambda x: network(x, EXACT))(x)
 
         def sum_of_relevance(rules):

@@ -8,7 +8,6 @@ import pytest
 
 from jaxinterp.core.batch import make_batch
 from jaxinterp.methods import SparseAutoencoder, Transcoder
-from jaxinterp.models.normals import normal
 from jaxinterp.objectives import total
 from jaxinterp.objectives.ghost import ghost
 
@@ -32,8 +31,8 @@ def case(method, dead=DEAD, d_out=8):
     keys = jax.random.split(jax.random.key(1), 2)
     values = (
         jnp.where(dead, 1000, 0),
-        jnp.where(dead, -4.0, 0.1 * normal(keys[0], (20,))),
-        dictionary.decoder + 0.3 * normal(keys[1], dictionary.decoder.shape),
+        jnp.where(dead, -4.0, 0.1 * jax.random.normal(keys[0], (20,))),
+        dictionary.decoder + 0.3 * jax.random.normal(keys[1], dictionary.decoder.shape),
     )
     return eqx.tree_at(lambda d: (d.tokens_since_fired, d.encoder_bias, d.decoder), dictionary, values), batch
 

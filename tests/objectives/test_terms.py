@@ -10,7 +10,6 @@ from jaxinterp.core.batch import Sites, make_batch
 from jaxinterp.core.errors import UserError
 from jaxinterp.decompositions.plain import LinearMap
 from jaxinterp.methods import SparseAutoencoder
-from jaxinterp.models.normals import normal
 from jaxinterp.objectives import Ratio, auxk, l1, reconstruction, scale, total
 
 SITES = Sites("y", "y")
@@ -113,7 +112,7 @@ def test_a_coefficient_that_nobody_gave_is_named(case):
 
 def test_dead_features_need_to_be_counted():
     """A loss without the metrics of `total`: nothing would ever be dead."""
-    rows = normal(KEY, (64, 8))
+    rows = jax.random.normal(KEY, (64, 8))
     batch = make_batch({"y": rows}, jnp.ones(64), SITES)
     whole = total(reconstruction(), auxk())
 

@@ -1,4 +1,4 @@
-"""What shows how far a run is where there is no terminal: by a clock of the tests' own, which nobody waits for."""
+"""Progress lines where there is no terminal, with a fake clock: no test waits."""
 
 import threading
 

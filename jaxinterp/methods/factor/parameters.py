@@ -43,7 +43,6 @@ from jaxinterp.decompositions.parameter_parts import (
     lower_of_the_paper,
     upper,
 )
-from jaxinterp.models.normals import normal
 
 __all__ = ["Gates", "Importances", "Parts", "causal_importances", "lower", "lower_of_the_paper", "upper"]
 
@@ -218,15 +217,15 @@ def terms(
 def start_parts(key: PRNGKeyArray, parts: int, d_in: int, d_out: int) -> Parts:
     """Normal, with standard deviation 1/sqrt(d_in) for read vectors and 1/sqrt(parts) for write vectors."""
     read_key, write_key = jax.random.split(key)
-    read = normal(read_key, (parts, d_in), jnp.float32, over=math.sqrt(d_in))
-    return Parts(read, normal(write_key, (parts, d_out), jnp.float32, over=math.sqrt(parts)))
+    read = jax.random.normal(read_key, (parts, d_in), jnp.float32) / math.sqrt(d_in)
+    return Parts(read, jax.random.normal(write_key, (parts, d_out), jnp.float32) / math.sqrt(parts))
 
 
 def start_gates(key: PRNGKeyArray, parts: int, hidden: int) -> Gates:
     """Normal with gain sqrt(2) into the hidden numbers (each reads one), gain 1 over sqrt(hidden) out; biases 0."""
     in_key, out_key = jax.random.split(key)
-    weight = normal(in_key, (parts, hidden), jnp.float32, times=math.sqrt(2))
-    out = normal(out_key, (parts, hidden), jnp.float32, over=math.sqrt(hidden))
+    weight = math.sqrt(2) * jax.random.normal(in_key, (parts, hidden), jnp.float32)
+    out = jax.random.normal(out_key, (parts, hidden), jnp.float32) / math.sqrt(hidden)
     return Gates(weight, jnp.zeros((parts, hidden), jnp.float32), out, jnp.zeros(parts, jnp.float32))
 
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, PRNGKeyArray, PyTree
@@ -16,7 +17,6 @@ from jaxinterp.decompositions.activations import Activation, BatchTopK, ReLU, To
 from jaxinterp.decompositions.dictionary import Dictionary
 from jaxinterp.methods.checks import check_one_of, check_positive, check_whole
 from jaxinterp.methods.recipes import gradient_method, warmup_linear
-from jaxinterp.models.normals import normal
 from jaxinterp.objectives import Metrics, Objective, Term, auxk, l1, scale
 
 NEVER = 2**30  # tokens since a feature fired are counted up to about here, far below where int32 wraps
@@ -130,7 +130,7 @@ def autoencoder_recipe(activation: Activation, objective: Objective, hyper: Dict
 def autoencoder_start(hyper: DictionaryFields, activation: Activation, key: PRNGKeyArray, sample: Batch) -> Dictionary:
     """D random unit rows, E = D, biases 0."""
     dictionary = empty_dictionary(hyper, activation, sample, skip=False, normalise=hyper.normalise)
-    rows = unit_rows(normal(key, dictionary.decoder.shape, jnp.float32))
+    rows = unit_rows(jax.random.normal(key, dictionary.decoder.shape, dtype=jnp.float32))
     return eqx.tree_at(lambda d: (d.encoder, d.decoder), dictionary, (rows, rows))
 
 

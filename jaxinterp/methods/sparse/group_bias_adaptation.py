@@ -48,7 +48,6 @@ from jaxinterp.methods.sparse.dictionary import (
     tangential,
     unit_rows,
 )
-from jaxinterp.models.normals import normal
 from jaxinterp.objectives import Forward, Metrics, Objective, Ratio, Term, reconstruction, total
 
 
@@ -120,7 +119,7 @@ class GroupBiasAdaptation(TrainingFields):
         dictionary = eqx.tree_at(lambda d: (d.input_scale, d.output_scale), dictionary, (scale, scale))
         return tie(
             dictionary,
-            unit_rows(normal(key, dictionary.decoder.shape, jnp.float32)),
+            unit_rows(jax.random.normal(key, dictionary.decoder.shape, dtype=jnp.float32)),
             dictionary.decoder_bias,
         )
 

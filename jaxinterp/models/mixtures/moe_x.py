@@ -27,7 +27,6 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from jaxinterp.models.layers import Linear, Tap, no_tap
 from jaxinterp.models.mlp import MLP
-from jaxinterp.models.normals import normal
 from jaxinterp.models.rules import EXACT, Activation, Rules, activate
 
 Kept = Literal["kept", "all"]
@@ -144,9 +143,9 @@ def random_moe_x(
 ) -> MoEX:
     """Normal start values of standard deviation 1/sqrt(what is read); `routed`: with an ordinary router."""
     up_key, down_key, router_key = jax.random.split(key, 3)
-    up = normal(up_key, (experts, d, hidden), jnp.float32, over=d**0.5)
-    down = normal(down_key, (experts, hidden, d), jnp.float32, over=hidden**0.5)
-    router = Linear(normal(router_key, (d, experts), jnp.float32, over=d**0.5), None) if routed else None
+    up = jax.random.normal(up_key, (experts, d, hidden), jnp.float32) / d**0.5
+    down = jax.random.normal(down_key, (experts, hidden, d), jnp.float32) / hidden**0.5
+    router = Linear(jax.random.normal(router_key, (d, experts), jnp.float32) / d**0.5, None) if routed else None
     return MoEX(up, None, down, router, k, scale=scale)
 
 

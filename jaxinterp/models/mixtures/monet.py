@@ -26,7 +26,6 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from jaxinterp.models.layers import Tap, no_tap
-from jaxinterp.models.normals import normal
 from jaxinterp.models.rules import EXACT, Activation, Rules, activate
 
 Kind = Literal["horizontal", "vertical"]
@@ -196,17 +195,17 @@ def ambiguity(gates: Float[Array, "*axes sides heads n"], weight: Float[Array, "
 def random_monet(key: PRNGKeyArray, d: int, n: int, m: int, heads: int, k: int, kind: Kind = "horizontal") -> Monet:
     """Normal start values of standard deviation 1/sqrt(what is read), biases 0, statistics 0 and 1."""
     keys = jax.random.split(key, 3)
-    drawn = lambda key, *shape, fan: normal(key, shape, jnp.float32, over=fan**0.5)
+    normal = lambda key, *shape, fan: jax.random.normal(key, shape, jnp.float32) / fan**0.5
     if kind == "horizontal":
-        up, down = drawn(keys[1], n, d, m, fan=d), drawn(keys[2], n, m, d, fan=n * m)
+        up, down = normal(keys[1], n, d, m, fan=d), normal(keys[2], n, m, d, fan=n * m)
         experts: Horizontal | Vertical = Horizontal(
             up, jnp.zeros((n, m), jnp.float32), down, jnp.zeros((n, d), jnp.float32)
         )
     else:
-        up = drawn(keys[1], 2, n, d, m // 2, fan=d)
-        down = drawn(keys[2], 2, 2, n, m // 2, d // 2, fan=n * m)
+        up = normal(keys[1], 2, n, d, m // 2, fan=d)
+        down = normal(keys[2], 2, 2, n, m // 2, d // 2, fan=n * m)
         experts = Vertical(up, jnp.zeros((2, n, m // 2), jnp.float32), down, jnp.zeros((2, n, d // 2), jnp.float32))
-    router = drawn(keys[0], 2, d, heads, n, fan=d)
+    router = normal(keys[0], 2, d, heads, n, fan=d)
     return Monet(router, jnp.zeros((2, heads), jnp.float32), jnp.ones((2, heads), jnp.float32), experts, k)
 
 

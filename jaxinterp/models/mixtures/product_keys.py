@@ -26,7 +26,6 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from jaxinterp.kernels import sampled_dot, sparse_decode, sparse_outer
 from jaxinterp.models.layers import Tap, no_tap
-from jaxinterp.models.normals import normal
 from jaxinterp.models.rules import EXACT, Rules
 
 Kind = Literal["linear", "peer"]
@@ -147,13 +146,13 @@ def random_product_keys(
 ) -> ProductKeyMLP:
     """Normal start values of standard deviation 1/sqrt(what is read), keys 1; scores as the authors pair them."""
     keys = jax.random.split(key, 4)
-    draw = partial(normal, dtype=jnp.float32)
+    normal = partial(jax.random.normal, dtype=jnp.float32)
     scores: DenseScores | KeyScores
     if kind == "linear":
-        down = draw(keys[0], (d, d_key), over=d**0.5)
-        scores = DenseScores(down, draw(keys[1], (d_key, 2, channels, n), over=d_key**0.5))
+        down = normal(keys[0], (d, d_key)) / d**0.5
+        scores = DenseScores(down, normal(keys[1], (d_key, 2, channels, n)) / d_key**0.5)
     else:
-        scores = KeyScores(draw(keys[0], (2, channels, d, d_key), over=d**0.5), draw(keys[1], (2, channels, n, d_key)))
+        scores = KeyScores(normal(keys[0], (2, channels, d, d_key)) / d**0.5, normal(keys[1], (2, channels, n, d_key)))
     neurons = n * n * (channels if kind == "linear" else 1)
-    read, write = draw(keys[2], (neurons, d), over=d**0.5), draw(keys[3], (neurons, d_out), over=d_out**0.5)
+    read, write = normal(keys[2], (neurons, d)) / d**0.5, normal(keys[3], (neurons, d_out)) / d_out**0.5
     return ProductKeyMLP(scores, read, write, knn, kind)

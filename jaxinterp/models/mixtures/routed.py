@@ -34,7 +34,6 @@ from jaxinterp.core.errors import UserError
 from jaxinterp.models.layers import Linear, Tap, call_leaf, no_tap, random_linear, under
 from jaxinterp.models.mixtures.grouped import grouped_matmul, sorted_by_group
 from jaxinterp.models.mlp import MLP
-from jaxinterp.models.normals import normal
 from jaxinterp.models.rules import EXACT, Activation, Rules, activate, gate_product
 
 Scores = Literal["softmax", "chosen", "sigmoid"]
@@ -272,7 +271,7 @@ def random_routed(key: PRNGKeyArray, d: int, config: RoutedConfig) -> RoutedMLP:
     keys = jax.random.split(key, 6)
 
     def stacked(key: PRNGKeyArray, d_in: int, d_out: int, cut: Literal["out", "in"]) -> Stacked:
-        weight = normal(key, (config.experts, d_in, d_out), jnp.float32, over=d_in**0.5)
+        weight = jax.random.normal(key, (config.experts, d_in, d_out), jnp.float32) / d_in**0.5
         bias = jnp.zeros((config.experts, d_out), jnp.float32) if config.bias else None
         return Stacked(weight, bias, cut)
 

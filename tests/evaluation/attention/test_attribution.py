@@ -23,7 +23,6 @@ from jaxinterp.evaluation.attention.attribution import (
 )
 from jaxinterp.methods.sparse.attention_sparse_autoencoder import AttentionSparseAutoencoder
 from jaxinterp.models.load import load
-from jaxinterp.models.normals import normal
 from jaxinterp.models.run import run
 from jaxinterp.models.transformer import TransformerConfig, initialise
 
@@ -47,7 +46,7 @@ GROUPED = TransformerConfig(
 def biased(model):
     """The biases of attention, which start at 0, made visible."""
     places = lambda model: [bias for block in model.blocks for bias in (block.attn.v_proj.bias, block.attn.o_proj.bias)]
-    noise = [normal(jax.random.key(n), bias.shape) for n, bias in enumerate(places(model))]
+    noise = [jax.random.normal(jax.random.key(n), bias.shape) for n, bias in enumerate(places(model))]
     return eqx.tree_at(places, model, noise)
 
 
@@ -70,7 +69,7 @@ def dictionary_of(trace, array) -> Dictionary:
     sample = make_batch({f"{SITE}/{array}": rows}, jnp.ones(len(rows)), method.needs(SITE))
     start = method.recipe(1).init(jax.random.key(2), sample, None).decomposition
     keys = jax.random.split(jax.random.key(3), 2)
-    random = (normal(keys[0], start.encoder.shape), normal(keys[1], start.encoder_bias.shape))
+    random = (jax.random.normal(keys[0], start.encoder.shape), jax.random.normal(keys[1], start.encoder_bias.shape))
     return eqx.tree_at(lambda d: (d.encoder, d.encoder_bias), start, random)
 
 

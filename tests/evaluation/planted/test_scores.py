@@ -11,7 +11,6 @@ from jaxinterp.decompositions.activations import ReLU
 from jaxinterp.evaluation.planted.laboratory import Plant
 from jaxinterp.evaluation.planted.scores import chance_scores, planted_scores, read_cosine
 from jaxinterp.methods import SparseAutoencoder
-from jaxinterp.models.normals import normal
 
 PLANT = Plant(features=12, width=16, active=2)
 
@@ -19,7 +18,7 @@ PLANT = Plant(features=12, width=16, active=2)
 @pytest.fixture(scope="module")
 def rows():
     """Orthonormal, so that the planted codes can be read exactly."""
-    return jnp.linalg.qr(normal(jax.random.key(0), (16, 16)))[0][:12]
+    return jnp.linalg.qr(jax.random.normal(jax.random.key(0), (16, 16)))[0][:12]
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""Weight decay lowers the rank of a bilinear layer on digits; what is no folder of digits is refused."""
+"""Weight decay lowers the rank of a bilinear layer on digits; a folder without digits is refused."""
 
 import json
 

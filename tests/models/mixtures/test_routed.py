@@ -13,7 +13,6 @@ from jaxinterp.models.edits import SetTo
 from jaxinterp.models.load import load
 from jaxinterp.models.mixtures.grouped import grouped_matmul
 from jaxinterp.models.mixtures.routed import Replaced, RoutedConfig, RoutedMLP, SwitchOff, random_routed
-from jaxinterp.models.normals import normal
 from jaxinterp.models.run import run
 from jaxinterp.models.sites import open_experts, replace, sites
 
@@ -28,7 +27,7 @@ CONFIGS = {
 
 def mixture(name: str, d: int = 8) -> RoutedMLP:
     made = random_routed(jax.random.key(0), d, CONFIGS[name])
-    biased = lambda leaf: leaf + 0.3 * normal(jax.random.key(leaf.size), leaf.shape)
+    biased = lambda leaf: leaf + 0.3 * jax.random.normal(jax.random.key(leaf.size), leaf.shape)
     return jax.tree.map(lambda leaf: biased(leaf) if leaf.ndim <= 2 else leaf, made)
 
 
@@ -76,8 +75,8 @@ def test_dispatch_equals_every_expert_in_turn(name: str) -> None:
 def test_groups_and_their_derivatives_are_those_of_a_dense_sum(sizes: tuple[int, ...]) -> None:
     rows = sum(sizes)
     keys = jax.random.split(jax.random.key(rows), 3)
-    x, weight = normal(keys[0], (rows, 6)), normal(keys[1], (len(sizes), 6, 5))
-    toward = normal(keys[2], (rows, 5))
+    x, weight = jax.random.normal(keys[0], (rows, 6)), jax.random.normal(keys[1], (len(sizes), 6, 5))
+    toward = jax.random.normal(keys[2], (rows, 5))
     group = np.repeat(np.arange(len(sizes)), sizes)
     dense = lambda x, weight: jnp.sum(toward * jnp.einsum("rd,rdo->ro", x, weight[group]))
     ours = lambda x, weight: jnp.sum(toward * grouped_matmul(x, weight, jnp.asarray(sizes, jnp.int32)))
@@ -144,7 +143,7 @@ def test_opening_an_expert_changes_no_value_and_replacing_it_does() -> None:
 
 def test_switching_experts_off_renormalises_or_replaces() -> None:
     """A token loses one of three: the two others take its weight (renormalise), or the fourth best comes (replace)."""
-    mlp, x = mixture("plain"), normal(jax.random.key(2), (1, 30, 8))
+    mlp, x = mixture("plain"), jax.random.normal(jax.random.key(2), (1, 30, 8))
     seen: dict[str, jax.Array] = {}
 
     def tapped(edits: dict[str, object]) -> dict[str, jax.Array]:

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from benchmarks import topk_programs
 from benchmarks.pipeline_job import Job, Turns
 from benchmarks.workers import Part, Shape, activations, serve
 from jaxinterp.data.activations import Harvest
@@ -90,12 +91,12 @@ def fitting(job: Job, shape: Shape) -> tuple[dict[str, Any], dict[str, Part]]:
 
 
 def floors(job: Job, shape: Shape) -> tuple[dict[str, Any], dict[str, Part]]:
-    """The harvest, its matmuls alone, and the encoder's and decoder's work alone."""
+    """The harvest, its matmuls alone, and the parts of a step alone."""
     subject = model(job)
     ids = jnp.asarray(job.tokens(shape.tokens // job.seq))
-    given = {"tokens": ids, "weight": jnp.ones(ids.shape, jnp.float32)}
+    windows = {"tokens": ids, "weight": jnp.ones(ids.shape, jnp.float32)}
     take = Harvest((f"blocks/{job.layer}/mlp/out",))
-    harvest = jax.jit(lambda model, given: take(model, given).arrays)
+    harvest = jax.jit(lambda model, windows: take(model, windows).arrays)
     start = jnp.asarray(np.random.default_rng(1).standard_normal((*ids.shape, job.width), np.float32), job.dtype)
     products = jax.jit(layer_products, static_argnums=2)
 
@@ -120,8 +121,14 @@ def floors(job: Job, shape: Shape) -> tuple[dict[str, Any], dict[str, Part]]:
 
         return once
 
+    _, of_step = topk_programs.parts(shape)
+
+    def also(name: str) -> Part:
+        return lambda: of_step[name]() | tokens
+
     return {"version": version("jax")}, {
-        "harvest": part(harvest, subject, given),
+        **{name: also(name) for name in ("encode", "d values", "d rows", "adam")},
+        "harvest": part(harvest, subject, windows),
         "harvest matmuls": part(harvest_products),
         "encoder": part(encoder, x, rows),
         "decoder": part(decoder, values, indices, rows),

@@ -238,6 +238,8 @@ def shuffle_in(buffer: Rows, new: Rows, key: PRNGKeyArray) -> tuple[Rows, Rows]:
 
     chosen = jax.vmap(places)(jnp.arange(lanes))
     out = jax.tree.map(lambda stored: jax.vmap(lambda lane, at: lane[at])(stored, chosen), buffer)
+    # Read before it is written: else the program copies the buffer.
+    buffer, out = jax.lax.optimization_barrier((buffer, out))
     put = jax.vmap(lambda lane, at, rows: lane.at[at].set(rows))
     return jax.tree.map(lambda stored, rows: put(stored, chosen, rows), buffer, new), out
 

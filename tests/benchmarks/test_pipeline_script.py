@@ -13,7 +13,7 @@ from benchmarks.pipeline_job import Job, Turns
 from benchmarks.timing import Round, Sample
 
 TINY = Job(1, steps=2, seq=16, width=32, layers=3, d_mlp=48, heads=4, kv_heads=2, vocab=96)
-TOKENS = {"jaxinterp": 400, "sparsify": 200, "saelens": 400, "harvest": 200} | dict.fromkeys(pipeline.FLOORS, 200)
+TOKENS = {"jaxinterp": 400, "sparsify": 200, "saelens": 400, "harvest": 200} | dict.fromkeys(pipeline.PARTS[1:], 200)
 
 
 def result(**cpu):
@@ -29,6 +29,7 @@ def result(**cpu):
 
 
 BASE = {"jaxinterp": 8.0, "harvest": 2.5, "harvest matmuls": 2.0, "encoder": 0.5, "decoder": 0.5}
+BASE |= {"encode": 0.6, "d values": 0.1, "d rows": 0.05, "adam": 0.1}
 
 
 def test_ratios_are_by_the_token_and_by_the_round():
@@ -43,8 +44,16 @@ def test_ratios_are_by_the_token_and_by_the_round():
 
 def test_what_the_floors_forbid_is_said():
     """SAELens at 8 s for 400 tokens: as fast as ours, and 4/3 of the floors: even they alone are not twice as fast."""
-    assert pipeline.verdicts(result(**BASE, saelens=8.0))[0].startswith("MISSED, forbidden by the floors: 1.00")
+    assert pipeline.verdicts(result(**BASE, saelens=8.0))[0].startswith("MISSED, forbidden by its parts alone: 1.00")
     assert pipeline.verdicts(result(**BASE, saelens=14.0))[0].startswith("MISSED: 1.75")
+
+
+def test_what_a_step_needs_besides_is_said():
+    """3.4 s of parts for 3 s of floors leave room for 1.25; with .7 s for each of two gradients they do not."""
+    held = pipeline.verdicts(result(**BASE))[0]
+    assert held.startswith("MISSED: whole job 1.33") and held.endswith("its parts alone: 1.13")
+    held = pipeline.verdicts(result(**BASE | {"d rows": 0.7}))[0]
+    assert held.startswith("MISSED, forbidden by its parts alone: whole job 1.33") and held.endswith("alone: 1.57")
 
 
 def test_a_run_stands_still_between_turns_and_its_errors_arrive():

@@ -209,7 +209,9 @@ def tangential(dictionary: PyTree, gradient: PyTree) -> PyTree:
 def count_and_normalise(state: MethodState, batch: Batch, metrics: Metrics, key: PRNGKeyArray) -> MethodState:
     """`count`, and write vectors of length 1: D_j / |D_j|."""
     counted = count(state, batch, metrics, key)
-    unit = eqx.tree_at(lambda d: d.decoder, counted.decomposition, unit_rows(counted.decomposition.decoder))
+    # Kept apart from Adam's update, which the norms would compute a second time, one factor of it as a whole matrix.
+    decoder = jax.lax.optimization_barrier(counted.decomposition.decoder)
+    unit = eqx.tree_at(lambda d: d.decoder, counted.decomposition, unit_rows(decoder))
     return MethodState(unit, counted.optimizer, counted.aux)
 
 

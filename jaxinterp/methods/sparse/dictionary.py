@@ -202,8 +202,9 @@ def unit_rows(rows: Array) -> Array:
 def tangential(dictionary: PyTree, gradient: PyTree) -> PyTree:
     """The gradient without the part that would only lengthen a unit write vector: g_j - (g_j . D_j) D_j."""
     g, rows = gradient.decoder, dictionary.decoder
-    along = jnp.sum(g * rows, axis=1, keepdims=True) * rows
-    return eqx.tree_at(lambda tree: tree.decoder, gradient, g - along)
+    # Kept apart from what reads the result, so that it is no matrix in memory: Adam's update computes it where it is read.
+    along = jax.lax.optimization_barrier(jnp.sum(g * rows, axis=1, keepdims=True))
+    return eqx.tree_at(lambda tree: tree.decoder, gradient, g - along * rows)
 
 
 def count_and_normalise(state: MethodState, batch: Batch, metrics: Metrics, key: PRNGKeyArray) -> MethodState:

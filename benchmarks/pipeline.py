@@ -1,13 +1,14 @@
 """Whole training jobs on a CPU, beside other libraries and beside their own matmuls: text in, trained dictionary out.
 
     python -m benchmarks.pipeline [--peers PYTHON] [--json FILE] [--quick] [--rounds 3] [--layers 1 15]
-                                  [--features 4608 24576] [--tokens 2048] [--dry]
+                                  [--features 4608 24576] [--tokens 2048] [--dtype bfloat16] [--dry]
 
 The subject is a random model of SmolLM2-135M's shape (30 layers, width 576, MLP 1536, 9 heads on 3 keys, 49,152 ids),
 windows have 256 random tokens, a step 2,048 tokens; a TopK autoencoder of one MLP's output, k 32, Adam.
 
     jaxinterp   `training.fit` as a user calls it: input, forward pass up to the MLP, shuffle buffer, step, metrics, a
-                row of numbers a turn; float32, the default on a CPU. AuxK as by default: idle while nothing is dead
+                row of numbers a turn; float32, the default on a CPU, or the subject model in bfloat16 by `--dtype`.
+                AuxK as by default: idle while nothing is dead
     sparsify    its `Trainer.fit`: the whole model without a head in bfloat16, as its command loads SmolLM2's file;
                 no shuffling. `--sparsify-dtype float32` for a machine whose bfloat16 is slow
     saelens     its `SAETrainer.fit`, fed by transformers' model up to the hooked MLP, float32; no shuffling
@@ -74,7 +75,7 @@ def run(job: Job, shape: Shape, rounds: int, peers: str | None, sparsify_dtype: 
         ours = [sys.executable, "-m", "benchmarks.pipeline_programs"]
         start("jaxinterp", [*ours, "fit", job.text()])
         for name in NEEDED if peers else ():
-            theirs = replace(job, dtype=sparsify_dtype) if name == "sparsify" else job
+            theirs = replace(job, dtype=sparsify_dtype if name == "sparsify" else "float32")
             start(name, [str(peers), "-m", "benchmarks.pipeline_peers", name, theirs.text()])
         start("floors", [*ours, "floors", job.text()])
         tokens: dict[str, int] = {}
@@ -212,6 +213,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--tokens", type=int, default=2048, help="of a step")
     parser.add_argument("--rounds", type=int, default=3, help="rounds that count")
     parser.add_argument("--quick", action="store_true", help="layer 1, 4,608 features, two rounds")
+    parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="float32", help="our subject model's")
     parser.add_argument("--sparsify-dtype", choices=("bfloat16", "float32"), default="bfloat16")
     parser.add_argument("--dry", action="store_true", help="a tiny model, one round: goes through everything")
     options = parser.parse_args(arguments)
@@ -240,7 +242,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for features in options.features:
         shape = Shape(options.tokens, base.width, features, k)
         for layer in options.layers:
-            job = replace(base, layer=layer, steps=3 if layer < 4 else 1)
+            job = replace(base, layer=layer, steps=3 if layer < 4 else 1, dtype=options.dtype)
             result = run(job, shape, options.rounds, peers, options.sparsify_dtype)
             everything["results"].append(result)
             print(table(result), end="\n\n", flush=True)

@@ -21,6 +21,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxinterp.kernels import chunks, platforms
 from jaxinterp.kernels.rank import Rank
+from jaxinterp.kernels.tournament import ordered, pays, tournament
 
 GATHERED = {"cpu": 2**17, "gpu": 2**24, "tpu": 2**24}  # numbers gathered at a time; on a CPU they fit its cache
 UNROLLED = 8  # entries of every token that a CPU adds up in one loop
@@ -68,21 +69,23 @@ def encode_groups(
 
 
 def largest(pre: Float[Array, "tokens features"], k: int) -> tuple[Float[Array, "tokens k"], Int[Array, "tokens k"]]:
-    """`lax.top_k` with NaN first, in two stages where that is faster; float32.
+    """`lax.top_k` with NaN first, on a CPU by rounds, else in two stages, where that is faster; float32.
 
-    The k groups of greatest maximum hold the k largest. Ordered by their place, they leave ties to the lowest index:
-    the lowest of tied groups are taken, and each holds an entry that comes before all entries of those left out.
+    Two stages: the k groups of greatest maximum hold the k largest. Ordered by their place, they leave ties to the
+    lowest index: the lowest of tied groups are taken, and each holds an entry that comes before all of those left out.
     """
+    tokens, features = pre.shape
+    if platforms.current() == "cpu" and pays(tokens, features, k):
+        return tournament(pre, k)
     # The NaN of x86 has its sign bit set: top_k, which goes by the bits, would put it last.
     pre = jnp.where(jnp.isnan(pre), jnp.nan, jnp.where(pre == 0, 0.0, pre))  # and -0.0 after 0.0
-    tokens, features = pre.shape
     if not _in_two_stages(features, k):
         values, indices = jax.lax.top_k(pre, k)
         return values, indices
     padded = jnp.pad(pre, ((0, 0), (0, -features % GROUP)), constant_values=-jnp.inf)
     grouped = padded.reshape(tokens, -1, GROUP)
     # The maximum is one of ordered bit patterns: the CPU's maximum of floats drops NaN.
-    maxima = _ordered(jnp.max(_ordered(jax.lax.bitcast_convert_type(grouped, jnp.int32)), axis=-1))
+    maxima = ordered(jnp.max(ordered(jax.lax.bitcast_convert_type(grouped, jnp.int32)), axis=-1))
     _, best = jax.lax.top_k(jax.lax.bitcast_convert_type(maxima, jnp.float32), k)
     best = -jax.lax.top_k(-best, k)[0]  # in the order of their places; a sort would be slower
     candidates = jnp.take_along_axis(grouped, best[:, :, None], axis=1).reshape(tokens, -1)
@@ -98,11 +101,6 @@ def _in_two_stages(features: int, k: int) -> bool:
     if platform == "gpu":
         return features >= 2 * GROUP * k
     return platform != "tpu" and features >= 256 * k and features >= 8192
-
-
-def _ordered(bits: Array) -> Array:
-    """Bit patterns of floats as integers of the same order; and back."""
-    return bits ^ ((bits >> 31) & 0x7FFFFFFF)
 
 
 def ranked(pre: Float[Array, "tokens features"], rank: Rank, k: int) -> tuple[Array, Array, Array, Array]:

@@ -1,4 +1,4 @@
-"""One process of several: `python -m tests.training.host_worker OUT MESH STEPS [STOP]`. Started by test_hosts.py."""
+"""One process of several: `python -m tests.training.host_worker OUT MESH STEPS`. Started by test_hosts.py."""
 
 import sys
 from pathlib import Path
@@ -7,7 +7,7 @@ from jaxinterp.training.guard import PREEMPTED, Preempted
 from jaxinterp.training.hosts import join
 
 
-def main(out: str, mesh: str, steps: str, stop: str = "") -> None:
+def main(out: str, mesh: str, steps: str) -> None:
     join()
     import jax
     import numpy as np
@@ -30,7 +30,6 @@ def main(out: str, mesh: str, steps: str, stop: str = "") -> None:
         mesh=where,
         checkpoint=folder / "checkpoints",
         save_every=10,
-        stop_after=int(stop) if stop else None,
         resume=True,
         track=(log,) if log else (),
     )

@@ -146,7 +146,9 @@ def verdicts(result: Mapping[str, Any]) -> list[str]:
     whole, harvest = quotient(result, "jaxinterp", "floors"), quotient(result, "harvest", "harvest matmuls")
     needs = quotient(result, "needs", "floors")
     held = _held(whole.median <= WHOLE, needs.median > WHOLE)
-    lines.append(f"{held}: whole job {_shown(whole)} of its floors, {WHOLE} wanted; its parts alone: {needs.median:.2f}")
+    lines.append(
+        f"{held}: whole job {_shown(whole)} of its floors, {WHOLE} wanted; its parts alone: {needs.median:.2f}"
+    )
     layers = result["job"]["layer"] + 1
     of = f"harvest of {layers} layers {_shown(harvest)} of its matmuls"
     lines.append(f"{_held(harvest.median <= HARVEST)}: {of}, {HARVEST} wanted")

@@ -18,9 +18,7 @@ def pays(tokens: int, features: int, k: int) -> bool:
     return tokens >= 128 and features >= 2048 and features % SIZE == 0 and k <= 64
 
 
-def tournament(
-    pre: Float[Array, "tokens features"], k: int
-) -> tuple[Float[Array, "tokens k"], Int[Array, "tokens k"]]:
+def tournament(pre: Float[Array, "tokens features"], k: int) -> tuple[Float[Array, "tokens k"], Int[Array, "tokens k"]]:
     """`lax.top_k` of float32 with NaN first and -0 equal to 0; `features` is a multiple of `SIZE`.
 
     Returns:

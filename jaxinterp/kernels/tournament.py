@@ -1,8 +1,8 @@
 """The k largest of every row, round by round for all rows at once: what a CPU runs where it is faster than `lax.top_k`.
 
 Features lie in groups of 32. A round takes the greatest of all groups' maxima (the first group of equal ones), then the
-first entry of that value in the group, and puts the greatest of what is left in the place of the group's maximum. A round
-is a few loops over the tokens, where `lax.top_k` keeps a heap for each token.
+first entry of that value in the group, and puts the greatest of what is left in the place of the group's maximum.
+A round is a few loops over the tokens, where `lax.top_k` keeps a heap for each token.
 """
 
 import jax

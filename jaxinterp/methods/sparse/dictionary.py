@@ -202,7 +202,7 @@ def unit_rows(rows: Array) -> Array:
 def tangential(dictionary: PyTree, gradient: PyTree) -> PyTree:
     """The gradient without the part that would only lengthen a unit write vector: g_j - (g_j . D_j) D_j."""
     g, rows = gradient.decoder, dictionary.decoder
-    # Kept apart from what reads the result, so that it is no matrix in memory: Adam's update computes it where it is read.
+    # Kept apart from the rest, which Adam's update then computes as it reads: no matrix is written for it.
     along = jax.lax.optimization_barrier(jnp.sum(g * rows, axis=1, keepdims=True))
     return eqx.tree_at(lambda tree: tree.decoder, gradient, g - along * rows)
 

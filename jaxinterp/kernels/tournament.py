@@ -41,9 +41,9 @@ def tournament(pre: Float[Array, "tokens features"], k: int) -> tuple[Float[Arra
         here = jnp.min(jnp.where((own == top) & (place > taken), place, SIZE), axis=1)
         behind = (own < top) | ((own == top) & (place > here[:, None]))
         left = jnp.max(jnp.where(behind, own, NOTHING), axis=1)
-        at = {"mode": "promise_in_bounds", "unique_indices": True}
-        best = best.at[group, token].set(left, **at)
-        after = after.at[group, token].set(jnp.where(left == most, here, -1), **at)
+        best = best.at[group, token].set(left, mode="promise_in_bounds", unique_indices=True)
+        again = jnp.where(left == most, here, -1)
+        after = after.at[group, token].set(again, mode="promise_in_bounds", unique_indices=True)
         return best, after, values.at[rank].set(most), indices.at[rank].set(group * SIZE + here)
 
     nothing = jnp.zeros((k, tokens), jnp.int32)

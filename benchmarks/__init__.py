@@ -2,7 +2,7 @@
 
     python -m benchmarks.topk           the sparse top-k core on a CPU, beside other libraries (peers.py)
     python -m benchmarks.pipeline       whole training jobs on a CPU, beside peers and beside their own matmuls
-    python -m benchmarks.selection      the two-stage top-k beside `lax.top_k`, on a CPU
+    python -m benchmarks.selection      the selection of the k largest beside `lax.top_k`, on a CPU
     python -m benchmarks.gpu            every kernel on a GPU: right or not, and how far from the roofline
     python -m benchmarks.tpu_compile    every TPU kernel through the real TPU compiler; no TPU needed
     python -m benchmarks.tpu_bundles    how many instructions the fused TPU encoder takes, beside the plain matmul

@@ -1,4 +1,4 @@
-"""The two-stage selection of the k largest beside `lax.top_k`, on a CPU.
+"""The selection of the k largest by rounds or in two stages beside `lax.top_k`, on a CPU.
 
     python -m benchmarks.selection [--repeats 9]
 

@@ -1,7 +1,8 @@
 """Which implementation runs a pass: the one asked for, or the one that a small table names for platform and shape.
 
     reference    dense formulas, the oracle
-    xla          plain XLA: two-stage selection, chunked gathers, weight gradients by token (CPU) or by sorted blocks
+    xla          plain XLA: selection by rounds (CPU) or in two stages, chunked gathers, weight gradients by token (CPU)
+                 or by sorted blocks
     dense        the passes as chunked matmuls, where k / M is large; `encode` as in xla
     pallas_tpu   fused encoder and selection, row DMA, sorted weight gradients; TPU only
     mosaic_gpu   gathers and CSC weight gradients by the copy engine; Hopper and later; `encode` as in xla

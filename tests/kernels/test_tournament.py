@@ -86,9 +86,16 @@ def test_by_its_bits_alone_nan_would_come_last(monkeypatch):
 
 @pytest.mark.skipif(jax.default_backend() != "cpu", reason="chosen on a CPU alone")
 def test_it_runs_where_it_pays(monkeypatch):
-    """Many tokens, many features in whole groups, few to be chosen: all else goes by top_k."""
+    """Many tokens, thousands of features in whole groups, few to be chosen: all else goes by top_k."""
     called = []
     monkeypatch.setattr(xla, "tournament", lambda pre, k: called.append(pre.shape) or tournament.tournament(pre, k))
-    for tokens, features, k in ((128, 2048, 8), (127, 2048, 8), (128, 2047, 8), (128, 1024, 8), (128, 2048, 65)):
+    for tokens, features, k in (
+        (128, 2048, 8),
+        (127, 2048, 8),
+        (128, 2047, 8),
+        (128, 1024, 8),
+        (128, 2048, 65),
+        (128, 8224, 8),
+    ):
         jax.eval_shape(lambda pre, k=k: xla.largest(pre, k), jax.ShapeDtypeStruct((tokens, features), jnp.float32))
     assert called == [(128, 2048)]

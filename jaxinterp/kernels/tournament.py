@@ -14,8 +14,9 @@ NOTHING = -(2**31)  # before the key of every number, -inf too
 
 
 def pays(tokens: int, features: int, k: int) -> bool:
-    """Whether rounds are faster than heaps: many tokens share a round, every one of the k costs one, and of more features
-    `lax.top_k` in two stages is as fast.
+    """Whether rounds are faster than heaps: tokens share a round, and each of the k costs one.
+
+    Of more features than that `lax.top_k` in two stages is as fast.
     """
     return tokens >= 128 and 2048 <= features <= 8192 and features % SIZE == 0 and k <= 64
 

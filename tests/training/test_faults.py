@@ -24,7 +24,7 @@ from jaxinterp.training.guard import Losses, Preempted, Preemption
 from jaxinterp.training.loop import Run
 from jaxinterp.training.mesh import make_mesh
 from jaxinterp.training.program import Program
-from jaxinterp.training.state import TrainState
+from jaxinterp.training.state import TrainState, all_finite
 from tests.training.small import METHOD, SIZES, numbers, same
 
 
@@ -124,6 +124,16 @@ def test_a_preempted_run_does_not_say_that_it_saved_where_it_could_not(
             fit(METHOD, subject, text, **sizes, track=(stop,))
         assert not stopped.value.saved and stopped.value.kept == 10
         assert "step 11; that step could not be saved: continue from step 10" in str(stopped.value)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_one_number_that_is_not_finite_is_found(dtype):
+    """Among zeros and the greatest numbers of either sign; whole numbers are not asked."""
+    most = float(jnp.finfo(dtype).max)
+    good = np.array([0.0, -0.0, most, -most, most], np.float32)
+    for bad, finite in ((1.0, True), (np.nan, False), (np.inf, False), (-np.inf, False)):
+        tree = {"steps": jnp.arange(3), "moments": jnp.asarray(np.append(good, bad), dtype)}
+        assert bool(all_finite(tree)) == finite
 
 
 @pytest.mark.parametrize("number", Preemption.SIGNALS)

@@ -65,12 +65,18 @@ def test_an_autoencoder_of_the_residual_stream(subject, text):
     assert row["reads"] == row["writes"] == site and 0 < row["fvu"] < 1 and 0 < row["l0"] <= 4
 
 
+@pytest.fixture(scope="module")
+def smollm2():
+    """The model, and text to train and to score on."""
+    subject = load("smollm2-135m")
+    return subject, *load_text("docs", subject.tokenizer, seq=64, max_tokens=40_000)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("site", "steps"), [("blocks/3/resid/post", 40), ("blocks/3/attn/out", 12)])
-def test_an_autoencoder_of_an_array_of_smollm2(site, steps, tmp_path):
+def test_an_autoencoder_of_an_array_of_smollm2(smollm2, site, steps, tmp_path):
     """Trained, scored, saved, loaded, and shown on a page."""
-    subject = load("smollm2-135m")
-    train, heldout = load_text("docs", subject.tokenizer, seq=64, max_tokens=40_000)
+    subject, train, heldout = smollm2
     method = SparseAutoencoder(features=256, k=16, auxk=0.0, learning_rate=3e-3)
     sae = trained(method, subject, train, site, steps=steps, batch_size=256)
     row = scored(sae, subject, heldout, site, 512)

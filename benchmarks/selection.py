@@ -2,8 +2,8 @@
 
     python -m benchmarks.selection [--repeats 9]
 
-Both give the same values and indices; what is printed is the time of one as a multiple of the other, in one interleaved
-run. `xla.largest` chooses between them by shape.
+All give the same values and indices; what is printed is the time of what `xla.largest` chooses for a shape, as a
+multiple of `lax.top_k`'s, in one interleaved run.
 """
 
 import argparse

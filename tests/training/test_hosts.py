@@ -158,7 +158,7 @@ def test_the_launcher_runs_a_whole_experiment(tmp_path, experiment, text, code):
 @pytest.mark.slow
 def test_two_processes_are_one_and_another_number_passes_over_damage_that_some_see(alone, tmp_path):
     """Invariant 5. Two processes, the model spread over both, are one; then the second's part of the newest checkpoint
-    is gone: of four processes on another mesh two miss it, all go on from the one before, and are one in the end.
+    is gone: of four processes on another mesh some miss it, all go on from the one before, and are one in the end.
 
     None waits for the others. Of the four, two read the same rows of every batch; logs and result are the first one's.
     """
